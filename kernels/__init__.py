@@ -1,0 +1,61 @@
+"""The kernels: one file an op, each holding every way this project knows to compute it.
+
+`kernels/<op>.py` exports the public function `<op>(..., impl=None)` and `IMPLEMENTATIONS`, a dict from name to function, slowest
+and plainest first:
+
+    torch    plain PyTorch, differentiable by autograd, runs everywhere; what the others are read against
+    cpp      C++ in `csrc/<op>.cpp`, JIT-built by `kernels/jit.py`; CPU tensors
+    triton   Triton; CUDA tensors, or CPU tensors under Triton's interpreter (TRITON_INTERPRET=1)
+    cuda     CUDA C++ in `csrc/<op>.cu`; CUDA tensors
+
+What an op *means* (reference, shapes, tolerance, bound) is not here but in `bench/contracts/<op>.py`, out of reach of an edit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+# Which implementation runs when the caller names none: the first that the op has.
+PREFERENCE: dict[str, tuple[str, ...]] = {
+    "cpu": ("cpp", "torch"),
+    "cuda": ("cuda", "triton", "torch"),
+}
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"  # Triton reads it when a kernel is defined, so it is fixed by now
+_RUNS_ON: dict[str, tuple[str, ...]] = {
+    "cpp": ("cpu",),
+    "triton": ("cuda", "cpu") if INTERPRETED else ("cuda",),
+    "cuda": ("cuda",),
+}
+
+
+def choose(
+    implementations: Mapping[str, Callable[..., Any]], impl: str | None, device: torch.device
+) -> str:
+    """Name of the implementation to run on `device`: `impl` itself, or by PREFERENCE when it is None.
+
+    Raises ValueError if the op has no implementation of that name, RuntimeError if it cannot run on the device.
+    """
+    if impl is None:
+        order = PREFERENCE.get(device.type, ("torch",))
+        return next(name for name in order if name in implementations)
+    if impl not in implementations:
+        raise ValueError(f"impl={impl!r}: expected one of {', '.join(implementations)}")
+    runs_on = _RUNS_ON.get(impl, (device.type,))
+    if device.type not in runs_on:
+        hint = "; set TRITON_INTERPRET=1 to interpret it" if impl == "triton" else ""
+        raise RuntimeError(
+            f"impl={impl!r} runs on {' or '.join(runs_on)} tensors, got a {device.type} tensor{hint}"
+        )
+    return impl
+
+
+def ops() -> list[str]:
+    """The ops of this folder, by file name."""
+    folder = Path(__file__).parent
+    return sorted(p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "jit"))
