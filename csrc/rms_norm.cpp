@@ -18,7 +18,7 @@ void forward_rows(const T* x, const T* weight, T* y, float* rstd, int64_t begin,
     float sum = 0.f;
 #pragma omp simd reduction(+ : sum)
     for (int64_t i = 0; i < D; ++i) {
-      const float v = static_cast<float>(xr[i]);
+      const float v = load(xr + i);
       sum += v * v;
     }
     const float r = 1.f / std::sqrt(sum / static_cast<float>(D) + eps);
@@ -26,10 +26,10 @@ void forward_rows(const T* x, const T* weight, T* y, float* rstd, int64_t begin,
     if (weight != nullptr) {
 #pragma omp simd
       for (int64_t i = 0; i < D; ++i)
-        yr[i] = static_cast<T>(static_cast<float>(xr[i]) * r * static_cast<float>(weight[i]));
+        store(yr + i, load(xr + i) * r * load(weight + i));
     } else {
 #pragma omp simd
-      for (int64_t i = 0; i < D; ++i) yr[i] = static_cast<T>(static_cast<float>(xr[i]) * r);
+      for (int64_t i = 0; i < D; ++i) store(yr + i, load(xr + i) * r);
     }
   }
 }
@@ -47,23 +47,23 @@ void backward_rows(const T* dy, const T* x, const T* weight, const float* rstd, 
     if (weight != nullptr) {
 #pragma omp simd reduction(+ : dot)
       for (int64_t i = 0; i < D; ++i)
-        dot += static_cast<float>(dyr[i]) * static_cast<float>(weight[i]) * static_cast<float>(xr[i]);
+        dot += load(dyr + i) * load(weight + i) * load(xr + i);
     } else {
 #pragma omp simd reduction(+ : dot)
-      for (int64_t i = 0; i < D; ++i) dot += static_cast<float>(dyr[i]) * static_cast<float>(xr[i]);
+      for (int64_t i = 0; i < D; ++i) dot += load(dyr + i) * load(xr + i);
     }
     const float c = dot * r * r / static_cast<float>(D);
     if (weight != nullptr) {
 #pragma omp simd
       for (int64_t i = 0; i < D; ++i) {
-        const float v = static_cast<float>(xr[i]), g = static_cast<float>(dyr[i]);
+        const float v = load(xr + i), g = load(dyr + i);
         dweight[i] += g * v * r;
-        dxr[i] = static_cast<T>(r * (g * static_cast<float>(weight[i]) - v * c));
+        store(dxr + i, r * (g * load(weight + i) - v * c));
       }
     } else {
 #pragma omp simd
       for (int64_t i = 0; i < D; ++i)
-        dxr[i] = static_cast<T>(r * (static_cast<float>(dyr[i]) - static_cast<float>(xr[i]) * c));
+        store(dxr + i, r * (load(dyr + i) - load(xr + i) * c));
     }
   }
 }
