@@ -1,0 +1,57 @@
+"""The ledger for other tools: results.tsv as autoresearch writes it, with more columns after its five, and JSON with everything."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from agent.ledger import Ledger
+from agent.records import Experiment
+
+COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
+MORE = ("run", "number", "proposer", "speed", "bpb_change", "device_seconds", "reason")
+
+
+def tsv(ledger: Ledger, run: str | None = None) -> str:
+    """One line an experiment. A figure that was not measured is 0.000000 or 0.0 in autoresearch's columns, empty in ours."""
+    lines = ["\t".join((*COLUMNS, *MORE))]
+    lines += ["\t".join(_cells(experiment)) for experiment in ledger.experiments(run)]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(experiment: Experiment) -> list[str]:
+    outcome = experiment.outcome
+    bpb, memory = outcome.val_bpb or 0.0, (outcome.peak_memory_mb or 0.0) / 1024
+    ours = (
+        experiment.run,
+        experiment.number,
+        experiment.proposer,
+        outcome.speed,
+        outcome.bpb_change,
+    )
+    cells = [
+        experiment.commit[:7],
+        f"{bpb:.6f}",
+        f"{memory:.1f}",
+        outcome.status,
+        experiment.hypothesis,
+    ]
+    cells += [
+        "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+        for value in ours
+    ]
+    cells += [f"{outcome.device_seconds:.1f}", outcome.reason]
+    return [
+        " ".join(cell.split()) for cell in cells
+    ]  # a tab or a newline inside a cell would break the table
+
+
+def as_json(ledger: Ledger, run: str | None = None) -> str:
+    """Runs with their experiments, gates, evidence and patches."""
+    runs: list[dict[str, Any]] = []
+    for each in ledger.runs():
+        if run in (None, each.id):
+            experiments = [asdict(experiment) for experiment in ledger.experiments(each.id)]
+            runs.append(asdict(each) | {"spent": ledger.spent(each.id), "experiments": experiments})
+    return json.dumps({"runs": runs}, indent=2)

@@ -1,0 +1,170 @@
+"""Git's plumbing, as the lab uses it: commits are written without a checkout, an index or a hook of the user's.
+
+Every call runs with hooks, system configuration and file monitors off: a tree under test brings none of them. Nothing here
+touches the user's working tree, index or HEAD.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from agent.records import Change
+
+ABSENT = "000000"
+_OFF = (
+    "core.hooksPath=/dev/null",
+    "core.fsmonitor=false",
+    "commit.gpgSign=false",
+    "core.quotePath=false",
+)
+_WHO = ("AUTHOR", "COMMITTER")
+
+
+class GitError(RuntimeError):
+    """Git refused; the message is its own."""
+
+
+class Repository:
+    """The checkout at `root`, read and extended through plumbing."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+        self._env |= {"GIT_CONFIG_NOSYSTEM": "1", "LC_ALL": "C"}
+        for role in _WHO:
+            self._env |= {f"GIT_{role}_NAME": "lab", f"GIT_{role}_EMAIL": "lab@localhost"}
+
+    def raw(self, *args: str, stdin: bytes | None = None, index: Path | None = None) -> bytes:
+        """Output of `git args`. Raises GitError."""
+        options = [
+            part for setting in (*_OFF, f"safe.directory={self.root}") for part in ("-c", setting)
+        ]
+        env = self._env | ({"GIT_INDEX_FILE": str(index)} if index else {})
+        try:
+            done = subprocess.run(
+                ["git", *options, *args], cwd=self.root, env=env, input=stdin, capture_output=True
+            )
+        except FileNotFoundError:
+            raise GitError("git is not on the PATH: install it") from None
+        if done.returncode:
+            raise GitError(f"git {args[0]}: {done.stderr.decode(errors='replace').strip()}")
+        return done.stdout
+
+    def text(self, *args: str, stdin: bytes | None = None, index: Path | None = None) -> str:
+        return self.raw(*args, stdin=stdin, index=index).decode(errors="replace").strip()
+
+    def resolve(self, ref: str) -> str:
+        """The commit that `ref` names. Raises GitError."""
+        try:
+            return self.text("rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
+        except GitError:
+            raise GitError(
+                f"{ref!r} names no commit in {self.root}; expected a branch, tag or hash"
+            ) from None
+
+    def merge_base(self, ref: str) -> str:
+        """Where HEAD left `ref`; `ref` itself if they share no history."""
+        commit = self.resolve(ref)
+        try:
+            return self.text("merge-base", commit, "HEAD")
+        except GitError:
+            return commit
+
+    def dirty(self, folders: Sequence[str]) -> list[str]:
+        """Paths under `folders` that differ from HEAD, untracked ones included."""
+        lines = self.raw("status", "--porcelain", "-z", "-uall", "--no-renames", "--", *folders)
+        return sorted(entry[3:].decode(errors="replace") for entry in lines.split(b"\0") if entry)
+
+    def read(self, commit: str, path: str) -> str:
+        """The text of a file of a commit. Raises GitError if it is not there."""
+        return self.raw("show", f"{commit}:{path}").decode()
+
+    def files(self, commit: str, folders: Sequence[str]) -> list[str]:
+        listed = self.raw("ls-tree", "-r", "-z", "--name-only", commit, "--", *folders)
+        return [path.decode(errors="replace") for path in listed.split(b"\0") if path]
+
+    def content_hash(self, commit: str, folders: Sequence[str]) -> str:
+        """A hash of what the folders hold in a commit: paths, modes and contents."""
+        return hashlib.sha256(self.raw("ls-tree", "-r", "-z", commit, "--", *folders)).hexdigest()[
+            :16
+        ]
+
+    def commit(self, parent: str, files: Mapping[str, str | None], message: str) -> str:
+        """A commit on `parent` in which `files` have these texts (None: deleted); nothing points to it yet."""
+        with tempfile.TemporaryDirectory() as scratch:
+            index = Path(scratch) / "index"
+            self.text("read-tree", parent, index=index)
+            for path, text in files.items():
+                if text is None:
+                    self.text("update-index", "--force-remove", "--", path, index=index)
+                    continue
+                blob = self.text("hash-object", "-w", "--stdin", stdin=text.encode())
+                entry = f"{self._mode(parent, path)},{blob},{path}"
+                self.text("update-index", "--add", "--cacheinfo", entry, index=index)
+            return self._commit(index, parent, message)
+
+    def snapshot(self, folders: Sequence[str]) -> str:
+        """A commit on HEAD with `folders` as they are in the working tree (ignored files left out)."""
+        with tempfile.TemporaryDirectory() as scratch:
+            index = Path(scratch) / "index"
+            # A fresh index, not a copy of the user's: that one may carry assume-unchanged bits that hide a change.
+            self.text("read-tree", "HEAD", index=index)
+            present = [f for f in folders if (self.root / f).exists() or self.files("HEAD", [f])]
+            if present:
+                self.text("add", "-A", "--", *present, index=index)
+            return self._commit(index, self.resolve("HEAD"), "lab: the working tree as it is")
+
+    def _commit(self, index: Path, parent: str, message: str) -> str:
+        tree = self.text("write-tree", index=index)
+        return self.text("commit-tree", tree, "-p", parent, "-F", "-", stdin=message.encode())
+
+    def _mode(self, commit: str, path: str) -> str:
+        listed = self.text("ls-tree", commit, "--", path)
+        return listed.split()[0] if listed else "100644"
+
+    def export(self, commit: str, folder: Path, only: Sequence[str]) -> None:
+        """Write the files of a commit under `only` into `folder`; no attribute can leave one out."""
+        with tempfile.TemporaryDirectory() as scratch:
+            index = Path(scratch) / "index"
+            self.text("read-tree", commit, index=index)
+            names = self.raw("ls-files", "-z", "--", *only, index=index)
+            folder.mkdir(parents=True, exist_ok=True)
+            prefix = f"--prefix={folder.resolve()}/"
+            self.raw("checkout-index", "-q", "-z", "--stdin", prefix, stdin=names, index=index)
+
+    def patch(self, before: str, after: str) -> str:
+        """The difference of two commits as text that `git apply` takes."""
+        raw = self.raw(
+            "diff-tree", "-r", "-p", "--no-renames", "--no-ext-diff", "--no-textconv", before, after
+        )
+        return raw.decode(errors="replace")
+
+    def changes(self, before: str, after: str) -> tuple[Change, ...]:
+        """What differs between two commits, path by path."""
+        raw = self.raw("diff-tree", "-r", "-z", "--raw", "--no-renames", before, after)
+        fields = raw.split(b"\0")[:-1]
+        found = []
+        for head, path in zip(fields[::2], fields[1::2], strict=True):
+            mode_before, mode_after, blob_before, blob_after, _ = head.decode().lstrip(":").split()
+            found.append(
+                Change(
+                    path.decode(errors="replace"),
+                    mode_before,
+                    mode_after,
+                    self._content(mode_before, blob_before),
+                    self._content(mode_after, blob_after),
+                )
+            )
+        return tuple(found)
+
+    def _content(self, mode: str, blob: str) -> bytes | None:
+        if mode == ABSENT:
+            return None
+        return (
+            b"" if mode == "160000" else self.raw("cat-file", "blob", blob)
+        )  # a submodule has no content here

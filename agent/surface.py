@@ -1,0 +1,72 @@
+"""What may be edited: the surface of each target, and which ops a set of paths touches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+FOLDERS = ("kernels", "csrc", "model")  # everything that a trial runs
+JUDGE = ("bench", "agent")  # everything that decides about it
+FROZEN = ("kernels/__init__.py", "kernels/jit.py")
+TARGETS = ("kernels", "model", "all")
+
+_NAME = r"[A-Za-z0-9_]+"
+_KERNELS = re.compile(rf"kernels/{_NAME}\.py|csrc/{_NAME}\.(cpp|cu|h)")
+_MODEL = re.compile(rf"model/{_NAME}\.py")
+_IMPORTS = re.compile(
+    r"^\s*(?:from\s+kernels\.(\w+)\s+import|import\s+kernels\.(\w+)|from\s+kernels\s+import\s+(.+))",
+    re.M,
+)
+_LIBRARIES = re.compile(r"""jit\.load\(\s*["'](\w+)["']|#include\s+"(\w+)\.\w+\"""")
+
+
+def editable(path: str, target: str, op: str | None = None) -> bool:
+    """Whether a proposal for `target` (and `op`, if it is for one op) may change `path`."""
+    if path in FROZEN:
+        return False
+    if op is not None:
+        return bool(_KERNELS.fullmatch(path)) and Path(path).stem == op
+    kernels = target in ("kernels", "all") and _KERNELS.fullmatch(path)
+    return bool(kernels or (target in ("model", "all") and _MODEL.fullmatch(path)))
+
+
+def describe(target: str, op: str | None = None) -> str:
+    """The surface in words, for a refusal."""
+    if op is not None:
+        return f"kernels/{op}.py, csrc/{op}.cpp, csrc/{op}.cu"
+    kernels = "kernels/*.py (not __init__.py, jit.py), csrc/*.cpp, csrc/*.cu, csrc/*.h"
+    return {"kernels": kernels, "model": "model/*.py", "all": f"{kernels}, model/*.py"}[target]
+
+
+def is_kernel(path: str) -> bool:
+    return path.startswith(("kernels/", "csrc/"))
+
+
+def touched_ops(paths: Iterable[str], tree: Path, ops: Iterable[str]) -> list[str]:
+    """The ops whose result may change with these paths: their own files, and the files that they include or import."""
+    touched = {Path(path).stem for path in paths if is_kernel(path)}
+    if any(path in FROZEN for path in paths):
+        return sorted(ops)
+    uses = {op: _uses(op, tree) for op in ops}
+    return sorted(op for op, names in uses.items() if touched & names)
+
+
+def _uses(op: str, tree: Path) -> set[str]:
+    """Stems of the files that an op is made of, itself included, followed through imports and includes."""
+    found: set[str] = set()
+    open_ends = {op}
+    while open_ends:
+        stem = open_ends.pop()
+        found.add(stem)
+        for path in (*tree.glob(f"kernels/{stem}.py"), *tree.glob(f"csrc/{stem}.*")):
+            if path.is_file():
+                open_ends |= _named(path.read_text(errors="replace")) - found
+    return found - {"jit"}
+
+
+def _named(source: str) -> set[str]:
+    names = {name for groups in _LIBRARIES.findall(source) for name in groups if name}
+    for one, other, several in _IMPORTS.findall(source):
+        names |= {one, other} if not several else set(re.findall(r"\w+", several))
+    return names - {"", "jit", "choose"}

@@ -1,0 +1,117 @@
+"""Where candidates live: git worktrees under .lab/runs/<run>/ and a branch lab/<run>; the user's own tree is never touched.
+
+    .lab/runs/<run>/start        the tree the run began with
+    .lab/runs/<run>/incumbent    the best so far
+    .lab/runs/<run>/candidate    the proposal under judgement
+
+The worktrees are detached and the branch is moved by plumbing, so that a person may check the branch out at any time. What is
+kept is what the ledger says is kept: `advance` can be repeated, and a killed run leaves folders that `clear_leftovers` removes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from agent.git import Repository
+from agent.records import Candidate, Proposal
+from agent.surface import FOLDERS
+
+
+class Busy(RuntimeError):
+    """Another loop runs in this checkout; two would spoil each other's timings."""
+
+
+class Workspace:
+    """The folders and the branch of one run."""
+
+    def __init__(self, repository: Repository, lab: Path, run: str) -> None:
+        self.repository = repository
+        self.folder = lab / "runs" / run
+        self.branch = f"lab/{run}"
+
+    def checkout(self, name: str, commit: str) -> Path:
+        """The worktree `name`, holding exactly the files of `commit`."""
+        tree = self.folder / name
+        if not tree.is_dir():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.repository.text("worktree", "add", "--detach", "--force", "-q", str(tree), commit)
+            return tree
+        at = ("-C", str(tree))
+        self.repository.text(*at, "checkout", "--detach", "--force", "-q", commit)
+        self.repository.text(*at, "clean", "-ffdxq")
+        return tree
+
+    def commit(self, parent: str, proposal: Proposal) -> str:
+        """The proposal as a commit on `parent`; unreferenced until `advance`."""
+        return self.repository.commit(parent, proposal.files, f"lab: {proposal.hypothesis}\n")
+
+    def candidate(self, target: str, parent: str, commit: str) -> Candidate:
+        """The worktrees of parent and commit, side by side, and what differs between them."""
+        return Candidate(
+            target=target,
+            incumbent=self.checkout("incumbent", parent),
+            tree=self.checkout("candidate", commit),
+            changes=self.repository.changes(parent, commit),
+            patch=self.repository.patch(parent, commit),
+        )
+
+    def tree_hash(self, commit: str) -> str:
+        """What a trial of this commit depends on: a hash of the editable folders."""
+        return self.repository.content_hash(commit, FOLDERS)
+
+    def advance(self, commit: str) -> None:
+        """Point the run's branch at `commit`."""
+        self.repository.text("update-ref", f"refs/heads/{self.branch}", commit)
+
+    def close(self) -> None:
+        """Remove the worktrees; branch and logs stay."""
+        for tree in _worktrees(self.repository, self.folder):
+            _remove(self.repository, tree)
+
+
+@contextmanager
+def lock(lab: Path) -> Iterator[None]:
+    """Hold the checkout for one loop. Raises Busy; the operating system lets go when the holder dies."""
+    lab.mkdir(parents=True, exist_ok=True)
+    with (lab / "lock").open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            raise Busy(
+                f"a loop is already running in this checkout (process {handle.read().strip() or 'unknown'}); "
+                "stop it with Ctrl-C, or use a second clone"
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+def clear_leftovers(repository: Repository, lab: Path) -> int:
+    """Remove the worktrees that killed runs left; call under `lock`. How many there were."""
+    trees = _worktrees(repository, lab / "runs")
+    for tree in trees:
+        _remove(repository, tree)
+    repository.text("worktree", "prune")
+    return len(trees)
+
+
+def _worktrees(repository: Repository, under: Path) -> list[Path]:
+    listed = repository.text("worktree", "list", "--porcelain", "-z").split("\0")
+    trees = [
+        Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")
+    ]
+    return [tree for tree in trees if tree.is_relative_to(under.resolve())]
+
+
+def _remove(repository: Repository, tree: Path) -> None:
+    shutil.rmtree(
+        tree, ignore_errors=True
+    )  # a half-made worktree is one that `worktree remove` refuses
+    repository.text("worktree", "prune")
