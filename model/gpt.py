@@ -1,0 +1,224 @@
+"""The architecture: a thin GPT in which every norm, attention and loss goes through `kernels`.
+
+    x  = x0 = norm(embed(token) + gate * embed(previous token))
+    for each layer:
+        x = resid_lambda * x + x0_lambda * x0
+        x = x + attention(norm(x))           rotary, QK-norm, sliding window, value embeddings on every other layer
+        x = x + down(relu(up(norm(x)))^2)
+    logits = 15 * tanh(head(norm(x)) / 15)
+
+Weights of one kind live in one tensor for all layers (a bank), so that a step casts, orthogonalises and updates a handful of tensors
+instead of a hundred. Master weights are float32; a forward pass casts the banks once to `config.dtype`.
+
+Sources: nanochat and autoresearch (value embeddings, lambdas, windows), modded-nanogpt (banks, QK-norm, ReLU^2, softcap, smear).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from kernels.add_rms_norm import add_rms_norm
+from kernels.attention import attention
+from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.newton_schulz import newton_schulz
+from kernels.rms_norm import rms_norm
+
+OPS = {
+    "add_rms_norm": add_rms_norm,
+    "attention": attention,
+    "linear_cross_entropy": linear_cross_entropy,
+    "newton_schulz": newton_schulz,
+    "rms_norm": rms_norm,
+}
+
+ROTARY_BASE = 10_000.0  # tune: 3_000.0 10_000.0 50_000.0 200_000.0
+QK_SCALE = 1.2  # tune: 1.0 1.1 1.2 1.35
+X0_LAMBDA = 0.05  # tune: 0.0 0.05 0.1 0.2
+INIT_SCALE = 0.68  # tune: 0.5 0.68 0.85 1.0
+SOFTCAP = 15.0  # logits stay in (-15, 15)
+GATE_CHANNELS = 32  # first channels of x, which steer the smear and value-embedding gates
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Everything the architecture depends on. `impl` names the implementation of an op where it is not the device's choice."""
+
+    vocab_size: int
+    sequence_length: int
+    depth: int
+    dim: int
+    head_dim: int
+    window_pattern: str  # a letter a layer, repeated: S(hort) or L(ong); the last layer is always long
+    short_window: int
+    dtype: torch.dtype
+    impl: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def heads(self) -> int:
+        return self.dim // self.head_dim
+
+    @property
+    def windows(self) -> list[int | None]:
+        """Attention window of each layer; None is the whole past."""
+        letters = (self.window_pattern * self.depth)[: self.depth - 1] + "L"
+        return [self.short_window if letter == "S" else None for letter in letters]
+
+    @property
+    def value_layers(self) -> list[int]:
+        """Layers with a value embedding: every other one, the last included."""
+        return list(range((self.depth - 1) % 2, self.depth, 2))
+
+
+def configure(
+    device: str, vocab_size: int, sequence_length: int, impl: Mapping[str, str] | None = None
+) -> GPTConfig:
+    """The size that makes the most of a five-minute trial on `device`: the one table of sizes.
+
+    Raises ValueError for another device or an op in `impl` that does not exist.
+    """
+    unknown = set(impl or ()) - set(OPS)
+    if unknown:
+        raise ValueError(f"impl names {', '.join(sorted(unknown))}: expected ops among {', '.join(OPS)}")
+    common = dict(vocab_size=vocab_size, sequence_length=sequence_length, impl=dict(impl or {}))
+    if device == "cpu":
+        return GPTConfig(
+            depth=6, dim=256, head_dim=64, window_pattern="SSSL", short_window=64, dtype=_matmul_dtype(), **common
+        )  # fmt: skip
+    if device == "cuda":
+        return GPTConfig(
+            depth=9, dim=512, head_dim=128, window_pattern="SSSL", short_window=256, dtype=torch.bfloat16, **common
+        )  # fmt: skip
+    raise ValueError(f"device {device!r}: expected cpu or cuda")
+
+
+def _matmul_dtype() -> torch.dtype:
+    """bfloat16 where the processor multiplies it (4.4x float32 here); float32 elsewhere: without it bf16 GEMM is 48x slower."""
+    cpu = torch.cpu
+    fast = cpu._is_avx512_bf16_supported() or cpu._is_amx_tile_supported()
+    return torch.bfloat16 if fast else torch.float32
+
+
+class GPT(nn.Module):
+    """Token rows to a loss per token (`forward`) or to logits (`logits`)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        V, L, D = config.vocab_size, config.depth, config.dim
+        values = len(config.value_layers)
+        empty = partial(torch.empty, dtype=torch.float32)
+        self.embed = nn.Parameter(empty(V, D))
+        self.value_embeds = nn.ParameterList(nn.Parameter(empty(V, D)) for _ in range(values))
+        self.head = nn.Parameter(empty(V, D))
+        self.qkvo = nn.Parameter(empty(L, 4, D, D))
+        self.up = nn.Parameter(empty(L, 4 * D, D))
+        self.down = nn.Parameter(empty(L, D, 4 * D))
+        self.value_gates = nn.Parameter(empty(values, config.heads, GATE_CHANNELS))
+        self.smear_gate = nn.Parameter(empty(1, GATE_CHANNELS))
+        self.resid_lambdas = nn.Parameter(empty(L))
+        self.x0_lambdas = nn.Parameter(empty(L))
+        self.register_buffer("cos", empty(config.sequence_length, 1, config.head_dim))
+        self.register_buffer("sin", empty(config.sequence_length, 1, config.head_dim))
+        self.ops = SimpleNamespace(
+            **{name: partial(op, impl=config.impl.get(name)) for name, op in OPS.items()}
+        )
+
+    @torch.no_grad()
+    def initialize(self, seed: int) -> None:
+        """Set every weight from `seed`, in place. Output projections start at zero: each layer begins as the identity."""
+        generator = torch.Generator(self.head.device).manual_seed(seed)
+        bound = INIT_SCALE * (3 / self.config.dim) ** 0.5  # uniform(-b, b) has a deviation of b / sqrt(3)
+        self.embed.normal_(generator=generator)
+        self.head.normal_(std=0.001, generator=generator)
+        self.qkvo.uniform_(-bound, bound, generator=generator)[:, 3].zero_()
+        self.up.uniform_(-bound, bound, generator=generator)
+        self.down.zero_()
+        for table in self.value_embeds:
+            table.uniform_(-bound, bound, generator=generator)
+        self.value_gates.zero_()
+        self.smear_gate.zero_()
+        self.resid_lambdas.fill_(1.0)
+        self.x0_lambdas.fill_(X0_LAMBDA)
+        cos, sin = _rotary(self.config.sequence_length, self.config.head_dim)
+        self.cos.copy_(cos)
+        self.sin.copy_(sin)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Cross entropy in nats of each target (B, T) given the tokens (B, T) up to its left; float32."""
+        h = self._hidden(tokens)
+        W = self.head.to(h.dtype)
+        return self.ops.linear_cross_entropy(h, W, targets, softcap=SOFTCAP)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """Logits (B, T, V) in float32 of the token that follows each position of rows (B, T), T up to the sequence length."""
+        z = F.linear(self._hidden(tokens).float(), self.head)  # float32: bf16 resolves a logit of 8 to 0.06
+        return z.div_(SOFTCAP).tanh_().mul_(SOFTCAP)
+
+    def _hidden(self, tokens: Tensor) -> Tensor:
+        config, ops = self.config, self.ops
+        T, dtype = tokens.shape[1], config.dtype
+        cos, sin = self.cos[:T].to(dtype), self.sin[:T].to(dtype)
+        qkvo, up, down = (bank.to(dtype).unbind() for bank in (self.qkvo, self.up, self.down))
+        resid, skip = self.resid_lambdas.to(dtype).unbind(), self.x0_lambdas.to(dtype).unbind()
+        gates = dict(zip(config.value_layers, self.value_gates.to(dtype).unbind(), strict=True))
+        tables = dict(zip(config.value_layers, self.value_embeds, strict=True))
+
+        x = F.embedding(tokens, self.embed).to(dtype)
+        smear = torch.sigmoid(F.linear(x[:, 1:, :GATE_CHANNELS], self.smear_gate.to(dtype)))
+        x = torch.cat((x[:, :1], torch.addcmul(x[:, 1:], smear, x[:, :-1])), dim=1)
+        x = x0 = ops.rms_norm(x)
+        for i, window in enumerate(config.windows):
+            x = torch.addcmul(x * resid[i], x0, skip[i])
+            n = ops.rms_norm(x)
+            value = None
+            if i in tables:
+                gate = 2 * torch.sigmoid(F.linear(n[..., :GATE_CHANNELS], gates[i]))
+                value = gate.unsqueeze(-1), F.embedding(tokens, tables[i]).to(dtype)
+            n, x = ops.add_rms_norm(self._attend(n, qkvo[i], value, cos, sin, window), x)
+            x = x + F.linear(F.relu(F.linear(n, up[i])).square(), down[i])
+        return ops.rms_norm(x)
+
+    def _attend(
+        self, n: Tensor, qkvo: Tensor, value: tuple[Tensor, Tensor] | None, cos: Tensor, sin: Tensor, window: int | None
+    ) -> Tensor:  # fmt: skip
+        (B, T, D), H = n.shape, self.config.heads
+        qk, v = F.linear(n, qkvo[:3].view(3 * D, D)).split((2 * D, D), dim=-1)
+        q, k = _rotate(self.ops.rms_norm(qk.view(B, T, 2 * H, D // H)), cos, sin).chunk(2, dim=2)
+        v = v.view(B, T, H, D // H)
+        if value is not None:
+            gate, embedding = value
+            v = torch.addcmul(v, gate, embedding.view(v.shape))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        o = self.ops.attention(q, k, v, causal=True, window=window)
+        return F.linear(o.transpose(1, 2).reshape(B, T, D), qkvo[3])
+
+    def flops_per_token(self) -> int:
+        """Forward and backward flops a token of the sequence length: 6 a matrix weight, 12 a channel and visible key."""
+        config = self.config
+        T, D = config.sequence_length, config.dim
+        matrices = self.qkvo.numel() + self.up.numel() + self.down.numel() + self.head.numel()
+        keys = sum(w - w * (w - 1) / (2 * T) for w in (min(x or T, T) for x in config.windows))
+        return int(6 * matrices + 12 * D * keys)
+
+
+def _rotary(T: int, D: int) -> tuple[Tensor, Tensor]:
+    """cos and signed sin (T, 1, D), both times QK_SCALE: norm comes before rotation, so the scale costs nothing here."""
+    frequency = ROTARY_BASE ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
+    angle = torch.outer(torch.arange(T, dtype=torch.float64), frequency)
+    cos, sin = angle.cos(), angle.sin()
+    return (
+        QK_SCALE * torch.cat((cos, cos), dim=-1).unsqueeze(1).float(),
+        QK_SCALE * torch.cat((-sin, sin), dim=-1).unsqueeze(1).float(),
+    )
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate channel i of x (B, T, H, D) against channel i + D/2 by the angle of its position."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)

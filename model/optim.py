@@ -1,0 +1,116 @@
+"""The optimizer: Muon for the matrix banks, AdamW for embeddings, head, gates and lambdas.
+
+Muon (Jordan 2024): the momentum of a matrix is replaced by its polar factor, which `kernels.newton_schulz` approximates, so that every
+direction of the matrix learns at the same rate. Two refinements: NorMuon (arXiv 2510.05491) divides each neuron's update by its running
+size, and cautious weight decay (arXiv 2510.12402) decays only the weights that the update moves towards zero as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.gpt import GPT
+
+MATRIX_LR = 0.04  # tune: 0.02 0.03 0.04 0.06
+EMBED_LR = 0.8  # tune: 0.4 0.6 0.8 1.2
+HEAD_LR = 0.005  # tune: 0.003 0.005 0.008 0.012
+SCALAR_LR = 0.5  # tune: 0.25 0.5 1.0
+GATE_LR = 0.02  # tune: 0.01 0.02 0.04
+WEIGHT_DECAY = 0.2  # tune: 0.05 0.1 0.2 0.4
+MOMENTUM = 0.95  # tune: 0.9 0.95 0.97
+MOMENTUM_START, MOMENTUM_STEPS = 0.85, 200  # linear rise over the first steps
+NEURON_BETA = 0.95  # tune: 0.9 0.95
+NS_STEPS = 5  # tune: 4 5 7
+ADAM_BETAS = (0.8, 0.95)
+EPS = 1e-10
+
+
+@dataclass
+class _Bank:
+    """A stack of matrices (..., M, N) with its momentum and, NorMuon's, the running mean square of the longer side's vectors."""
+
+    weight: nn.Parameter
+    momentum: Tensor
+    size: Tensor
+    axis: int  # -1: neurons are rows
+    rate: float
+
+    @staticmethod
+    def of(weight: nn.Parameter) -> _Bank:
+        M, N = weight.shape[-2:]
+        axis = -1 if M >= N else -2
+        size = torch.zeros_like(weight.mean(axis, keepdim=True))
+        return _Bank(weight, torch.zeros_like(weight), size, axis, max(1.0, M / N) ** 0.5)
+
+
+class MuonAdamW:
+    """One step over all of a model's weights; rates and decay are scaled by the schedule that `train.py` keeps."""
+
+    def __init__(self, model: GPT) -> None:
+        device = model.head.device
+        width = (model.config.dim / 768) ** -0.5  # the rates were found at 768 channels
+        gates = [model.value_gates, model.smear_gate]
+        self.banks = [_Bank.of(bank) for bank in (model.qkvo, model.up, model.down)]
+        self.adamw = torch.optim.AdamW(
+            [
+                _group([model.embed], EMBED_LR * width, weight_decay=0.001),
+                _group(list(model.value_embeds), EMBED_LR * width, weight_decay=0.003),
+                _group([model.head], HEAD_LR * width, weight_decay=0.01),
+                _group(gates, GATE_LR),
+                _group([model.resid_lambdas], SCALAR_LR * 0.01),
+                _group([model.x0_lambdas], SCALAR_LR, betas=(0.96, 0.95)),
+            ],
+            eps=EPS,
+            fused=True,
+        )
+        self.steps = 0
+        self._orthogonalize = model.ops.newton_schulz
+        self._ns_dtype = model.config.dtype
+        self._update = _compiled if device.type == "cuda" else muon_update
+
+    def step(self, rate: float, decay: float) -> None:
+        """Update every weight from its gradient: learning rates times `rate`, Muon's weight decay times `decay`; clears gradients."""
+        for group in self.adamw.param_groups:
+            group["lr"] = group["base_lr"] * rate
+        self.adamw.step()
+        warm = min(self.steps / MOMENTUM_STEPS, 1.0)
+        momentum = MOMENTUM_START + (MOMENTUM - MOMENTUM_START) * warm
+        for bank in self.banks:
+            lr = MATRIX_LR * bank.rate * rate
+            scalars = torch.tensor([momentum, lr, lr * WEIGHT_DECAY * decay]).unbind()
+            self._update(bank.weight, bank.weight.grad, bank.momentum, bank.size, *scalars,
+                         bank.axis, self._ns_dtype, self._orthogonalize)  # fmt: skip
+            bank.weight.grad = None
+        self.adamw.zero_grad(set_to_none=True)
+        self.steps += 1
+
+
+def _group(weights: Sequence[Tensor], lr: float, **options: object) -> dict[str, object]:
+    return {"params": weights, "lr": lr, "base_lr": lr, "betas": ADAM_BETAS, "weight_decay": 0.0} | options
+
+
+@torch.no_grad()
+def muon_update(
+    weight: Tensor, grad: Tensor, momentum: Tensor, size: Tensor, beta: Tensor, lr: Tensor, decay: Tensor,
+    axis: int, dtype: torch.dtype, orthogonalize: Callable[..., Tensor],
+) -> None:  # fmt: skip
+    """Muon step of a bank (..., M, N), in place on weight, momentum and size; beta, lr and decay are 0-d tensors."""
+    momentum.lerp_(grad, 1 - beta)
+    direction = grad.lerp(momentum, beta)  # Nesterov
+    update = orthogonalize(direction.to(dtype), steps=NS_STEPS).float()
+    # Each neuron's update is divided by its running size; the whole keeps the size that it had.
+    square = update.square().mean(axis, keepdim=True)
+    size.lerp_(square, 1 - NEURON_BETA)
+    scale = size.clamp_min(EPS).rsqrt()
+    before = square.sum((-2, -1), keepdim=True).sqrt()
+    after = (square * scale.square()).sum((-2, -1), keepdim=True).sqrt()
+    update *= scale * (before / after.clamp_min(EPS))
+    agrees = (update * weight) >= 0  # cautious: shrink only what the update shrinks too
+    weight.sub_(lr * update + decay * weight * agrees)
+
+
+_compiled = torch.compile(muon_update, dynamic=False, fullgraph=True)

@@ -1,0 +1,216 @@
+"""The loop: as many steps as the time allows, every schedule in units of the time budget.
+
+    trainer = Trainer(spec)         the model on its device, weights not yet drawn
+    trainer.warm_up(tokens)         build, compile and run a few steps on random tokens; nothing of it stays
+    trainer.train(tokens, seed, seconds, report)
+    trainer.logits(rows)
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import queue
+import resource
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import choose
+from model.gpt import GPT, OPS, configure
+from model.optim import MuonAdamW
+
+WARMUP = 0.02  # tune: 0.0 0.01 0.02 0.05
+WARMDOWN = 0.7  # tune: 0.5 0.6 0.7 0.8
+FINAL_RATE = 0.05  # tune: 0.0 0.05 0.1
+POINTS = 200  # of the loss curve
+REPORT_EVERY = 0.5  # seconds
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of a step, and how many of them go through the model at once."""
+
+    rows: int
+    micro_rows: int
+
+
+def batch(device: str, sequence_length: int) -> Batch:
+    """The batch that a five-minute trial on `device` learns most from."""
+    if device == "cpu":
+        rows = max(1, 4096 // sequence_length)  # tune: 2048 4096 8192
+        return Batch(rows, rows)
+    rows = max(1, 2**18 // sequence_length)
+    memory = torch.cuda.get_device_properties(device).total_memory
+    fits = max(1, int(memory * 0.7) // (sequence_length * 180_000))  # bytes of activations a token at dim 512, depth 9
+    return Batch(rows, min(rows, 1 << (fits.bit_length() - 1)))
+
+
+class Trainer:
+    """What a trial runs: see bench/runner.py for who calls it when."""
+
+    def __init__(self, spec: Mapping[str, Any]) -> None:
+        self.device = torch.device(spec["device"])
+        self.config = configure(
+            spec["device"], spec["vocab_size"], spec["sequence_length"], spec.get("impl")
+        )
+        self.batch = batch(spec["device"], self.config.sequence_length)
+        self.model = GPT(self.config).to(self.device)
+        on_gpu = self.device.type == "cuda"  # on CPU torch.compile gains nothing and costs a minute of set-up
+        self._loss = torch.compile(self.model, dynamic=False) if on_gpu else self.model
+
+    def describe(self) -> dict[str, Any]:
+        """Size of the model, flops a token (forward and backward), dtype, and which implementation of each op runs."""
+        return {
+            "num_params": sum(p.numel() for p in self.model.parameters()),
+            "depth": self.config.depth,
+            "flops_per_token": self.model.flops_per_token(),
+            "dtype": str(self.config.dtype).removeprefix("torch."),
+            "implementations": {op: self._implementation(op) for op in OPS},
+        }
+
+    def _implementation(self, op: str) -> str:
+        known = importlib.import_module(f"kernels.{op}").IMPLEMENTATIONS
+        return choose(known, self.config.impl.get(op), self.device)
+
+    def warm_up(self, tokens: Tensor) -> None:
+        """Build and compile everything on random tokens (1-D): three steps and one scoring pass. `train` starts from new weights."""
+        self.train(tokens, seed=0, seconds=float("inf"), report=lambda _: None, steps=3)
+        self.logits(torch.zeros(self.batch.micro_rows, self.config.sequence_length, dtype=torch.int64))
+
+    def train(
+        self, tokens: Tensor, seed: int, seconds: float, report: Callable[[dict[str, Any]], None], steps: int | None = None
+    ) -> dict[str, Any]:  # fmt: skip
+        """Draw new weights from `seed` and train on the shard `tokens` (1-D) until `seconds` are over, or for exactly `steps` steps.
+
+        Returns before `seconds` have passed since the call. With `steps` the schedules follow step / steps, and the result depends on
+        nothing but the seed. `report` is called at most twice a second.
+        """
+        clock = _Clock(self.device, seconds, steps)
+        self.model.initialize(seed)
+        optimizer = MuonAdamW(self.model)
+        data = batches(tokens, self.batch.rows, self.config.sequence_length, seed)
+        if self.device.type == "cuda":
+            data = _prefetched(data)
+        step, sums, counted, losses, norms, reported = 0, 0.0, 0, [], [], 0.0
+        while (progress := clock.tick()) is not None:
+            loss = self._gradients(next(data).to(self.device, non_blocking=True))
+            sums, counted = sums + loss, counted + 1
+            norm = None
+            if progress * POINTS >= len(losses):
+                norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters()])
+            optimizer.step(_rate(progress), decay=1 - progress)
+            step += 1
+            seen = step * self.batch.rows * self.config.sequence_length
+            if norm is not None:
+                losses.append([seen, float(sums / counted)])
+                norms.append(float(norm))
+                sums, counted = 0.0, 0
+                if clock.elapsed() - reported >= REPORT_EVERY:
+                    reported = clock.elapsed()
+                    report({"step": step, "loss": losses[-1][1], "tokens": seen, "elapsed": reported, "progress": progress})  # fmt: skip
+        return {
+            "steps": step, "tokens": step * self.batch.rows * self.config.sequence_length, "losses": losses, "grad_norms": norms,
+            "step_ms": clock.median_ms(), "peak_memory_mb": self._peak_memory_mb(),
+        }  # fmt: skip
+
+    def _gradients(self, rows: Tensor) -> Tensor:
+        """Mean loss of the rows (B, T + 1), its gradient left in the weights."""
+        total = torch.zeros((), device=self.device)
+        for part in rows.split(self.batch.micro_rows):
+            loss = self._loss(part[:, :-1], part[:, 1:]).sum() / rows[:, 1:].numel()
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    @torch.inference_mode()
+    def logits(self, rows: Tensor) -> Tensor:
+        """Logits (B, T, V), float32, of the token after each position of rows (B, T) int64; T up to the sequence length."""
+        return self.model.logits(rows.to(self.device))
+
+    def _peak_memory_mb(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux: kilobytes
+
+
+def _rate(progress: float) -> float:
+    """Learning-rate factor at a share of the budget: a short rise, a plateau, a linear descent to FINAL_RATE."""
+    rise = min(1.0, progress / WARMUP + 0.1) if WARMUP else 1.0
+    descent = min(1.0, (1 - progress) / WARMDOWN)
+    return rise * (FINAL_RATE + (1 - FINAL_RATE) * descent)
+
+
+def batches(tokens: Tensor, rows: int, T: int, seed: int) -> Iterator[Tensor]:
+    """Rows (rows, T + 1) int64 of the shard for ever: each epoch a new shuffle of all rows, cut at a new offset."""
+    if len(tokens) < 2 * T + 1:
+        raise ValueError(f"{len(tokens)} training tokens: expected at least {2 * T + 1}, two rows of {T}; give more text")
+    generator = torch.Generator().manual_seed(seed)
+
+    def starts() -> Iterator[int]:
+        while True:
+            offset = int(torch.randint(T, (1,), generator=generator))
+            count = (len(tokens) - 1 - offset) // T
+            yield from (offset + T * torch.randperm(count, generator=generator)).tolist()
+
+    order = starts()
+    while True:
+        yield torch.stack([tokens[s : s + T + 1].long() for s in itertools.islice(order, rows)])
+
+
+def _prefetched(data: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same batches in pinned memory, drawn by a thread that stays up to four ahead."""
+    ready: queue.Queue[Tensor] = queue.Queue(maxsize=4)
+
+    def fill() -> None:
+        for rows in data:
+            ready.put(rows.pin_memory())
+
+    threading.Thread(target=fill, daemon=True).start()
+    while True:
+        yield ready.get()
+
+
+class _Clock:
+    """How far a run has come, and whether another step still fits. On a GPU it runs at most two steps behind the launches."""
+
+    def __init__(self, device: torch.device, seconds: float, steps: int | None) -> None:
+        self.started = time.monotonic()
+        self.cuda, self.seconds, self.steps = device.type == "cuda", seconds, steps
+        self.events: list[torch.cuda.Event] = []
+        self.stamps: list[float] = []
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    def tick(self) -> float | None:
+        """Called before each step: the share of the budget used, in [0, 1); None when the run is over and the device is idle."""
+        step = len(self.stamps)
+        if self.cuda:
+            self.events.append(torch.cuda.Event())
+            self.events[-1].record()
+            if step >= 2:
+                self.events[-2].synchronize()
+        self.stamps.append(self.elapsed())
+        if step < self.steps if self.steps is not None else self._fits():
+            return step / self.steps if self.steps is not None else self.stamps[-1] / self.seconds
+        if self.cuda:
+            torch.cuda.synchronize()
+        return None
+
+    def _fits(self) -> bool:
+        """Whether the steps in flight and one more end in time, if they take as long as the longest of the last ones."""
+        recent = self.stamps[-12:]
+        longest = max((b - a for a, b in itertools.pairwise(recent)), default=0.0)
+        pending = 3 if self.cuda else 1
+        return recent[-1] + 1.2 * pending * longest + 0.02 < self.seconds
+
+    def median_ms(self) -> float:
+        """Median time of a step in milliseconds."""
+        return 1e3 * statistics.median(b - a for a, b in itertools.pairwise(self.stamps)) if len(self.stamps) > 1 else 0.0
