@@ -1,0 +1,149 @@
+"""The one comparer of this tree: is a result as close to float64 as the plain implementation in the same dtype is?
+
+Allowed error = FACTOR x the worst error of the plain implementation over the case and a few copies of it whose inputs are moved by one unit
+in the last place, plus FLOOR units of the tensor's own magnitude. It is measured twice per tensor: relative to the norm, and at the worst element
+relative to the largest. Never a constant: a tolerance that fits 1e-3 lets everything pass at 1e-6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.contracts import Case, Contract
+
+FACTOR = 4.0
+FLOOR = 4.0
+COPIES = 3
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one tensor is from the truth, and how far it may be."""
+
+    name: str
+    error: float
+    allowed: float
+    worst: float  # error at the worst element, relative to the largest
+    worst_allowed: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.allowed and self.worst <= self.worst_allowed  # a NaN is never <=
+
+    def describe(self) -> str:
+        return (
+            f"{self.name}: relative error {self.error:.2e} (allowed {self.allowed:.2e}), "
+            f"worst element {self.worst:.2e} of the largest (allowed {self.worst_allowed:.2e})"
+        )
+
+
+def evaluate(
+    contract: Contract, case: Case, inputs: Mapping[str, Tensor], upstream: Sequence[Tensor], wrt: Sequence[str], dtype: torch.dtype
+) -> Tensors:
+    """The reference in `dtype`: results and the gradients of `wrt`, as float64."""
+    arguments = {n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}
+    for name in wrt:
+        arguments[name] = arguments[name].detach().requires_grad_()
+    with torch.set_grad_enabled(bool(wrt)):
+        results = contract.reference(**arguments, **case.scalars)
+        results = results if isinstance(results, tuple) else (results,)
+        found = dict(zip(contract.results, results, strict=True))
+        if wrt:
+            grads = torch.autograd.grad(
+                results, [arguments[n] for n in wrt], [u.to(r.dtype) for u, r in zip(upstream, results, strict=True)]
+            )
+            found.update({f"d{n}": g for n, g in zip(wrt, grads, strict=True)})
+    return {name: t.detach().double() for name, t in found.items()}
+
+
+def compare(
+    contract: Contract,
+    case: Case,
+    inputs: Mapping[str, Tensor],
+    upstream: Sequence[Tensor],
+    answer: Mapping[str, Tensor],
+    wrt: Sequence[str],
+    *,
+    working: torch.dtype | None = None,
+) -> list[Difference]:
+    """Differences of every result and gradient. `working` replaces the dtype in which the plain implementation is run."""
+    working = working or next(t.dtype for t in inputs.values() if t.is_floating_point())
+
+    def truth_of(tensors: Mapping[str, Tensor]) -> Tensors:
+        return evaluate(contract, case, tensors, upstream, wrt, torch.float64)
+
+    truth = truth_of(inputs)
+    baseline = {name: _Spread() for name in truth}
+    for copy in range(1 + COPIES):
+        moved = inputs if copy == 0 else _moved(inputs, working, copy)
+        exact = truth if copy == 0 else truth_of(moved)
+        plain = evaluate(contract, case, moved, upstream, wrt, working)
+        if not all(bool(torch.isfinite(t).all()) for t in plain.values()):  # it overflowed where float32 inside would not
+            plain = evaluate(contract, case, moved, upstream, wrt, torch.float32)
+        for name, t in exact.items():
+            baseline[name].add(*_errors(plain[name].to(working).double(), t))
+    eps = torch.finfo(working).eps
+    found = []
+    for name, exact_values in truth.items():
+        error, worst = _errors(answer[name].double(), exact_values.to(answer[name].dtype).double(), exact_values)
+        found.append(
+            Difference(
+                name, error, FACTOR * baseline[name].error + FLOOR * eps, worst, FACTOR * baseline[name].worst + FLOOR * eps
+            )
+        )
+    return found
+
+
+class _Spread:
+    """Largest errors seen."""
+
+    def __init__(self) -> None:
+        self.error = self.worst = 0.0
+
+    def add(self, error: float, worst: float) -> None:
+        if error < float("inf"):
+            self.error, self.worst = max(self.error, error), max(self.worst, worst)
+
+
+def _moved(inputs: Mapping[str, Tensor], working: torch.dtype, seed: int) -> Tensors:
+    """Inputs moved by one unit in the last place, up or down at random."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def move(t: Tensor) -> Tensor:
+        if not t.is_floating_point():
+            return t
+        sign = torch.randint(0, 2, t.shape, generator=generator).to(t.device) * 2.0 - 1.0
+        return (t.double() * (1 + sign * torch.finfo(working).eps)).to(t.dtype)
+
+    return {name: move(t) for name, t in inputs.items()}
+
+
+def _errors(got: Tensor, wanted: Tensor, unrounded: Tensor | None = None) -> tuple[float, float]:
+    """(norm-relative, max-relative) error; infinite where one is finite and the other is not."""
+    finite = torch.isfinite(wanted)
+    if not torch.equal(finite, torch.isfinite(got)):
+        return float("inf"), float("inf")
+    exact = wanted if unrounded is None else unrounded
+    difference = torch.where(finite, got - exact, 0.0)
+    reference = torch.where(finite, exact, 0.0)
+    if difference.numel() == 0:
+        return 0.0, 0.0
+    norm, largest = float(reference.norm()), float(reference.abs().max())
+    tiny = 1e-30
+    return float(difference.norm()) / max(norm, tiny), float(difference.abs().max()) / max(largest, tiny)
+
+
+def first_refusal(differences: Sequence[Difference]) -> Difference | None:
+    return next((d for d in differences if not d.ok), None)
+
+
+def as_evidence(differences: Sequence[Difference]) -> list[dict[str, Any]]:
+    """Used share of the allowed error, by tensor."""
+    return [{"tensor": d.name, "used": round(d.error / d.allowed, 3) if d.allowed else 0.0} for d in differences]

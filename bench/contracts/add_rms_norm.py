@@ -1,0 +1,44 @@
+"""add_rms_norm(x, residual, weight=None, eps=1e-6) -> (y, residual')        residual' = x + residual, y = rms_norm(residual')"""
+
+from __future__ import annotations
+
+import math
+import random
+
+from torch import Tensor
+
+from bench.contracts import rms_norm
+from bench.contracts.contract import Case, Contract, Input, nbytes
+
+
+def reference(
+    x: Tensor, residual: Tensor, weight: Tensor | None = None, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    residual = x + residual
+    return rms_norm.reference(residual, weight, eps), residual
+
+
+def draw(rng: random.Random) -> Case:
+    case = rms_norm.draw(rng)
+    x = case.inputs["x"]
+    residual = Input(x.shape, x.dtype, scale=x.scale, layout=rng.choice(("contiguous", "padded")))
+    return Case({"x": x, "residual": residual, **case.inputs}, case.scalars)
+
+
+def _pair(rows: int, D: int, dtype: str = "float32") -> Case:
+    return Case({"x": Input((rows, D), dtype), "residual": Input((rows, D), dtype)})
+
+
+CONTRACT = Contract(
+    name="add_rms_norm",
+    reference=reference,
+    results=("y", "residual"),
+    differentiable=("x", "residual", "weight"),
+    draw=draw,
+    trial={
+        "cpu": (_pair(8192, 256), _pair(4096, 256, "bfloat16")),
+        "cuda": (_pair(131072, 512, "bfloat16"),),
+    },
+    least_bytes=lambda case: 4 * nbytes(case.inputs["x"]),
+    flops=lambda case: 5 * math.prod(case.inputs["x"].shape),
+)

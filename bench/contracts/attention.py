@@ -1,0 +1,82 @@
+"""attention(q, k, v, causal=True, window=None) -> o
+
+q (B, H, T, D); k, v (B, Hkv, T, D) with H a multiple of Hkv: query head h reads key head h // (H // Hkv). Scale 1/sqrt(D). With window=w
+query i sees keys j with i - w < j <= i (|i - j| < w where not causal).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import torch
+from torch import Tensor
+
+from bench.contracts.contract import FLOATS, Case, Contract, Input, draw_float, draw_size, nbytes
+
+
+def reference(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool = True, window: int | None = None
+) -> Tensor:
+    T = q.shape[2]
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    i, j = torch.arange(T).view(T, 1), torch.arange(T).view(1, T)
+    seen = j <= i if causal else torch.ones(T, T, dtype=torch.bool)
+    if window is not None:
+        seen = seen & (i - j < window) & (j - i < window)
+    scores = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
+    return scores.masked_fill(~seen.to(q.device), -math.inf).softmax(-1) @ v
+
+
+def draw(rng: random.Random) -> Case:
+    dtype = rng.choice(FLOATS)
+    B, Hkv, group = rng.randint(1, 2), rng.choice((1, 2, 3)), rng.choice((1, 2, 4))
+    T, D = draw_size(rng, 160), rng.choice((8, 16, 32, 64, 128))
+    layout = rng.choice(("contiguous", "transposed", "padded"))
+    scale = 10 ** rng.uniform(-2, 0.8)  # beyond that a softmax is one-hot and says little
+    fixed = {"layout": layout, "family": rng.choice(("normal", "offset", "heavy_tail"))}
+    return Case(
+        {
+            "q": draw_float(rng, (B, Hkv * group, T, D), dtype, **{**fixed, "scale": scale}),
+            "k": draw_float(rng, (B, Hkv, T, D), dtype, **{**fixed, "scale": 1.0}),
+            "v": draw_float(rng, (B, Hkv, T, D), dtype, layout=layout),
+        },
+        {
+            "causal": rng.random() < 0.8,
+            "window": rng.choice((None, None, 1, rng.randint(1, T), rng.randint(1, T + 8))),
+        },
+    )
+
+
+def _qkv(B: int, H: int, T: int, D: int, dtype: str, window: int | None) -> Case:
+    q = Input((B, H, T, D), dtype, layout="transposed")  # (B, T, H, D) in memory, as a projection leaves it
+    return Case({"q": q, "k": q, "v": q}, {"causal": True, "window": window})
+
+
+def _pairs(case: Case) -> int:
+    """Query-key pairs that the mask lets through, over batch and heads."""
+    B, H, T, _ = case.inputs["q"].shape
+    w = case.scalars.get("window") or T
+    if not case.scalars.get("causal", True):
+        return B * H * sum(min(T, i + w) - max(0, i - w + 1) for i in range(T))
+    return B * H * sum(min(i + 1, w) for i in range(T))
+
+
+CONTRACT = Contract(
+    name="attention",
+    reference=reference,
+    results=("o",),
+    differentiable=("q", "k", "v"),
+    draw=draw,
+    trial={
+        "cpu": (_qkv(8, 4, 512, 64, "float32", None), _qkv(8, 4, 512, 64, "bfloat16", 128)),
+        "cuda": (
+            _qkv(16, 4, 2048, 128, "bfloat16", None),
+            _qkv(16, 4, 2048, 128, "bfloat16", 256),
+        ),
+    },
+    least_bytes=lambda case: nbytes(*case.inputs.values(), case.inputs["q"]),
+    flops=lambda case: 4 * _pairs(case) * case.inputs["q"].shape[-1],
+    time_axis={"q": 2, "k": 2, "v": 2, "o": 2},
+)

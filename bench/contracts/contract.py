@@ -1,0 +1,143 @@
+"""The form of a contract, and how its random inputs are drawn.
+
+A contract is data: a plain reference, which inputs to draw, what may be differentiated, the least bytes and flops. The reference is
+plain PyTorch that computes in the dtype of its inputs: in float64 it is the truth, in the case's own dtype it is the "plain
+implementation" whose error sets the tolerance (a small multiple of it; see bench/correctness.py).
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOATS = ("float32", "bfloat16", "float16")
+FAMILIES = ("normal", "offset", "heavy_tail", "spike", "constant", "zero")
+
+
+@dataclass(frozen=True)
+class Input:
+    """One tensor argument: its shape, how it lies in memory, and from which family its values come.
+
+    `layout`: "contiguous"; "transposed" (the two dimensions before the last are swapped in memory; for a matrix the last two); "padded" (rows are further
+    apart than they are long); "offset" (storage begins at an odd element).
+    """
+
+    shape: tuple[int, ...]
+    dtype: str = "float32"
+    family: str = "normal"
+    scale: float = 1.0
+    layout: str = "contiguous"
+    below: int = 0  # for int64: values are drawn from [0, below)
+
+    def strides(self) -> tuple[int, ...]:
+        order = list(range(len(self.shape)))
+        if self.layout == "transposed" and len(order) >= 2:
+            a, b = (-3, -2) if len(order) >= 3 else (-2, -1)
+            order[a], order[b] = order[b], order[a]
+        strides = [0] * len(order)
+        step = 1
+        for position, dim in enumerate(reversed(order)):
+            strides[dim] = step
+            step *= max(self.shape[dim], 1)
+            if position == 0 and self.layout == "padded":
+                step += 3
+        return tuple(strides)
+
+    def span(self) -> int:
+        """Elements from the first to the last of the storage that this input occupies."""
+        if 0 in self.shape:
+            return 0
+        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides(), strict=True))
+
+    def values(self, generator: torch.Generator) -> Tensor:
+        """Fresh float64 (or int64) values of this family, contiguous."""
+        if self.dtype == "int64":
+            drawn = torch.randint(0, self.below, self.shape, generator=generator)
+            if self.family == "heavy_tail":  # a few positions are ignored
+                drawn[torch.rand(self.shape, generator=generator) < 0.1] = -100
+            return drawn
+        x = torch.randn(self.shape, generator=generator, dtype=torch.float64)
+        if self.family == "offset":
+            x += 3.0
+        elif self.family == "heavy_tail":
+            x = x * torch.exp(1.5 * torch.randn(self.shape, generator=generator, dtype=torch.float64))
+        elif self.family == "spike" and x.numel():
+            x *= 1e-2
+            x.view(-1)[int(torch.randint(x.numel(), (1,), generator=generator))] = 10.0
+        elif self.family == "constant":
+            x = torch.full(self.shape, 0.7, dtype=torch.float64)
+        elif self.family == "zero":
+            x.zero_()
+        return x * self.scale
+
+
+@dataclass(frozen=True)
+class Case:
+    """Arguments of one call: tensors to be drawn, and plain values."""
+
+    inputs: Mapping[str, Input]
+    scalars: Mapping[str, Any] = field(default_factory=dict)
+
+    def label(self) -> str:
+        tensors = " ".join(
+            f"{name}{list(i.shape)}"
+            + (f" {i.dtype}" if i.dtype != "int64" else "")
+            + (f" {i.family}*{i.scale:g}" if i.family != "normal" or i.scale != 1 else "")
+            + (f" {i.layout}" if i.layout != "contiguous" else "")
+            for name, i in self.inputs.items()
+        )
+        return tensors + "".join(f" {k}={v}" for k, v in self.scalars.items())
+
+
+@dataclass(frozen=True)
+class Contract:
+    """An op: its meaning, and everything that the gates and the benchmark need to know of it."""
+
+    name: str
+    reference: Callable[..., Any]  # Tensor or tuple of Tensors, in the dtype of the inputs
+    results: tuple[str, ...]
+    differentiable: tuple[str, ...]  # inputs through which gradients flow; empty: the op is not trained through
+    draw: Callable[[random.Random], Case]
+    trial: Mapping[str, tuple[Case, ...]]  # by device: the shapes of the trial, heaviest first
+    least_bytes: Callable[[Case], int]  # forward, every tensor touched once
+    flops: Callable[[Case], int]  # forward; backward is counted as twice this
+    result_dtypes: Mapping[str, str] = field(default_factory=dict)  # where not the dtype of the first input
+    time_axis: Mapping[str, int] = field(default_factory=dict)  # causal op: tensor name -> dimension of time
+    judge: Callable[[Case, Mapping[str, Tensor], Tensor, Tensor], str] | None = None
+    # Replaces the comparison of values where not the value but a property is asked: (case, float64 inputs, result, plain
+    # result) -> "" or what is wrong.
+
+
+def draw_size(rng: random.Random, largest: int) -> int:
+    """A dimension: 1, a prime, a tile and its neighbours, or anything, up to `largest`."""
+    kind = rng.choice(("one", "prime", "tile", "any"))
+    if kind == "one":
+        return 1
+    if kind == "prime":
+        return rng.choice([p for p in (2, 3, 7, 17, 31, 61, 127, 251, 509) if p <= largest])
+    if kind == "tile":
+        tile = rng.choice([t for t in (16, 32, 64, 128, 256) if t < largest] or [1])
+        return max(1, min(largest, tile + rng.choice((-1, 0, 1))))
+    return rng.randint(1, largest)
+
+
+def draw_float(rng: random.Random, shape: tuple[int, ...], dtype: str, **fixed: Any) -> Input:
+    """A floating input of random family, scale and layout; `fixed` overrides."""
+    chosen: dict[str, Any] = {
+        "family": rng.choice(FAMILIES[:4] if rng.random() < 0.85 else FAMILIES),
+        # 1e-3 .. 1e3, but within what float16 can square
+        "scale": 10 ** rng.uniform(-3, 3) if dtype != "float16" else 10 ** rng.uniform(-1, 0.5),
+        "layout": rng.choice(("contiguous", "contiguous", "transposed", "padded", "offset")),
+    }
+    return Input(shape, dtype, **{**chosen, **fixed})
+
+
+def nbytes(*inputs: Input) -> int:
+    """Bytes of the values (not of the padding)."""
+    return sum(math.prod(i.shape) * getattr(torch, i.dtype).itemsize for i in inputs)

@@ -1,0 +1,72 @@
+"""linear_cross_entropy(h, W, targets, softcap=None) -> loss per token
+
+h (..., D), W (V, D), targets (...) int64 with -100 = ignored; z = h W^T, with a softcap c: z = c tanh(z / c);
+loss (...) float32 = logsumexp(z) - z[target], 0 where ignored.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.contracts.contract import FLOATS, Case, Contract, Input, draw_float, draw_size, nbytes
+
+
+def reference(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
+    z = h @ W.T
+    if softcap is not None:
+        z = softcap * torch.tanh(z / softcap)
+    loss = F.cross_entropy(z.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=-100)
+    return loss.view(targets.shape)
+
+
+def draw(rng: random.Random) -> Case:
+    dtype = rng.choice(FLOATS)
+    lead = (draw_size(rng, 130),) if rng.random() < 0.5 else (rng.randint(1, 4), draw_size(rng, 65))
+    D, V = draw_size(rng, 96), max(2, draw_size(rng, 1030))
+    softcap = rng.choice((None, 15.0, 10 ** rng.uniform(0.3, 1.7)))
+    logits = 10 ** rng.uniform(-1, 1.5)  # typical size of a logit
+    return Case(
+        {
+            "h": draw_float(rng, (*lead, D), dtype, scale=1.0, family=rng.choice(("normal", "spike", "heavy_tail"))),
+            "W": draw_float(rng, (V, D), dtype, scale=logits / math.sqrt(D), family="normal"),
+            "targets": Input(lead, "int64", rng.choice(("normal", "heavy_tail")), below=V),
+        },
+        {"softcap": softcap},
+    )  # fmt: skip
+
+
+def _head(N: int, D: int, V: int, dtype: str) -> Case:
+    return Case(
+        {
+            "h": Input((N, D), dtype),
+            "W": Input((V, D), dtype, scale=1 / math.sqrt(D)),
+            "targets": Input((N,), "int64", below=V),
+        },
+        {"softcap": 15.0},
+    )
+
+
+def _flops(case: Case) -> int:
+    *lead, D = case.inputs["h"].shape
+    return 2 * math.prod(lead) * D * case.inputs["W"].shape[0]
+
+
+CONTRACT = Contract(
+    name="linear_cross_entropy",
+    reference=reference,
+    results=("loss",),
+    differentiable=("h", "W"),
+    draw=draw,
+    trial={
+        "cpu": (_head(2048, 256, 8192, "float32"), _head(2048, 256, 8192, "bfloat16")),
+        "cuda": (_head(65536, 512, 8192, "bfloat16"),),
+    },
+    least_bytes=lambda case: nbytes(*case.inputs.values()),
+    flops=_flops,
+    result_dtypes={"loss": "float32"},
+)

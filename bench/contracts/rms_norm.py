@@ -1,0 +1,41 @@
+"""rms_norm(x, weight=None, eps=1e-6) -> y        x (..., D), weight (D,)        y = x / sqrt(mean(x^2, -1) + eps) * weight"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import torch
+from torch import Tensor
+
+from bench.contracts.contract import FLOATS, Case, Contract, Input, draw_float, draw_size, nbytes
+
+
+def reference(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
+    y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    return y if weight is None else y * weight
+
+
+def draw(rng: random.Random) -> Case:
+    dtype = rng.choice(FLOATS)
+    D = draw_size(rng, 2048)
+    lead = (draw_size(rng, 65),) if rng.random() < 0.5 else (rng.randint(1, 4), draw_size(rng, 33))
+    inputs = {"x": draw_float(rng, (*lead, D), dtype)}
+    if rng.random() < 0.5:
+        inputs["weight"] = Input((D,), dtype, family="offset")
+    return Case(inputs, {"eps": 10 ** rng.uniform(-7, -2)})
+
+
+CONTRACT = Contract(
+    name="rms_norm",
+    reference=reference,
+    results=("y",),
+    differentiable=("x", "weight"),
+    draw=draw,
+    trial={
+        "cpu": (Case({"x": Input((8192, 256))}), Case({"x": Input((4096, 256), "bfloat16")})),
+        "cuda": (Case({"x": Input((131072, 512), "bfloat16")}),),
+    },
+    least_bytes=lambda case: 2 * nbytes(case.inputs["x"]),
+    flops=lambda case: 4 * math.prod(case.inputs["x"].shape),
+)

@@ -1,0 +1,163 @@
+"""The judge's end of the wire: start a runner, lend it buffers, ask, and believe nothing but what lies in the buffers.
+
+    with Judge(tree, device="cpu") as judge:
+        judge.ask("load", op="rms_norm")
+        ...
+
+`ask` returns the answer of one request or raises `Refused` (the candidate failed) with words fit to be shown. The time limit is the judge's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench import sandbox
+from bench.contracts import Case, Input
+from bench.protocol import Channel, ProtocolError, describe, view
+
+ARENA_BYTES = 4 << 30  # sparse: only the pages that are touched exist
+ALIGN = 4096
+CACHE = Path(__file__).resolve().parent.parent / ".lab" / "cache"
+
+Where = dict[str, Any]
+
+
+class Refused(Exception):
+    """The candidate did not answer as asked: `kind` is structure, timeout, crash, or the name of the exception it raised."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Arena:
+    """Memory that judge and runner share; the judge places tensors in it one after another and forgets them with `reset`."""
+
+    def __init__(self, size: int = ARENA_BYTES) -> None:
+        self.fd = os.memfd_create("lab-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.fd, size)
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        self.memory = mmap.mmap(self.fd, size)
+        self._size = size
+        self._used = 0
+
+    def reset(self) -> None:
+        self._used = 0
+
+    def place(self, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...] | None = None, skew: int = 0) -> Where:
+        """Room for a tensor; `skew` elements past an aligned address."""
+        strides = strides or torch.empty(shape, device="meta").stride()
+        span = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        itemsize = getattr(torch, dtype).itemsize
+        start = self._used + skew * itemsize
+        self._used = -(-(start + span * itemsize) // ALIGN) * ALIGN
+        if self._used > self._size:
+            raise MemoryError(f"the arena of {self._size >> 20} MiB is too small for this request")
+        return describe(dtype, shape, strides, start)
+
+    def place_input(self, wanted: Input) -> Where:
+        return self.place(wanted.dtype, wanted.shape, wanted.strides(), skew=1 if wanted.layout == "offset" else 0)
+
+    def view(self, where: Where) -> Tensor:
+        return view(self.memory, where)
+
+    def close(self) -> None:
+        os.close(self.fd)  # the mapping goes with the last tensor that views it
+
+
+class Judge:
+    """One runner process on one tree. Context manager: leaving it kills the runner and everything it started."""
+
+    def __init__(self, tree: Path, *, device: str = "cpu", cache_writable: bool = False) -> None:
+        self.tree = tree.resolve()
+        self.device = device
+        self.arena = Arena()
+        ours, theirs = socket.socketpair()
+        self._channel = Channel(ours)
+        self._requests = 0
+        try:
+            self._sandbox = sandbox.start(
+                "runner",
+                [str(theirs.fileno()), str(self.arena.fd), device],
+                tree=self.tree,
+                cache=CACHE,
+                cache_writable=cache_writable,
+                pass_fds=(theirs.fileno(), self.arena.fd),
+                device=device,
+            )
+        finally:
+            theirs.close()
+
+    @property
+    def isolation(self) -> str:
+        return self._sandbox.isolation
+
+    def log(self) -> str:
+        """The last that the runner printed; for people, never for a decision."""
+        return self._sandbox.tail()
+
+    def ask(
+        self,
+        do: str,
+        *,
+        timeout: float = 120.0,
+        fd: int | None = None,
+        progress: Callable[[dict[str, Any]], None] | None = None,
+        **request: Any,
+    ) -> dict[str, Any]:
+        """Send one request and wait for its answer. Raises Refused on an error answer, a time-out, a crash or a malformed line."""
+        self._requests += 1
+        deadline = time.monotonic() + timeout
+        try:
+            self._channel.send({"id": self._requests, "do": do, **request}, fd)
+            while True:
+                answer, stray = self._channel.receive(max(0.001, deadline - time.monotonic()))
+                if stray is not None:
+                    os.close(stray)
+                    raise ProtocolError("an answer carried a file descriptor")
+                if answer.get("id") != self._requests:
+                    raise ProtocolError(f"expected an answer to request {self._requests}, got {answer.get('id')!r}")
+                if "progress" not in answer:
+                    break
+                if progress is not None and isinstance(answer["progress"], dict):
+                    progress(answer["progress"])
+        except TimeoutError:
+            raise Refused("timeout", f"no answer to '{do}' within {timeout:.0f} s") from None
+        except (ProtocolError, OSError) as error:
+            raise Refused("crash", f"the runner died or broke the protocol during '{do}': {error}\n{self.log()}".strip()) from None
+        if answer.get("ok") is not True:
+            raise Refused(str(answer.get("kind", "error")), str(answer.get("error", "")))
+        return answer
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._sandbox.stop()
+        self._channel.close()
+        self.arena.close()
+
+
+def place_call(arena: Arena, case: Case, results: Mapping[str, Tensor], wrt: tuple[str, ...]) -> dict[str, Any]:
+    """Lay out one call in the arena: inputs, room for results and gradients, upstream gradients. Nothing is filled yet."""
+    outputs = {name: arena.place(str(r.dtype)[6:], tuple(r.shape)) for name, r in results.items()}
+    wrt = tuple(name for name in wrt if name in case.inputs)
+    return {
+        "inputs": {name: arena.place_input(i) for name, i in case.inputs.items()},
+        "scalars": dict(case.scalars),
+        "outputs": list(outputs.values()),
+        "wrt": list(wrt),
+        "upstream": [arena.place(o["dtype"], tuple(o["shape"])) for o in outputs.values()] if wrt else [],
+        "gradients": [arena.place(case.inputs[name].dtype, case.inputs[name].shape) for name in wrt],
+    }

@@ -1,0 +1,82 @@
+"""The wire between judge and runner: one line of JSON a message, over a socket pair; tensors lie in an arena that both map.
+
+The judge owns the arena (a sealed memfd) and says where each tensor lies; the runner only ever receives offsets, shapes and strides.
+Answers are plain JSON of bounded length with the number of the request they answer. Nothing is ever unpickled.
+This file is read on both sides, so it holds the format alone: no references, no tolerances.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import mmap
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MAX_LINE = 1 << 20
+DTYPES = ("float32", "bfloat16", "float16", "float64", "int64", "uint16", "uint32", "int32")
+
+
+class ProtocolError(RuntimeError):
+    """The other side broke the format, or is gone."""
+
+
+class Channel:
+    """Messages over one end of a socket pair; a message may carry one file descriptor."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._buffer = b""
+
+    def send(self, message: Mapping[str, Any], fd: int | None = None) -> None:
+        data = json.dumps(message).encode() + b"\n"
+        if fd is not None:
+            rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+            sent = self._socket.sendmsg([data], rights)
+            data = data[sent:]
+        self._socket.sendall(data)
+
+    def receive(self, timeout: float | None = None) -> tuple[dict[str, Any], int | None]:
+        """Next message and the descriptor it carried. Raises TimeoutError, or ProtocolError on anything malformed."""
+        received: int | None = None
+        self._socket.settimeout(timeout)
+        while b"\n" not in self._buffer:
+            if len(self._buffer) > MAX_LINE:
+                raise ProtocolError(f"a message is longer than {MAX_LINE} bytes")
+            data, fds, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)
+            if fds:
+                received = fds[0]
+            if not data:
+                raise ProtocolError("the other side closed the connection")
+            self._buffer += data
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        try:
+            message = json.loads(line)
+        except ValueError as error:
+            raise ProtocolError(f"a message is not JSON: {error}") from None
+        if not isinstance(message, dict):
+            raise ProtocolError("a message is not a JSON object")
+        return message, received
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def describe(dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> dict[str, Any]:
+    """Where a tensor lies in the arena; offset in bytes, strides in elements."""
+    return {"dtype": dtype, "shape": list(shape), "strides": list(strides), "offset": offset}
+
+
+def view(arena: mmap.mmap | memoryview, where: Mapping[str, Any]) -> Tensor:
+    """The tensor that lies at `where`, without a copy."""
+    dtype = getattr(torch, where["dtype"])
+    shape, strides = where["shape"], where["strides"]
+    if 0 in shape:
+        return torch.empty(shape, dtype=dtype)
+    span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    flat = torch.frombuffer(arena, dtype=dtype, count=span, offset=where["offset"])
+    return flat.as_strided(shape, strides)
