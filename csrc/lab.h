@@ -50,7 +50,7 @@ void dispatch_float(ScalarType type, const char* op, F&& f) {
 template <typename T>
 const T* reads(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
 template <typename T>
-T* writes(Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); }
+T* writes(const Tensor& t) { return static_cast<T*>(t.mutable_data_ptr()); }
 
 // ---- one element: load widens to float, store rounds to nearest even; NaN and infinity survive both ----
 
@@ -60,8 +60,8 @@ inline void store(float* p, float v) { *p = v; }
 inline float load(const bf16* p) { return std::bit_cast<float>(static_cast<uint32_t>(p->x) << 16); }
 inline void store(bf16* p, float v) {
   const uint32_t u = std::bit_cast<uint32_t>(v);
-  const uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-  p->x = static_cast<uint16_t>(v == v ? rounded : 0x7fc0);
+  const uint32_t rounded = u + 0x7fff + ((u >> 16) & 1);
+  p->x = static_cast<uint16_t>((v == v ? rounded : 0x7fc00000) >> 16);
 }
 
 inline float load(const fp16* p) {

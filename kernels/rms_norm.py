@@ -2,12 +2,16 @@
 
     torch    the formula; autograd keeps float32 copies and makes about fifteen passes over memory, forward and backward
     cpp      csrc/rms_norm.cpp: a row is read once and stays in L1 until it is written
-    triton   the same, one program a row forward; backward walks many rows a program, so that dweight is summed in registers
+    triton   a tile of rows a program; backward walks many tiles a program, so that dweight is summed in registers
 
 Bound: memory. R rows of D elements of b bytes: forward 2 R D b, backward 3 R D b, plus 4 R for rstd.
+
+With n = x * rstd and g = dy * weight, the gradients are  dx = rstd * (g - n * mean(g * n)),  dweight = sum over rows of dy * n.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import triton
@@ -24,10 +28,16 @@ def rms_norm(
     return IMPLEMENTATIONS[choose(IMPLEMENTATIONS, impl, x.device)](x, weight, eps)
 
 
+# ---- torch ----
+
+
 def _torch(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     xf = x.float()
     y = xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)
     return (y if weight is None else y * weight.float()).to(x.dtype)
+
+
+# ---- cpp ----
 
 
 def _cpp_forward(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
@@ -40,63 +50,75 @@ def _cpp_backward(
     return jit.load("rms_norm").backward(dy, x, weight, rstd)
 
 
+# ---- triton ----
+
+
 @triton.jit
-def _rms_norm_forward_kernel(
-    x_ptr, weight_ptr, y_ptr, rstd_ptr, D, eps, HAS_WEIGHT: tl.constexpr, BLOCK_D: tl.constexpr
+def _rms_norm_fwd_kernel(
+    x_ptr, weight_ptr, y_ptr, rstd_ptr, R, D, eps, ROWS: tl.constexpr, BLOCK_D: tl.constexpr
 ):
-    row = tl.program_id(0).to(tl.int64)
-    offs = tl.arange(0, BLOCK_D)
-    mask = offs < D
-    x = tl.load(x_ptr + row * D + offs, mask=mask, other=0.0).to(tl.float32)
-    rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / D + eps)
-    tl.store(rstd_ptr + row, rstd)
-    y = x * rstd
-    if HAS_WEIGHT:
-        y *= tl.load(weight_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    tl.store(y_ptr + row * D + offs, y, mask=mask)
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    cols = tl.arange(0, BLOCK_D)
+    offs = rows[:, None] * D + cols[None, :]
+    mask = (rows < R)[:, None] & (cols < D)[None, :]
+    x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    rstd = 1.0 / tl.sqrt(tl.sum(x * x, axis=1) / D + eps)
+    tl.store(rstd_ptr + rows, rstd, mask=rows < R)
+    y = x * rstd[:, None]
+    if weight_ptr is not None:
+        y *= tl.load(weight_ptr + cols, mask=cols < D, other=0.0)[None, :]
+    tl.store(y_ptr + offs, y, mask=mask)
 
 
 @triton.jit
-def _rms_norm_backward_kernel(
+def _rms_norm_bwd_kernel(
     dy_ptr, x_ptr, weight_ptr, rstd_ptr, dx_ptr, dweight_ptr, R, D,
-    HAS_WEIGHT: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    PROGRAMS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
-    offs = tl.arange(0, BLOCK_D)
-    mask = offs < D
-    dweight = tl.zeros([BLOCK_D], dtype=tl.float32)
-    if HAS_WEIGHT:
-        weight = tl.load(weight_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    for row in range(program * ROWS, min(program * ROWS + ROWS, R)):
-        x = tl.load(x_ptr + row * D + offs, mask=mask, other=0.0).to(tl.float32)
-        dy = tl.load(dy_ptr + row * D + offs, mask=mask, other=0.0).to(tl.float32)
-        rstd = tl.load(rstd_ptr + row)
+    cols = tl.arange(0, BLOCK_D)
+    if weight_ptr is not None:
+        weight = tl.load(weight_ptr + cols, mask=cols < D, other=0.0)[None, :]
+        dweight = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
+    for first in range(program * ROWS, R, PROGRAMS * ROWS):
+        rows = first + tl.arange(0, ROWS)
+        offs = rows[:, None] * D + cols[None, :]
+        mask = (rows < R)[:, None] & (cols < D)[None, :]
+        dy = tl.load(dy_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        x = tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+        rstd = tl.load(rstd_ptr + rows, mask=rows < R, other=0.0)[:, None]
         n = x * rstd
         g = dy
-        if HAS_WEIGHT:
+        if weight_ptr is not None:
             g = dy * weight
             dweight += dy * n
-        dx = rstd * (g - n * (tl.sum(g * n, axis=0) / D))
-        tl.store(dx_ptr + row * D + offs, dx, mask=mask)
-    if HAS_WEIGHT:
-        tl.store(dweight_ptr + program * D + offs, dweight, mask=mask)
+        dx = rstd * (g - n * (tl.sum(g * n, axis=1) / D)[:, None])
+        tl.store(dx_ptr + offs, dx, mask=mask)
+    if weight_ptr is not None:
+        tl.store(dweight_ptr + program * D + cols, tl.sum(dweight, axis=0), mask=cols < D)
 
 
-ROWS = 16  # tune: 4 8 16 32 64
-# Rows a backward program walks: dweight partials shrink to R / ROWS rows, and 132 SMs x 8 programs still need R > 16 K to fill.
+TILE = 2048  # tune: 512 1024 2048 4096
+# Elements of a tile where D is smaller: rows are taken together, so that a program has 16-byte loads for all its threads.
+PROGRAMS = 512  # tune: 256 512 1024 2048
+# Backward programs: enough to fill 132 SMs, few enough that their dweights (PROGRAMS, D) are cheap to write and to add.
 
 
-def _warps(block_d: int) -> int:
-    return min(max(block_d // 256, 1), 16)  # 8 elements a thread: 16-byte loads of bf16
+def _tile(D: int) -> tuple[int, int, int]:
+    """Rows and columns of a tile, and its warps (16 elements a thread, until there are 1024 threads)."""
+    block = triton.next_power_of_2(D)
+    rows = max(TILE // block, 1)
+    return rows, block, min(max(rows * block // 512, 1), 32)
 
 
 def _triton_forward(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     R, D = x.shape
     y, rstd = torch.empty_like(x), x.new_empty(R, dtype=torch.float32)
-    block = triton.next_power_of_2(D)
-    _rms_norm_forward_kernel[(R,)](
-        x, weight, y, rstd, D, eps, weight is not None, block, num_warps=_warps(block)
-    )
+    if x.numel():
+        rows, block, warps = _tile(D)
+        _rms_norm_fwd_kernel[(triton.cdiv(R, rows),)](
+            x, weight, y, rstd, R, D, eps, rows, block, num_warps=warps
+        )
     return y, rstd
 
 
@@ -105,23 +127,45 @@ def _triton_backward(
 ) -> tuple[Tensor, Tensor]:
     R, D = x.shape
     dx = torch.empty_like(x)
-    programs = triton.cdiv(R, ROWS)
-    partial = x.new_empty((programs, D) if weight is not None else (0, D), dtype=torch.float32)
-    block = triton.next_power_of_2(D)
-    _rms_norm_backward_kernel[(programs,)](
-        dy, x, weight, rstd, dx, partial, R, D, weight is not None, ROWS, block, num_warps=_warps(block)
-    )  # fmt: skip
-    return dx, partial.sum(0)
+    if not x.numel():
+        return dx, x.new_zeros(D, dtype=torch.float32)
+    rows, block, warps = _tile(D)
+    programs = min(PROGRAMS, triton.cdiv(R, rows))
+    dweights = x.new_empty(programs, D, dtype=torch.float32) if weight is not None else None
+    _rms_norm_bwd_kernel[(programs,)](
+        dy, x, weight, rstd, dx, dweights, R, D, programs, rows, block, num_warps=warps
+    )
+    return dx, x.new_zeros(D, dtype=torch.float32) if dweights is None else dweights.sum(0)
 
+
+# The specialisations of the default model (bf16, D = 512, without and with a weight), for compiling ahead of time:
+# (kernel, types of its runtime arguments, its constexprs, options).
+_ROWS, _BLOCK_D, _WARPS = _tile(512)
+_SHAPE = {"ROWS": _ROWS, "BLOCK_D": _BLOCK_D}
+_FWD = {"x_ptr": "*bf16", "y_ptr": "*bf16", "rstd_ptr": "*fp32", "R": "i32", "D": "i32", "eps": "fp32"}  # fmt: skip
+_BWD = {"dy_ptr": "*bf16", "x_ptr": "*bf16", "rstd_ptr": "*fp32", "dx_ptr": "*bf16", "R": "i32", "D": "i32"}  # fmt: skip
+AOT = [
+    (_rms_norm_fwd_kernel, _FWD, {"weight_ptr": None, **_SHAPE}, {"num_warps": _WARPS}),
+    (_rms_norm_fwd_kernel, {**_FWD, "weight_ptr": "*fp32"}, _SHAPE, {"num_warps": _WARPS}),
+    (_rms_norm_bwd_kernel, _BWD, {"weight_ptr": None, "dweight_ptr": None, "PROGRAMS": PROGRAMS, **_SHAPE}, {"num_warps": _WARPS}),
+    (_rms_norm_bwd_kernel, {**_BWD, "weight_ptr": "*fp32", "dweight_ptr": "*fp32"}, {"PROGRAMS": PROGRAMS, **_SHAPE}, {"num_warps": _WARPS}),
+]  # fmt: skip
+
+
+# ---- one custom op for all kernels: its fake and its autograd formula are written once, and torch.compile keeps it whole ----
 
 FORWARD = {"cpp": _cpp_forward, "triton": _triton_forward}
 BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}
 
 
-# One custom op for all kernels: its fake and its autograd formula are written once, and torch.compile keeps it whole.
 @torch.library.custom_op("kernels::rms_norm", mutates_args=())
 def _op(x: Tensor, weight: Tensor | None, eps: float, impl: str) -> tuple[Tensor, Tensor]:
     return FORWARD[impl](x, weight, eps)
+
+
+@_op.register_fake
+def _(x: Tensor, weight: Tensor | None, eps: float, impl: str) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape[0], dtype=torch.float32)
 
 
 @torch.library.custom_op("kernels::rms_norm_backward", mutates_args=())
@@ -129,11 +173,6 @@ def _op_backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, impl: str
 ) -> tuple[Tensor, Tensor]:
     return BACKWARD[impl](dy, x, weight, rstd)
-
-
-@_op.register_fake
-def _(x: Tensor, weight: Tensor | None, eps: float, impl: str) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(x.shape[0], dtype=torch.float32)
 
 
 @_op_backward.register_fake
@@ -151,7 +190,7 @@ def _save(ctx, inputs, output):
 def _gradient(ctx, dy: Tensor, _):
     x, weight, rstd = ctx.saved_tensors
     dx, dweight = _op_backward(dy.contiguous(), x, weight, rstd, ctx.impl)
-    return dx, None if weight is None else dweight.to(weight.dtype), None, None
+    return dx, None if weight is None else dweight, None, None
 
 
 _op.register_autograd(_gradient, setup_context=_save)
@@ -159,9 +198,8 @@ _op.register_autograd(_gradient, setup_context=_save)
 
 def _kernel(impl: str):
     def run(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).contiguous()
-        scale = None if weight is None else weight.to(x.dtype).contiguous()
-        return _op(rows, scale, eps, impl)[0].view(x.shape)
+        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).contiguous()
+        return _op(rows, None if weight is None else weight.float().contiguous(), eps, impl)[0].view(x.shape)  # fmt: skip
 
     return run
 

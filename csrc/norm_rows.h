@@ -1,0 +1,116 @@
+// RMSNorm row by row, forward and backward: what rms_norm.cpp and add_rms_norm.cpp share.
+//
+// A row of D elements (a few KB) is passed over twice, but only the first pass reads memory: the second finds it in L1.
+#pragma once
+
+#include "lab.h"
+
+constexpr int64_t kGrain = 1 << 14;  // tune: 4096 16384 65536
+// Elements a thread takes at least: below it waking the pool (about 5 us) costs more than the rows.
+constexpr int64_t kParts = 64;  // tune: 16 64 256
+// Pieces that a backward is cut into at most. Each sums its own dweight, so the sum depends on the shape and not on the threads.
+
+// 1 / sqrt(mean(x^2) + eps)
+template <typename T>
+float row_rstd(const T* x, int64_t D, float eps) {
+  float sum = 0.f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t i = 0; i < D; ++i) {
+    const float v = load(x + i);
+    sum += v * v;
+  }
+  return 1.f / std::sqrt(sum / static_cast<float>(D) + eps);
+}
+
+// y = x * rstd * weight
+template <typename T>
+void row_scale(const T* x, const float* weight, float rstd, T* y, int64_t D) {
+  if (weight == nullptr) {
+#pragma omp simd
+    for (int64_t i = 0; i < D; ++i) store(y + i, load(x + i) * rstd);
+  } else {
+#pragma omp simd
+    for (int64_t i = 0; i < D; ++i) store(y + i, load(x + i) * rstd * weight[i]);
+  }
+}
+
+// With n = x * rstd and g = dy * weight:  dx = rstd * (g - n * mean(g * n)),  dweight += dy * n.
+// kWeight: there is a weight. kJoin: another gradient, `joining`, reaches x too; dx is the sum of both.
+template <bool kWeight, bool kJoin, typename T>
+void row_backward(const T* dy, const T* x, const float* weight, float rstd, const T* joining, T* dx, float* dweight,
+                  int64_t D) {
+  float dot = 0.f;
+#pragma omp simd reduction(+ : dot)
+  for (int64_t i = 0; i < D; ++i) {
+    const float g = kWeight ? load(dy + i) * weight[i] : load(dy + i);
+    dot += g * load(x + i);
+  }
+  const float c = dot * rstd * rstd / static_cast<float>(D);
+#pragma omp simd
+  for (int64_t i = 0; i < D; ++i) {
+    const float d = load(dy + i), v = load(x + i);
+    const float g = kWeight ? d * weight[i] : d;
+    const float through = rstd * (g - v * c);
+    store(dx + i, kJoin ? load(joining + i) + through : through);
+    if constexpr (kWeight) dweight[i] += d * (v * rstd);
+  }
+}
+
+// Calls row(r) for every row, on all threads.
+template <typename F>
+void for_rows(int64_t R, int64_t D, F&& row) {
+  torch::stable::parallel_for(0, R, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, D)), [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) row(r);
+  });
+}
+
+// Backward of all rows: writes dx (R, D), adds into dweight (D,) float32 if there is a weight.
+template <bool kWeight, bool kJoin, typename T>
+void rows_backward(const T* dy, const T* x, const float* weight, const float* rstd, const T* joining, T* dx, float* dweight,
+                   int64_t R, int64_t D) {
+  const int64_t parts = std::clamp<int64_t>(std::min(R * D / kGrain, R / 8), 1, kParts);
+  std::vector<float> sums(static_cast<size_t>(kWeight ? parts * D : 0), 0.f);
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
+    for (int64_t part = first; part < last; ++part)
+      for (int64_t r = R * part / parts; r < R * (part + 1) / parts; ++r)
+        row_backward<kWeight, kJoin>(dy + r * D, x + r * D, weight, rstd[r], joining + (kJoin ? r * D : 0), dx + r * D,
+                                     sums.data() + (kWeight ? part * D : 0), D);
+  });
+  if constexpr (kWeight)
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t i = 0; i < D; ++i) dweight[i] += sums[part * D + i];
+}
+
+// dy, x, joining (R, D); weight (D,) float32; rstd (R,) float32 -> dx (R, D), dweight (D,) float32, zeros without a weight
+inline std::tuple<Tensor, Tensor> norm_backward(const Tensor& dy, const Tensor& x, const std::optional<Tensor>& weight,
+                                                const Tensor& rstd, const std::optional<Tensor>& joining) {
+  const int64_t R = x.size(0), D = x.size(1);
+  Tensor dx = torch::stable::empty_like(x);
+  Tensor dweight = torch::stable::new_zeros(x, {D}, ScalarType::Float);
+  dispatch_float(x.scalar_type(), "rms_norm", [&]<typename T>() {
+    const auto run = [&]<bool kWeight, bool kJoin>() {
+      rows_backward<kWeight, kJoin, T>(reads<T>(dy), reads<T>(x), kWeight ? reads<float>(*weight) : nullptr,
+                                       reads<float>(rstd), kJoin ? reads<T>(*joining) : nullptr, writes<T>(dx),
+                                       writes<float>(dweight), R, D);
+    };
+    if (weight && joining) run.template operator()<true, true>();
+    else if (weight) run.template operator()<true, false>();
+    else if (joining) run.template operator()<false, true>();
+    else run.template operator()<false, false>();
+  });
+  return {dx, dweight};
+}
+
+// What a caller may have got wrong, in words.
+inline void check_rows(const char* name, const Tensor& t, const Tensor& like) {
+  STD_TORCH_CHECK(t.dim() == 2 && t.is_contiguous(), name, ": expected a contiguous (R, D) tensor, got ", t.dim(),
+                  " dimensions", t.is_contiguous() ? "" : " and gaps between them");
+  STD_TORCH_CHECK(t.size(0) == like.size(0) && t.size(1) == like.size(1) && t.scalar_type() == like.scalar_type(), name,
+                  ": expected (", like.size(0), ", ", like.size(1), ") and the same type as x, got (", t.size(0), ", ",
+                  t.size(1), ")");
+}
+inline void check_vector(const char* name, const Tensor& t, int64_t n) {
+  STD_TORCH_CHECK(t.dim() == 1 && t.is_contiguous() && t.size(0) == n && t.scalar_type() == ScalarType::Float, name,
+                  ": expected a contiguous float32 vector of ", n, " elements, got ", t.numel(), " in ", t.dim(),
+                  " dimensions");
+}
