@@ -1,0 +1,275 @@
+"""Linear head and cross-entropy in one op: z = h W^T, y = softcap * tanh(z / softcap), loss = logsumexp(y) - y[target], a token each.
+
+    torch    the formula; autograd keeps the logits in float32 three times over and passes over them about twelve times
+    cpp      torch.mm by chunks of rows; csrc/linear_cross_entropy.cpp reads a chunk's logits from the cache and leaves the loss and,
+             in the logits' place, their gradient
+    triton   the same, one program a row
+
+The gradient is kept for an upstream gradient of one, dz = (softmax(y) - onehot) * (1 - tanh^2), in the dtype of the products. With g a
+token's upstream gradient, backward is two products and nothing else of that size: dh = g * (dz W), dW = dz^T (g * h). Measured against
+keeping less: products whose operand is never stored (dz W inside forward) need g for dW and so a second pass over the logits whenever
+g differs from token to token, and recomputing z costs a third more arithmetic than the two passes over memory that it saves.
+
+Bound: 6 N D V flops for loss and gradients (2 N D V for the loss alone); dz is written once and read twice.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels import choose, jit
+
+IGNORED = -100
+
+
+def linear_cross_entropy(
+    h: Tensor, W: Tensor, targets: Tensor, softcap: float | None = None, *, impl: str | None = None
+) -> Tensor:
+    """Loss (...) float32 of predicting targets (...) int64 from h (..., D) through the head W (V, D).
+
+    A target of -100 is ignored: loss 0, gradient 0. W is taken in h's dtype; its gradient comes in its own. Any other target outside
+    0..V-1 raises IndexError on the CPU and makes the loss NaN on a GPU, where a check would have to wait for the device.
+    """
+    if h.shape[:-1] != targets.shape or W.ndim != 2 or h.shape[-1] != W.shape[1]:
+        raise ValueError(
+            f"expected h (..., D), W (V, D), targets (...), got {tuple(h.shape)}, {tuple(W.shape)}, {tuple(targets.shape)}"
+        )
+    if targets.dtype != torch.int64:
+        raise TypeError(f"expected int64 targets, got {targets.dtype}; convert them with .long()")
+    if softcap is not None and not softcap > 0:
+        raise ValueError(f"expected softcap > 0 or None, got {softcap}")
+    if torch.is_autocast_enabled(h.device.type):
+        h = h.to(torch.get_autocast_dtype(h.device.type))
+    return IMPLEMENTATIONS[choose(IMPLEMENTATIONS, impl, h.device)](h, W, targets, softcap)
+
+
+def _torch(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    z = F.linear(h, W.to(h.dtype)).float()
+    if softcap is not None:
+        z = softcap * torch.tanh(z / softcap)
+    losses = F.cross_entropy(z.flatten(0, -2), targets.flatten(), reduction="none")
+    return losses.view(targets.shape)
+
+
+CHUNK = 512  # tune: 128 256 512 1024 4096
+# Rows of logits made at a time on a CPU: at V = 8192 a chunk is 16 MB in float32, 8 MB in bfloat16. Fewer rows stay higher in the cache,
+# more let the products, which synchronise their threads once a chunk, run at full speed.
+
+
+@functools.cache
+def _cpu_product_dtypes() -> tuple[torch.dtype, ...]:
+    """Dtypes whose products this processor multiplies at speed: without avx512_bf16 or AMX, bfloat16 is 48 times slower than float32."""
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return (torch.float32, torch.bfloat16) if fast else (torch.float32,)
+
+
+def _check_targets(targets: Tensor, V: int) -> None:
+    wrong = ((targets < 0) | (targets >= V)) & (targets != IGNORED)
+    if wrong.any():
+        at = int(wrong.nonzero()[0])
+        raise IndexError(
+            f"target {int(targets[at])} of token {at}: expected 0..{V - 1}, or {IGNORED} to ignore it"
+        )
+
+
+def _cpp_loss(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    _check_targets(targets, W.shape[0])
+    N, V = h.shape[0], W.shape[0]
+    ops, loss = jit.load("linear_cross_entropy"), h.new_empty(N, dtype=torch.float32)
+    buffer = h.new_empty(min(N, CHUNK), V)
+    for begin in range(0, N, CHUNK):
+        rows = slice(begin, min(begin + CHUNK, N))
+        z = buffer[: rows.stop - begin]
+        torch.mm(h[rows], W.t(), out=z)
+        ops.loss(z, targets[rows], softcap, loss[rows])
+    return loss
+
+
+def _cpp_loss_and_gradient(
+    h: Tensor, W: Tensor, targets: Tensor, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    _check_targets(targets, W.shape[0])
+    N, V = h.shape[0], W.shape[0]
+    ops, loss = jit.load("linear_cross_entropy"), h.new_empty(N, dtype=torch.float32)
+    dz = ops.new_buffer(h, N, V)
+    for begin in range(0, N, CHUNK):
+        rows = slice(begin, min(begin + CHUNK, N))
+        torch.mm(h[rows], W.t(), out=dz[rows])
+        ops.loss_and_gradient(dz[rows], targets[rows], softcap, loss[rows])
+    return loss, dz
+
+
+@triton.jit
+def _capped(z, softcap, CAPPED: tl.constexpr):
+    """The softcapped logit and the slope there, from e^(-2 |z| / softcap), which cannot overflow."""
+    if CAPPED:
+        e = tl.exp(-2.0 * tl.abs(z) / softcap)
+        t = (1.0 - e) / (1.0 + e)
+        t = tl.where(z < 0, -t, t)
+        y, slope = softcap * t, 1.0 - t * t
+    else:
+        y, slope = z, z * 0.0 + 1.0
+    return y, slope
+
+
+@triton.jit
+def _linear_cross_entropy_kernel(
+    z_ptr, stride_zn, targets_ptr, loss_ptr, V, softcap,
+    CAPPED: tl.constexpr, GRADIENT: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    z_ptr += row * stride_zn
+    target = tl.load(targets_ptr + row)
+    if target == -100:
+        tl.store(loss_ptr + row, 0.0)
+        if GRADIENT:
+            for start in range(0, V, BLOCK_V):
+                offs = start + tl.arange(0, BLOCK_V)
+                tl.store(z_ptr + offs, tl.zeros([BLOCK_V], z_ptr.dtype.element_ty), mask=offs < V)
+    else:
+        # One running maximum and sum per lane; lanes meet once, after the row.
+        top = tl.full([BLOCK_V], -float("inf"), tl.float32)
+        total = tl.zeros([BLOCK_V], tl.float32)
+        for start in range(0, V, BLOCK_V):
+            offs = start + tl.arange(0, BLOCK_V)
+            z = tl.load(z_ptr + offs, mask=offs < V, other=-float("inf")).to(tl.float32)
+            y, _ = _capped(z, softcap, CAPPED)
+            y = tl.where(offs < V, y, -float("inf"))
+            new_top = tl.maximum(top, y)
+            safe = tl.where(new_top == -float("inf"), 0.0, new_top)
+            total = total * tl.exp(top - safe) + tl.exp(y - safe)
+            top = new_top
+        row_top = tl.max(top, axis=0)
+        lse = row_top + tl.log(tl.sum(total * tl.exp(top - row_top), axis=0))
+        known = (target >= 0) & (target < V)
+        z_target = tl.load(z_ptr + target, mask=known, other=float("nan")).to(tl.float32)
+        y_target, _ = _capped(z_target, softcap, CAPPED)
+        tl.store(loss_ptr + row, lse - y_target)
+        if GRADIENT:
+            for start in range(0, V, BLOCK_V):
+                offs = start + tl.arange(0, BLOCK_V)
+                z = tl.load(z_ptr + offs, mask=offs < V, other=0.0).to(tl.float32)
+                y, slope = _capped(z, softcap, CAPPED)
+                dz = (tl.exp(y - lse) - tl.where(offs == target, 1.0, 0.0)) * slope
+                tl.store(z_ptr + offs, dz, mask=offs < V)
+
+
+BLOCK_V = 4096  # tune: 1024 2048 4096 8192
+# Logits a program holds at a time: at V = 8192 the second loop finds the row in L1.
+TRITON_CHUNK = 2048  # tune: 1024 2048 4096 8192
+# Rows of logits made at a time on a GPU: 2048 rows of 8192 bfloat16 logits are 32 MB of an H100's 50 MB L2.
+
+
+def _triton_rows(
+    z: Tensor, targets: Tensor, loss: Tensor, softcap: float | None, gradient: bool
+) -> None:
+    V = z.shape[1]
+    block = min(BLOCK_V, triton.next_power_of_2(V))
+    _linear_cross_entropy_kernel[(z.shape[0],)](
+        z, z.stride(0), targets, loss, V, softcap or 0.0, softcap is not None, gradient, block,
+        num_warps=min(max(block // 512, 1), 8),
+    )  # fmt: skip
+
+
+def _triton_loss(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+    N, V = h.shape[0], W.shape[0]
+    loss = h.new_empty(N, dtype=torch.float32)
+    for begin in range(0, N, TRITON_CHUNK):
+        rows = slice(begin, min(begin + TRITON_CHUNK, N))
+        _triton_rows(h[rows] @ W.t(), targets[rows], loss[rows], softcap, gradient=False)
+    return loss
+
+
+def _triton_loss_and_gradient(
+    h: Tensor, W: Tensor, targets: Tensor, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    N, V = h.shape[0], W.shape[0]
+    loss, dz = h.new_empty(N, dtype=torch.float32), h.new_empty(N, V)
+    for begin in range(0, N, TRITON_CHUNK):
+        rows = slice(begin, min(begin + TRITON_CHUNK, N))
+        torch.mm(h[rows], W.t(), out=dz[rows])
+        _triton_rows(dz[rows], targets[rows], loss[rows], softcap, gradient=True)
+    return loss, dz
+
+
+LOSS = {"cpp": _cpp_loss, "triton": _triton_loss}
+LOSS_AND_GRADIENT = {"cpp": _cpp_loss_and_gradient, "triton": _triton_loss_and_gradient}
+
+
+# Two custom ops for all kernels: one for when a gradient will be wanted, one that keeps a single chunk of logits.
+@torch.library.custom_op("kernels::linear_cross_entropy_loss", mutates_args=())
+def _op_loss(
+    h: Tensor, W: Tensor, targets: Tensor, softcap: float | None, impl: str
+) -> Tensor:  # h (N, D), W (V, D) of one dtype, targets (N,) -> loss (N,) float32
+    return LOSS[impl](h, W, targets, softcap)
+
+
+@torch.library.custom_op("kernels::linear_cross_entropy", mutates_args=())
+def _op(
+    h: Tensor, W: Tensor, targets: Tensor, softcap: float | None, impl: str
+) -> tuple[Tensor, Tensor]:  # -> loss (N,) float32, dz (N, V)
+    return LOSS_AND_GRADIENT[impl](h, W, targets, softcap)
+
+
+@_op_loss.register_fake
+def _(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None, impl: str) -> Tensor:
+    return h.new_empty(h.shape[0], dtype=torch.float32)
+
+
+@_op.register_fake
+def _(
+    h: Tensor, W: Tensor, targets: Tensor, softcap: float | None, impl: str
+) -> tuple[Tensor, Tensor]:
+    return h.new_empty(h.shape[0], dtype=torch.float32), h.new_empty(h.shape[0], W.shape[0])
+
+
+def _save(ctx, inputs, output):
+    h, W, *_ = inputs
+    ctx.set_materialize_grads(
+        False
+    )  # else every backward would fill an N x V tensor of zeros for dz
+    ctx.save_for_backward(h, W, output[1])
+
+
+def _gradient(ctx, g: Tensor | None, gradient_of_dz: Tensor | None):
+    if gradient_of_dz is not None:
+        raise RuntimeError(
+            "linear_cross_entropy has no second derivative: use impl='torch' for one"
+        )
+    if g is None:
+        return None, None, None, None, None
+    h, W, dz = ctx.saved_tensors
+    dh = dW = None
+    with torch.autocast(h.device.type, enabled=False):
+        g = g[:, None]
+        if ctx.needs_input_grad[0]:
+            dh = ((dz @ W) * g).to(h.dtype)
+        if ctx.needs_input_grad[1]:
+            dW = dz.t() @ (h * g).to(h.dtype)
+    return dh, dW, None, None, None
+
+
+_op.register_autograd(_gradient, setup_context=_save)
+
+
+def _kernel(impl: str):
+    def run(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
+        dtype = h.dtype
+        if h.device.type == "cpu" and dtype not in _cpu_product_dtypes():
+            dtype = torch.float32
+        rows = h.reshape(-1, h.shape[-1]).to(dtype)
+        head, flat = W.to(h.dtype).to(dtype), targets.reshape(-1).contiguous()
+        if torch.is_grad_enabled() and (h.requires_grad or W.requires_grad):
+            return _op(rows, head, flat, softcap, impl)[0].view(targets.shape)
+        return _op_loss(rows, head, flat, softcap, impl).view(targets.shape)
+
+    return run
+
+
+IMPLEMENTATIONS = {"torch": _torch, "cpp": _kernel("cpp"), "triton": _kernel("triton")}
