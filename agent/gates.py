@@ -1,0 +1,232 @@
+"""The gates, cheapest first; the order is meaning. Each says passed or refused, why, and on what evidence.
+
+    scope        only the surface, plain text of a sane size, not an earlier idea again
+    static       parses, exports what it must, and has nothing that a kernel has no business with
+    build        compiles: C++ and CUDA through the JIT, Triton ahead of time
+    correctness  agrees with float64 over drawn cases, values and gradients
+    microbench   faster on the trial's shapes, beyond the measurement's own interval
+    parity       the first training steps go as before, and no slower
+
+A new gate is a function here, its place in GATES, and a cheat in tests/cheats/ that only it stops.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent import scope as rules
+from agent import static_cpp, static_python, surface
+from agent.judging import Judging, Unfit
+from agent.records import Candidate, GateResult
+from bench.finding import Finding
+
+
+@dataclass(frozen=True)
+class Context:
+    """What the gates know beside the candidate.
+
+    `earlier`: patch hash to experiment number of this run's proposals; None for a person's change, which may repeat itself, may
+    touch documents and tests (not judged here), and has only to be no slower where `must_win` is False.
+    """
+
+    judge: Judging
+    op: str | None = None
+    earlier: Mapping[str, int] | None = None
+    must_win: bool = True
+    complete: bool = True  # the tree must stay whole: IMPLEMENTATIONS in each kernel file
+    ops: Sequence[str] = field(default_factory=tuple)
+
+    def touched(self, candidate: Candidate) -> list[str]:
+        return surface.touched_ops(candidate.paths, candidate.tree, self.ops or self.judge.ops())
+
+
+Gate = Callable[[Candidate, Context], Finding]
+
+
+def scope(candidate: Candidate, context: Context) -> Finding:
+    evidence = dict(rules.evidence(candidate))
+    judge = rules.judge_paths(candidate.paths)
+    if judge:
+        return Finding(
+            False,
+            f"{', '.join(judge)}: part of the judge, which cannot judge a change of itself; take it out of this change "
+            "and have a person review it on its own",
+            evidence,
+        )
+    if context.earlier is None:
+        inside = tuple(c for c in candidate.changes if c.path.split("/")[0] in surface.FOLDERS)
+        evidence["not_judged"] = [
+            path for path in candidate.paths if path not in {c.path for c in inside}
+        ]
+        candidate = Candidate(
+            candidate.target, candidate.incumbent, candidate.tree, inside, candidate.patch
+        )
+    elif rules.is_idle(candidate.changes):
+        return Finding(
+            False,
+            "nothing that runs is changed; change code, not comments or layout alone",
+            evidence,
+        )
+    refusals = list(rules.refusals(candidate, context.op, context.ops or context.judge.ops()))
+    twin = (context.earlier or {}).get(rules.patch_hash(candidate.changes))
+    if twin is not None:
+        refusals.append(
+            f"the same change as experiment {twin} of this run; its outcome is in the ledger: try another idea"
+        )
+    if refusals:
+        return Finding(False, "; ".join(refusals), evidence | {"refusals": refusals})
+    return Finding(True, f"{len(candidate.changes)} files, {evidence['lines']} lines", evidence)
+
+
+def static(candidate: Candidate, context: Context) -> Finding:
+    refusals: list[str] = []
+    advice: list[str] = []
+    for change in candidate.changes:
+        if (
+            change.after is None
+            or change.path in surface.FROZEN
+            or not change.path.startswith(surface.FOLDERS)
+        ):
+            continue
+        source = change.after.decode(errors="replace")
+        python = change.path.endswith(".py")
+        report = (static_python if python else static_cpp).inspect_source(change.path, source)
+        refusals += [f"{change.path}:{line}: {text}" for line, text in report.refusals]
+        advice += [f"{change.path}:{line}: {text}" for line, text in report.advice]
+        if python and not any("does not parse" in text for _, text in report.refusals):
+            refusals += [
+                f"{change.path}: {text}" for text in _exports(change.path, source, context)
+            ]
+    if refusals:
+        return Finding(False, "; ".join(refusals[:5]), {"refusals": refusals, "advice": advice})
+    return Finding(True, f"{len(candidate.changes)} files read", {"advice": advice})
+
+
+def _exports(path: str, source: str, context: Context) -> Iterator[str]:
+    stem = Path(path).stem
+    if path == "model/train.py":
+        missing = {"describe", "warm_up", "train", "logits"} - static_python.methods(
+            source, "Trainer"
+        )
+        if missing:
+            yield f"class Trainer lacks {', '.join(sorted(missing))}, which the trial calls"
+    if not path.startswith("kernels/") or stem not in (context.ops or context.judge.ops()):
+        return
+    found = static_python.signature_of(source, stem)
+    public = context.judge.signature(stem)
+    if found is None:
+        yield f"no function `{stem}` at top level; write `def {stem}{public}`"
+    elif not _same_signature(found, public):
+        yield f"`{stem}({', '.join(n for n, _ in found)})` is not the public signature; write `def {stem}{public}`"
+    if context.complete and "IMPLEMENTATIONS" not in static_python.top_level_names(source):
+        yield 'no IMPLEMENTATIONS; export a dict of name to function, as {"torch": ..., "cpp": ..., "triton": ...}'
+
+
+def _same_signature(found: Sequence[tuple[str, str | None]], public: inspect.Signature) -> bool:
+    """Same names in the same order with the same defaults; more parameters may follow if they have defaults."""
+    wanted = list(public.parameters.values())
+    if len(found) < len(wanted) or any(default is None for _, default in found[len(wanted) :]):
+        return False
+    for (name, default), parameter in zip(found, wanted, strict=False):
+        absent = parameter.default is inspect.Parameter.empty
+        if name != parameter.name or (default is None) != absent:
+            return False
+        if default is not None and ast.unparse(ast.parse(default)) != ast.unparse(
+            ast.parse(repr(parameter.default))
+        ):
+            return False
+    return True
+
+
+def build(candidate: Candidate, context: Context) -> Finding:
+    kernels = [path for path in candidate.paths if surface.is_kernel(path)]
+    if not kernels:
+        return Finding(True, "no kernel is changed")
+    return context.judge.build(candidate.tree, kernels)
+
+
+def correctness(candidate: Candidate, context: Context) -> Finding:
+    evidence: dict[str, Any] = {}
+    said = []
+    for op in context.touched(candidate):
+        finding = context.judge.correctness(op, candidate.tree)
+        evidence[op] = finding.evidence
+        if not finding.passed:
+            return Finding(False, f"{op}: {finding.reason}", evidence)
+        said.append(f"{op}: {finding.reason}")
+    return Finding(True, "; ".join(said) or "no kernel is changed", evidence)
+
+
+def microbench(candidate: Candidate, context: Context) -> Finding:
+    """Evidence: a Comparison by op, as a dict."""
+    evidence: dict[str, Any] = {}
+    wins, said = 0, []
+    for op in context.touched(candidate):
+        try:
+            result = context.judge.compare(op, candidate.incumbent, candidate.tree)
+        except Unfit as unfit:
+            return Finding(False, f"{op}: {unfit}", evidence)
+        evidence[op] = asdict(result)
+        said.append(f"{op} {_speed(result.ratio, result.low, result.high)}")
+        if result.low > 1.0:
+            return Finding(
+                False,
+                f"slower: {said[-1]}; the incumbent's way is better on these shapes",
+                evidence,
+            )
+        wins += result.high < 1.0
+    if not said:
+        return Finding(True, "no kernel is changed", evidence)
+    if context.must_win and not wins:
+        return Finding(
+            False,
+            f"not faster: {'; '.join(said)}; the interval has to lie below 1 (a change that is not about speed has no place here)",
+            evidence,
+        )
+    return Finding(True, "; ".join(said), evidence)
+
+
+def _speed(ratio: float, low: float, high: float) -> str:
+    return f"takes {ratio:.3f}x the incumbent's time [{low:.3f}, {high:.3f}]"
+
+
+def parity(candidate: Candidate, context: Context) -> Finding:
+    if any(not surface.is_kernel(path) for path in candidate.paths):
+        return Finding(
+            True, "the model is changed too: its curve may differ, and the trial decides"
+        )
+    return context.judge.parity(candidate.incumbent, candidate.tree)
+
+
+GATES: tuple[tuple[str, Gate], ...] = (
+    ("scope", scope),
+    ("static", static),
+    ("build", build),
+    ("correctness", correctness),
+    ("microbench", microbench),
+    ("parity", parity),
+)
+
+
+def run(
+    candidate: Candidate,
+    context: Context,
+    gates: Sequence[tuple[str, Gate]] = GATES,
+    announce: Callable[[str], None] = lambda name: None,
+) -> Iterator[GateResult]:
+    """Each gate's result as it comes; the first refusal is the last."""
+    for name, gate in gates:
+        announce(name)
+        started = time.monotonic()
+        finding = gate(candidate, context)
+        yield GateResult(
+            name, finding.passed, finding.reason, finding.evidence, time.monotonic() - started
+        )
+        if not finding.passed:
+            return

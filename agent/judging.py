@@ -1,0 +1,141 @@
+"""What the loop asks of the judge, as one object: `Bench` asks the real one, a test gives another.
+
+`bench` is imported where it is used, because it brings torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bench.finding import Finding
+
+if TYPE_CHECKING:
+    from bench.data import Dataset
+    from bench.timing import Comparison
+    from bench.trial import TrialResult
+    from bench.verdict import Verdict
+
+Progress = Callable[[dict[str, Any]], None]
+
+
+class Unfit(Exception):
+    """The candidate did not come through a measurement; the message says how."""
+
+
+class Judging(Protocol):
+    """What is asked of a judge. Trees are folders with kernels/, csrc/ and model/."""
+
+    def ops(self) -> list[str]: ...
+
+    def signature(self, op: str) -> inspect.Signature: ...
+
+    def build(self, tree: Path, changed: Sequence[str]) -> Finding: ...
+
+    def correctness(self, op: str, tree: Path) -> Finding: ...
+
+    def compare(self, op: str, incumbent: Path, candidate: Path) -> Comparison:
+        """Raises Unfit if an arm fails or a timed output is wrong."""
+        ...
+
+    def parity(self, incumbent: Path, candidate: Path) -> Finding: ...
+
+    def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult: ...
+
+    def revive(self, row: dict[str, Any]) -> TrialResult:
+        """A result that the ledger kept as `asdict`."""
+        ...
+
+    def decide(
+        self,
+        target: str,
+        comparison: Comparison | None,
+        incumbent: Sequence[TrialResult],
+        candidate: Sequence[TrialResult],
+        noise: float,
+    ) -> Verdict: ...
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The judge of this checkout. Measurements draw fresh random inputs on every call."""
+
+    device: str = "cpu"
+    dataset: Dataset | None = None
+    seconds: float = 300.0
+
+    def ops(self) -> list[str]:
+        from bench import contracts
+
+        return contracts.ops()
+
+    def signature(self, op: str) -> inspect.Signature:
+        from bench import contracts
+
+        return inspect.signature(contracts.contract(op).reference)
+
+    def build(self, tree: Path, changed: Sequence[str]) -> Finding:
+        from bench import builds
+
+        return builds.build(tree, changed)
+
+    def correctness(self, op: str, tree: Path) -> Finding:
+        from bench import correctness
+
+        return correctness.check(op, tree, device=self.device)
+
+    def compare(self, op: str, incumbent: Path, candidate: Path) -> Comparison:
+        from bench import timing
+        from bench.judge import Refused
+
+        try:
+            return timing.compare(op, incumbent, candidate, device=self.device)
+        except Refused as refused:
+            raise Unfit(str(refused)) from None
+
+    def parity(self, incumbent: Path, candidate: Path) -> Finding:
+        from bench import parity
+
+        return parity.probe(incumbent, candidate, self._data(), device=self.device)
+
+    def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult:
+        from bench import trial
+
+        return trial.run_trial(
+            tree,
+            self._data(),
+            seconds=self.seconds,
+            seed=seed,
+            device=self.device,
+            progress=progress,
+        )
+
+    def revive(self, row: dict[str, Any]) -> TrialResult:
+        from bench.trial import TrialResult
+
+        return TrialResult(**row)
+
+    def decide(
+        self,
+        target: str,
+        comparison: Comparison | None,
+        incumbent: Sequence[TrialResult],
+        candidate: Sequence[TrialResult],
+        noise: float,
+    ) -> Verdict:
+        from bench import verdict
+
+        return verdict.decide(target, comparison, incumbent, candidate, noise)
+
+    def _data(self) -> Dataset:
+        if self.dataset is None:
+            raise ValueError("this judge was made without data: pass `dataset`")
+        return self.dataset
+
+
+def as_row(result: TrialResult) -> dict[str, Any]:
+    """A trial's result as the ledger keeps it."""
+    return asdict(result)

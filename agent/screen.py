@@ -1,0 +1,132 @@
+"""What a person sees while the lab works: a live line on a terminal, plain lines with the time in a pipe or a log file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol, TextIO
+
+PLAIN_EVERY_S = 15.0  # between two progress lines of one stage in a log
+
+
+class Screen(Protocol):
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        ...
+
+    def stage(self, text: str, seconds: float | None = None) -> None:
+        """What is going on from here, and how long it will take if that is known."""
+        ...
+
+    def progress(self, event: Mapping[str, Any]) -> None:
+        """How far the stage is: any of stage, loss, tokens, elapsed, step, fraction."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_screen(stream: TextIO) -> Screen:
+    return Live(stream) if stream.isatty() else Plain(stream)
+
+
+def describe(event: Mapping[str, Any]) -> str:
+    """`step 120  loss 3.214  4,210 tokens/s` of what the event has."""
+    parts = [str(event["stage"])] if event.get("stage") else []
+    if event.get("step") is not None:
+        parts.append(f"step {event['step']:,}")
+    if event.get("loss") is not None:
+        parts.append(f"loss {event['loss']:.3f}")
+    if event.get("tokens") and event.get("elapsed"):
+        parts.append(f"{event['tokens'] / event['elapsed']:,.0f} tokens/s")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `3:07` or `2:05:09`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+class Plain:
+    """Timestamped lines; a stage that goes on says so every quarter of a minute."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._stage, self._seconds = "", None
+        self._began = self._spoke = time.monotonic()
+
+    def say(self, text: str) -> None:
+        stamp = time.strftime("%H:%M:%S")
+        for line in text.splitlines() or [""]:
+            print(f"{stamp} {line}".rstrip(), file=self._stream, flush=True)
+
+    def stage(self, text: str, seconds: float | None = None) -> None:
+        self._stage, self._seconds = text, seconds
+        self._began = self._spoke = time.monotonic()
+        self.say(
+            f"{text} ..." + (f" (about {duration(seconds)})" if seconds and seconds >= 2 else "")
+        )
+
+    def progress(self, event: Mapping[str, Any]) -> None:
+        now = time.monotonic()
+        if now - self._spoke < PLAIN_EVERY_S:
+            return
+        self._spoke = now
+        left = self._left(event, now)
+        self.say(
+            f"  {self._stage}: {describe(event)}"
+            + (f"  {duration(left)} left" if left is not None else "")
+        )
+
+    def _left(self, event: Mapping[str, Any], now: float) -> float | None:
+        passed = event.get("elapsed", now - self._began)
+        if event.get("fraction"):
+            return float(passed / event["fraction"] - passed)
+        return None if self._seconds is None else max(0.0, self._seconds - passed)
+
+    def close(self) -> None:
+        pass
+
+
+class Live:
+    """One line that moves: the stage, a bar where its length is known, time left, loss and tokens/s."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._console = Console(file=stream, highlight=False)
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False), console=self._console, transient=True, refresh_per_second=4,
+        )  # fmt: skip
+        self._task = self._bar.add_task("", total=None, note="", visible=False)
+        self._seconds: float | None = None
+        self._began = time.monotonic()
+        self._bar.start()
+
+    def say(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def stage(self, text: str, seconds: float | None = None) -> None:
+        self._seconds, self._began = seconds, time.monotonic()
+        self._bar.reset(self._task, total=seconds, description=text, note="", visible=True)
+
+    def progress(self, event: Mapping[str, Any]) -> None:
+        passed = float(event.get("elapsed", time.monotonic() - self._began))
+        note = describe(event)
+        if event.get("fraction") is not None:
+            self._bar.update(self._task, total=1.0, completed=event["fraction"], note=note)
+        elif self._seconds is not None:
+            left = f"{duration(max(0.0, self._seconds - passed))} left"
+            self._bar.update(
+                self._task, completed=min(passed, self._seconds), note=f"{left}  {note}"
+            )
+        else:
+            self._bar.update(self._task, note=note)
+
+    def close(self) -> None:
+        self._bar.stop()
