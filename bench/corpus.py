@@ -12,11 +12,10 @@ Every source becomes a stream of `Document`s whose text is valid UTF-8. What can
 
 import gzip
 import hashlib
-import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -155,8 +154,8 @@ def _files(files: tuple[Path, ...], progress: Callable[[float], None]) -> Iterat
         done += path.stat().st_size
 
 
-def _jsonl(raw: BinaryIO, path: Path) -> Iterator[Document]:
-    for number, line in enumerate(raw, 1):
+def _jsonl(lines: Iterable[bytes], path: Path) -> Iterator[Document]:
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
@@ -166,13 +165,27 @@ def _jsonl(raw: BinaryIO, path: Path) -> Iterator[Document]:
         yield _row(row, f"{path}, line {number}", path.name)
 
 
-def _jsonl_zst(raw: BinaryIO, path: Path) -> Iterator[Document]:
-    reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True, closefd=False)
-    return _jsonl(io.BufferedReader(reader), path)
-
-
 def _jsonl_gz(raw: BinaryIO, path: Path) -> Iterator[Document]:
-    return _jsonl(io.BufferedReader(gzip.GzipFile(fileobj=raw)), path)
+    return _jsonl(gzip.GzipFile(fileobj=raw), path)
+
+
+def _jsonl_zst(raw: BinaryIO, path: Path) -> Iterator[Document]:
+    return _jsonl(_zst_lines(raw), path)
+
+
+def _zst_lines(raw: BinaryIO) -> Iterator[bytes]:
+    """The lines of all frames; zstandard's own stream reader ends in silence where a file is cut off."""
+    frame, rest = None, b""
+    while chunk := raw.read(1 << 17):
+        while chunk:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            *lines, rest = (rest + frame.decompress(chunk)).split(b"\n")
+            yield from lines
+            chunk = frame.unused_data
+            frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("the file is cut off: its last frame has no end")
+    yield rest
 
 
 def _plain_text(raw: BinaryIO, path: Path) -> Iterator[Document]:

@@ -24,7 +24,7 @@ from bench.finding import Finding
 from bench.judge import Judge, Refused, place_call
 
 DRAWN_CASES = 8
-HELD_CASES = 4
+HELD_CASES = 3
 CALL_TIMEOUT_S = 90.0  # the first call may build
 
 

@@ -1,14 +1,13 @@
 """Which document trains, which selects (val) and which tests, and what is too alike to be held out.
 
-The split is by document. Documents are ordered by origin, size class and hash of their text, and every
-k-th goes to val, the ones halfway between to test: so each document has the same chance, each genre and
-each length has its share (a plain draw by hash gives val 7 +- 3 of the embedded corpus's 443 long
-documents), and the order in which documents arrive does not matter.
+The split is by document. Documents are ordered by origin, size class and hash of their text; every k-th goes to val and the ones
+halfway between to test. So every document has the same chance, each genre and each length has its share, and the order in which
+documents come does not matter. On the embedded corpus val's size has a standard deviation of 18 KB over draws of the hash;
+drawing each document by its own hash it has 92 KB, of 400 KB, because half of the text is in 437 documents of 32 KB.
 
-A held-out document a fifth of whose shingles also stand in train is dropped; so is a test document that
-is as close to val. Train keeps its text: a quoted paragraph would cost it a chapter. On the embedded
-corpus this drops 4 of 437 held-out documents (recipes, 4.8 KB of 794 KB), and the share of held-out
-shingles that train has seen falls from 0.29 % to 0.07 %.
+A held-out document a fifth of whose shingles also stand in train is dropped; so is a test document as close to val. Train keeps
+its text, or a quoted paragraph would cost it a chapter. On the embedded corpus 2 of 437 held-out documents go (recipes, 1.7 KB of
+768 KB), and the share of held-out text that also stands in train falls from 0.15 % to 0.09 %.
 """
 
 from collections.abc import Callable

@@ -1,0 +1,62 @@
+"""The build gate: every C++ and CUDA source that changed compiles, and every Triton kernel of a changed op compiles ahead of time for GPUs that need not be here.
+
+C++ goes through kernels/jit.py into the shared cache, so that later runners find the object; Triton's registers, spills and shared memory are
+read from the cubin and reported.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.contracts import ops
+from bench.finding import Finding
+from bench.judge import Judge, Refused
+
+TARGETS = (80, 90, 100)  # A100, H100, B200
+TIMEOUT_S = 300.0
+
+
+def build(tree: Path, changed: Sequence[str]) -> Finding:
+    """Build what `changed` (paths relative to the tree) touches; a header touches every source beside it."""
+    evidence: dict[str, Any] = {}
+    try:
+        sources = _sources(tree, changed)
+        if sources:
+            with Judge(tree, cache_writable=True) as judge:
+                judge.ask("load", tree=str(judge.tree))
+                answer = judge.ask("build", timeout=TIMEOUT_S, sources=[str(s) for s in sources])
+                evidence["build_seconds"] = answer["seconds"]
+        for op in _ops(changed):
+            with Judge(tree) as judge:
+                judge.ask("load", op=op, tree=str(judge.tree))
+                rows = judge.ask("aot", timeout=TIMEOUT_S, op=op, targets=list(TARGETS))["kernels"]
+                evidence.setdefault("triton", {})[op] = rows
+    except Refused as refused:
+        return Finding(False, str(refused), {**evidence, "kind": refused.kind})
+    return Finding(True, _summary(evidence), evidence)
+
+
+def _sources(tree: Path, changed: Sequence[str]) -> list[Path]:
+    csrc = tree.resolve() / "csrc"
+    suffixes = (".cpp", ".cu") if shutil.which("nvcc") else (".cpp",)
+    everything = sorted(p for p in csrc.glob("*") if p.suffix in suffixes)
+    if any(path.startswith("csrc/") and path.endswith(".h") for path in changed):
+        return everything
+    return [p for p in everything if f"csrc/{p.name}" in changed]
+
+
+def _ops(changed: Sequence[str]) -> list[str]:
+    return [op for op in ops() if f"kernels/{op}.py" in changed]
+
+
+def _summary(evidence: dict[str, Any]) -> str:
+    parts = [f"{name} in {seconds:.0f} s" for name, seconds in evidence.get("build_seconds", {}).items()]
+    for op, rows in evidence.get("triton", {}).items():
+        if rows:
+            spills = sum(row["stack_bytes"] > 0 for row in rows)
+            most = max(row["registers"] for row in rows)
+            parts.append(f"{op}: {len(rows)} Triton builds, at most {most} registers, {spills} with spills")
+    return "built " + "; ".join(parts) if parts else "nothing to build"

@@ -1,0 +1,90 @@
+"""What this machine can do at most, measured once and kept: copy bandwidth and matrix product, per dtype, with all threads.
+
+% of limit is always of these figures, never of a data sheet. They are kept in .lab/ceilings.json under the processor's or GPU's name, thread
+count and torch version; delete the file to measure again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FILE = Path(__file__).resolve().parent.parent / ".lab" / "ceilings.json"
+COPY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
+MATRIX = {"cpu": 1536, "cuda": 8192}
+SAMPLES = 9
+
+
+def ceilings(device: str) -> dict[str, float]:
+    """{"bytes_per_s", "flops_float32", "flops_bfloat16"}: best sustained figures of this machine."""
+    key = _machine(device)
+    known: dict[str, Any] = json.loads(FILE.read_text()) if FILE.is_file() else {}
+    if key not in known:
+        known[key] = _measure(device)
+        FILE.parent.mkdir(parents=True, exist_ok=True)
+        scratch = FILE.with_suffix(f".{os.getpid()}")
+        scratch.write_text(json.dumps(known, indent=1))
+        os.replace(scratch, FILE)
+    found: dict[str, float] = known[key]
+    return found
+
+
+def peak_flops(device: str) -> float:
+    """The ceiling that MFU is counted against: the faster of float32 and bfloat16."""
+    found = ceilings(device)
+    return max(found["flops_float32"], found["flops_bfloat16"])
+
+
+def bound_seconds(bytes_moved: float, flops: float, dtype: str, device: str) -> float:
+    """Least time for this traffic and arithmetic here: the larger of the two."""
+    found = ceilings(device)
+    rate = found["flops_bfloat16" if dtype in ("bfloat16", "float16") else "flops_float32"]
+    return max(bytes_moved / found["bytes_per_s"], flops / rate)
+
+
+def _machine(device: str) -> str:
+    import torch
+
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()} torch {torch.__version__}"
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()} x{torch.get_num_threads()} torch {torch.__version__}"
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _measure(device: str) -> dict[str, float]:
+    import torch
+
+    def seconds(call: Callable[[], object]) -> float:
+        times = []
+        for _ in range(SAMPLES + 2):
+            if device == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            call()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        return statistics.quantiles(times[2:], n=4)[0]  # the lower quartile: a ceiling, but not one lucky sample
+
+    source = torch.zeros(COPY_BYTES[device], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    found = {"bytes_per_s": 2 * source.numel() / seconds(lambda: target.copy_(source))}
+    n = MATRIX[device]
+    for dtype in (torch.float32, torch.bfloat16):
+        # On a processor without bf16 arithmetic the product takes 48 times as long as in float32: a smaller one tells as much.
+        size = n if dtype == torch.float32 or device == "cuda" else n // 2
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        out = torch.empty(size, size, device=device, dtype=dtype)
+        found[f"flops_{str(dtype)[6:]}"] = 2 * size**3 / seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))  # type: ignore[misc]
+    return found
