@@ -55,7 +55,9 @@ class GPTConfig:
     depth: int
     dim: int
     head_dim: int
-    window_pattern: str  # a letter a layer, repeated: S(hort) or L(ong); the last layer is always long
+    window_pattern: (
+        str  # a letter a layer, repeated: S(hort) or L(ong); the last layer is always long
+    )
     short_window: int
     dtype: torch.dtype
     impl: Mapping[str, str] = field(default_factory=dict)
@@ -85,7 +87,9 @@ def configure(
     """
     unknown = set(impl or ()) - set(OPS)
     if unknown:
-        raise ValueError(f"impl names {', '.join(sorted(unknown))}: expected ops among {', '.join(OPS)}")
+        raise ValueError(
+            f"impl names {', '.join(sorted(unknown))}: expected ops among {', '.join(OPS)}"
+        )
     common = dict(vocab_size=vocab_size, sequence_length=sequence_length, impl=dict(impl or {}))
     if device == "cpu":
         return GPTConfig(
@@ -134,7 +138,9 @@ class GPT(nn.Module):
     def initialize(self, seed: int) -> None:
         """Set every weight from `seed`, in place. Output projections start at zero: each layer begins as the identity."""
         generator = torch.Generator(self.head.device).manual_seed(seed)
-        bound = INIT_SCALE * (3 / self.config.dim) ** 0.5  # uniform(-b, b) has a deviation of b / sqrt(3)
+        bound = (
+            INIT_SCALE * (3 / self.config.dim) ** 0.5
+        )  # uniform(-b, b) has a deviation of b / sqrt(3)
         self.embed.normal_(generator=generator)
         self.head.normal_(std=0.001, generator=generator)
         self.qkvo.uniform_(-bound, bound, generator=generator)[:, 3].zero_()
@@ -158,7 +164,9 @@ class GPT(nn.Module):
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) in float32 of the token that follows each position of rows (B, T), T up to the sequence length."""
-        z = F.linear(self._hidden(tokens).float(), self.head)  # float32: bf16 resolves a logit of 8 to 0.06
+        z = F.linear(
+            self._hidden(tokens).float(), self.head
+        )  # float32: bf16 resolves a logit of 8 to 0.06
         return z.div_(SOFTCAP).tanh_().mul_(SOFTCAP)
 
     def _hidden(self, tokens: Tensor) -> Tensor:

@@ -90,7 +90,13 @@ class MuonAdamW:
 
 
 def _group(weights: Sequence[Tensor], lr: float, **options: object) -> dict[str, object]:
-    return {"params": weights, "lr": lr, "base_lr": lr, "betas": ADAM_BETAS, "weight_decay": 0.0} | options
+    return {
+        "params": weights,
+        "lr": lr,
+        "base_lr": lr,
+        "betas": ADAM_BETAS,
+        "weight_decay": 0.0,
+    } | options
 
 
 @torch.no_grad()

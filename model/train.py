@@ -1,9 +1,9 @@
 """The loop: as many steps as the time allows, every schedule in units of the time budget.
 
-    trainer = Trainer(spec)         the model on its device, weights not yet drawn
-    trainer.warm_up(tokens)         build, compile and run a few steps on random tokens; nothing of it stays
-    trainer.train(tokens, seed, seconds, report)
-    trainer.logits(rows)
+trainer = Trainer(spec)         the model on its device, weights not yet drawn
+trainer.warm_up(tokens)         build, compile and run a few steps on random tokens; nothing of it stays
+trainer.train(tokens, seed, seconds, report)
+trainer.logits(rows)
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def batch(device: str, sequence_length: int) -> Batch:
         return Batch(rows, rows)
     rows = max(1, 2**18 // sequence_length)
     memory = torch.cuda.get_device_properties(device).total_memory
-    fits = max(1, int(memory * 0.7) // (sequence_length * 180_000))  # bytes of activations a token at dim 512, depth 9
+    fits = max(
+        1, int(memory * 0.7) // (sequence_length * 180_000)
+    )  # bytes of activations a token at dim 512, depth 9
     return Batch(rows, min(rows, 1 << (fits.bit_length() - 1)))
 
 
@@ -62,7 +64,9 @@ class Trainer:
         )
         self.batch = batch(spec["device"], self.config.sequence_length)
         self.model = GPT(self.config).to(self.device)
-        on_gpu = self.device.type == "cuda"  # on CPU torch.compile gains nothing and costs a minute of set-up
+        on_gpu = (
+            self.device.type == "cuda"
+        )  # on CPU torch.compile gains nothing and costs a minute of set-up
         self._loss = torch.compile(self.model, dynamic=False) if on_gpu else self.model
 
     def describe(self) -> dict[str, Any]:
@@ -82,7 +86,9 @@ class Trainer:
     def warm_up(self, tokens: Tensor) -> None:
         """Build and compile everything on random tokens (1-D): three steps and one scoring pass. `train` starts from new weights."""
         self.train(tokens, seed=0, seconds=float("inf"), report=lambda _: None, steps=3)
-        self.logits(torch.zeros(self.batch.micro_rows, self.config.sequence_length, dtype=torch.int64))
+        self.logits(
+            torch.zeros(self.batch.micro_rows, self.config.sequence_length, dtype=torch.int64)
+        )
 
     def train(
         self, tokens: Tensor, seed: int, seconds: float, report: Callable[[dict[str, Any]], None], steps: int | None = None
@@ -150,7 +156,9 @@ def _rate(progress: float) -> float:
 def batches(tokens: Tensor, rows: int, T: int, seed: int) -> Iterator[Tensor]:
     """Rows (rows, T + 1) int64 of the shard for ever: each epoch a new shuffle of all rows, cut at a new offset."""
     if len(tokens) < 2 * T + 1:
-        raise ValueError(f"{len(tokens)} training tokens: expected at least {2 * T + 1}, two rows of {T}; give more text")
+        raise ValueError(
+            f"{len(tokens)} training tokens: expected at least {2 * T + 1}, two rows of {T}; give more text"
+        )
     generator = torch.Generator().manual_seed(seed)
 
     def starts() -> Iterator[int]:
@@ -213,4 +221,8 @@ class _Clock:
 
     def median_ms(self) -> float:
         """Median time of a step in milliseconds."""
-        return 1e3 * statistics.median(b - a for a, b in itertools.pairwise(self.stamps)) if len(self.stamps) > 1 else 0.0
+        return (
+            1e3 * statistics.median(b - a for a, b in itertools.pairwise(self.stamps))
+            if len(self.stamps) > 1
+            else 0.0
+        )
