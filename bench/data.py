@@ -102,7 +102,8 @@ def prepare(
         raise DataError(
             f"a vocabulary of {vocab_size:,}: expected {tokenizer.SMALLEST} to {tokenizer.LARGEST:,}"
         )
-    tell = _overall(progress or (lambda label, fraction: None))
+    progress = progress or (lambda label, fraction: None)
+    tell = _overall(progress)
     found = find_source(source)
     recipe = json.dumps([FORMAT, found.fingerprint, vocab_size, limit_bytes])
     directory = root / f"{found.name}-{hashlib.sha256(recipe.encode()).hexdigest()[:10]}"
@@ -110,7 +111,11 @@ def prepare(
         return open_dataset(directory)
     root.mkdir(parents=True, exist_ok=True)
     with (root / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed or this process dies
+        try:  # held until the file is closed or this process dies
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress("waiting for another process that prepares data", 0.0)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         with suppress(DataError):
             return open_dataset(directory)  # another process has built it meanwhile
         building = root / ".building"
@@ -192,7 +197,7 @@ def _build(
         if not indices:
             raise DataError(
                 f"of {len(split):,} different documents all meant for {name} repeat the others; "
-                "each of train, val and test needs 1 of its own: bring more text"
+                "each of train, val and test needs 1 of its own: bring more varied text"
             )
     vocabulary = tokenizer.train(_sample(documents, members["train"], tell), vocab_size)
     tokenizer.save(vocabulary, directory / "tokenizer.tiktoken")
