@@ -1,0 +1,462 @@
+// Attention on the CPU: o = softmax(q k^T / sqrt(D) + mask) v, tile by tile, so that no (T, T) matrix is ever in memory
+// (Dao et al. 2022, arXiv 2205.14135; the online softmax is Milakov & Gimelshein 2018, arXiv 1805.02867).
+//
+// A tile is kQueries x kKeys scores. It is held transposed, one key a row and one query a lane: the maximum and the sum over
+// keys are then plain vector code without a horizontal step, and all six products of forward and backward read K, V, Q and dO
+// as they lie in memory; only the tile of queries (backward: of dO too) is transposed, once for all its keys.
+//
+//     forward    S' = K Q'        O  += P V
+//     backward   S' = K Q'        dP' = V dO'       dV += P' dO       dK += dS' Q       dQ += dS K
+//
+// Bound: arithmetic, 4 B H D flops a visible (query, key) pair forward and 10 backward (causal: about T^2 / 2 pairs, windowed:
+// T w). Tiles outside the band of visible pairs are not touched, and on the band's edge the products skip what is masked in
+// steps of kRows. Everything but the products is about a tenth of the time at D = 64.
+//
+// bf16 and fp16 are widened as a tile is copied in; the arithmetic is float32 throughout.
+#include "lab.h"
+
+#include <memory>
+#include <new>
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+constexpr int kRows = 8;  // tune: 4 8
+#elif defined(__AVX__)
+constexpr int kLanes = 8;
+constexpr int kRows = 4;  // tune: 2 4
+#else
+constexpr int kLanes = 4;
+constexpr int kRows = 4;  // tune: 2 4
+#endif
+constexpr int kVectors = 2;   // tune: 1 2 4
+constexpr int kQueries = 64;  // tune: 32 64 128
+constexpr int kKeys = 64;     // tune: 32 64 128
+// A product keeps kRows x kVectors vectors of sums in registers: 16 of AVX-512's 32, 8 of AVX2's 16. That is enough to hide the
+// latency of two multiply-adds a cycle, and needs 10 loads for 16 of them. A tile of scores is 16 KB: two stay in L1.
+
+using vec = float __attribute__((vector_size(kLanes * sizeof(float))));
+using unaligned_vec = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)), may_alias));
+
+int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// ---- products ----
+
+// A block of C[m, n] (+)= sum of A[m, k] B[k, n] over k: kRows x (kN * kLanes). A is stored (m, k), or (k, m) if kTransposed.
+template <bool kTransposed, bool kAdd, int kN>
+inline void block(int64_t K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc) {
+  vec sum[kRows][kN] = {};
+  for (int64_t k = 0; k < K; ++k) {
+    vec b[kN];
+#pragma GCC unroll 8
+    for (int n = 0; n < kN; ++n) b[n] = *reinterpret_cast<const unaligned_vec*>(B + k * ldb + n * kLanes);
+#pragma GCC unroll 16
+    for (int m = 0; m < kRows; ++m) {
+      const float a = kTransposed ? A[k * lda + m] : A[m * lda + k];
+#pragma GCC unroll 8
+      for (int n = 0; n < kN; ++n) sum[m][n] += a * b[n];
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 8
+    for (int n = 0; n < kN; ++n) {
+      auto* c = reinterpret_cast<unaligned_vec*>(C + m * ldc + n * kLanes);
+      *c = kAdd ? *c + sum[m][n] : sum[m][n];
+    }
+}
+
+struct Range {
+  int64_t begin, end;
+};
+
+// C (M, N) = A B, K terms, for the columns within columns(m, m + kRows) of each block of rows; other columns may keep anything.
+template <typename Columns>
+void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc,
+             Columns columns) {
+  constexpr int64_t kStep = kVectors * kLanes;
+  for (int64_t n = 0; n < N; n += kStep)
+    for (int64_t m = 0; m < M; m += kRows) {
+      const Range r = columns(m, m + kRows);
+      if (n < r.end && n + kStep > r.begin) block<false, false, kVectors>(K, A + m * lda, lda, B + n, ldb, C + m * ldc + n, ldc);
+    }
+}
+
+// C (M, N) += A B, where rows [m, m + kRows) sum over the k within terms(m, m + kRows): outside of it A counts as zero.
+template <bool kTransposed, typename Terms>
+void accumulate(int64_t M, int64_t N, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc,
+                Terms terms) {
+  constexpr int64_t kStep = kVectors * kLanes;
+  for (int64_t n = 0; n < N;) {
+    const bool wide = n + kStep <= N;
+    for (int64_t m = 0; m < M; m += kRows) {
+      const Range r = terms(m, m + kRows);
+      if (r.begin >= r.end) continue;
+      const float* a = kTransposed ? A + r.begin * lda + m : A + m * lda + r.begin;
+      const float* b = B + r.begin * ldb + n;
+      float* c = C + m * ldc + n;
+      if (wide)
+        block<kTransposed, true, kVectors>(r.end - r.begin, a, lda, b, ldb, c, ldc);
+      else
+        block<kTransposed, true, 1>(r.end - r.begin, a, lda, b, ldb, c, ldc);
+    }
+    n += wide ? kStep : kLanes;
+  }
+}
+
+// ---- which pairs are visible ----
+
+// Query i sees key j if i - before <= j <= i + after.
+struct Band {
+  int64_t before, after, T;
+
+  Band(int64_t T, bool causal, std::optional<int64_t> window) : T(T) {
+    const int64_t reach = window ? std::min(*window - 1, T) : T;
+    before = reach;
+    after = causal ? 0 : reach;
+  }
+  Range keys_of(int64_t q0, int64_t queries) const {
+    return {std::max<int64_t>(0, q0 - before), std::min(T, q0 + queries + after)};
+  }
+};
+
+// The band as the tile at (q0, k0) sees it, in the tile's own indices.
+struct TileBand {
+  int64_t before, after, queries, keys, shift;  // i - j of the tile's first pair
+
+  TileBand(const Band& band, int64_t q0, int64_t queries, int64_t k0, int64_t keys)
+      : before(band.before), after(band.after), queries(queries), keys(keys), shift(q0 - k0) {}
+  bool whole() const { return shift + queries - 1 <= before && keys - 1 - shift <= after; }
+  bool visible(int64_t i, int64_t j) const { return shift + i - j <= before && j - i - shift <= after; }
+  Range keys_of(int64_t i0, int64_t i1) const {
+    return {std::max<int64_t>(0, shift + i0 - before), std::min(keys, shift + i1 + after)};
+  }
+  Range queries_of(int64_t j0, int64_t j1) const {
+    return {std::max<int64_t>(0, j0 - shift - after), std::min(queries, j1 - shift + before)};
+  }
+};
+
+// ---- tiles in and out of memory ----
+
+// One (T, D) matrix of a tensor (B, H, T, D), any strides.
+template <typename T>
+struct Matrix {
+  T* data;
+  int64_t row, column;  // strides
+};
+
+template <typename T>
+struct Heads {
+  T* data;
+  int64_t batch, head, row, column;  // strides
+
+  Matrix<T> at(int64_t b, int64_t h) const { return {data + b * batch + h * head, row, column}; }
+};
+
+template <typename T>
+Heads<const T> heads(const Tensor& x) {
+  return {reads<T>(x), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
+}
+template <typename T>
+Heads<T> heads(Tensor& x) {
+  return {writes<T>(x), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
+}
+
+// Rows [t, t + n) as float32, `width` apart, up to a multiple of kRows with zeros: a copy, or x itself where it has that form.
+template <typename T>
+const float* rows(Matrix<const T> x, int64_t t, int64_t n, int64_t D, int64_t width, float* copy) {
+  const T* from = x.data + t * x.row;
+  if constexpr (std::is_same_v<T, float>)
+    if (x.column == 1 && x.row == width && D == width && n % kRows == 0) return from;
+  for (int64_t i = 0; i < n; ++i) {
+    if (x.column == 1) {
+#pragma omp simd
+      for (int64_t d = 0; d < D; ++d) copy[i * width + d] = load(from + i * x.row + d);
+    } else {
+      for (int64_t d = 0; d < D; ++d) copy[i * width + d] = load(from + i * x.row + d * x.column);
+    }
+    for (int64_t d = D; d < width; ++d) copy[i * width + d] = 0.f;
+  }
+  std::fill(copy + n * width, copy + round_up(n, kRows) * width, 0.f);
+  return copy;
+}
+
+// columns (D, kQueries) = factor * the transpose of rows (n, D); columns n and above are zero.
+void transpose(const float* rows, int64_t n, int64_t D, int64_t width, float factor, float* columns) {
+  for (int64_t d = 0; d < D; ++d) {
+    for (int64_t i = 0; i < n; ++i) columns[d * kQueries + i] = factor * rows[i * width + d];
+    for (int64_t i = n; i < kQueries; ++i) columns[d * kQueries + i] = 0.f;
+  }
+}
+
+// Rows [t, t + n) of x = factor[i] * from[i].
+template <typename T, typename Factor>
+void write_rows(const float* from, int64_t width, Matrix<T> x, int64_t t, int64_t n, int64_t D, Factor factor) {
+  for (int64_t i = 0; i < n; ++i) {
+    T* to = x.data + (t + i) * x.row;
+    const float f = factor(i);
+    if (x.column == 1) {
+#pragma omp simd
+      for (int64_t d = 0; d < D; ++d) store(to + d, f * from[i * width + d]);
+    } else {
+      for (int64_t d = 0; d < D; ++d) store(to + d * x.column, f * from[i * width + d]);
+    }
+  }
+}
+
+// Memory of one thread for the length of a call, on cache lines.
+class Scratch {
+ public:
+  explicit Scratch(int64_t floats)
+      : memory_(static_cast<float*>(::operator new(static_cast<size_t>(floats) * sizeof(float), kLine))), next_(memory_.get()) {}
+  float* take(int64_t floats) { return std::exchange(next_, next_ + floats); }
+
+ private:
+  static constexpr std::align_val_t kLine{64};
+  struct Free {
+    void operator()(float* p) const { ::operator delete(p, kLine); }
+  };
+  std::unique_ptr<float, Free> memory_;
+  float* next_;
+};
+
+// ---- forward ----
+
+struct Shape {
+  int64_t B, H, heads_kv, T, D, width;  // width: D up to whole vectors
+
+  Shape(const Tensor& q, const Tensor& k)
+      : B(q.size(0)), H(q.size(1)), heads_kv(k.size(1)), T(q.size(2)), D(q.size(3)), width(round_up(D, kLanes)) {}
+  int64_t group() const { return H / heads_kv; }
+  int64_t query_tiles() const { return (T + kQueries - 1) / kQueries; }
+  float scale() const { return 1.f / std::sqrt(static_cast<float>(D)); }
+};
+
+// Tile t of n in an order that takes turns between both ends: neighbours then have equal work under a causal mask.
+int64_t from_both_ends(int64_t t, int64_t n) { return t % 2 == 0 ? t / 2 : n - 1 - t / 2; }
+
+// Turn a tile of scores into P = exp(score - max) and bring max and sum (one a query) up to date;
+// decay = exp(old max - new max) is what older sums must be multiplied with. False if no maximum moved.
+bool softmax_step(float* S, const TileBand& band, float* max, float* sum, float* decay) {
+  constexpr float kHidden = -std::numeric_limits<float>::infinity();
+  if (!band.whole())
+    for (int64_t j = 0; j < band.keys; ++j)
+#pragma omp simd
+      for (int64_t i = 0; i < kQueries; ++i) S[j * kQueries + i] = band.visible(i, j) ? S[j * kQueries + i] : kHidden;
+  alignas(64) float top[kQueries];
+  std::copy(max, max + kQueries, top);
+  for (int64_t j = 0; j < band.keys; ++j)
+#pragma omp simd
+    for (int64_t i = 0; i < kQueries; ++i) top[i] = S[j * kQueries + i] > top[i] ? S[j * kQueries + i] : top[i];
+  int moved = 0;
+#pragma omp simd reduction(| : moved)
+  for (int64_t i = 0; i < kQueries; ++i) {
+    decay[i] = fast_exp(max[i] - top[i]);
+    sum[i] *= decay[i];
+    moved |= top[i] != max[i];
+    max[i] = top[i];
+  }
+  for (int64_t j = 0; j < band.keys; ++j)
+#pragma omp simd
+    for (int64_t i = 0; i < kQueries; ++i) {
+      const float p = fast_exp(S[j * kQueries + i] - max[i]);
+      S[j * kQueries + i] = p;
+      sum[i] += p;
+    }
+  return moved != 0;
+}
+
+template <typename T>
+void forward_tasks(const Shape& s, const Band& band, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> o, float* lse,
+                   int64_t begin, int64_t end) {
+  const int64_t W = s.width;
+  Scratch scratch(kQueries * (2 * W + s.D + kKeys + 3) + 2 * kKeys * W);
+  float* q_copy = scratch.take(kQueries * W);
+  float* q_columns = scratch.take(kQueries * s.D);
+  float* k_copy = scratch.take(kKeys * W);
+  float* v_copy = scratch.take(kKeys * W);
+  float* S = scratch.take(kKeys * kQueries);
+  float* O = scratch.take(kQueries * W);
+  float* max = scratch.take(kQueries);
+  float* sum = scratch.take(kQueries);
+  float* decay = scratch.take(kQueries);
+  for (int64_t task = begin; task < end; ++task) {
+    const int64_t tiles = s.query_tiles(), head = task / tiles, b = head / s.H, h = head % s.H;
+    const int64_t q0 = from_both_ends(task % tiles, tiles) * kQueries, queries = std::min<int64_t>(kQueries, s.T - q0);
+    transpose(rows(q.at(b, h), q0, queries, s.D, W, q_copy), queries, s.D, W, s.scale(), q_columns);
+    std::fill(O, O + kQueries * W, 0.f);
+    std::fill(max, max + kQueries, -std::numeric_limits<float>::max());  // finite: the first decay is then 0 and not NaN
+    std::fill(sum, sum + kQueries, 0.f);
+    const Range seen = band.keys_of(q0, queries);
+    for (int64_t k0 = seen.begin; k0 < seen.end; k0 += kKeys) {
+      const int64_t keys = std::min<int64_t>(kKeys, seen.end - k0);
+      const TileBand tile(band, q0, queries, k0, keys);
+      const float* K = rows(k.at(b, h / s.group()), k0, keys, s.D, W, k_copy);
+      product(round_up(keys, kRows), kQueries, s.D, K, W, q_columns, kQueries, S, kQueries,
+              [&](int64_t j0, int64_t j1) { return tile.queries_of(j0, j1); });
+      if (softmax_step(S, tile, max, sum, decay))
+        for (int64_t i = 0; i < kQueries; ++i)
+#pragma omp simd
+          for (int64_t d = 0; d < W; ++d) O[i * W + d] *= decay[i];
+      const float* V = rows(v.at(b, h / s.group()), k0, keys, s.D, W, v_copy);
+      accumulate<true>(kQueries, W, S, kQueries, V, W, O, W, [&](int64_t i0, int64_t i1) { return tile.keys_of(i0, i1); });
+    }
+    write_rows(O, W, o.at(b, h), q0, queries, s.D, [&](int64_t i) { return 1.f / sum[i]; });
+    for (int64_t i = 0; i < queries; ++i) lse[head * s.T + q0 + i] = max[i] + std::log(sum[i]);
+  }
+}
+
+// q (B, H, T, D), k and v (B, Hkv, T, D) of one dtype, any strides -> o like q, lse (B, H, T) float32
+std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, bool causal, std::optional<int64_t> window) {
+  const Shape s(q, k);
+  const Band band(s.T, causal, window);
+  Tensor o = torch::stable::empty_like(q);
+  Tensor lse = torch::stable::new_empty(q, {s.B, s.H, s.T}, ScalarType::Float);
+  dispatch_float(q.scalar_type(), "attention", [&]<typename T>() {
+    torch::stable::parallel_for(0, s.B * s.H * s.query_tiles(), 1, [&](int64_t begin, int64_t end) {
+      forward_tasks<T>(s, band, heads<T>(q), heads<T>(k), heads<T>(v), heads<T>(o), writes<float>(lse), begin, end);
+    });
+  });
+  return {o, lse};
+}
+
+// ---- backward ----
+
+// From scores S and dP = dO V' to P and dS = P (dP - delta), in place; lse and delta are one a query.
+void softmax_gradient(float* S, float* dP, const TileBand& band, const float* lse, const float* delta) {
+  const bool whole = band.whole();
+  for (int64_t j = 0; j < band.keys; ++j) {
+    float* s = S + j * kQueries;
+    float* dp = dP + j * kQueries;
+    if (whole) {
+#pragma omp simd
+      for (int64_t i = 0; i < kQueries; ++i) {
+        s[i] = fast_exp(s[i] - lse[i]);
+        dp[i] = s[i] * (dp[i] - delta[i]);
+      }
+    } else {
+#pragma omp simd
+      for (int64_t i = 0; i < kQueries; ++i) {
+        const bool seen = band.visible(i, j);
+        const float p = fast_exp(s[i] - lse[i]);
+        s[i] = seen ? p : 0.f;
+        dp[i] = seen ? p * (dp[i] - delta[i]) : 0.f;
+      }
+    }
+  }
+}
+
+// dk and dv are summed over the group's heads and all tiles of queries by one thread, in a fixed order: no atomics. With fewer
+// key heads than threads the tiles of queries are dealt to `parts` tasks, each with sums of its own (dk_sums, dv_sums).
+template <typename T>
+struct Backward {
+  Shape s;
+  Band band;
+  Heads<const T> q, k, v, o, d_o;
+  const float* lse;
+  Heads<T> dq;
+  int64_t parts;
+  Heads<float> dk_sums, dv_sums;  // (parts * B, Hkv, T up to whole tiles, width)
+
+  void tasks(int64_t begin, int64_t end) const {
+    const int64_t W = s.width;
+    Scratch scratch(kQueries * (4 * W + 2 * s.D + 2 * kKeys + 2) + 2 * kKeys * W);
+    float* q_copy = scratch.take(kQueries * W);
+    float* do_copy = scratch.take(kQueries * W);
+    float* o_copy = scratch.take(kQueries * W);
+    float* q_columns = scratch.take(kQueries * s.D);
+    float* do_columns = scratch.take(kQueries * s.D);
+    float* k_copy = scratch.take(kKeys * W);
+    float* v_copy = scratch.take(kKeys * W);
+    float* S = scratch.take(kKeys * kQueries);
+    float* dP = scratch.take(kKeys * kQueries);
+    float* dQ = scratch.take(kQueries * W);
+    float* delta = scratch.take(kQueries);
+    float* lse_tile = scratch.take(kQueries);
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t part = task % parts, b = task / parts / s.heads_kv, hk = task / parts % s.heads_kv;
+      const Matrix<float> dk = dk_sums.at(part * s.B + b, hk), dv = dv_sums.at(part * s.B + b, hk);
+      for (int64_t h = hk * s.group(); h < (hk + 1) * s.group(); ++h)
+        for (int64_t t = part; t < s.query_tiles(); t += parts) {
+          const int64_t q0 = from_both_ends(t, s.query_tiles()) * kQueries, queries = std::min<int64_t>(kQueries, s.T - q0);
+          const float* Q = rows(q.at(b, h), q0, queries, s.D, W, q_copy);
+          const float* dO = rows(d_o.at(b, h), q0, queries, s.D, W, do_copy);
+          const float* O = rows(o.at(b, h), q0, queries, s.D, W, o_copy);
+          transpose(Q, queries, s.D, W, s.scale(), q_columns);
+          transpose(dO, queries, s.D, W, 1.f, do_columns);
+          for (int64_t i = 0; i < kQueries; ++i) {
+            float dot = 0.f;
+#pragma omp simd reduction(+ : dot)
+            for (int64_t d = 0; d < (i < queries ? W : 0); ++d) dot += dO[i * W + d] * O[i * W + d];
+            delta[i] = dot;
+            lse_tile[i] = i < queries ? lse[(b * s.H + h) * s.T + q0 + i] : 0.f;
+          }
+          std::fill(dQ, dQ + kQueries * W, 0.f);
+          const Range seen = band.keys_of(q0, queries);
+          for (int64_t k0 = seen.begin; k0 < seen.end; k0 += kKeys) {
+            const int64_t keys = std::min<int64_t>(kKeys, seen.end - k0), keys_up = round_up(keys, kRows);
+            const TileBand tile(band, q0, queries, k0, keys);
+            const auto queries_of = [&](int64_t j0, int64_t j1) { return tile.queries_of(j0, j1); };
+            const auto keys_of = [&](int64_t i0, int64_t i1) { return tile.keys_of(i0, i1); };
+            const float* K = rows(k.at(b, hk), k0, keys, s.D, W, k_copy);
+            const float* V = rows(v.at(b, hk), k0, keys, s.D, W, v_copy);
+            product(keys_up, kQueries, s.D, K, W, q_columns, kQueries, S, kQueries, queries_of);
+            product(keys_up, kQueries, s.D, V, W, do_columns, kQueries, dP, kQueries, queries_of);
+            softmax_gradient(S, dP, tile, lse_tile, delta);
+            accumulate<false>(keys_up, W, S, kQueries, dO, W, dv.data + k0 * W, W, queries_of);
+            accumulate<false>(keys_up, W, dP, kQueries, Q, W, dk.data + k0 * W, W, queries_of);
+            accumulate<true>(kQueries, W, dP, kQueries, K, W, dQ, W, keys_of);
+          }
+          write_rows(dQ, W, dq.at(b, h), q0, queries, s.D, [&](int64_t) { return s.scale(); });
+        }
+    }
+  }
+};
+
+// -> dq like q, dk like k, dv like v
+std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& d_o, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
+                                            const Tensor& lse, bool causal, std::optional<int64_t> window) {
+  const Shape s(q, k);
+  const int64_t pairs = s.B * s.heads_kv, threads = torch::stable::get_num_threads();
+  const int64_t parts = pairs >= threads ? 1 : std::min((threads + pairs - 1) / std::max<int64_t>(1, pairs), s.query_tiles());
+  const int64_t rows_up = s.T + kRows;  // the last block of kRows keys may reach past T
+  Tensor dq = torch::stable::empty_like(q), dk = torch::stable::empty_like(k), dv = torch::stable::empty_like(v);
+  Tensor dk_sums = torch::stable::new_zeros(q, {parts * s.B, s.heads_kv, rows_up, s.width}, ScalarType::Float);
+  Tensor dv_sums = torch::stable::new_zeros(q, {parts * s.B, s.heads_kv, rows_up, s.width}, ScalarType::Float);
+  dispatch_float(q.scalar_type(), "attention backward", [&]<typename T>() {
+    const Backward<T> run{s, Band(s.T, causal, window), heads<T>(q), heads<T>(k), heads<T>(v), heads<T>(o), heads<T>(d_o),
+                          reads<float>(lse), heads<T>(dq), parts, heads<float>(dk_sums), heads<float>(dv_sums)};
+    torch::stable::parallel_for(0, pairs * parts, 1, [&](int64_t begin, int64_t end) { run.tasks(begin, end); });
+    torch::stable::parallel_for(0, pairs, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t pair = begin; pair < end; ++pair) {
+        const int64_t b = pair / s.heads_kv, h = pair % s.heads_kv, size = s.T * s.width;
+        float* dk_sum = run.dk_sums.at(b, h).data;
+        float* dv_sum = run.dv_sums.at(b, h).data;
+        for (int64_t part = 1; part < parts; ++part) {
+          const float* dk_part = run.dk_sums.at(part * s.B + b, h).data;
+          const float* dv_part = run.dv_sums.at(part * s.B + b, h).data;
+#pragma omp simd
+          for (int64_t i = 0; i < size; ++i) dk_sum[i] += dk_part[i], dv_sum[i] += dv_part[i];
+        }
+        write_rows(dk_sum, s.width, heads<T>(dk).at(b, h), 0, s.T, s.D, [&](int64_t) { return s.scale(); });
+        write_rows(dv_sum, s.width, heads<T>(dv).at(b, h), 0, s.T, s.D, [](int64_t) { return 1.f; });
+      }
+    });
+  });
+  return {dq, dk, dv};
+}
+
+}  // namespace
+
+LAB_SCHEMAS(m) {
+  m.def("forward(Tensor q, Tensor k, Tensor v, bool causal, int? window) -> (Tensor o, Tensor lse)");
+  m.def(
+      "backward(Tensor d_o, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, bool causal, int? window)"
+      " -> (Tensor dq, Tensor dk, Tensor dv)");
+}
+
+LAB_KERNELS(CPU, m) {
+  m.impl("forward", TORCH_BOX(&forward));
+  m.impl("backward", TORCH_BOX(&backward));
+}

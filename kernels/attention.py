@@ -1,0 +1,480 @@
+"""Attention: o = softmax(q k^T / sqrt(D) + mask) v, causal or not, with a sliding window and grouped heads.
+
+    torch    the formula, with its (T, T) scores in memory; masked pairs are computed and thrown away
+    cpp      csrc/attention.cpp: tiles of scores in L1 with an online softmax; tiles outside the band are skipped
+    triton   the same in shared memory and registers; one program a tile of queries, backward also one a tile of keys
+
+The band: query i sees keys i - before <= j <= i + after. Both fast versions keep lse, the log-sum-exp of every row of scores, and
+rebuild P = exp(scores - lse) in the backward (Dao et al. 2022, arXiv 2205.14135):
+
+    dv = P^T do     dP = do v^T     delta = sum(do * o, -1)     dS = P * (dP - delta)     dq = dS k / sqrt(D)     dk = dS^T q / sqrt(D)
+
+Bound: arithmetic. 4 B H D flops a visible pair forward, 10 backward (Triton: 14, as dq and dk rebuild P apart and need no atomics);
+B H T^2 / 2 pairs if causal, B H T w with a window. Least traffic of b-byte elements: 4 B H T D b forward, 8 backward, plus lse.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels import choose, jit
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    causal: bool = True,
+    window: int | None = None,
+    *,
+    impl: str | None = None,
+) -> Tensor:
+    """Attend from q (B, H, T, D) to k and v (B, Hkv, T, D), Hkv dividing H: head h of q reads head h // (H // Hkv).
+
+    With `window` query i sees keys i - window < j <= i (causal) or |i - j| < window (not causal). Any strides; float32, bfloat16 or
+    float16; the result has q's shape, dtype and order of dimensions in memory. Raises ValueError or TypeError if the arguments
+    do not fit together.
+    """
+    _check(q, k, v, window)
+    return IMPLEMENTATIONS[choose(IMPLEMENTATIONS, impl, q.device)](q, k, v, causal, window)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> None:
+    if q.ndim != 4 or k.ndim != 4:
+        raise ValueError(
+            f"attention: expected q (B, H, T, D) and k, v (B, Hkv, T, D), got {tuple(q.shape)} and {tuple(k.shape)}"
+        )
+    if k.shape != v.shape:
+        raise ValueError(
+            f"attention: k and v must have one shape, got {tuple(k.shape)} and {tuple(v.shape)}"
+        )
+    B, H, T, D = q.shape
+    if (k.shape[0], k.shape[2], k.shape[3]) != (B, T, D):
+        raise ValueError(
+            f"attention: k and v must be (B={B}, Hkv, T={T}, D={D}) as q is, got {tuple(k.shape)}"
+        )
+    if k.shape[1] == 0 or H % k.shape[1] != 0:
+        raise ValueError(
+            f"attention: q's heads must be a multiple of k's, got H={H} and Hkv={k.shape[1]}"
+        )
+    if not q.dtype == k.dtype == v.dtype or q.dtype not in DTYPES:
+        raise TypeError(
+            "attention: q, k and v must share one of float32, bfloat16, float16, "
+            f"got {q.dtype}, {k.dtype}, {v.dtype}; cast them first"
+        )
+    if not q.device == k.device == v.device:
+        raise ValueError(
+            f"attention: q, k and v must be on one device, got {q.device}, {k.device}, {v.device}"
+        )
+    if window is not None and window < 1:
+        raise ValueError(
+            f"attention: window counts the query itself and must be at least 1, got {window}; None means no window"
+        )
+
+
+def _torch(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None) -> Tensor:
+    T, D = q.shape[2:]
+    group = q.shape[1] // k.shape[1]
+    kf, vf = (x.float().repeat_interleave(group, 1) for x in (k, v))
+    distance = torch.arange(T, device=q.device)[:, None] - torch.arange(T, device=q.device)
+    before, after = _band(T, causal, window)
+    hidden = (distance > before) | (distance < -after)
+    scores = (q.float() @ kf.mT / math.sqrt(D)).masked_fill(hidden, -math.inf)  # (B, H, T, T)
+    return (scores.softmax(-1) @ vf).to(q.dtype)
+
+
+def _band(T: int, causal: bool, window: int | None) -> tuple[int, int]:
+    """(before, after): how many keys each query sees on either side of its own."""
+    reach = T if window is None else min(window - 1, T)
+    return reach, 0 if causal else reach
+
+
+def _cpp_forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None
+) -> tuple[Tensor, Tensor]:
+    return jit.load("attention").forward(q, k, v, causal, window)
+
+
+def _cpp_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, causal: bool, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return jit.load("attention").backward(do, q, k, v, o, lse, causal, window)
+
+
+# ---- Triton ----
+# Strides are tuples (B, H, T); the last dimension is contiguous. Row numbers are int64 from the program id on, so that no offset
+# can overflow. Scores are in base 2 (exp2 is one instruction): LOG2E is folded into the scale.
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def _load_rows(ptr, strides, start, T, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHECK: tl.constexpr):  # fmt: skip
+    """Rows [start, start + ROWS) of one (T, D) matrix  # [ROWS, BLOCK_D]; zeros past its ends."""
+    rows, offs_d = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
+    ptrs = ptr + start * strides[2] + rows[:, None] * strides[2] + offs_d
+    if CHECK:
+        tile = tl.load(ptrs, mask=(rows[:, None] < T - start) & (offs_d < D), other=0.0)
+    elif D == BLOCK_D:
+        tile = tl.load(ptrs)
+    else:
+        tile = tl.load(ptrs, mask=offs_d < D, other=0.0)
+    return tile
+
+
+@triton.jit
+def _store_rows(ptr, strides, start, T, D, tile, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
+    rows, offs_d = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
+    ptrs = ptr + start * strides[2] + rows[:, None] * strides[2] + offs_d
+    mask = (rows[:, None] < T - start) & (offs_d < D)
+    tl.store(ptrs, tile.to(ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _head(ptr, strides, batch, h):
+    return ptr + batch * strides[0] + h * strides[1]
+
+
+@triton.jit
+def _key_tiles(m0, T, before, after, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(lo, a, b, hi): queries [m0, m0 + BLOCK_M) see keys in [lo, hi); tiles of keys in [a, b) need no mask."""
+    lo = max(m0 - before, 0) // BLOCK_N * BLOCK_N
+    hi = min(m0 + BLOCK_M + after, T)
+    a = min((max(m0 + BLOCK_M - 1 - before, 0) + BLOCK_N - 1) // BLOCK_N * BLOCK_N, hi)
+    return lo, a, max(a, min(m0 + after + 1, T) // BLOCK_N * BLOCK_N), hi
+
+
+@triton.jit
+def _query_tiles(n0, T, before, after, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """(lo, a, b, hi): keys [n0, n0 + BLOCK_N) are seen by queries in [lo, hi); tiles of queries in [a, b) need no mask."""
+    lo = max(n0 - after, 0) // BLOCK_M * BLOCK_M
+    hi = min(n0 + BLOCK_N + before, T)
+    a = min((max(n0 + BLOCK_N - 1 - after, 0) + BLOCK_M - 1) // BLOCK_M * BLOCK_M, hi)
+    return lo, a, max(a, min(n0 + before + 1, T) // BLOCK_M * BLOCK_M), hi
+
+
+@triton.jit
+def _visible(m0, n0, i, j, T, before, after):
+    distance = (m0 - n0).to(tl.int32) + (i - j)  # 32 bits: 64 would double the registers of a mask
+    return (distance <= before) & (-distance <= after) & (j < (T - n0).to(tl.int32))
+
+
+@triton.jit
+def _forward_tiles(
+    acc, l, m, q, k_ptr, v_ptr, k_strides, v_strides, lo, hi, gap_at, gap, m0, T, D, before, after, scale,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    i, j = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
+    for t in range(lo, hi - gap, BLOCK_N):
+        n0 = t + (t >= gap_at) * gap
+        k = _load_rows(k_ptr, k_strides, n0, T, D, BLOCK_N, BLOCK_D, MASKED)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale  # [BLOCK_M, BLOCK_N]
+        if MASKED:
+            scores = tl.where(_visible(m0, n0, i, j, T, before, after), scores, float("-inf"))
+        m_new = tl.maximum(m, tl.max(scores, 1))
+        p = tl.exp2(scores - m_new[:, None])
+        decay = tl.exp2(m - m_new)
+        l = l * decay + tl.sum(p, 1)
+        m = m_new
+        v = _load_rows(v_ptr, v_strides, n0, T, D, BLOCK_N, BLOCK_D, MASKED)
+        acc = tl.dot(p.to(v.dtype), v, acc * decay[:, None], input_precision=PRECISION)
+    return acc, l, m
+
+
+@triton.jit
+def _attention_forward_kernel(
+    q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, q_strides, k_strides, v_strides, o_strides, H, T, before, after, scale,
+    GROUP: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    # The last queries see the most keys: they start first, so that no long program is left for the end.
+    m0 = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * BLOCK_M
+    head = tl.program_id(1).to(tl.int64)
+    batch, h = head // H, head % H
+    k_ptr = _head(k_ptr, k_strides, batch, h // GROUP)
+    v_ptr = _head(v_ptr, v_strides, batch, h // GROUP)
+    q = _load_rows(_head(q_ptr, q_strides, batch, h), q_strides, m0, T, D, BLOCK_M, BLOCK_D, True)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    l = tl.zeros([BLOCK_M], tl.float32)
+    m = tl.full([BLOCK_M], -3.0e38, tl.float32)  # finite: the first decay is then 0 and not NaN
+    lo, a, b, hi = _key_tiles(m0, T, before, after, BLOCK_M, BLOCK_N)
+    acc, l, m = _forward_tiles(
+        acc, l, m, q, k_ptr, v_ptr, k_strides, v_strides, lo, hi, a, b - a, m0, T, D, before, after, scale * LOG2E,
+        True, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
+    )  # fmt: skip
+    acc, l, m = _forward_tiles(
+        acc, l, m, q, k_ptr, v_ptr, k_strides, v_strides, a, b, b, 0, m0, T, D, before, after, scale * LOG2E,
+        False, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
+    )  # fmt: skip
+    _store_rows(_head(o_ptr, o_strides, batch, h), o_strides, m0, T, D, acc / l[:, None], BLOCK_M, BLOCK_D)  # fmt: skip
+    rows = m0 + tl.arange(0, BLOCK_M)
+    tl.store(lse_ptr + head * T + rows, (m + tl.log2(l)) * LN2, mask=rows < T)
+
+
+@triton.jit
+def _attention_delta_kernel(
+    o_ptr, do_ptr, delta_ptr, o_strides, do_strides, H, T,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    m0 = tl.program_id(0).to(tl.int64) * BLOCK_M
+    head = tl.program_id(1).to(tl.int64)
+    batch, h = head // H, head % H
+    o = _load_rows(_head(o_ptr, o_strides, batch, h), o_strides, m0, T, D, BLOCK_M, BLOCK_D, True)
+    do = _load_rows(_head(do_ptr, do_strides, batch, h), do_strides, m0, T, D, BLOCK_M, BLOCK_D, True)
+    rows = m0 + tl.arange(0, BLOCK_M)
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    tl.store(delta_ptr + head * T + rows, delta, mask=rows < T)
+
+
+@triton.jit
+def _dq_tiles(
+    dq, q, do, lse, delta, k_ptr, v_ptr, k_strides, v_strides, lo, hi, gap_at, gap, m0, T, D, before, after, scale,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    i, j = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
+    for t in range(lo, hi - gap, BLOCK_N):
+        n0 = t + (t >= gap_at) * gap
+        k = _load_rows(k_ptr, k_strides, n0, T, D, BLOCK_N, BLOCK_D, MASKED)
+        v = _load_rows(v_ptr, v_strides, n0, T, D, BLOCK_N, BLOCK_D, MASKED)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+        p = tl.exp2(scores - lse[:, None])  # [BLOCK_M, BLOCK_N]
+        dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
+        ds = p * (dp - delta[:, None])
+        if MASKED:
+            ds = tl.where(_visible(m0, n0, i, j, T, before, after), ds, 0.0)
+        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
+    return dq
+
+
+@triton.jit
+def _attention_dq_kernel(
+    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, q_strides, k_strides, v_strides, do_strides, dq_strides,
+    H, T, before, after, scale,
+    GROUP: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    m0 = (tl.num_programs(0) - 1 - tl.program_id(0)).to(tl.int64) * BLOCK_M
+    head = tl.program_id(1).to(tl.int64)
+    batch, h = head // H, head % H
+    k_ptr = _head(k_ptr, k_strides, batch, h // GROUP)
+    v_ptr = _head(v_ptr, v_strides, batch, h // GROUP)
+    q = _load_rows(_head(q_ptr, q_strides, batch, h), q_strides, m0, T, D, BLOCK_M, BLOCK_D, True)
+    do = _load_rows(_head(do_ptr, do_strides, batch, h), do_strides, m0, T, D, BLOCK_M, BLOCK_D, True)
+    rows = m0 + tl.arange(0, BLOCK_M)
+    lse = tl.load(lse_ptr + head * T + rows, mask=rows < T, other=0.0) * LOG2E
+    delta = tl.load(delta_ptr + head * T + rows, mask=rows < T, other=0.0)
+    dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    lo, a, b, hi = _key_tiles(m0, T, before, after, BLOCK_M, BLOCK_N)
+    dq = _dq_tiles(
+        dq, q, do, lse, delta, k_ptr, v_ptr, k_strides, v_strides, lo, hi, a, b - a, m0, T, D, before, after, scale * LOG2E,
+        True, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
+    )  # fmt: skip
+    dq = _dq_tiles(
+        dq, q, do, lse, delta, k_ptr, v_ptr, k_strides, v_strides, a, b, b, 0, m0, T, D, before, after, scale * LOG2E,
+        False, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
+    )  # fmt: skip
+    _store_rows(_head(dq_ptr, dq_strides, batch, h), dq_strides, m0, T, D, dq * scale, BLOCK_M, BLOCK_D)
+
+
+@triton.jit
+def _dkv_tiles(
+    dk, dv, k, v, q_ptr, do_ptr, lse_ptr, delta_ptr, q_strides, do_strides, lo, hi, gap_at, gap, n0, T, D, before, after, scale,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    i, j = tl.arange(0, BLOCK_M)[None, :], tl.arange(0, BLOCK_N)[:, None]
+    for t in range(lo, hi - gap, BLOCK_M):
+        m0 = t + (t >= gap_at) * gap
+        q = _load_rows(q_ptr, q_strides, m0, T, D, BLOCK_M, BLOCK_D, MASKED)
+        do = _load_rows(do_ptr, do_strides, m0, T, D, BLOCK_M, BLOCK_D, MASKED)
+        rows = m0 + tl.arange(0, BLOCK_M)
+        lse = tl.load(lse_ptr + rows, mask=rows < T, other=0.0) * LOG2E
+        delta = tl.load(delta_ptr + rows, mask=rows < T, other=0.0)
+        scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
+        p = tl.exp2(scores - lse[None, :])  # [BLOCK_N, BLOCK_M]
+        if MASKED:
+            visible = _visible(m0, n0, i, j, T, before, after)
+            p = tl.where(visible, p, 0.0)
+        dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
+        dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+        ds = p * (dp - delta[None, :])
+        if MASKED:
+            ds = tl.where(visible, ds, 0.0)  # a NaN of dp must not survive 0 * NaN
+        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
+    return dk, dv
+
+
+@triton.jit
+def _attention_dkv_kernel(
+    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
+    q_strides, k_strides, v_strides, do_strides, dk_strides, dv_strides, H, T, before, after, scale,
+    GROUP: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    n0 = tl.program_id(0).to(tl.int64) * BLOCK_N
+    pair = tl.program_id(1).to(tl.int64)
+    batch, hk = pair // (H // GROUP), pair % (H // GROUP)
+    k = _load_rows(_head(k_ptr, k_strides, batch, hk), k_strides, n0, T, D, BLOCK_N, BLOCK_D, True)
+    v = _load_rows(_head(v_ptr, v_strides, batch, hk), v_strides, n0, T, D, BLOCK_N, BLOCK_D, True)
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    lo, a, b, hi = _query_tiles(n0, T, before, after, BLOCK_M, BLOCK_N)
+    for h in range(hk * GROUP, hk * GROUP + GROUP):  # the heads of a group are summed here: no atomics
+        q_head, do_head = _head(q_ptr, q_strides, batch, h), _head(do_ptr, do_strides, batch, h)
+        lse_head, delta_head = lse_ptr + (batch * H + h) * T, delta_ptr + (batch * H + h) * T
+        dk, dv = _dkv_tiles(
+            dk, dv, k, v, q_head, do_head, lse_head, delta_head, q_strides, do_strides, lo, hi, a, b - a, n0, T, D, before, after, scale * LOG2E,
+            True, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+        dk, dv = _dkv_tiles(
+            dk, dv, k, v, q_head, do_head, lse_head, delta_head, q_strides, do_strides, a, b, b, 0, n0, T, D, before, after, scale * LOG2E,
+            False, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
+        )  # fmt: skip
+    _store_rows(_head(dk_ptr, dk_strides, batch, hk), dk_strides, n0, T, D, dk * scale, BLOCK_N, BLOCK_D)  # fmt: skip
+    _store_rows(_head(dv_ptr, dv_strides, batch, hk), dv_strides, n0, T, D, dv, BLOCK_N, BLOCK_D)
+
+
+# (BLOCK_M, BLOCK_N, num_warps, num_stages) for rows of 256 bytes (bf16, D 128); _tiles halves the blocks of longer ones.
+FORWARD_M = 128  # tune: 64 128
+FORWARD_N = 64  # tune: 32 64 128
+FORWARD_WARPS = 8  # tune: 4 8
+FORWARD_STAGES = 3  # tune: 2 3 4
+DQ_M = 64  # tune: 64 128
+DQ_N = 64  # tune: 32 64 128
+DQ_WARPS = 8  # tune: 4 8
+DQ_STAGES = 2  # tune: 1 2 3
+DKV_M = 64  # tune: 32 64 128
+DKV_N = 64  # tune: 64 128
+DKV_WARPS = 8  # tune: 4 8
+DKV_STAGES = 2  # tune: 1 2 3
+DELTA_M = 64  # tune: 32 64 128
+
+
+def _block_d(D: int) -> int:
+    return max(16, triton.next_power_of_2(D))
+
+
+def _tiles(D: int, itemsize: int, m: int, n: int, warps: int, stages: int) -> dict[str, int]:
+    """Launch options: both blocks shrink by as much as a row of D elements exceeds 256 bytes."""
+    shrink = max(1, _block_d(D) * itemsize // 256)
+    blocks = {"BLOCK_M": max(16, m // shrink), "BLOCK_N": max(16, n // shrink)}
+    return {**blocks, "BLOCK_D": _block_d(D), "num_warps": warps, "num_stages": stages}
+
+
+def _precision(dtype: torch.dtype) -> str:
+    return "tf32x3" if dtype == torch.float32 else "tf32"  # three TF32 products keep 21 of float32's 24 bits
+
+
+def _last_contiguous(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _triton_forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None
+) -> tuple[Tensor, Tensor]:
+    B, H, T, D = q.shape
+    before, after = _band(T, causal, window)
+    o, lse = torch.empty_like(q), q.new_empty((B, H, T), dtype=torch.float32)
+    if q.numel() == 0:
+        return o, lse
+    q, k, v, out = (_last_contiguous(x) for x in (q, k, v, o))
+    tiles = _tiles(D, q.element_size(), FORWARD_M, FORWARD_N, FORWARD_WARPS, FORWARD_STAGES)
+    _attention_forward_kernel[(triton.cdiv(T, tiles["BLOCK_M"]), B * H)](
+        q, k, v, out, lse, *(x.stride()[:3] for x in (q, k, v, out)), H, T, before, after, 1 / math.sqrt(D),
+        GROUP=H // k.shape[1], D=D, PRECISION=_precision(q.dtype), **tiles,
+    )  # fmt: skip
+    return (o if out is o else o.copy_(out)), lse
+
+
+def _triton_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, causal: bool, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    B, H, T, D = q.shape
+    before, after = _band(T, causal, window)
+    gradients = tuple(torch.empty_like(x) for x in (q, k, v))
+    if q.numel() == 0:
+        return gradients
+    do, q, k, v, o = (_last_contiguous(x) for x in (do, q, k, v, o))
+    dq, dk, dv = (_last_contiguous(x) for x in gradients)
+    delta = torch.empty_like(lse)
+    _attention_delta_kernel[(triton.cdiv(T, DELTA_M), B * H)](
+        o, do, delta, o.stride()[:3], do.stride()[:3], H, T, D=D, BLOCK_M=DELTA_M, BLOCK_D=_block_d(D)
+    )  # fmt: skip
+    scale, inputs = 1 / math.sqrt(D), [x.stride()[:3] for x in (q, k, v, do)]
+    shared = {"GROUP": H // k.shape[1], "D": D, "PRECISION": _precision(q.dtype)}
+    tiles = _tiles(D, q.element_size(), DQ_M, DQ_N, DQ_WARPS, DQ_STAGES)
+    _attention_dq_kernel[(triton.cdiv(T, tiles["BLOCK_M"]), B * H)](
+        q, k, v, do, lse, delta, dq, *inputs, dq.stride()[:3], H, T, before, after, scale, **shared, **tiles
+    )  # fmt: skip
+    tiles = _tiles(D, q.element_size(), DKV_M, DKV_N, DKV_WARPS, DKV_STAGES)
+    _attention_dkv_kernel[(triton.cdiv(T, tiles["BLOCK_N"]), B * k.shape[1])](
+        q, k, v, do, lse, delta, dk, dv, *inputs, dk.stride()[:3], dv.stride()[:3], H, T, before, after, scale,
+        **shared, **tiles,
+    )  # fmt: skip
+    for gradient, written in zip(gradients, (dq, dk, dv), strict=True):
+        if gradient is not written:
+            gradient.copy_(written)
+    return gradients
+
+
+FORWARD = {"cpp": _cpp_forward, "triton": _triton_forward}
+BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}
+
+
+# One custom op for all kernels: its fake and its autograd formula are written once, and torch.compile keeps it whole.
+@torch.library.custom_op("kernels::attention", mutates_args=())
+def _op(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, impl: str
+) -> tuple[Tensor, Tensor]:
+    return FORWARD[impl](q, k, v, causal, window)
+
+
+@torch.library.custom_op("kernels::attention_backward", mutates_args=())
+def _op_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, causal: bool, window: int | None, impl: str
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return BACKWARD[impl](do, q, k, v, o, lse, causal, window)
+
+
+@_op.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, impl: str
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
+
+
+@_op_backward.register_fake
+def _(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, causal: bool, window: int | None, impl: str
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _save(ctx, inputs, output):
+    q, k, v, ctx.causal, ctx.window, ctx.impl = inputs
+    ctx.save_for_backward(q, k, v, *output)
+
+
+def _gradient(ctx, do: Tensor, _):
+    gradients = _op_backward(do, *ctx.saved_tensors, ctx.causal, ctx.window, ctx.impl)
+    return *gradients, None, None, None
+
+
+_op.register_autograd(_gradient, setup_context=_save)
+
+
+def _kernel(impl: str):
+    def run(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None) -> Tensor:
+        return _op(q, k, v, causal, window, impl)[0]
+
+    return run
+
+
+IMPLEMENTATIONS = {"torch": _torch, "cpp": _kernel("cpp"), "triton": _kernel("triton")}
