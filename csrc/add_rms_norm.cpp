@@ -24,15 +24,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& residu
   Tensor rstd = torch::stable::new_empty(x, {R}, ScalarType::Float);
   dispatch_float(x.scalar_type(), "add_rms_norm", [&]<typename T>() {
     const T *xs = reads<T>(x), *residuals = reads<T>(residual);
-    const float* w = weight ? reads<float>(*weight) : nullptr;
-    T *ys = writes<T>(y), *sums = writes<T>(sum);
-    float* rs = writes<float>(rstd);
-    for_rows(R, D, [&](int64_t r) {
-      T* s = sums + r * D;
-      row_add(xs + r * D, residuals + r * D, s, D);
-      rs[r] = row_rstd(s, D, static_cast<float>(eps));
-      row_scale(s, w, rs[r], ys + r * D, D);
-    });
+    T* sums = writes<T>(sum);
+    rows_forward(sums, weight ? reads<float>(*weight) : nullptr, writes<T>(y), writes<float>(rstd), R, D,
+                 static_cast<float>(eps), [&](int64_t r) { row_add(xs + r * D, residuals + r * D, sums + r * D, D); });
   });
   return {y, sum, rstd};
 }

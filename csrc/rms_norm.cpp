@@ -14,14 +14,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const std::optional<Tensor>&
   Tensor y = torch::stable::empty_like(x);
   Tensor rstd = torch::stable::new_empty(x, {R}, ScalarType::Float);
   dispatch_float(x.scalar_type(), "rms_norm", [&]<typename T>() {
-    const T* xs = reads<T>(x);
-    const float* w = weight ? reads<float>(*weight) : nullptr;
-    T* ys = writes<T>(y);
-    float* rs = writes<float>(rstd);
-    for_rows(R, D, [&](int64_t r) {
-      rs[r] = row_rstd(xs + r * D, D, static_cast<float>(eps));
-      row_scale(xs + r * D, w, rs[r], ys + r * D, D);
-    });
+    rows_forward(reads<T>(x), weight ? reads<float>(*weight) : nullptr, writes<T>(y), writes<float>(rstd), R, D,
+                 static_cast<float>(eps), [](int64_t) {});
   });
   return {y, rstd};
 }

@@ -185,6 +185,7 @@ def _(
 def _save(ctx, inputs, output):
     x, weight, _, ctx.impl = inputs
     ctx.save_for_backward(x, weight, output[1])
+    ctx.set_materialize_grads(False)  # rstd has no gradient: None, not a tensor of zeros
 
 
 def _gradient(ctx, dy: Tensor, _):
