@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -49,14 +49,20 @@ class Judging(Protocol):
         """A result that the ledger kept as `asdict`."""
         ...
 
+    def noise(self, groups: Sequence[Sequence[float]]) -> float:
+        """Spread of val_bpb from groups of trials that differ in seed alone."""
+        ...
+
     def decide(
         self,
         target: str,
-        comparison: Comparison | None,
+        comparison: Mapping[str, Any] | None,
         incumbent: Sequence[TrialResult],
         candidate: Sequence[TrialResult],
         noise: float,
-    ) -> Verdict: ...
+    ) -> Verdict:
+        """`comparison` is a Comparison that the ledger kept as `asdict`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,9 @@ class Bench:
     device: str = "cpu"
     dataset: Dataset | None = None
     seconds: float = 300.0
+    impl: str | None = (
+        None  # every op by this implementation, where the trial is to be a comparison
+    )
 
     def ops(self) -> list[str]:
         from bench import contracts
@@ -118,17 +127,24 @@ class Bench:
 
         return TrialResult(**row)
 
+    def noise(self, groups: Sequence[Sequence[float]]) -> float:
+        from bench import verdict
+
+        return verdict.noise_of(groups)
+
     def decide(
         self,
         target: str,
-        comparison: Comparison | None,
+        comparison: Mapping[str, Any] | None,
         incumbent: Sequence[TrialResult],
         candidate: Sequence[TrialResult],
         noise: float,
     ) -> Verdict:
         from bench import verdict
+        from bench.timing import Comparison
 
-        return verdict.decide(target, comparison, incumbent, candidate, noise)
+        measured = None if comparison is None else Comparison(**comparison)
+        return verdict.decide(target, measured, incumbent, candidate, noise)
 
     def _data(self) -> Dataset:
         if self.dataset is None:

@@ -246,15 +246,17 @@ class Ledger:
         ).fetchone()
         return json.loads(row["result"]) if row else None
 
-    def scores(self, key: TrialKey) -> list[tuple[str, int, float]]:
-        """(tree, seed, val_bpb) of every good trial that differs from `key` in tree and seed at most: where noise is read."""
-        same = [name for name in _KEY if name not in ("tree", "seed")]
+    def results(
+        self, key: TrialKey, free: tuple[str, ...] = ("seed",)
+    ) -> list[tuple[str, dict[str, Any]]]:
+        """(tree, result) of every good trial that differs from `key` in the `free` fields at most, oldest first."""
+        same = [name for name in _KEY if name not in free]
         where = " AND ".join(f"{name} = ?" for name in same)
         rows = self._db.execute(
-            f"SELECT tree, seed, val_bpb FROM trials WHERE {where} AND ok = 1 ORDER BY id",
+            f"SELECT tree, result FROM trials WHERE {where} AND ok = 1 ORDER BY id",
             tuple(getattr(key, name) for name in same),
         )
-        return [(row["tree"], row["seed"], row["val_bpb"]) for row in rows]
+        return [(row["tree"], json.loads(row["result"])) for row in rows]
 
     def add_confirmation(
         self, run: str, op: str, incumbent: str, ratio: float, low: float, high: float

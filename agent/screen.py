@@ -19,7 +19,7 @@ class Screen(Protocol):
         ...
 
     def progress(self, event: Mapping[str, Any]) -> None:
-        """How far the stage is: any of stage, loss, tokens, elapsed, step, fraction."""
+        """How far the stage is: any of phase, loss, tokens, elapsed, step, fraction."""
         ...
 
     def close(self) -> None: ...
@@ -31,7 +31,7 @@ def open_screen(stream: TextIO) -> Screen:
 
 def describe(event: Mapping[str, Any]) -> str:
     """`step 120  loss 3.214  4,210 tokens/s` of what the event has."""
-    parts = [str(event["stage"])] if event.get("stage") else []
+    parts = [str(event["phase"])] if event.get("phase") else []
     if event.get("step") is not None:
         parts.append(f"step {event['step']:,}")
     if event.get("loss") is not None:
@@ -55,7 +55,8 @@ class Plain:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._stage, self._seconds = "", None
+        self._stage = ""
+        self._seconds: float | None = None
         self._began = self._spoke = time.monotonic()
 
     def say(self, text: str) -> None:

@@ -93,6 +93,18 @@ def lock(lab: Path) -> Iterator[None]:
         yield
 
 
+def is_held(lab: Path) -> bool:
+    """Whether a loop runs in this checkout."""
+    try:
+        with (lab / "lock").open("r") as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
 def clear_leftovers(repository: Repository, lab: Path) -> int:
     """Remove the worktrees that killed runs left; call under `lock`. How many there were."""
     trees = _worktrees(repository, lab / "runs")

@@ -1,0 +1,266 @@
+"""The command line. Nothing heavy is imported before a command needs it: `--help` answers in a fraction of a second."""
+
+from __future__ import annotations
+
+import argparse
+import sqlite3
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from agent.lab import Lab, Unusable
+from agent.ledger import LedgerError
+from agent.records import Settings
+from agent.screen import Screen, open_screen
+
+_SETTINGS = tuple(field.name for field in fields(Settings))
+_EPILOG = """\
+examples
+  python -m agent --target kernels                     improve the kernels until Ctrl-C
+  python -m agent --target kernels --op attention --hours 8
+  python -m agent --resume                             go on with the latest run
+  python -m agent gate --op rms_norm --candidate my_rms_norm.cpp
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    loop = argparse.ArgumentParser(
+        prog="python -m agent",
+        description="Improve the kernels and the model, unattended: without a command, the loop.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    unset = argparse.SUPPRESS  # what is not given keeps the run's own value under --resume
+    add = loop.add_argument
+    add("--target", choices=("kernels", "model", "all"), default=unset, help="what may be edited")
+    add("--op", default=unset, help="only this op's files, as rms_norm")
+    add(
+        "--proposer",
+        default=unset,
+        help="who proposes: a file of agent/proposers/ (default sweep, which needs no key)",
+    )
+    add(
+        "--experiments",
+        type=_positive(int),
+        default=unset,
+        metavar="N",
+        help="end after N experiments",
+    )
+    add("--hours", type=_positive(float), default=unset, metavar="H", help="end after H hours")
+    _trial_options(loop)
+    add(
+        "--start",
+        default=unset,
+        metavar="DIR",
+        help="begin with the files of DIR in place of the shipped ones",
+    )
+    add(
+        "--resume",
+        nargs="?",
+        const="",
+        default=None,
+        metavar="RUN",
+        help="go on with a run (default: the latest)",
+    )
+
+    commands = loop.add_subparsers(dest="command", title="commands", metavar="")
+    prepare = commands.add_parser("prepare", help="make the data ready, or verify it")
+    prepare.add_argument(
+        "--data", metavar="DIR|hf:OWNER/NAME", help="your own text (default: the embedded corpus)"
+    )
+    prepare.add_argument(
+        "--vocab", type=_positive(int), default=8192, help="size of the vocabulary (default 8192)"
+    )
+
+    gate = commands.add_parser("gate", help="judge a file, or what the working tree changes")
+    gate.add_argument("--op", help="the op that --candidate computes")
+    gate.add_argument(
+        "--candidate",
+        type=Path,
+        metavar="FILE",
+        help="a .py, .cpp or .cu file that stands for the op's own",
+    )
+    gate.add_argument(
+        "--base", metavar="REF", help="judge the working tree against REF (default HEAD)"
+    )
+    gate.add_argument("--no-speed", action="store_true", help="leave the microbenchmark out")
+    gate.add_argument("--json", action="store_true", help="the result as JSON on standard output")
+
+    trial = commands.add_parser("trial", help="one trial of the working tree as it is")
+    _trial_options(trial)
+    trial.add_argument("--impl", help="every op by this implementation, as torch, for comparison")
+
+    commands.add_parser("status", help="what has been tried and kept")
+    export = commands.add_parser("export", help="the ledger for other tools")
+    form = export.add_mutually_exclusive_group(required=True)
+    form.add_argument(
+        "--tsv", action="store_true", help="one line an experiment, autoresearch's columns first"
+    )
+    form.add_argument("--json", action="store_true", help="everything")
+    export.add_argument("--run", help="only this run")
+    return loop
+
+
+def _trial_options(to: argparse.ArgumentParser) -> None:
+    unset = argparse.SUPPRESS
+    to.add_argument(
+        "--seconds", type=_positive(float), default=unset, help="length of a trial (default 300)"
+    )
+    to.add_argument(
+        "--data",
+        default=unset,
+        metavar="DIR",
+        help="prepared data or text (default: what was prepared last)",
+    )
+    to.add_argument("--device", choices=("auto", "cpu", "cuda"), default=unset, help="default auto")
+    to.add_argument("--seed", type=int, default=unset, help="first seed (default 0)")
+
+
+def _positive(kind: type[int] | type[float]) -> Any:
+    def convert(text: str) -> float:
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"{text}: expected more than 0")
+        return value
+
+    convert.__name__ = kind.__name__  # argparse names it when the text is no number
+    return convert
+
+
+def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
+    """Run a command; its exit status."""
+    loop = parser()
+    asked = loop.parse_args(arguments)
+    given = vars(asked)
+    lab = lab or Lab()
+    if asked.command is None and "target" not in given and asked.resume is None:
+        loop.error(
+            "say what to improve: --target kernels, --target model or --target all (or a command: see --help)"
+        )
+    quiet_output = asked.command in ("gate", "trial", "export", "status")
+    screen = open_screen(sys.stderr if quiet_output else sys.stdout)
+    try:
+        return _COMMANDS[asked.command or "loop"](lab, given, screen)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as error:  # the boundary of the process: Python's own status for a traceback, 1, means refused here
+        screen.close()
+        if not isinstance(error, _expected()):
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        screen.close()
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """Errors whose message is all that a person needs."""
+    from agent.git import GitError
+    from agent.workspace import Busy
+
+    known: list[type[Exception]] = [Unusable, LedgerError, GitError, Busy, sqlite3.OperationalError]
+    if "bench.corpus" in sys.modules:
+        known.append(sys.modules["bench.corpus"].DataError)
+    if "agent.loop" in sys.modules:
+        known.append(sys.modules["agent.loop"].LoopError)
+    return tuple(known)
+
+
+def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+    from agent import campaign, proposers
+
+    chosen = {name: given[name] for name in _SETTINGS if name in given}
+    if given["resume"] is not None:
+        summary = campaign.resume(lab, given["resume"] or None, chosen, screen)
+    else:
+        settings = replace(Settings(device="auto"), **chosen)
+        if settings.proposer not in proposers.names():
+            raise Unusable(
+                f"--proposer {settings.proposer}: expected one of {', '.join(proposers.names())}"
+            )
+        summary = campaign.run(lab, settings, screen)
+    screen.close()
+    print(summary, flush=True)
+    return 0
+
+
+def _prepare(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+    dataset = lab.prepare(given["data"], given["vocab"], screen)
+    screen.close()
+    print(
+        f"{dataset.directory}: {dataset.train_tokens:,} training tokens, vocabulary {dataset.vocab_size:,}, ",
+        end="",
+    )
+    print(f"{dataset.val_bytes:,} bytes to validate on; the default from now on")
+    return 0
+
+
+def _gate(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+    from agent import gate_command
+
+    op, file, base = given["op"], given["candidate"], given["base"]
+    if (op is None) != (file is None) or (file is not None and base is not None):
+        raise Unusable(
+            "gate takes --op OP with --candidate FILE, or --base REF, or neither for the working tree"
+        )
+    if file is not None:
+        results = gate_command.judge_file(lab, op, file, not given["no_speed"], screen)
+    else:
+        results = gate_command.judge_working_tree(lab, base, not given["no_speed"], screen)
+    screen.close()
+    if given["json"]:
+        print(gate_command.as_json(results))
+    return gate_command.PASSED if results[-1].passed else gate_command.REFUSED
+
+
+def _trial(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+    from agent import trial_command
+    from agent.judging import Bench
+    from agent.lab import device
+
+    seconds, seed = given.get("seconds", 300.0), given.get("seed", 0)
+    dataset = lab.dataset(given.get("data"), screen)
+    judge = Bench(device(given.get("device", "auto")), dataset, seconds, given["impl"])
+    result = trial_command.run(lab, judge, seconds, seed, screen)
+    screen.close()
+    print(trial_command.block(result))
+    return 0 if result.ok else 1
+
+
+def _status(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+    from agent import report, workspace
+
+    running = workspace.is_held(lab.folder)
+    print(report.status(lab.ledger(), lab.folder / "ledger.sqlite", running))
+    return 0
+
+
+def _export(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+    from agent import export
+
+    ledger = lab.ledger()
+    if given["run"] is not None:
+        ledger.run(given["run"])
+    print(
+        export.tsv(ledger, given["run"]) if given["tsv"] else export.as_json(ledger, given["run"]),
+        end="",
+    )
+    return 0
+
+
+_COMMANDS = {
+    "loop": _loop,
+    "prepare": _prepare,
+    "gate": _gate,
+    "trial": _trial,
+    "status": _status,
+    "export": _export,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

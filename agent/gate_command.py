@@ -1,0 +1,79 @@
+"""`python -m agent gate`: judge one file, or what the working tree changes. Exit status 0 passed, 1 refused, 2 could not judge."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from agent import gates
+from agent.judging import Bench, Judging
+from agent.lab import Lab, Unusable, device
+from agent.records import Candidate, Change, GateResult
+from agent.screen import Screen, duration
+from agent.surface import FOLDERS, JUDGE
+
+PASSED, REFUSED, COULD_NOT_JUDGE = 0, 1, 2
+_PLACES = {".py": "kernels/{}.py", ".cpp": "csrc/{}.cpp", ".cu": "csrc/{}.cu"}
+_PLAIN = "100644"
+
+
+def judge_file(
+    lab: Lab, op: str, file: Path, speed: bool, screen: Screen, judge: Judging | None = None
+) -> list[GateResult]:
+    """Put the file in its op's place in a copy of the tree, and judge it against the tree's own version; it has to be faster."""
+    judge = judge or Bench(device("auto"))
+    if op not in judge.ops():
+        raise Unusable(f"--op {op}: expected one of {', '.join(judge.ops())}")
+    if file.suffix not in _PLACES:
+        raise Unusable(f"--candidate {file}: expected a .py, .cpp or .cu file")
+    if not file.is_file():
+        raise Unusable(f"--candidate {file}: no such file")
+    path = _PLACES[file.suffix].format(op)
+    with tempfile.TemporaryDirectory(prefix="lab-gate-") as scratch:
+        incumbent = lab.copy_tree(Path(scratch) / "incumbent")
+        tree = lab.copy_tree(Path(scratch) / "candidate")
+        before = (tree / path).read_bytes() if (tree / path).is_file() else None
+        (tree / path).write_bytes(file.read_bytes())
+        change = Change(path, _PLAIN if before else "000000", _PLAIN, before, file.read_bytes())
+        names = ["static", "build", "correctness", *(["microbench"] if speed else [])]
+        context = gates.Context(judge, complete=False)
+        return _run(Candidate("kernels", incumbent, tree, (change,)), context, names, screen)
+
+
+def judge_working_tree(
+    lab: Lab, base: str | None, speed: bool, screen: Screen, judge: Judging | None = None
+) -> list[GateResult]:
+    """Judge what the working tree changes since it left `base` (HEAD without one); it has to be right, and not slower."""
+    repository = lab.repository()
+    commit = repository.resolve("HEAD") if base is None else repository.merge_base(base)
+    snapshot = repository.snapshot([*FOLDERS, *JUDGE])
+    changes = repository.changes(commit, snapshot)
+    with tempfile.TemporaryDirectory(prefix="lab-gate-") as scratch:
+        incumbent, tree = Path(scratch) / "incumbent", Path(scratch) / "candidate"
+        repository.export(commit, incumbent, FOLDERS)
+        repository.export(snapshot, tree, FOLDERS)
+        candidate = Candidate("all", incumbent, tree, changes, repository.patch(commit, snapshot))
+        names = ["scope", "static", "build", "correctness", *(["microbench"] if speed else [])]
+        context = gates.Context(judge or Bench(device("auto")), must_win=False)
+        return _run(candidate, context, names, screen)
+
+
+def as_json(results: Sequence[GateResult]) -> str:
+    """The result for a machine."""
+    return json.dumps(
+        {"passed": results[-1].passed, "gates": [result.as_json() for result in results]}, indent=2
+    )
+
+
+def _run(
+    candidate: Candidate, context: gates.Context, names: Sequence[str], screen: Screen
+) -> list[GateResult]:
+    steps = [(name, gate) for name, gate in gates.GATES if name in names]
+    results = []
+    for result in gates.run(candidate, context, steps, lambda name: screen.stage(name)):
+        said = "passed" if result.passed else "REFUSED"
+        screen.say(f"{result.name} {said} in {duration(result.seconds)}: {result.reason}")
+        results.append(result)
+    return results

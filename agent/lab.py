@@ -1,0 +1,119 @@
+"""The laboratory in a checkout: where its things lie, and what a command needs before it can start."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent import surface
+from agent.git import GitError, Repository
+from agent.ledger import Ledger
+from agent.screen import Screen
+
+if TYPE_CHECKING:
+    from bench.data import Dataset
+
+ROOT = Path(__file__).resolve().parent.parent
+_SOURCES = frozenset({".py", ".cpp", ".cu", ".h", ".cuh"})
+
+
+class Unusable(RuntimeError):
+    """The command cannot do its work as asked; the message says what would help."""
+
+
+class Lab:
+    """The checkout at `root`; what the lab writes lies under `.lab/`, which git ignores."""
+
+    def __init__(self, root: Path = ROOT) -> None:
+        self.root = root
+        self.folder = root / ".lab"
+        self.data = self.folder / "data"
+
+    def ledger(self) -> Ledger:
+        return Ledger(self.folder / "ledger.sqlite")
+
+    def repository(self) -> Repository:
+        repository = Repository(self.root)
+        try:
+            repository.resolve("HEAD")
+        except GitError as error:
+            raise Unusable(
+                f"{self.root} has no commit to start from ({error}); git init, git add, git commit"
+            ) from None
+        return repository
+
+    def agenda(self) -> str:
+        file = self.root / "program.md"
+        return file.read_text() if file.is_file() else ""
+
+    def prepare(self, source: str | None, vocab_size: int, screen: Screen) -> Dataset:
+        """Make the data of a source, or verify it, and remember it as the default."""
+        from bench import data
+
+        screen.stage(f"preparing {source or 'the embedded corpus'}")
+        dataset = data.prepare(
+            source, vocab_size=vocab_size, root=self.data, progress=_tell(screen)
+        )
+        (self.data / "default").write_text(dataset.directory.name)
+        return dataset
+
+    def dataset(self, source: str | None, screen: Screen) -> Dataset:
+        """Prepared data: of a folder that `prepare` made, of a source of text, or what was prepared last."""
+        from bench import data
+
+        remembered = self.data / "default"
+        if source is None and remembered.is_file():
+            screen.stage("verifying the data")
+            return data.open_dataset(self.data / remembered.read_text().strip())
+        if source is not None and (Path(source) / "manifest.json").is_file():
+            return data.open_dataset(Path(source))
+        return self.prepare(source, 8192, screen)
+
+    def copy_tree(self, into: Path) -> Path:
+        """The editable folders as they are in the working tree, sources alone."""
+        for folder in surface.FOLDERS:
+            for file in sorted((self.root / folder).glob("*")):
+                if file.suffix in _SOURCES and file.is_file():
+                    (into / folder).mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(file, into / folder / file.name)
+        return into
+
+
+def device(asked: str) -> str:
+    """`cpu` or `cuda`; `auto` is cuda where there is one."""
+    if asked == "cpu":
+        return "cpu"
+    import torch
+
+    present = torch.cuda.is_available()
+    if asked == "cuda" and not present:
+        raise Unusable(
+            "--device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch"
+        )
+    return "cuda" if present else "cpu"
+
+
+def overlay(folder: Path) -> dict[str, str | None]:
+    """Files of a folder by the place they take in the tree: .py in kernels/, .cpp, .cu and .h in csrc/."""
+    places = {".py": "kernels", ".cpp": "csrc", ".cu": "csrc", ".h": "csrc"}
+    if not folder.is_dir():
+        raise Unusable(f"--start {folder}: no such folder")
+    files: dict[str, str | None] = {
+        f"{places[file.suffix]}/{file.name}": file.read_text()
+        for file in sorted(folder.iterdir())
+        if file.suffix in places
+    }
+    frozen = sorted(set(files) & set(surface.FROZEN))
+    if not files or frozen:
+        raise Unusable(
+            f"--start {folder}: {', '.join(frozen)} may not be replaced"
+            if frozen
+            else f"--start {folder}: no .py, .cpp, .cu or .h file there"
+        )
+    return files
+
+
+def _tell(screen: Screen) -> Callable[[str, float], None]:
+    return lambda label, fraction: screen.progress({"phase": label, "fraction": fraction})

@@ -1,0 +1,109 @@
+"""What a run came to, in words and figures that a person understands."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent.ledger import Ledger
+from agent.records import KEEP, REFUSE, Experiment, Run
+from agent.screen import duration
+from agent.trials import Trials
+
+
+def summary(ledger: Ledger, run: Run, trials: Trials, why: str, file: Path) -> str:
+    """The end of a run: what was tried, what each gate said, what was kept, before and after, what to type next."""
+    experiments = ledger.experiments(run.id)
+    lines = ["", f"run {run.id} ended: {why}", ""]
+    for experiment in experiments:
+        lines += _experiment(experiment)
+    lines += ["", _counts(experiments)]
+    lines += _figures(run, trials)
+    lines += _confirmations(ledger, run)
+    lines += ["", f"ledger   {file}", *_next(run, experiments)]
+    return "\n".join(lines)
+
+
+def status(ledger: Ledger, file: Path, running: bool) -> str:
+    """Every run in a line, and the latest in detail."""
+    runs = ledger.runs()
+    if not runs:
+        return "no run yet; start one with `python -m agent --target kernels`"
+    lines = [f"ledger {file}", ""]
+    for run in runs:
+        state = "running" if running and run is runs[-1] else "ended" if run.ended else "stopped"
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started))
+        lines.append(f"{run.id}  {when}  {state:8} {_counts(ledger.experiments(run.id))}")
+    latest = runs[-1]
+    lines += ["", f"run {latest.id}"]
+    for experiment in ledger.experiments(latest.id):
+        lines += _experiment(experiment)
+    spent = ledger.spent(latest.id)
+    lines += [
+        "",
+        f"spent: {duration(spent['device_seconds'])} in trials, {spent['cost_usd']:.2f} USD",
+    ]
+    if not running:
+        lines.append(f"go on with it: python -m agent --resume {latest.id}")
+    return "\n".join(lines)
+
+
+def _experiment(experiment: Experiment) -> Iterator[str]:
+    outcome = experiment.outcome
+    speed = f"{outcome.speed:.3f}x time" if outcome.speed is not None else ""
+    bpb = f"{outcome.bpb_change:+.4f} BPB" if outcome.bpb_change is not None else ""
+    yield f"{experiment.number:4} {outcome.status:7} {speed:11} {bpb:12} {experiment.hypothesis}"
+    passed = [f"{gate.name} {duration(gate.seconds)}" for gate in experiment.gates if gate.passed]
+    if passed:
+        yield f"{'':13}passed {', '.join(passed)}"
+    yield f"{'':13}{_short(outcome.reason)}"
+
+
+def _counts(experiments: list[Experiment]) -> str:
+    if not experiments:
+        return "no experiment"
+    statuses = Counter(experiment.outcome.status for experiment in experiments)
+    refused = Counter(
+        e.gates[-1].name for e in experiments if e.outcome.status == REFUSE and e.gates
+    )
+    by_gate = f" ({', '.join(f'{n} by {gate}' for gate, n in refused.items())})" if refused else ""
+    words = [f"{n} {status}{by_gate if status == REFUSE else ''}" for status, n in statuses.items()]
+    return f"{len(experiments)} experiments: {', '.join(words)}"
+
+
+def _figures(run: Run, trials: Trials) -> Iterator[str]:
+    figures = trials.figures(run.start, run.incumbent)
+    if figures is None:
+        return
+    seeds = f"mean of {figures.seeds} seed{'s' if figures.seeds > 1 else ''}"
+    if run.start == run.incumbent:
+        yield f"val_bpb  {figures.before_bpb:.4f}, {figures.before_speed:,.0f} tokens/s ({seeds}); nothing was kept"
+        return
+    yield f"val_bpb  {figures.before_bpb:.4f} -> {figures.after_bpb:.4f}  ({seeds}; {trials.noise():.4f} from seed to seed)"
+    gain = figures.after_speed / figures.before_speed
+    yield f"tokens/s {figures.before_speed:,.0f} -> {figures.after_speed:,.0f}  ({gain:.3f}x)"
+
+
+def _confirmations(ledger: Ledger, run: Run) -> Iterator[str]:
+    for op, (ratio, low, high) in ledger.confirmations(run.id, run.incumbent).items():
+        word = "confirmed" if high < 1 else "not confirmed"
+        yield f"{word}: {op} takes {ratio:.3f}x the time of the start [{low:.3f}, {high:.3f}], measured again with fresh inputs"
+
+
+def _next(run: Run, experiments: list[Experiment]) -> Iterator[str]:
+    if any(experiment.outcome.status == KEEP for experiment in experiments):
+        yield f"branch   lab/{run.id}"
+        yield ""
+        yield f"see it   git diff {run.start[:9]} lab/{run.id}"
+        yield f"take it  git merge lab/{run.id}"
+    else:
+        yield ""
+    yield f"go on    python -m agent --resume {run.id}   (--experiments N or --hours H for a new limit)"
+    yield "all of it  python -m agent export --tsv"
+
+
+def _short(text: str, width: int = 150) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 3] + "..."

@@ -1,0 +1,57 @@
+"""`python -m agent trial`: one trial of the working tree as it is, ending with a block of `key: value` lines."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from agent.judging import Judging
+from agent.lab import Lab
+from agent.screen import Screen
+
+if TYPE_CHECKING:
+    from bench.trial import TrialResult
+
+# The names that autoresearch prints, so that its readers read ours.
+_BLOCK = (
+    ("val_bpb", "{:.6f}"),
+    ("training_seconds", "{:.1f}"),
+    ("total_seconds", "{:.1f}"),
+    ("peak_memory_mb", "{:.1f}"),
+    ("mfu_percent", "{:.2f}"),
+    ("total_tokens_M", "{:.3f}"),
+    ("num_steps", "{}"),
+    ("num_params_M", "{:.2f}"),
+    ("depth", "{}"),
+    ("tokens_per_second", "{:.0f}"),
+)
+
+
+def run(lab: Lab, judge: Judging, seconds: float, seed: int, screen: Screen) -> TrialResult:
+    """Train and score a copy of the working tree."""
+    with tempfile.TemporaryDirectory(prefix="lab-trial-") as scratch:
+        tree = lab.copy_tree(Path(scratch))
+        screen.stage("trial", seconds)
+        return judge.trial(tree, seed, screen.progress)
+
+
+def block(result: TrialResult) -> str:
+    """The figures, one a line; those of a failed trial that are unknown are left out."""
+    lines = [*_head(result)]
+    for name, form in _BLOCK:
+        value = getattr(result, name)
+        if not (isinstance(value, float) and math.isnan(value)):
+            lines.append(f"{name + ':':<19}{form.format(value)}")
+    return "\n".join(lines)
+
+
+def _head(result: TrialResult) -> Iterator[str]:
+    yield "---"
+    if result.implementations:
+        chosen = ", ".join(f"{op}={name}" for op, name in result.implementations.items())
+        yield f"{'implementations:':<19}{chosen}"
+    if not result.ok:
+        yield f"{'failure:':<19}{result.failure}: {' '.join(result.detail.split())}"

@@ -1,0 +1,108 @@
+"""Trials, measured once: the ledger remembers them, so an incumbent is not trained again for every candidate."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from agent.judging import Judging, as_row
+from agent.ledger import Ledger
+from agent.records import TrialKey
+from agent.screen import Screen
+
+if TYPE_CHECKING:
+    from bench.trial import TrialResult
+
+FRESH_S = 12 * 3600  # a machine's clock and load drift; older trials are measured again
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What is known of a tree beside another, over the seeds that both were trained with."""
+
+    seeds: int
+    before_bpb: float
+    after_bpb: float
+    before_speed: float  # tokens/s
+    after_speed: float
+
+
+class Trials:
+    """The trials of one run. `key` is any key of the run; tree and seed are filled in."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        judge: Judging,
+        screen: Screen,
+        run: str,
+        key: TrialKey,
+        tree_hash: Callable[[str], str],
+    ) -> None:
+        self._ledger, self._judge, self._screen, self._run = ledger, judge, screen, run
+        self._key, self._tree_hash = key, tree_hash
+        self.seconds = 0.0  # spent on trials so far, those that were remembered left out
+
+    def result(self, commit: str, tree: Path, seed: int, what: str) -> TrialResult:
+        """The trial of the files of `commit`, which lie in `tree`: remembered if it is fresh, else run now."""
+        key = replace(self._key, tree=self._tree_hash(commit), seed=seed)
+        row = self._ledger.find_trial(key, since=time.time() - FRESH_S)
+        if row is not None:
+            return self._judge.revive(row)
+        self._screen.stage(f"{what}, seed {seed}: trial", key.seconds)
+        started = time.monotonic()
+        result = self._judge.trial(tree, seed, self._screen.progress)
+        self.seconds += time.monotonic() - started
+        self._ledger.add_trial(self._run, key, as_row(result))
+        if result.ok:
+            said = f"val_bpb {result.val_bpb:.4f}, {result.tokens_per_second:,.0f} tokens/s, {result.num_steps:,} steps"
+        else:
+            said = f"failed: {result.failure}: {result.detail}"
+        self._screen.say(f"  {what}, seed {seed}: {said}")
+        return result
+
+    def noise(self) -> float:
+        """Spread of val_bpb from seed to seed, pooled over every tree that was trained with several seeds."""
+        groups: dict[str, list[float]] = defaultdict(list)
+        for tree, row in self._ledger.results(self._key, free=("tree", "seed")):
+            groups[tree].append(row["val_bpb"])
+        return self._judge.noise(list(groups.values()))
+
+    def figures(self, before: str, after: str) -> Figures | None:
+        """Both commits' means over the seeds they share; None if there is none."""
+        old, new = self._by_seed(before), self._by_seed(after)
+        shared = sorted(old.keys() & new.keys())
+        if not shared:
+            return None
+
+        def mean(rows: Mapping[int, Mapping[str, Any]], name: str) -> float:
+            return math.fsum(rows[seed][name] for seed in shared) / len(shared)
+
+        return Figures(
+            len(shared), mean(old, "val_bpb"), mean(new, "val_bpb"), mean(old, "tokens_per_second"), mean(new, "tokens_per_second")
+        )  # fmt: skip
+
+    def _by_seed(self, commit: str) -> dict[int, dict[str, Any]]:
+        key = replace(self._key, tree=self._tree_hash(commit))
+        return {row["seed"]: row for _, row in self._ledger.results(key)}
+
+
+def judge_hash(bench: Path) -> str:
+    """A hash of the judge's sources: figures of different judges are never compared."""
+    digest = hashlib.sha256()
+    for file in sorted(bench.rglob("*.py")):
+        digest.update(str(file.relative_to(bench)).encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def machine() -> str:
+    """This machine, as far as figures depend on it."""
+    return f"{platform.node()}/{platform.machine()}/{os.cpu_count()}"
