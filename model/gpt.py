@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,10 +79,29 @@ class GPTConfig:
         return list(range((self.depth - 1) % 2, self.depth, 2))
 
 
+# The size that makes the most of a five-minute trial on each device.
+SIZES: dict[str, dict[str, Any]] = {
+    "cpu": dict(
+        depth=4,  # tune: 3 4 5 6
+        dim=256,  # tune: 192 256 320
+        head_dim=64,  # tune: 32 64
+        window_pattern="SSSL",  # tune: "SSSL" "SL" "L"
+        short_window=64,  # tune: 32 64 128
+    ),
+    "cuda": dict(
+        depth=9,  # tune: 8 9 10
+        dim=512,  # tune: 512 640
+        head_dim=128,  # tune: 64 128
+        window_pattern="SSSL",  # tune: "SSSL" "SSSSL" "SSL"
+        short_window=256,  # tune: 128 256 512
+    ),
+}
+
+
 def configure(
     device: str, vocab_size: int, sequence_length: int, impl: Mapping[str, str] | None = None
 ) -> GPTConfig:
-    """The size that makes the most of a five-minute trial on `device`: the one table of sizes.
+    """The model of `device`'s size for rows of up to `sequence_length` tokens; `impl` maps ops to implementations.
 
     Raises ValueError for another device or an op in `impl` that does not exist.
     """
@@ -90,16 +110,12 @@ def configure(
         raise ValueError(
             f"impl names {', '.join(sorted(unknown))}: expected ops among {', '.join(OPS)}"
         )
-    common = dict(vocab_size=vocab_size, sequence_length=sequence_length, impl=dict(impl or {}))
-    if device == "cpu":
-        return GPTConfig(
-            depth=6, dim=256, head_dim=64, window_pattern="SSSL", short_window=64, dtype=_matmul_dtype(), **common
-        )  # fmt: skip
-    if device == "cuda":
-        return GPTConfig(
-            depth=9, dim=512, head_dim=128, window_pattern="SSSL", short_window=256, dtype=torch.bfloat16, **common
-        )  # fmt: skip
-    raise ValueError(f"device {device!r}: expected cpu or cuda")
+    if device not in SIZES:
+        raise ValueError(f"device {device!r}: expected one of {', '.join(SIZES)}")
+    dtype = torch.bfloat16 if device == "cuda" else _matmul_dtype()
+    return GPTConfig(
+        vocab_size, sequence_length, **SIZES[device], dtype=dtype, impl=dict(impl or {})
+    )
 
 
 def _matmul_dtype() -> torch.dtype:
@@ -159,8 +175,7 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Cross entropy in nats of each target (B, T) given the tokens (B, T) up to its left; float32."""
         h = self._hidden(tokens)
-        W = self.head.to(h.dtype)
-        return self.ops.linear_cross_entropy(h, W, targets, softcap=SOFTCAP)
+        return self.ops.linear_cross_entropy(h, self.head, targets, softcap=SOFTCAP)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """Logits (B, T, V) in float32 of the token that follows each position of rows (B, T), T up to the sequence length."""

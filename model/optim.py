@@ -7,6 +7,7 @@ size, and cautious weight decay (arXiv 2510.12402) decays only the weights that 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -15,18 +16,47 @@ from torch import Tensor, nn
 
 from model.gpt import GPT
 
-MATRIX_LR = 0.04  # tune: 0.02 0.03 0.04 0.06
-EMBED_LR = 0.8  # tune: 0.4 0.6 0.8 1.2
-HEAD_LR = 0.005  # tune: 0.003 0.005 0.008 0.012
-SCALAR_LR = 0.5  # tune: 0.25 0.5 1.0
-GATE_LR = 0.02  # tune: 0.01 0.02 0.04
-WEIGHT_DECAY = 0.2  # tune: 0.05 0.1 0.2 0.4
 MOMENTUM = 0.95  # tune: 0.9 0.95 0.97
 MOMENTUM_START, MOMENTUM_STEPS = 0.85, 200  # linear rise over the first steps
 NEURON_BETA = 0.95  # tune: 0.9 0.95
 NS_STEPS = 5  # tune: 4 5 7
 ADAM_BETAS = (0.8, 0.95)
 EPS = 1e-10
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Peak learning rates, and Muon's weight decay. They belong to a batch size: Adam's fall with its square root, Muon's hardly."""
+
+    matrix: float
+    embed: float
+    value: float
+    head: float
+    gate: float
+    lambdas: float
+    decay: float
+
+
+RATES = {
+    "cpu": Rates(  # 2,048 tokens a step
+        matrix=0.02,  # tune: 0.01 0.015 0.02 0.03
+        embed=0.15,  # tune: 0.05 0.1 0.15 0.3
+        value=0.05,  # tune: 0.03 0.05 0.1 0.2
+        head=0.006,  # tune: 0.002 0.004 0.006 0.01
+        gate=0.01,  # tune: 0.005 0.01 0.02
+        lambdas=0.1,  # tune: 0.03 0.1 0.3
+        decay=0.1,  # tune: 0.0 0.1 0.2 0.4
+    ),
+    "cuda": Rates(  # 262,144 tokens a step
+        matrix=0.04,  # tune: 0.02 0.03 0.04 0.06
+        embed=0.98,  # tune: 0.5 0.7 0.98 1.4
+        value=0.98,  # tune: 0.3 0.5 0.98
+        head=0.006,  # tune: 0.004 0.006 0.008
+        gate=0.02,  # tune: 0.01 0.02 0.04
+        lambdas=0.5,  # tune: 0.25 0.5 1.0
+        decay=0.2,  # tune: 0.1 0.2 0.4
+    ),
+}
 
 
 @dataclass
@@ -51,18 +81,17 @@ class MuonAdamW:
     """One step over all of a model's weights; rates and decay are scaled by the schedule that `train.py` keeps."""
 
     def __init__(self, model: GPT) -> None:
-        device = model.head.device
-        width = (model.config.dim / 768) ** -0.5  # the rates were found at 768 channels
-        gates = [model.value_gates, model.smear_gate]
+        device = model.head.device.type
+        self.rates = rates = RATES[device]
         self.banks = [_Bank.of(bank) for bank in (model.qkvo, model.up, model.down)]
         self.adamw = torch.optim.AdamW(
             [
-                _group([model.embed], EMBED_LR * width, weight_decay=0.001),
-                _group(list(model.value_embeds), EMBED_LR * width, weight_decay=0.003),
-                _group([model.head], HEAD_LR * width, weight_decay=0.01),
-                _group(gates, GATE_LR),
-                _group([model.resid_lambdas], SCALAR_LR * 0.01),
-                _group([model.x0_lambdas], SCALAR_LR, betas=(0.96, 0.95)),
+                _group([model.embed], rates.embed, weight_decay=0.001),
+                _group(list(model.value_embeds), rates.value, weight_decay=0.003),
+                _group([model.head], rates.head, weight_decay=0.01),
+                _group([model.value_gates, model.smear_gate], rates.gate),
+                _group([model.resid_lambdas], rates.lambdas * 0.01),
+                _group([model.x0_lambdas], rates.lambdas, betas=(0.96, 0.95)),
             ],
             eps=EPS,
             fused=True,
@@ -70,7 +99,7 @@ class MuonAdamW:
         self.steps = 0
         self._orthogonalize = model.ops.newton_schulz
         self._ns_dtype = model.config.dtype
-        self._update = _compiled if device.type == "cuda" else muon_update
+        self._update = _compiled() if device == "cuda" else muon_update
 
     def step(self, rate: float, decay: float) -> None:
         """Update every weight from its gradient: learning rates times `rate`, Muon's weight decay times `decay`; clears gradients."""
@@ -80,8 +109,8 @@ class MuonAdamW:
         warm = min(self.steps / MOMENTUM_STEPS, 1.0)
         momentum = MOMENTUM_START + (MOMENTUM - MOMENTUM_START) * warm
         for bank in self.banks:
-            lr = MATRIX_LR * bank.rate * rate
-            scalars = torch.tensor([momentum, lr, lr * WEIGHT_DECAY * decay]).unbind()
+            lr = self.rates.matrix * bank.rate * rate
+            scalars = torch.tensor([momentum, lr, lr * self.rates.decay * decay]).unbind()
             self._update(bank.weight, bank.weight.grad, bank.momentum, bank.size, *scalars,
                          bank.axis, self._ns_dtype, self._orthogonalize)  # fmt: skip
             bank.weight.grad = None
@@ -119,4 +148,6 @@ def muon_update(
     weight.sub_(lr * update + decay * weight * agrees)
 
 
-_compiled = torch.compile(muon_update, dynamic=False, fullgraph=True)
+@functools.cache
+def _compiled() -> Callable[..., None]:
+    return torch.compile(muon_update, dynamic=False, fullgraph=True)

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import queue
 import resource
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ import torch
 from torch import Tensor
 
 from kernels import choose
-from model.gpt import GPT, OPS, configure
+from model.gpt import GPT, OPS, GPTConfig, configure
 from model.optim import MuonAdamW
 
 WARMUP = 0.02  # tune: 0.0 0.01 0.02 0.05
@@ -31,6 +30,14 @@ WARMDOWN = 0.7  # tune: 0.5 0.6 0.7 0.8
 FINAL_RATE = 0.05  # tune: 0.0 0.05 0.1
 POINTS = 200  # of the loss curve
 REPORT_EVERY = 0.5  # seconds
+
+
+# Tokens of a step. Small is slow on a GPU; on a CPU it is nearly free, and a five-minute run has few steps to spare.
+BATCH_TOKENS = {
+    "cpu": 2048,  # tune: 1024 2048 4096
+    "cuda": 262144,  # tune: 131072 262144 524288
+}
+ACTIVATION_BYTES = 36  # a token, channel and layer in bfloat16, what backward needs: decides how many rows fit at once
 
 
 @dataclass(frozen=True)
@@ -41,17 +48,14 @@ class Batch:
     micro_rows: int
 
 
-def batch(device: str, sequence_length: int) -> Batch:
-    """The batch that a five-minute trial on `device` learns most from."""
-    if device == "cpu":
-        rows = max(1, 4096 // sequence_length)  # tune: 2048 4096 8192
+def batch(device: torch.device, config: GPTConfig) -> Batch:
+    """The batch of `device`, in as few pieces as its memory allows."""
+    rows = max(1, BATCH_TOKENS[device.type] // config.sequence_length)
+    if device.type == "cpu":
         return Batch(rows, rows)
-    rows = max(1, 2**18 // sequence_length)
-    memory = torch.cuda.get_device_properties(device).total_memory
-    fits = max(
-        1, int(memory * 0.7) // (sequence_length * 180_000)
-    )  # bytes of activations a token at dim 512, depth 9
-    return Batch(rows, min(rows, 1 << (fits.bit_length() - 1)))
+    row = ACTIVATION_BYTES * config.sequence_length * config.dim * config.depth
+    fits = max(1, int(0.7 * torch.cuda.get_device_properties(device).total_memory) // row)
+    return Batch(rows, min(rows, 1 << (fits.bit_length() - 1)))  # a power of two: whole pieces
 
 
 class Trainer:
@@ -62,7 +66,7 @@ class Trainer:
         self.config = configure(
             spec["device"], spec["vocab_size"], spec["sequence_length"], spec.get("impl")
         )
-        self.batch = batch(spec["device"], self.config.sequence_length)
+        self.batch = batch(self.device, self.config)
         self.model = GPT(self.config).to(self.device)
         on_gpu = (
             self.device.type == "cuda"
@@ -173,16 +177,12 @@ def batches(tokens: Tensor, rows: int, T: int, seed: int) -> Iterator[Tensor]:
 
 
 def _prefetched(data: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The same batches in pinned memory, drawn by a thread that stays up to four ahead."""
-    ready: queue.Queue[Tensor] = queue.Queue(maxsize=4)
-
-    def fill() -> None:
-        for rows in data:
-            ready.put(rows.pin_memory())
-
-    threading.Thread(target=fill, daemon=True).start()
-    while True:
-        yield ready.get()
+    """The same batches in pinned memory, each drawn by a thread while the step before it runs."""
+    with ThreadPoolExecutor(max_workers=1) as drawer:
+        pending = drawer.submit(lambda: next(data).pin_memory())
+        while True:
+            rows, pending = pending.result(), drawer.submit(lambda: next(data).pin_memory())
+            yield rows
 
 
 class _Clock:

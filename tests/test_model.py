@@ -49,7 +49,7 @@ def rows(count: int, length: int = T) -> torch.Tensor:
 def trainer(monkeypatch: pytest.MonkeyPatch) -> train.Trainer:
     """A Trainer of the tiny size; everything else as in a trial."""
     monkeypatch.setattr(train, "configure", lambda device, V, T, impl: tiny(impl=dict(impl or {})))
-    monkeypatch.setattr(train, "batch", lambda device, T: train.Batch(rows=8, micro_rows=8))
+    monkeypatch.setattr(train, "batch", lambda device, config: train.Batch(rows=8, micro_rows=8))
     return train.Trainer(SPEC)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from kernels.newton_schulz import newton_schulz
 from model.gpt import GPT, configure
-from model.optim import ADAM_BETAS, EMBED_LR, EPS, MATRIX_LR, MuonAdamW, muon_update
+from model.optim import ADAM_BETAS, EPS, RATES, MuonAdamW, muon_update
 
 
 def model() -> GPT:
@@ -63,7 +63,7 @@ def test_muon_size_does_not_depend_on_the_gradients_scale() -> None:
         steps.append(gpt.up.detach() - before)
     torch.testing.assert_close(steps[0], steps[1], rtol=1e-2, atol=1e-4)
     assert steps[0].norm() == pytest.approx(
-        MATRIX_LR * 2 * (2 * 64) ** 0.5, rel=0.15
+        RATES["cpu"].matrix * 2 * (2 * 64) ** 0.5, rel=0.15
     )  # rate of a 4:1 matrix is 2
 
 
@@ -88,7 +88,7 @@ def test_embeddings_follow_torch_adamw() -> None:
     gpt = model()
     mine = MuonAdamW(gpt)
     reference = torch.nn.Parameter(gpt.embed.detach().clone())
-    lr = EMBED_LR * (64 / 768) ** -0.5
+    lr = RATES["cpu"].embed
     theirs = torch.optim.AdamW(
         [reference],
         lr=lr,
