@@ -69,9 +69,9 @@ class _Examination:
         held: list[tuple[Case, dict[str, Tensor]]] = []
         cases = [self.contract.draw(self.rng) for _ in range(DRAWN_CASES)]
         for i, case in enumerate(cases):
-            answer = self.case(case, impl, hold=i < HELD_CASES)
+            answers = self.case(case, impl, hold=i < HELD_CASES)
             if i < HELD_CASES:
-                held.append((case, answer))
+                held += [(case, answer) for answer in answers]
         self.recall(held)
         self.case(self.rng.choice(self.contract.trial[self.judge.device]), impl)
         self.case(self.wide(cases), impl, mode="compile")
@@ -84,19 +84,20 @@ class _Examination:
         """The drawn case with the most elements: the compile and autocast paths want a representative one."""
         return max(cases, key=lambda c: sum(i.span() for i in c.inputs.values()))
 
-    def case(self, case: Case, impl: str | None, *, mode: str = "eager", hold: bool = False) -> dict[str, Tensor]:
-        """Ask one case, twice when eager, and compare. Returns the last answer."""
+    def case(self, case: Case, impl: str | None, *, mode: str = "eager", hold: bool = False) -> list[dict[str, Tensor]]:
+        """Ask one case, twice when eager, and compare. Returns the answers."""
         self.cases += 1
         asked, wrt = self.contract, self.contract.differentiable
         self.judge.arena.reset()
         shapes = result_shapes(asked, case)
         call = place_call(self.judge.arena, case, shapes, wrt)
         wrt = tuple(call["wrt"])
-        answer: dict[str, Tensor] = {}
-        for repeat in range(2 if mode == "eager" else 1):
+        answers: list[dict[str, Tensor]] = []
+        for _ in range(2 if mode == "eager" else 1):
             inputs = self.fill(case, call)
             upstream = self.fill_upstream(call)
-            answer = self.ask(impl, call, mode, inputs, hold=hold and repeat == 1)
+            answer = self.ask(impl, call, mode, inputs, hold=hold)
+            answers.append(answer)
             if asked.judge is not None:
                 plain = evaluate(asked, case, inputs, (), (), inputs[next(iter(inputs))].dtype)
                 wrong = asked.judge(case, inputs, answer[asked.results[0]], plain[asked.results[0]])
@@ -110,7 +111,7 @@ class _Examination:
                 raise Refused("wrong", f"{_where(impl, mode, case)}: {bad.describe()}")
             for row in as_evidence(differences):
                 self._used[row["tensor"]] = max(self._used.get(row["tensor"], 0.0), row["used"])
-        return answer
+        return answers
 
     def fill(self, case: Case, call: Mapping[str, Any]) -> dict[str, Tensor]:
         """Fresh values in the input buffers; returns private copies."""

@@ -1,0 +1,36 @@
+# make lab    from a fresh clone to a summary of real experiments (first run about 5 minutes, later ones about 3)
+# make test   formatting, types, and the whole test suite
+# make bench  every kernel and its peers, measured
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEVICE ?= auto
+
+.PHONY: lab test check bench install
+
+lab: install
+	@$(BIN)/python -m agent prepare
+	@$(BIN)/python -m agent --target kernels --op linear_cross_entropy --proposer sweep \
+	    --start examples --experiments 5 --seconds 15 --device $(DEVICE)
+
+test: install check
+	$(BIN)/python -m pytest -q
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m pytest bench --benchmark
+
+install: .venv/installed
+
+.venv/installed: requirements.lock pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, {v[0]}.{v[1]} came: make PYTHON=python3.12")'
+	@command -v $${CXX:-c++} >/dev/null || { echo "a C++ compiler is needed: install g++ or clang++, or set CXX"; exit 1; }
+	@echo "installing into .venv (about a minute) ..."
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@

@@ -1,0 +1,9 @@
+"""The cap hardly bends small logits, so leave it out. Stopped by: correctness."""
+
+import torch.nn.functional as F
+
+
+def linear_cross_entropy(h, W, targets, softcap=None):
+    z = (h @ W.to(h.dtype).T).float()
+    loss = F.cross_entropy(z.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=-100)
+    return loss.view(targets.shape)
