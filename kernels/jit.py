@@ -3,12 +3,12 @@
     ops = jit.load("rms_norm")          # torch.ops namespace with the functions that csrc/rms_norm.cpp registers
     y, rstd = ops.forward(x, weight, eps)
 
-The object's name is a hash of what it is made from: sources, headers, flags, torch, compiler. Same content, same object, in any
+The object's name is a hash of what it is made from: source, headers, flags, torch, compiler. Same content, same object, in any
 checkout; another content never finds a stale one. Instruction sets: the flags follow the processor (AVX-512, AVX2 or none) and are part
 of the name, so a cache shared by two machines serves each its own object and nothing is built with -march=native.
 
-Two processes that need the same object at once: one builds under a file lock (released by the kernel even on kill -9), the other
-waits; the object appears by rename, whole or not at all.
+Two processes that need the same object at once: one builds under a file lock (which the operating system lets go even on kill -9), the
+other waits; the object appears by rename, whole or not at all. Building never loads: what a source runs at load time runs in `load`.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import fcntl
 import functools
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
@@ -50,7 +52,12 @@ class BuildError(RuntimeError):
 def isa() -> str:
     """Instruction set to build for on this processor, by torch's own detection."""
     capability = torch.backends.cpu.get_cpu_capability().lower()
-    return capability if capability in ISA_FLAGS else "generic"
+    return capability if capability in targets() else "generic"
+
+
+def targets() -> tuple[str, ...]:
+    """Instruction sets that this machine's compiler can build for, the widest first; it need not be able to run them."""
+    return tuple(ISA_FLAGS) if platform.machine() in ("x86_64", "AMD64") else ("generic",)
 
 
 def cache_directory() -> Path:
@@ -63,7 +70,7 @@ def cache_directory() -> Path:
 def load(op: str, language: str = "cpp") -> Any:
     """The torch.ops namespace of the library of csrc/<op>.<language> ("cpp" or "cu"), built if no cache has it.
 
-    Raises FileNotFoundError without a source, BuildError if it does not compile.
+    Raises FileNotFoundError without a source, BuildError if it cannot be compiled.
     """
     path = build(CSRC / f"{op}.{language}")
     torch.ops.load_library(str(path))
@@ -71,29 +78,51 @@ def load(op: str, language: str = "cpp") -> Any:
 
 
 def build(path: Path, target: str | None = None, into: Path | None = None) -> Path:
-    """Path of the shared object of a source file for an instruction set (default: this processor's), compiled if not yet there."""
+    """Path of the shared object of a source file, compiled if no cache has it, but not loaded.
+
+    target: an instruction set of `targets()`, by default this processor's. into: the folder that must hold the object, by default
+    `cache_directory()`, or one under $TMPDIR where that is read-only. Raises like `load`.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"no {path.name} in {path.parent}")
-    flags = (*CXX_FLAGS, *ISA_FLAGS[target or isa()])
+    target = target or isa()
+    if target not in targets():
+        raise ValueError(f"target={target!r}: expected one of {', '.join(targets())}")
+    if path.suffix == ".cu":
+        _require_cuda(path)
+    flags = (*CXX_FLAGS, *ISA_FLAGS[target])
     name = f"{path.stem}_{_digest(path, flags)}"
-    cache = into or cache_directory()
-    for folder in (AHEAD_OF_TIME, cache):
+    for folder in (into,) if into else (AHEAD_OF_TIME, cache_directory()):
         if (folder / f"{name}.so").is_file():
             return folder / f"{name}.so"
-    if not _writable(cache):  # inside a sandbox the shared cache is read-only: build for this process alone
-        cache = Path(tempfile.gettempdir()) / "lab"
-        cache.mkdir(exist_ok=True)
-    with _locked(cache / f"{name}.lock"):
-        if not (cache / f"{name}.so").is_file():
-            _compile(name, path, flags, cache)
-    return cache / f"{name}.so"
+    folder = _writable(into or cache_directory())
+    with _locked(folder / f"{name}.lock", path.name):
+        if not (folder / f"{name}.so").is_file():
+            _compile(name, path, flags, folder)
+    return folder / f"{name}.so"
+
+
+def _require_cuda(path: Path) -> None:
+    from torch.utils import cpp_extension
+
+    if torch.version.cuda is None:
+        raise BuildError(f"{path.name} needs CUDA, and this torch ({torch.__version__}) has none")
+    if cpp_extension.CUDA_HOME is None:
+        raise BuildError(f"{path.name} needs nvcc: install the CUDA toolkit, or set CUDA_HOME")
 
 
 def _digest(path: Path, flags: tuple[str, ...]) -> str:
-    headers = sorted(CSRC.glob("*.h"))
-    parts = [p.read_bytes() for p in (path, *headers)]
-    parts += [repr((flags, CUDA_FLAGS, torch.__version__, _compiler_version())).encode()]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+    parts = [p.read_bytes() for p in (path, *sorted(path.parent.glob("*.h")))]
+    made_with = [flags, torch.__version__, platform.machine(), _compiler_version()]
+    if path.suffix == ".cu":
+        made_with += [CUDA_FLAGS, _cuda_architectures()]
+    return hashlib.sha256(b"\0".join([*parts, repr(made_with).encode()])).hexdigest()[:12]
+
+
+def _cuda_architectures() -> str:
+    """What cpp_extension compiles for: $TORCH_CUDA_ARCH_LIST, else the visible GPUs, else everything it knows."""
+    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return os.environ.get("TORCH_CUDA_ARCH_LIST") or repr(sorted(found))
 
 
 @functools.cache
@@ -108,38 +137,59 @@ def _compiler_version() -> str:
     return done.stdout.splitlines()[0]
 
 
-def _writable(folder: Path) -> bool:
+def _writable(folder: Path) -> Path:
+    """The folder, or one of our own under $TMPDIR if it cannot be written to, as in a sandbox."""
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-    return os.access(folder, os.W_OK)
+    if os.access(folder, os.W_OK):
+        return folder
+    private = Path(tempfile.gettempdir()) / f"lab-{os.getuid()}"
+    private.mkdir(mode=0o700, exist_ok=True)
+    if (
+        private.stat().st_uid != os.getuid()
+    ):  # in a shared /tmp: whoever owns it could have put any object there
+        raise BuildError(
+            f"{folder} is not writable, and {private} belongs to somebody else; set TMPDIR"
+        )
+    return private
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, what: str) -> Iterator[None]:
     with path.open("w") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for the process that builds {what} ...", file=sys.stderr, flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
-def _compile(name: str, path: Path, flags: tuple[str, ...], cache: Path) -> None:
-    """Compile in a scratch folder, then rename into the cache."""
+def _compile(name: str, path: Path, flags: tuple[str, ...], folder: Path) -> None:
+    """Compile in a scratch folder, then rename into `folder`. The caller holds the lock, so a scratch folder found is a dead one's."""
     from torch.utils import cpp_extension
 
     started = time.monotonic()
     print(f"building {path.name} ...", file=sys.stderr, flush=True)
-    scratch = Path(tempfile.mkdtemp(dir=cache, prefix=f"{name}."))
+    scratch = folder / f"{name}.scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
     try:
-        cpp_extension.load(
-            name,
-            [str(path)],
-            extra_cflags=list(flags),
-            extra_cuda_cflags=list(CUDA_FLAGS),
-            extra_include_paths=[str(CSRC)],
-            build_directory=str(scratch),
-            with_cuda=path.suffix == ".cu",
-            is_python_module=False,
-        )
-        os.replace(scratch / f"{name}.so", cache / f"{name}.so")
+        with _scripts_on_path():
+            # Asked for a standalone program that is linked -shared, cpp_extension stops after the link; asked for a library it loads it.
+            built = cpp_extension.load(
+                name,
+                [str(path)],
+                extra_cflags=[*flags, f"-DTORCH_EXTENSION_NAME={name}"],
+                extra_cuda_cflags=[*CUDA_FLAGS, f"-DTORCH_EXTENSION_NAME={name}"],
+                extra_ldflags=["-shared"],
+                extra_include_paths=[str(path.parent)],
+                build_directory=str(scratch),
+                with_cuda=path.suffix == ".cu",
+                is_python_module=False,
+                is_standalone=True,
+            )
+        os.replace(built, folder / f"{name}.so")
     except RuntimeError as error:
         raise BuildError(_diagnosis(str(error), path)) from None
     finally:
@@ -147,11 +197,22 @@ def _compile(name: str, path: Path, flags: tuple[str, ...], cache: Path) -> None
     print(f"built {path.name} in {time.monotonic() - started:.1f} s", file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def _scripts_on_path() -> Iterator[None]:
+    """Let cpp_extension find the `ninja` of this interpreter's environment, also where that was not activated."""
+    before = os.environ.get("PATH", os.defpath)
+    os.environ["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), before])
+    try:
+        yield
+    finally:
+        os.environ["PATH"] = before
+
+
 def _diagnosis(output: str, path: Path) -> str:
     """The compiler's error lines with the source lines that it quotes, without the command lines around them."""
     lines = output.splitlines()
     wanted: list[str] = []
     for i, line in enumerate(lines):
-        if " error: " in line or ": error" in line or "fatal error" in line:
+        if " error: " in line or ": error" in line or "undefined reference" in line:
             wanted += lines[i : i + 3]
-    return f"{path.name} does not compile:\n" + "\n".join(wanted[:30] or lines[-15:])
+    return f"{path.name} could not be built:\n" + "\n".join(wanted[:30] or lines[-15:])
