@@ -1,0 +1,167 @@
+"""A small checkout for the tests of the loop: git, one kernel with a tunable constant, a model file, and a judge that plays by rules.
+
+`Rules` is a judge for the loop: an op's time and a model's BPB follow from the constants in the tree, so what the loop ought to keep is
+known beforehand. It stands in for `agent.judging.Bench` through the constructor.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent.judging import Progress, Unfit
+from bench.finding import Finding
+from bench.timing import Comparison
+from bench.trial import TrialResult
+from bench.verdict import Verdict, decide, noise_of
+
+CPP = """// scale
+constexpr int kRows = 1;  // tune: 1 2 4 8
+constexpr int kUnroll = 1;  // tune: 1 2
+"""
+PY = '''"""Scale."""
+from kernels import jit
+
+
+def scale(x, factor=2.0, *, impl=None):
+    return x * factor
+
+
+IMPLEMENTATIONS = {"torch": scale}
+'''
+MODEL = "LR = 0.04  # tune: 0.02 0.04 0.08\n"
+TRAIN = """class Trainer:
+    def describe(self): ...
+    def warm_up(self): ...
+    def train(self): ...
+    def logits(self): ...
+"""
+FILES = {
+    "kernels/__init__.py": "",
+    "kernels/jit.py": "",
+    "kernels/scale.py": PY,
+    "csrc/scale.cpp": CPP,
+    "model/optim.py": MODEL,
+    "model/train.py": TRAIN,
+    "bench/rule.py": "LIMIT = 1\n",
+    "README.md": "a lab\n",
+    ".gitignore": ".lab/\n__pycache__/\n",
+}
+
+
+def git(root: Path, *arguments: str) -> str:
+    """Git as a person has it, with an identity."""
+    who = ("-c", "user.name=a person", "-c", "user.email=person@example.org")
+    done = subprocess.run(["git", *who, *arguments], cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def write(root: Path, files: Mapping[str, str]) -> None:
+    for path, text in files.items():
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_text(text)
+
+
+def make(root: Path) -> Path:
+    """A repository at `root` with one commit of FILES."""
+    write(root, FILES)
+    git(root, "init", "-q", "-b", "main")
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "first")
+    return root
+
+
+def constant(tree: Path, path: str, name: str) -> float:
+    found = re.search(rf"{name} = ([\d.]+)", (tree / path).read_text())
+    assert found
+    return float(found[1])
+
+
+@dataclass
+class Rules:
+    """kRows = 4 is the fastest, kUnroll = 2 does not compile, LR = 0.02 is best; `calls` records what was asked."""
+
+    noise_bpb: float = 0.001
+    fail_trial: str = ""
+    calls: list[str] = field(default_factory=list)
+
+    def ops(self) -> list[str]:
+        return ["scale"]
+
+    def signature(self, op: str) -> inspect.Signature:
+        return inspect.signature(lambda x, factor=2.0: None)
+
+    def build(self, tree: Path, changed: Sequence[str]) -> Finding:
+        self.calls.append("build")
+        broken = constant(tree, "csrc/scale.cpp", "kUnroll") == 2
+        return Finding(not broken, "scale.cpp:3: error: cannot unroll" if broken else "built")
+
+    def correctness(self, op: str, tree: Path) -> Finding:
+        self.calls.append("correctness")
+        return Finding(True, "9 cases agree", {"cases": 9})
+
+    def compare(self, op: str, incumbent: Path, candidate: Path) -> Comparison:
+        self.calls.append("compare")
+        seconds = {1: 1.0, 2: 0.8, 4: 0.5, 8: 0.9}
+        before, after = (seconds[int(constant(t, "csrc/scale.cpp", "kRows"))] for t in (incumbent, candidate))
+        if after < 0:
+            raise Unfit("never")
+        ratio = after / before
+        return Comparison(ratio, ratio * 0.98, ratio * 1.02, [], 0.1)
+
+    def parity(self, incumbent: Path, candidate: Path) -> Finding:
+        self.calls.append("parity")
+        return Finding(True, "same curve")
+
+    def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult:
+        self.calls.append(f"trial {seed}")
+        if progress is not None:
+            progress({"phase": "training", "step": 1, "loss": 3.0, "tokens": 100, "elapsed": 0.1})
+        rows, rate = constant(tree, "csrc/scale.cpp", "kRows"), constant(tree, "model/optim.py", "LR")
+        if self.fail_trial and rows != 1:
+            return TrialResult(False, self.fail_trial, "it broke", seed=seed)
+        bpb = 2.0 + rate + self.noise_bpb * (seed % 2)
+        return TrialResult(True, val_bpb=bpb, tokens_per_second=1000.0 * rows, num_steps=7, seed=seed, peak_memory_mb=512.0)
+
+    def revive(self, row: dict[str, Any]) -> TrialResult:
+        return TrialResult(**row)
+
+    def noise(self, groups: Sequence[Sequence[float]]) -> float:
+        return noise_of(groups)
+
+    def decide(
+        self,
+        target: str,
+        comparison: Mapping[str, Any] | None,
+        incumbent: Sequence[TrialResult],
+        candidate: Sequence[TrialResult],
+        noise: float,
+    ) -> Verdict:
+        measured = None if comparison is None else Comparison(**comparison)
+        return decide(target, measured, incumbent, candidate, noise)
+
+
+@dataclass
+class Transcript:
+    """A screen that remembers."""
+
+    lines: list[str] = field(default_factory=list)
+    stages: list[str] = field(default_factory=list)
+    events: list[Mapping[str, Any]] = field(default_factory=list)
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def stage(self, text: str, seconds: float | None = None) -> None:
+        self.stages.append(text)
+
+    def progress(self, event: Mapping[str, Any]) -> None:
+        self.events.append(event)
+
+    def close(self) -> None:
+        pass

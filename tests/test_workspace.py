@@ -1,0 +1,167 @@
+"""Worktrees and commits: the user's working tree, index and HEAD stay as they are, whatever the lab does or however it dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from lab_tree import CPP, git, make, write
+
+from agent.git import GitError, Repository
+from agent.records import Proposal
+from agent.surface import FOLDERS
+from agent.workspace import Busy, Workspace, clear_leftovers, is_held, lock
+
+BETTER = CPP.replace("kRows = 1", "kRows = 4")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return make(tmp_path / "checkout")
+
+
+def state(root: Path) -> tuple[str, str, str]:
+    return git(root, "rev-parse", "HEAD"), git(root, "status", "--porcelain"), git(root, "diff", "--cached")
+
+
+def proposal(**files: str | None) -> Proposal:
+    return Proposal("more rows", {name.replace("__", "/") + ".cpp": text for name, text in files.items()}, "test")
+
+
+def test_a_candidate_lies_beside_its_incumbent_and_the_user_s_tree_stays(root: Path) -> None:
+    write(root, {"kernels/scale.py": "mine, half done", "notes.txt": "mine"})
+    git(root, "add", "kernels/scale.py")
+    before = state(root)
+    repository = Repository(root)
+    workspace = Workspace(repository, root / ".lab", "r1")
+    parent = repository.resolve("HEAD")
+    commit = workspace.commit(parent, proposal(csrc__scale=BETTER))
+    candidate = workspace.candidate("kernels", parent, commit)
+    assert (candidate.tree / "csrc/scale.cpp").read_text() == BETTER
+    assert (candidate.incumbent / "csrc/scale.cpp").read_text() == CPP
+    assert candidate.paths == ("csrc/scale.cpp",)
+    assert "+constexpr int kRows = 4;" in candidate.patch
+    workspace.advance(commit)
+    assert git(root, "rev-parse", "lab/r1") == commit
+    workspace.close()
+    assert not (root / ".lab/runs/r1/candidate").exists()
+    assert git(root, "worktree", "list").count("\n") == 0
+    assert state(root) == before
+    assert (root / "kernels/scale.py").read_text() == "mine, half done"
+
+
+def test_the_patch_in_the_ledger_makes_the_candidate_again(root: Path, tmp_path: Path) -> None:
+    repository = Repository(root)
+    head = repository.resolve("HEAD")
+    commit = repository.commit(head, {"csrc/scale.cpp": BETTER, "kernels/new.py": "é\n", "model/optim.py": None}, "m")
+    (tmp_path / "p.patch").write_text(repository.patch(head, commit))
+    git(root, "apply", "--index", str(tmp_path / "p.patch"))
+    assert git(root, "write-tree") == git(root, "rev-parse", f"{commit}^{{tree}}")
+
+
+def test_a_worktree_that_a_candidate_littered_is_clean_for_the_next(root: Path) -> None:
+    repository = Repository(root)
+    workspace = Workspace(repository, root / ".lab", "r1")
+    head = repository.resolve("HEAD")
+    tree = workspace.checkout("candidate", head)
+    write(tree, {"kernels/left.py": "x", "csrc/scale.cpp": "changed", "kernels/__pycache__/a.pyc": "ignored by git"})
+    workspace.checkout("candidate", head)
+    assert (tree / "csrc/scale.cpp").read_text() == CPP
+    assert not (tree / "kernels/left.py").exists()
+    assert not (tree / "kernels/__pycache__").exists()
+
+
+def test_no_hook_of_the_user_s_runs(root: Path) -> None:
+    for name in ("post-checkout", "pre-commit", "reference-transaction"):
+        hook = root / ".git/hooks" / name
+        hook.write_text(f"#!/bin/sh\ntouch {root}/hooked\n")
+        hook.chmod(0o755)
+    repository = Repository(root)
+    workspace = Workspace(repository, root / ".lab", "r1")
+    head = repository.resolve("HEAD")
+    workspace.advance(workspace.commit(head, proposal(csrc__scale=BETTER)))
+    workspace.checkout("incumbent", head)
+    assert not (root / "hooked").exists()
+
+
+def test_a_snapshot_holds_the_working_tree_and_leaves_the_index(root: Path) -> None:
+    write(root, {"csrc/scale.cpp": BETTER, "kernels/other.py": "y\n", "README.md": "not asked for"})
+    (root / "model/optim.py").unlink()
+    before = state(root)
+    repository = Repository(root)
+    changes = repository.changes("HEAD", repository.snapshot([*FOLDERS, "absent"]))
+    assert {c.path: (c.added, c.deleted) for c in changes} == {
+        "csrc/scale.cpp": (False, False),
+        "kernels/other.py": (True, False),
+        "model/optim.py": (False, True),
+    }
+    assert state(root) == before
+
+
+def test_a_snapshot_sees_what_assume_unchanged_hides(root: Path) -> None:
+    git(root, "update-index", "--assume-unchanged", "csrc/scale.cpp")
+    write(root, {"csrc/scale.cpp": BETTER})
+    repository = Repository(root)
+    assert [c.path for c in repository.changes("HEAD", repository.snapshot(FOLDERS))] == ["csrc/scale.cpp"]
+
+
+def test_an_export_cannot_be_thinned_by_attributes(root: Path, tmp_path: Path) -> None:
+    write(root, {".gitattributes": "csrc/* export-ignore\n"})
+    git(root, "add", "-A"), git(root, "commit", "-qm", "attributes")
+    Repository(root).export("HEAD", tmp_path / "out", FOLDERS)
+    assert (tmp_path / "out/csrc/scale.cpp").read_text() == CPP
+    assert not (tmp_path / "out/bench").exists()
+
+
+def test_git_variables_of_a_calling_hook_do_not_lead_astray(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_DIR", "/nowhere")
+    monkeypatch.setenv("GIT_INDEX_FILE", "/nowhere/index")
+    assert Repository(root).dirty(FOLDERS) == []
+
+
+def test_an_unknown_ref_is_named(root: Path) -> None:
+    with pytest.raises(GitError, match="'origin/main' names no commit"):
+        Repository(root).resolve("origin/main")
+
+
+def test_equal_content_has_an_equal_hash_whatever_the_history(root: Path) -> None:
+    repository = Repository(root)
+    head = repository.resolve("HEAD")
+    there = repository.commit(head, {"csrc/scale.cpp": BETTER}, "there")
+    back = repository.commit(there, {"csrc/scale.cpp": CPP}, "and back")
+    assert repository.content_hash(head, FOLDERS) == repository.content_hash(back, FOLDERS)
+    assert repository.content_hash(head, FOLDERS) != repository.content_hash(there, FOLDERS)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from agent.git import Repository
+from agent.workspace import Workspace, lock
+root = Path(sys.argv[1])
+with lock(root / ".lab"):
+    workspace = Workspace(Repository(root), root / ".lab", "dead")
+    workspace.checkout("candidate", "HEAD")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_one_loop_a_checkout_and_a_killed_one_leaves_nothing_for_long(root: Path) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(root)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "ready\n"
+    assert is_held(root / ".lab")
+    with pytest.raises(Busy, match=f"process {holder.pid}"), lock(root / ".lab"):
+        pass
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    assert not is_held(root / ".lab")
+    with lock(root / ".lab"):
+        assert clear_leftovers(Repository(root), root / ".lab") == 1
+    assert git(root, "worktree", "list").count("\n") == 0
+    assert not (root / ".lab/runs/dead/candidate").exists()
