@@ -133,19 +133,22 @@ def muon_update(
     weight: Tensor, grad: Tensor, momentum: Tensor, size: Tensor, beta: Tensor, lr: Tensor, decay: Tensor,
     axis: int, dtype: torch.dtype, orthogonalize: Callable[..., Tensor],
 ) -> None:  # fmt: skip
-    """Muon step of a bank (..., M, N), in place on weight, momentum and size; beta, lr and decay are 0-d tensors."""
+    """Muon step of a bank (..., M, N), in place on weight, momentum and size; grad is used up. beta, lr, decay: 0-d tensors."""
     momentum.lerp_(grad, 1 - beta)
-    direction = grad.lerp(momentum, beta)  # Nesterov
-    update = orthogonalize(direction.to(dtype), steps=NS_STEPS).float()
-    # Each neuron's update is divided by its running size; the whole keeps the size that it had.
-    square = update.square().mean(axis, keepdim=True)
+    nesterov = grad.lerp_(momentum, beta).to(dtype)
+    update = orthogonalize(nesterov, steps=NS_STEPS)
+    # Each neuron's update is divided by its running size; the matrix's whole update keeps the size that it had.
+    norm = torch.linalg.vector_norm(update, dim=axis, keepdim=True, dtype=torch.float32)
+    square = norm.square() / update.shape[axis]
     size.lerp_(square, 1 - NEURON_BETA)
     scale = size.clamp_min(EPS).rsqrt()
-    before = square.sum((-2, -1), keepdim=True).sqrt()
-    after = (square * scale.square()).sum((-2, -1), keepdim=True).sqrt()
-    update *= scale * (before / after.clamp_min(EPS))
-    agrees = (update * weight) >= 0  # cautious: shrink only what the update shrinks too
-    weight.sub_(lr * update + decay * weight * agrees)
+    before, after = (
+        square.sum((-2, -1), keepdim=True),
+        (square * scale.square()).sum((-2, -1), keepdim=True),
+    )
+    step = update * (scale * (lr * (before / after.clamp_min(EPS)).sqrt()))
+    shrinks = (step * weight).ge_(0)  # cautious: decay only what the step shrinks too
+    weight.addcmul_(weight, shrinks.mul_(decay), value=-1).sub_(step)
 
 
 @functools.cache
