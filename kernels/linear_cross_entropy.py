@@ -178,7 +178,7 @@ def _triton_rows(
 
 
 def _triton_loss(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
-    N, V = h.shape[0], W.shape[0]
+    N = h.shape[0]
     loss = h.new_empty(N, dtype=torch.float32)
     for begin in range(0, N, TRITON_CHUNK):
         rows = slice(begin, min(begin + TRITON_CHUNK, N))

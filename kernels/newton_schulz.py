@@ -1,0 +1,323 @@
+"""Newton-Schulz iteration: the polar factor U V^T of G = U S V^T, roughly, as Muon wants it (Jordan et al. 2024): same singular vectors,
+singular values brought near one by an odd polynomial a step, X <- (a I + b X X^T + c (X X^T)^2) X.
+
+    torch    three products a step
+    cpp      torch's products, but those whose result is symmetric only up to the diagonal (csrc/newton_schulz.cpp mirrors it), and, where
+             G is much longer than wide, steps taken on the Gram matrix R = X X^T, n x n, alone: with P = a I + b R + c R^2 a step is
+             Q <- P Q, R <- P R P, and X <- Q X is made good at the end of a segment
+    triton   the symmetric products by their lower tiles, each stored twice; both polynomials in the products' epilogues
+
+Products are made in G's dtype: bfloat16 for Muon's usual precision, float32 for singular vectors true to 1e-4. Iteration runs on the
+shorter side n: (4 n^2 m + 2 n^3) flops a step and matrix, plain.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels import choose, jit
+
+
+def newton_schulz(G: Tensor, steps: int = 5, *, impl: str | None = None) -> Tensor:
+    """Orthogonalise each matrix of G (..., M, N), tall or wide; result contiguous, in G's dtype. Zeros stay zeros.
+
+    For an optimizer: no gradient flows through it, and RuntimeError says so where one would be asked for.
+    """
+    if G.ndim < 2 or not G.is_floating_point():
+        raise ValueError(
+            f"expected floating matrices (..., M, N), got {G.dtype} of shape {tuple(G.shape)}"
+        )
+    if steps < 1:
+        raise ValueError(f"expected steps >= 1, got {steps}")
+    if torch.is_grad_enabled() and G.requires_grad:
+        raise RuntimeError("newton_schulz has no gradient: call it under torch.no_grad()")
+    return IMPLEMENTATIONS[choose(IMPLEMENTATIONS, impl, G.device)](G, steps)
+
+
+# Polar Express (Amsel et al. 2025, arXiv 2505.16932), its table for 5 steps with 2 % of safety: each polynomial is the best for the
+# interval that the one before leaves; singular values from 7.4e-4 of the Frobenius norm up end in 0.86 .. 1.14.
+POLAR_EXPRESS = (
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+QUINTIC = (3.4445, -4.7750, 2.0315)  # Keller Jordan's, the same every step: ends in 0.68 .. 1.20
+SAFETY = (
+    1.02  # the first polynomial explodes above 1; rounding must not carry a singular value there
+)
+TINY = 1e-20  # a Frobenius norm below it counts as zero
+
+
+def coefficients(steps: int) -> list[tuple[float, float, float]]:
+    """(a, b, c) of each step. The table's last three steps close in on one, its second only widens what they can reach.
+
+    So more than 5 steps repeat the second: 6 reach down to 1.8e-4, 7 to 4.6e-5 (repeating the last: 3.2e-4, 1.4e-4, where the quintic
+    reaches 4.3e-4, 1.2e-4). Cut below 4 steps the table would leave values at 1.97, so there the quintic is better.
+    """
+    if steps < 4:
+        return [QUINTIC] * steps
+    first, second, *last = POLAR_EXPRESS
+    return [first, *[second] * (steps - 4), *last]
+
+
+def _normalised(G: Tensor, dtype: torch.dtype) -> Tensor:
+    """G as (B, M, N) in `dtype`, each matrix of Frobenius norm 1 / SAFETY, or zero."""
+    X = G.reshape(-1, *G.shape[-2:])
+    norm = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True, dtype=torch.float32)
+    return (X * (1 / (norm * SAFETY).clamp_min(TINY))).to(dtype)
+
+
+# ---- torch ----
+
+
+@functools.cache
+def _cpu_product_dtypes() -> tuple[torch.dtype, ...]:
+    """Dtypes whose products this processor multiplies at speed: without avx512_bf16 or AMX, bfloat16 is 48 times slower than float32."""
+    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return (torch.float32, torch.bfloat16) if fast else (torch.float32,)
+
+
+def _product_dtype(G: Tensor) -> torch.dtype:
+    return torch.float32 if G.is_cpu and G.dtype not in _cpu_product_dtypes() else G.dtype
+
+
+def _torch(G: Tensor, steps: int) -> Tensor:
+    X = _normalised(G, _product_dtype(G))
+    tall = X.shape[-2] > X.shape[-1]
+    X = X.mT if tall else X
+    for a, b, c in coefficients(steps):
+        A = X @ X.mT
+        B = torch.baddbmm(
+            A, A, A, beta=b, alpha=c
+        )  # one rounding: in bfloat16 a sum of two rounded terms loses 2 % here
+        X = torch.baddbmm(X, B, X, beta=a)
+    return (X.mT if tall else X).to(G.dtype).reshape(G.shape).contiguous()
+
+
+# ---- cpp ----
+
+PANEL = 128  # tune: 64 96 128 192 256
+# Rows of a symmetric product taken at once: fewer save more arithmetic (n / PANEL panels need half of it plus half a panel), more run
+# nearer the speed of a square product.
+GRAM_ASPECT = 1.5  # tune: 1.25 1.5 2.0 3.0
+# From this m / n on, steps on the n x n Gram matrix save more in products with X than they cost.
+SEGMENT = 3
+# Steps on the Gram matrix before it is made anew from X. A step multiplies R's rounding error by up to a^2: three steps take 6e-8 to
+# 1e-3 of what they bring near one, five would take it to 6e-2 and seven to 15, a divergence.
+
+
+def _segments(steps: int, n: int, m: int, dtype: torch.dtype) -> list[int]:
+    """Steps between two products with X. Segments of one step are the plain iteration; bfloat16 has no bits for more."""
+    length = SEGMENT if dtype == torch.float32 and m >= GRAM_ASPECT * n else 1
+    first = steps % length or length
+    return [first] + [length] * ((steps - first) // length)
+
+
+def _symmetric(
+    left: Tensor, right: Tensor, add: Tensor | None = None, a: float = 0.0, b: float = 0.0, c: float = 1.0
+) -> Tensor:  # fmt: skip
+    """a I + b add + c left @ right, (B, n, n), where the product is known to be symmetric."""
+    B, n, _ = left.shape
+    out = left.new_empty(B, n, n)
+    for begin in range(0, n, PANEL):
+        rows, columns = slice(begin, min(begin + PANEL, n)), slice(0, min(begin + PANEL, n))
+        panel, factors = out[:, rows, columns], (left[:, rows], right[:, :, columns])
+        if add is None:
+            torch.bmm(*factors, out=panel)
+        else:
+            torch.baddbmm(add[:, rows, columns], *factors, beta=b, alpha=c, out=panel)
+    jit.load("newton_schulz").mirror(out, a)
+    return out
+
+
+def _cpp(G: Tensor, steps: int) -> Tensor:
+    X = _normalised(G, _product_dtype(G))
+    tall = X.shape[-2] > X.shape[-1]
+    n, m = sorted(X.shape[-2:])
+    step = iter(coefficients(steps))
+    for segment in _segments(steps, n, m, X.dtype):
+        R = _symmetric(X.mT, X) if tall else _symmetric(X, X.mT)
+        Q: Tensor | None = None
+        for remaining in reversed(range(segment)):
+            a, b, c = next(step)
+            P = _symmetric(R, R, R, a, b, c)
+            Q = (
+                P if Q is None else _symmetric(Q, P)
+            )  # polynomials of one R commute, so that every product is symmetric
+            if remaining:
+                R = _symmetric(_symmetric(R, P), P)
+        X = torch.bmm(X, Q) if tall else torch.bmm(Q, X)
+    return X.to(G.dtype).view(G.shape)
+
+
+# ---- triton ----
+
+
+@triton.jit
+def _symmetric_kernel(
+    x_ptr, add_ptr, out_ptr, stride_xb, stride_xn, stride_xm, n, m, b, c,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """out = b add + c x x^T: a program makes one tile on or below the diagonal and stores it twice. add and out (B, n, n) contiguous."""
+    tile = tl.program_id(0)
+    row = ((tl.sqrt(8.0 * tile + 1.0) - 1.0) / 2.0).to(
+        tl.int32
+    )  # tile = row (row + 1) / 2 + column
+    row = tl.where(row * (row + 1) // 2 > tile, row - 1, row)
+    row = tl.where((row + 1) * (row + 2) // 2 <= tile, row + 1, row)
+    column = tile - row * (row + 1) // 2
+    batch = tl.program_id(1).to(tl.int64)
+    rows, columns = row * BLOCK_N + tl.arange(0, BLOCK_N), column * BLOCK_N + tl.arange(0, BLOCK_N)
+    ks = tl.arange(0, BLOCK_K)
+    x_ptr += batch * stride_xb
+    left_ptr = x_ptr + rows[:, None] * stride_xn + ks[None, :] * stride_xm
+    right_ptr = x_ptr + columns[None, :] * stride_xn + ks[:, None] * stride_xm
+    acc = tl.zeros([BLOCK_N, BLOCK_N], tl.float32)
+    for k in range(0, m, BLOCK_K):
+        left = tl.load(left_ptr, mask=(rows < n)[:, None] & (ks < m - k)[None, :], other=0.0)
+        right = tl.load(right_ptr, mask=(columns < n)[None, :] & (ks < m - k)[:, None], other=0.0)
+        acc = tl.dot(left, right, acc, input_precision=PRECISION)
+        left_ptr += BLOCK_K * stride_xm
+        right_ptr += BLOCK_K * stride_xm
+    mask = (rows < n)[:, None] & (columns < n)[None, :]
+    offs = batch * n * n + rows[:, None] * n + columns[None, :]
+    acc *= c
+    if add_ptr is not None:
+        acc += b * tl.load(add_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    tile_out = acc.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + offs, tile_out, mask=mask)
+    if row != column:
+        mirrored = batch * n * n + columns[:, None] * n + rows[None, :]
+        tl.store(
+            out_ptr + mirrored,
+            tl.trans(tile_out),
+            mask=(columns < n)[:, None] & (rows < n)[None, :],
+        )
+
+
+@triton.jit
+def _apply_kernel(
+    p_ptr, x_ptr, out_ptr, stride_xb, stride_xn, stride_xm, n, m, a,
+    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """out = a x + p x. p (B, n, n) contiguous, x and out (B, n, m) of the same strides."""
+    batch = tl.program_id(2).to(tl.int64)
+    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    ks = tl.arange(0, BLOCK_K)
+    x_ptr += batch * stride_xb
+    left_ptr = p_ptr + batch * n * n + rows[:, None] * n + ks[None, :]
+    right_ptr = x_ptr + ks[:, None] * stride_xn + columns[None, :] * stride_xm
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+    for k in range(0, n, BLOCK_K):
+        left = tl.load(left_ptr, mask=(rows < n)[:, None] & (ks < n - k)[None, :], other=0.0)
+        right = tl.load(right_ptr, mask=(ks < n - k)[:, None] & (columns < m)[None, :], other=0.0)
+        acc = tl.dot(left, right, acc, input_precision=PRECISION)
+        left_ptr += BLOCK_K
+        right_ptr += BLOCK_K * stride_xn
+    mask = (rows < n)[:, None] & (columns < m)[None, :]
+    offs = rows[:, None] * stride_xn + columns[None, :] * stride_xm
+    acc += a * tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + batch * stride_xb + offs, acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+BLOCK = 128  # tune: 64 128
+# Side of an output tile: 10 tiles of a 512 x 512 symmetric product, 320 programs for a batch of 32.
+BLOCK_K = 64  # tune: 32 64 128
+WARPS = 8  # tune: 4 8
+STAGES = 3  # tune: 2 3 4
+
+
+def _tiling(n: int, m: int, dtype: torch.dtype) -> tuple[dict[str, object], dict[str, object]]:
+    """Constexprs of the two kernels for matrices of n x m; small ones take small tiles (a dot needs 16)."""
+    side = lambda size: min(BLOCK, max(16, triton.next_power_of_2(size)))  # noqa: E731
+    common = {
+        "PRECISION": "tf32x3"
+        if dtype == torch.float32
+        else "tf32",  # three products of 10 bits: float32's 21 of 24
+        "num_warps": WARPS if side(n) == 128 else 4,
+        "num_stages": STAGES,
+    }
+    depth = BLOCK_K // 2 if dtype == torch.float32 else BLOCK_K  # the same bytes of shared memory
+    return (
+        {"BLOCK_N": side(n), "BLOCK_K": min(depth, side(m)), **common},
+        {"BLOCK_N": side(n), "BLOCK_M": side(m), "BLOCK_K": min(depth, side(n)), **common},
+    )
+
+
+def _triton(G: Tensor, steps: int) -> Tensor:
+    X = _normalised(G, G.dtype)
+    if not X.numel():
+        return X.view(G.shape)
+    long = X  # as it lies in memory: (B, M, N)
+    tall = X.shape[-2] > X.shape[-1]
+    X = X.mT if tall else X
+    batch, n, m = X.shape
+    symmetric, apply = _tiling(n, m, X.dtype)
+    tiles = triton.cdiv(n, symmetric["BLOCK_N"])
+    A, B, spare = X.new_empty(batch, n, n), X.new_empty(batch, n, n), torch.empty_like(long)
+    spare = spare.mT if tall else spare
+    grid = (tiles * (tiles + 1) // 2, batch)
+    apply_grid = (triton.cdiv(n, apply["BLOCK_N"]), triton.cdiv(m, apply["BLOCK_M"]), batch)
+    for a, b, c in coefficients(steps):
+        _symmetric_kernel[grid](X, None, A, *X.stride(), n, m, 0.0, 1.0, **symmetric)
+        _symmetric_kernel[grid](A, A, B, *A.stride(), n, n, b, c, **symmetric)
+        _apply_kernel[apply_grid](B, X, spare, *X.stride(), n, m, a, **apply)
+        X, spare = spare, X
+    return (X.mT if tall else X).view(G.shape)
+
+
+# The specialisations of the default model's matrices (bfloat16, batched, tiles of 128), for compiling ahead of time:
+# (kernel, types of its runtime arguments, its constexprs, options).
+_STRIDES = {"stride_xb": "i32", "stride_xn": "i32", "stride_xm": "i32", "n": "i32", "m": "i32"}
+
+
+def _aot() -> list[tuple]:
+    entries = []
+    for name, dtype in (("*bf16", torch.bfloat16), ("*fp32", torch.float32)):
+        types = {"x_ptr": name, "out_ptr": name, **_STRIDES}
+        symmetric, apply = _tiling(512, 512, dtype)
+        options = {key: symmetric.pop(key) for key in ("num_warps", "num_stages")}
+        apply = {key: value for key, value in apply.items() if key not in options}
+        polynomial = {**types, "b": "fp32", "c": "fp32"}
+        entries += [
+            (_symmetric_kernel, polynomial, {"add_ptr": None, **symmetric}, options),
+            (_symmetric_kernel, {"add_ptr": name, **polynomial}, symmetric, options),
+            (_apply_kernel, {"p_ptr": name, **types, "a": "fp32"}, apply, options),
+        ]
+    return entries
+
+
+AOT = _aot()
+
+
+# ---- one custom op for all kernels, so that torch.compile keeps it whole ----
+
+KERNELS = {"cpp": _cpp, "triton": _triton}
+
+
+@torch.library.custom_op("kernels::newton_schulz", mutates_args=())
+def _op(G: Tensor, steps: int, impl: str) -> Tensor:
+    return KERNELS[impl](G, steps)
+
+
+@_op.register_fake
+def _(G: Tensor, steps: int, impl: str) -> Tensor:
+    return G.new_empty(G.shape)
+
+
+def _kernel(impl: str):
+    def run(G: Tensor, steps: int) -> Tensor:
+        return _op(G, steps, impl)
+
+    return run
+
+
+IMPLEMENTATIONS = {"torch": _torch, "cpp": _kernel("cpp"), "triton": _kernel("triton")}
