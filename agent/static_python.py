@@ -17,6 +17,7 @@ _STDLIB = (
 KERNEL_MODULES = frozenset(_STDLIB.split()) | {"torch", "triton", "numpy", "einops", "kernels"}
 MODEL_MODULES = KERNEL_MODULES | {
     "time",
+    "concurrent",
     "threading",
     "queue",
     "random",
@@ -42,6 +43,7 @@ _PARTS = {
     "numpy": "load save savez savez_compressed loadtxt savetxt genfromtxt fromfile memmap ctypeslib f2py distutils DataSource fromregex",
     "types": "CodeType FunctionType LambdaType MethodType ModuleType",
     "resource": "setrlimit prlimit",
+    "concurrent.futures": "ProcessPoolExecutor process",
     "triton": "profiler tools runtime_io",
 }
 _FORBIDDEN_PARTS = {
@@ -175,6 +177,8 @@ def _import(name: str, model: bool) -> Iterator[str]:
     package = name.split(".")[0]
     if package not in allowed:
         yield f"imports `{package}`: only {', '.join(sorted(allowed - set(_STDLIB.split())))} and plain arithmetic modules may be imported"
+    elif name.rpartition(".")[2] in _INTROSPECTION:
+        yield f"imports `{name}`: a name that is not written out where it is used"
     elif hit := _forbidden(name, model):
         yield f"imports `{hit}`{_instead(hit)}"
 

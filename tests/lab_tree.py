@@ -57,7 +57,9 @@ FILES = {
 def git(root: Path, *arguments: str) -> str:
     """Git as a person has it, with an identity."""
     who = ("-c", "user.name=a person", "-c", "user.email=person@example.org")
-    done = subprocess.run(["git", *who, *arguments], cwd=root, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["git", *who, *arguments], cwd=root, capture_output=True, text=True, check=True
+    )
     return done.stdout.strip()
 
 
@@ -108,7 +110,9 @@ class Rules:
     def compare(self, op: str, incumbent: Path, candidate: Path) -> Comparison:
         self.calls.append("compare")
         seconds = {1: 1.0, 2: 0.8, 4: 0.5, 8: 0.9}
-        before, after = (seconds[int(constant(t, "csrc/scale.cpp", "kRows"))] for t in (incumbent, candidate))
+        before, after = (
+            seconds[int(constant(t, "csrc/scale.cpp", "kRows"))] for t in (incumbent, candidate)
+        )
         if after < 0:
             raise Unfit("never")
         ratio = after / before
@@ -122,11 +126,21 @@ class Rules:
         self.calls.append(f"trial {seed}")
         if progress is not None:
             progress({"phase": "training", "step": 1, "loss": 3.0, "tokens": 100, "elapsed": 0.1})
-        rows, rate = constant(tree, "csrc/scale.cpp", "kRows"), constant(tree, "model/optim.py", "LR")
+        rows, rate = (
+            constant(tree, "csrc/scale.cpp", "kRows"),
+            constant(tree, "model/optim.py", "LR"),
+        )
         if self.fail_trial and rows != 1:
             return TrialResult(False, self.fail_trial, "it broke", seed=seed)
         bpb = 2.0 + rate + self.noise_bpb * (seed % 2)
-        return TrialResult(True, val_bpb=bpb, tokens_per_second=1000.0 * rows, num_steps=7, seed=seed, peak_memory_mb=512.0)
+        return TrialResult(
+            True,
+            val_bpb=bpb,
+            tokens_per_second=1000.0 * rows,
+            num_steps=7,
+            seed=seed,
+            peak_memory_mb=512.0,
+        )
 
     def revive(self, row: dict[str, Any]) -> TrialResult:
         return TrialResult(**row)

@@ -28,7 +28,9 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def propose(ledger: Ledger, digest: str = "d1", run: str = "r1") -> int:
-    proposal = Proposal("rows 1 -> 4", {"csrc/a.cpp": "x"}, "sweep", {"values": {"kRows": "4"}}, 0.5, 100, 20)
+    proposal = Proposal(
+        "rows 1 -> 4", {"csrc/a.cpp": "x"}, "sweep", {"values": {"kRows": "4"}}, 0.5, 100, 20
+    )
     return ledger.open_experiment(run, proposal, "parent", "commit", "+patch\n", digest)
 
 
@@ -36,11 +38,17 @@ def test_an_experiment_comes_back_with_its_gates_and_outcome(ledger: Ledger) -> 
     number = propose(ledger)
     result = GateResult("build", True, "built", {"a.cpp": 2.5}, 3.0)
     ledger.add_gate(number, 0, result)
-    ledger.close_experiment(number, Outcome(KEEP, "faster", speed=0.8, val_bpb=2.4, bpb_change=-0.01), "commit")
+    ledger.close_experiment(
+        number, Outcome(KEEP, "faster", speed=0.8, val_bpb=2.4, bpb_change=-0.01), "commit"
+    )
     (experiment,) = ledger.experiments("r1")
     assert experiment.gates == (result,)
     assert experiment.outcome == Outcome(KEEP, "faster", 0.8, 2.4, -0.01)
-    assert (experiment.number, experiment.notes, experiment.patch) == (1, {"values": {"kRows": "4"}}, "+patch\n")
+    assert (experiment.number, experiment.notes, experiment.patch) == (
+        1,
+        {"values": {"kRows": "4"}},
+        "+patch\n",
+    )
     assert ledger.run("r1").incumbent == "commit"
     assert ledger.run("r1").settings.seconds == 20.0
 
@@ -50,7 +58,9 @@ def test_a_drop_leaves_the_incumbent(ledger: Ledger) -> None:
     assert ledger.run().incumbent == "start"
 
 
-def test_reopening_marks_what_was_in_flight_as_lost_and_its_patch_may_come_again(ledger: Ledger) -> None:
+def test_reopening_marks_what_was_in_flight_as_lost_and_its_patch_may_come_again(
+    ledger: Ledger,
+) -> None:
     ledger.close_experiment(propose(ledger, "d1"), Outcome(DROP, "no better"))
     propose(ledger, "d2")
     assert ledger.reopen_run("r1", Settings(experiments=9)) == 1
@@ -81,7 +91,9 @@ def test_a_failed_trial_is_kept_but_never_reused(ledger: Ledger) -> None:
     assert ledger.results(KEY) == []
 
 
-def test_tsv_begins_with_the_columns_of_autoresearch_and_keeps_one_line_a_row(ledger: Ledger) -> None:
+def test_tsv_begins_with_the_columns_of_autoresearch_and_keeps_one_line_a_row(
+    ledger: Ledger,
+) -> None:
     outcome = Outcome(KEEP, "a\tb\nc", speed=0.5, val_bpb=2.4, peak_memory_mb=2048.0)
     ledger.close_experiment(propose(ledger), outcome, "commit")
     header, row, *rest = export.tsv(ledger).splitlines()
@@ -94,7 +106,9 @@ def test_tsv_begins_with_the_columns_of_autoresearch_and_keeps_one_line_a_row(le
 
 def test_json_export_holds_runs_gates_and_patches(ledger: Ledger) -> None:
     number = propose(ledger)
-    ledger.add_gate(number, 0, GateResult("scope", False, "outside", {"paths": ["bench/x.py"]}, 0.1))
+    ledger.add_gate(
+        number, 0, GateResult("scope", False, "outside", {"paths": ["bench/x.py"]}, 0.1)
+    )
     (run,) = json.loads(export.as_json(ledger))["runs"]
     assert run["experiments"][0]["gates"][0]["evidence"] == {"paths": ["bench/x.py"]}
     assert run["experiments"][0]["patch"] == "+patch\n"
@@ -105,7 +119,9 @@ def test_another_schema_version_is_refused_by_name(tmp_path: Path) -> None:
     Ledger(file).close()
     with sqlite3.connect(file) as db:
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
-    with pytest.raises(LedgerError, match=f"schema {SCHEMA_VERSION + 1}, expected {SCHEMA_VERSION}"):
+    with pytest.raises(
+        LedgerError, match=f"schema {SCHEMA_VERSION + 1}, expected {SCHEMA_VERSION}"
+    ):
         Ledger(file)
 
 
@@ -132,7 +148,9 @@ for i in range(10_000):
 def test_kill_9_loses_at_most_the_experiment_in_flight(tmp_path: Path) -> None:
     for attempt in range(4):
         file = tmp_path / f"{attempt}.sqlite"
-        writer = subprocess.Popen([sys.executable, "-c", WRITER, str(file)], stdout=subprocess.PIPE, text=True)
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(file)], stdout=subprocess.PIPE, text=True
+        )
         assert writer.stdout is not None
         for _ in range(5 + attempt):
             writer.stdout.readline()

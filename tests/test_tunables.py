@@ -64,7 +64,11 @@ def test_a_name_that_stands_twice_is_told_apart() -> None:
 
 def test_rewriting_changes_the_value_and_nothing_else() -> None:
     changed = tunables.rewrite(SOURCE, {"kGrain": "65536", "depth": "2", "num_warps": "8"})
-    expected = SOURCE.replace("1 << 14;", "65536;").replace('"depth": 4', '"depth": 2').replace("warps=4", "warps=8")
+    expected = (
+        SOURCE.replace("1 << 14;", "65536;")
+        .replace('"depth": 4', '"depth": 2')
+        .replace("warps=4", "warps=8")
+    )
     assert changed == expected
     assert tunables.rewrite(SOURCE, {"kGrain": "16384"}) == SOURCE
 
@@ -84,7 +88,15 @@ def test_a_template_sees_code_and_not_settings() -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("1 << 14", 16384), ("0x10", 16), ("10_000.0", 1e4), ("1'000", 1000), ("64L", 64), ("-0.5f", -0.5), ("2 * 3", 6)],
+    [
+        ("1 << 14", 16384),
+        ("0x10", 16),
+        ("10_000.0", 1e4),
+        ("1'000", 1000),
+        ("64L", 64),
+        ("-0.5f", -0.5),
+        ("2 * 3", 6),
+    ],
 )
 def test_equal_numbers_are_equal_however_written(text: str, value: float) -> None:
     assert tunables.number_of(text) == value

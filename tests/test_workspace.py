@@ -25,11 +25,19 @@ def root(tmp_path: Path) -> Path:
 
 
 def state(root: Path) -> tuple[str, str, str]:
-    return git(root, "rev-parse", "HEAD"), git(root, "status", "--porcelain"), git(root, "diff", "--cached")
+    return (
+        git(root, "rev-parse", "HEAD"),
+        git(root, "status", "--porcelain"),
+        git(root, "diff", "--cached"),
+    )
 
 
 def proposal(**files: str | None) -> Proposal:
-    return Proposal("more rows", {name.replace("__", "/") + ".cpp": text for name, text in files.items()}, "test")
+    return Proposal(
+        "more rows",
+        {name.replace("__", "/") + ".cpp": text for name, text in files.items()},
+        "test",
+    )
 
 
 def test_a_candidate_lies_beside_its_incumbent_and_the_user_s_tree_stays(root: Path) -> None:
@@ -57,7 +65,9 @@ def test_a_candidate_lies_beside_its_incumbent_and_the_user_s_tree_stays(root: P
 def test_the_patch_in_the_ledger_makes_the_candidate_again(root: Path, tmp_path: Path) -> None:
     repository = Repository(root)
     head = repository.resolve("HEAD")
-    commit = repository.commit(head, {"csrc/scale.cpp": BETTER, "kernels/new.py": "é\n", "model/optim.py": None}, "m")
+    commit = repository.commit(
+        head, {"csrc/scale.cpp": BETTER, "kernels/new.py": "é\n", "model/optim.py": None}, "m"
+    )
     (tmp_path / "p.patch").write_text(repository.patch(head, commit))
     git(root, "apply", "--index", str(tmp_path / "p.patch"))
     assert git(root, "write-tree") == git(root, "rev-parse", f"{commit}^{{tree}}")
@@ -68,7 +78,14 @@ def test_a_worktree_that_a_candidate_littered_is_clean_for_the_next(root: Path) 
     workspace = Workspace(repository, root / ".lab", "r1")
     head = repository.resolve("HEAD")
     tree = workspace.checkout("candidate", head)
-    write(tree, {"kernels/left.py": "x", "csrc/scale.cpp": "changed", "kernels/__pycache__/a.pyc": "ignored by git"})
+    write(
+        tree,
+        {
+            "kernels/left.py": "x",
+            "csrc/scale.cpp": "changed",
+            "kernels/__pycache__/a.pyc": "ignored by git",
+        },
+    )
     workspace.checkout("candidate", head)
     assert (tree / "csrc/scale.cpp").read_text() == CPP
     assert not (tree / "kernels/left.py").exists()
@@ -106,7 +123,9 @@ def test_a_snapshot_sees_what_assume_unchanged_hides(root: Path) -> None:
     git(root, "update-index", "--assume-unchanged", "csrc/scale.cpp")
     write(root, {"csrc/scale.cpp": BETTER})
     repository = Repository(root)
-    assert [c.path for c in repository.changes("HEAD", repository.snapshot(FOLDERS))] == ["csrc/scale.cpp"]
+    assert [c.path for c in repository.changes("HEAD", repository.snapshot(FOLDERS))] == [
+        "csrc/scale.cpp"
+    ]
 
 
 def test_an_export_cannot_be_thinned_by_attributes(root: Path, tmp_path: Path) -> None:
@@ -117,7 +136,9 @@ def test_an_export_cannot_be_thinned_by_attributes(root: Path, tmp_path: Path) -
     assert not (tmp_path / "out/bench").exists()
 
 
-def test_git_variables_of_a_calling_hook_do_not_lead_astray(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_git_variables_of_a_calling_hook_do_not_lead_astray(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("GIT_DIR", "/nowhere")
     monkeypatch.setenv("GIT_INDEX_FILE", "/nowhere/index")
     assert Repository(root).dirty(FOLDERS) == []
@@ -152,7 +173,9 @@ with lock(root / ".lab"):
 
 
 def test_one_loop_a_checkout_and_a_killed_one_leaves_nothing_for_long(root: Path) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(root)], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(root)], stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "ready\n"
     assert is_held(root / ".lab")

@@ -73,7 +73,12 @@ class Sweep:
         for space in sorted(spaces(context), key=turn):
             of_file = [e for e in mine if e.notes["template"] == space.template]
             scores = chain(space, of_file)
-            tried = {space.setting(e.notes["values"]) for e in of_file if e.run == context.run}
+            tried = {
+                space.setting(e.notes[end])
+                for e in of_file
+                if e.run == context.run
+                for end in ("from", "values")
+            }
             setting, why = _choose(space, scores, tried | {space.current}, context.seed)
             if setting is not None:
                 return _proposal(space, setting, why)

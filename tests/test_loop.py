@@ -1,0 +1,302 @@
+"""The loop keeps what a judge by rules says is better, in a real checkout with real commits, and survives being stopped anywhere."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab_tree import CPP, Rules, Transcript, constant, git, make, write
+
+from agent import campaign, gates
+from agent.judging import Progress
+from agent.lab import Lab, Unusable
+from agent.ledger import Ledger
+from agent.loop import LoopError
+from agent.proposers import Context
+from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, Proposal, Settings
+from bench.trial import TrialResult
+
+SETTINGS = Settings(seconds=5.0, data="corpus-1", experiments=7)
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(make(tmp_path / "checkout"))
+
+
+def statuses(ledger: Ledger, run: str | None = None) -> list[str]:
+    return [experiment.outcome.status for experiment in ledger.experiments(run)]
+
+
+def test_a_run_keeps_the_fastest_setting_on_its_branch_and_leaves_the_checkout(lab: Lab) -> None:
+    before = git(lab.root, "rev-parse", "HEAD"), git(lab.root, "status", "--porcelain")
+    screen = Transcript()
+    summary = campaign.run(lab, SETTINGS, screen, Rules())
+    assert (git(lab.root, "rev-parse", "HEAD"), git(lab.root, "status", "--porcelain")) == before
+    run = lab.ledger().run()
+    assert "kRows = 4;" in git(lab.root, "show", f"lab/{run.id}:csrc/scale.cpp")
+    assert git(lab.root, "rev-parse", f"lab/{run.id}") == run.incumbent
+    assert git(lab.root, "worktree", "list").count("\n") == 0
+    found = statuses(lab.ledger())
+    assert KEEP in found
+    assert REFUSE in found
+    assert f"run {run.id} ended: 7 experiments are done" in summary
+    assert "confirmed: scale takes 0.500x the time of the start [0.490, 0.510]" in summary
+    assert "tokens/s 1,000 -> 4,000  (4.000x)" in summary
+    assert f"git merge lab/{run.id}" in summary
+    assert "ledger.sqlite" in summary
+
+
+def test_every_gate_of_an_experiment_is_in_the_ledger_up_to_the_refusal(lab: Lab) -> None:
+    campaign.run(lab, SETTINGS, Transcript(), Rules())
+    for experiment in lab.ledger().experiments():
+        names = [gate.name for gate in experiment.gates]
+        assert names == [name for name, _ in gates.GATES][: len(names)]
+        assert [gate.passed for gate in experiment.gates[:-1]] == [True] * (len(names) - 1)
+        if experiment.outcome.status == REFUSE:
+            assert not experiment.gates[-1].passed
+            assert experiment.outcome.reason.startswith(names[-1])
+        else:
+            assert names[-1] == "parity"
+            assert experiment.outcome.val_bpb is not None
+        assert experiment.patch.startswith("diff --git")
+
+
+def test_after_a_refusal_nothing_dearer_is_asked(lab: Lab) -> None:
+    rules = Rules()
+    campaign.run(lab, replace(SETTINGS, experiments=1, seed=3), Transcript(), rules)
+    (experiment,) = lab.ledger().experiments()
+    order = ["build", "correctness", "compare", "parity"]
+    judged = [call for call in rules.calls if call in order]
+    asked = {"scope": 0, "static": 0, "build": 1, "correctness": 2, "microbench": 3, "parity": 4}[
+        experiment.gates[-1].name
+    ]
+    assert judged[:asked] == order[:asked]
+
+
+def test_the_incumbent_is_not_trained_twice_on_a_seed(lab: Lab) -> None:
+    rules = Rules()
+    campaign.run(lab, replace(SETTINGS, target="model", experiments=2), Transcript(), rules)
+    first = len([call for call in rules.calls if call.startswith("trial")])
+    campaign.run(lab, replace(SETTINGS, target="model", experiments=2), Transcript(), rules)
+    again = len([call for call in rules.calls if call.startswith("trial")]) - first
+    assert again == 0  # the same trees, seconds, seeds, data and device: every figure is remembered
+
+
+def test_a_model_must_win_bits_and_a_worse_one_is_dropped(lab: Lab) -> None:
+    campaign.run(lab, replace(SETTINGS, target="model", experiments=2), Transcript(), Rules())
+    experiments = lab.ledger().experiments()
+    ends = {e.notes["values"]["LR"]: e.outcome for e in experiments}
+    assert ends["0.02"].status == KEEP
+    assert ends["0.02"].bpb_change == pytest.approx(-0.02, abs=0.021)
+    assert ends["0.08"].status == DROP
+    assert "no better" in ends["0.08"].reason
+
+
+def test_a_trial_that_breaks_is_a_crash_with_its_reason(lab: Lab) -> None:
+    campaign.run(lab, SETTINGS, Transcript(), Rules(fail_trial="nan"))
+    crashed = [e for e in lab.ledger().experiments() if e.outcome.status == CRASH]
+    assert crashed
+    assert all(e.outcome.reason == "trial: nan: it broke" for e in crashed)
+    assert lab.ledger().run().incumbent == lab.ledger().run().start
+
+
+def test_a_start_that_does_not_train_ends_the_run_with_what_it_said(lab: Lab) -> None:
+    write(lab.root, {"csrc/scale.cpp": CPP.replace("kRows = 1", "kRows = 2")})
+    git(lab.root, "commit", "-qam", "rows")
+    with pytest.raises(LoopError, match="out_of_memory: it broke"):
+        campaign.run(lab, SETTINGS, Transcript(), Rules(fail_trial="out_of_memory"))
+    assert git(lab.root, "worktree", "list").count("\n") == 0
+
+
+def test_uncommitted_edits_are_named_and_not_in_the_run(lab: Lab) -> None:
+    write(
+        lab.root, {"csrc/scale.cpp": CPP.replace("kRows = 1", "kRows = 8"), "kernels/new.py": "x"}
+    )
+    screen = Transcript()
+    campaign.run(lab, replace(SETTINGS, experiments=1), screen, Rules())
+    assert any(
+        "csrc/scale.cpp, kernels/new.py" in line and "uncommitted" in line for line in screen.lines
+    )
+    assert "kRows = 1;" in git(lab.root, "show", f"{lab.ledger().run().start}:csrc/scale.cpp")
+
+
+def test_start_puts_a_person_s_files_in_their_places_and_says_so(lab: Lab) -> None:
+    write(
+        lab.root,
+        {
+            "examples/scale.cpp": CPP.replace("kRows = 1", "kRows = 8"),
+            "examples/README.md": "not taken",
+        },
+    )
+    screen = Transcript()
+    settings = replace(SETTINGS, start=str(lab.root / "examples"), experiments=1)
+    campaign.run(lab, settings, screen, Rules())
+    run = lab.ledger().run()
+    assert "kRows = 8;" in git(lab.root, "show", f"{run.start}:csrc/scale.cpp")
+    assert (
+        git(lab.root, "rev-parse", f"{run.start}^")
+        == run.base
+        == git(lab.root, "rev-parse", "HEAD")
+    )
+    assert any("the run starts from csrc/scale.cpp" in line for line in screen.lines)
+
+
+@pytest.mark.parametrize(
+    ("files", "words"), [({"jit.py": "x"}, "kernels/jit.py may not"), ({"a.txt": "x"}, "no .py")]
+)
+def test_a_start_that_cannot_be_taken_is_refused(
+    lab: Lab, files: dict[str, str], words: str
+) -> None:
+    write(lab.root / "examples", files)
+    with pytest.raises(Unusable, match=words):
+        campaign.run(
+            lab, replace(SETTINGS, start=str(lab.root / "examples")), Transcript(), Rules()
+        )
+
+
+class Impatient(Rules):
+    """Someone presses Ctrl-C during the n-th trial."""
+
+    def __init__(self, trial: int) -> None:
+        super().__init__()
+        self.left = trial
+
+    def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return super().trial(tree, seed, progress)
+
+
+def test_ctrl_c_ends_with_a_summary_and_resume_goes_on_to_the_same_end(lab: Lab) -> None:
+    summary = campaign.run(lab, SETTINGS, Transcript(), Impatient(3))
+    ledger = lab.ledger()
+    assert "ended: stopped" in summary
+    assert statuses(ledger)[-1] == LOST
+    assert git(lab.root, "worktree", "list").count("\n") == 0
+    campaign.resume(lab, None, {}, Transcript(), Rules())
+    run = ledger.run()
+    assert len([s for s in statuses(ledger) if s != LOST]) == 7
+    assert "kRows = 4;" in git(lab.root, "show", f"{run.incumbent}:csrc/scale.cpp")
+    campaign.resume(lab, run.id, {"experiments": 8}, Transcript(), Rules())
+    assert ledger.run().settings.experiments == 8
+
+
+def test_resume_refuses_settings_that_would_break_comparability(lab: Lab) -> None:
+    campaign.run(lab, replace(SETTINGS, experiments=1), Transcript(), Rules())
+    with pytest.raises(Unusable, match="keeps seconds"):
+        campaign.resume(lab, None, {"seconds": 60.0}, Transcript(), Rules())
+
+
+class Repeats:
+    """Proposes one good change for ever."""
+
+    name = "repeats"
+
+    def propose(self, context: Context) -> Proposal | None:
+        return Proposal(
+            "again", {"csrc/scale.cpp": CPP.replace("kRows = 1", "kRows = 8")}, self.name
+        )
+
+
+class Wanders:
+    """Proposes what lies outside the surface."""
+
+    name = "wanders"
+
+    def propose(self, context: Context) -> Proposal | None:
+        return Proposal("easier rules", {"bench/rule.py": "LIMIT = 100\n"}, self.name)
+
+
+@pytest.mark.parametrize(
+    ("proposer", "words"),
+    [(Repeats(), "same change as experiment 1"), (Wanders(), "bench/rule.py")],
+)
+def test_what_scope_refuses_costs_no_trial(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, proposer: Any, words: str
+) -> None:
+    monkeypatch.setattr(campaign.proposers, "create", lambda name: proposer)
+    rules = Rules(
+        fail_trial="nan"
+    )  # so that nothing is kept and the same patch meets the same parent
+    campaign.run(lab, replace(SETTINGS, experiments=2), Transcript(), rules)
+    last = lab.ledger().experiments()[-1]
+    assert last.outcome.status == REFUSE
+    assert words in last.outcome.reason
+    assert [gate.name for gate in last.gates] == ["scope"]
+
+
+NIGHT = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from lab_tree import Rules, Transcript
+from agent import campaign
+from agent.lab import Lab
+from agent.records import Settings
+
+class Slow(Rules):
+    def build(self, tree, changed):
+        time.sleep(0.02)
+        return super().build(tree, changed)
+    def trial(self, tree, seed, progress):
+        time.sleep(0.02)
+        return super().trial(tree, seed, progress)
+
+class Shout(Transcript):
+    def stage(self, text, seconds=None):
+        print("stage", flush=True)
+    def say(self, text):
+        print("say", flush=True)
+
+lab = Lab(Path(sys.argv[1]))
+settings = Settings(seconds=5.0, data="corpus-1", experiments=7)
+if lab.ledger().runs():
+    campaign.resume(lab, None, {}, Shout(), Slow())
+else:
+    campaign.run(lab, settings, Shout(), Slow())
+print("ended", flush=True)
+"""
+
+
+def test_kill_9_anywhere_and_resume_end_where_an_undisturbed_run_ends(lab: Lab) -> None:
+    command = [sys.executable, "-c", NIGHT, str(lab.root), str(Path(__file__).parent)]
+    kills = 0
+    for lines in (4, 9, 6, 13, 7, 1000):
+        night = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert night.stdout is not None
+        for _ in range(lines):
+            if night.stdout.readline() in ("ended\n", ""):
+                break
+        else:
+            os.kill(night.pid, signal.SIGKILL)
+            kills += 1
+        night.stdout.close()
+        night.wait()
+    ledger = lab.ledger()
+    experiments = ledger.experiments()
+    ended = [e for e in experiments if e.outcome.status != LOST]
+    assert kills >= 4
+    assert len(ledger.runs()) == 1
+    assert len(ended) == 7
+    assert len(experiments) - len(ended) <= kills
+    assert len({e.commit for e in ended}) == 7  # none was run twice
+    run = ledger.run()
+    assert constant_of(lab, run.incumbent) == 4
+    assert git(lab.root, "rev-parse", f"lab/{run.id}") == run.incumbent
+    assert git(lab.root, "worktree", "list").count("\n") == 0
+
+
+def constant_of(lab: Lab, commit: str) -> float:
+    (lab.root / "shown/csrc").mkdir(parents=True)
+    (lab.root / "shown/csrc/scale.cpp").write_text(
+        git(lab.root, "show", f"{commit}:csrc/scale.cpp")
+    )
+    return constant(lab.root / "shown", "csrc/scale.cpp", "kRows")

@@ -1,0 +1,228 @@
+"""The sweep finds the best setting of the marked constants, remembers across runs, and proposes nothing twice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from lab_tree import CPP, FILES, write
+
+from agent import tunables
+from agent.proposers import Context, create, names, sweep
+from agent.records import DROP, KEEP, LOST, REFUSE, Experiment, Outcome, Proposal
+
+TWO = "constexpr int kRows = 1;  // tune: 1 2 4 8 16\nconstexpr int kCols = 16;  // tune: 16 32 64 128\n"
+
+
+@dataclass
+class Night:
+    """Plays the loop for a proposer: every proposal is timed, the faster one is kept."""
+
+    root: Path
+    run: str = "r1"
+    target: str = "kernels"
+    device: str = "cpu"
+    brought: tuple[str, ...] = ()
+    history: list[Experiment] = field(default_factory=list)
+
+    def context(self) -> Context:
+        return Context(
+            self.run,
+            self.root,
+            self.target,
+            None,
+            self.device,
+            0,
+            tuple(self.history),
+            "",
+            self.brought,
+        )
+
+    def propose(self) -> Proposal | None:
+        return sweep.create().propose(self.context())
+
+    def end(self, proposal: Proposal, outcome: Outcome) -> None:
+        number = len(self.history) + 1
+        self.history.append(
+            Experiment(
+                number,
+                self.run,
+                number,
+                "sweep",
+                proposal.hypothesis,
+                proposal.notes,
+                "p",
+                "c",
+                "",
+                outcome,
+                (),
+                0.0,
+            )
+        )
+        if outcome.status == KEEP:
+            write(
+                self.root, {path: text for path, text in proposal.files.items() if text is not None}
+            )
+
+    def sleep(self, seconds: Mapping[str, Mapping[str, float]], experiments: int) -> None:
+        """Go through so many experiments; the time is the product of `seconds[name][value]`."""
+        for _ in range(experiments):
+            proposal = self.propose()
+            if proposal is None:
+                return
+
+            def cost(values: Mapping[str, str]) -> float:
+                return math.prod(seconds[name][value] for name, value in values.items())
+
+            ratio = cost(proposal.notes["values"]) / cost(proposal.notes["from"])
+            self.end(proposal, Outcome(KEEP if ratio < 1 else DROP, "", speed=ratio))
+
+
+SECONDS = {
+    "kRows": {"1": 2.0, "2": 1.5, "4": 1.0, "8": 1.1, "16": 1.6},
+    "kCols": {"16": 1.8, "32": 1.3, "64": 1.0, "128": 1.4},
+}
+
+
+@pytest.fixture
+def night(tmp_path: Path) -> Night:
+    write(tmp_path, {"csrc/scale.cpp": TWO})
+    return Night(tmp_path)
+
+
+def setting(root: Path, path: str = "csrc/scale.cpp") -> dict[str, str]:
+    return {each.name: each.value for each in tunables.find((root / path).read_text())}
+
+
+def test_the_best_of_twenty_settings_is_found_in_twelve_experiments(night: Night) -> None:
+    night.sleep(SECONDS, 12)
+    best = setting(night.root)
+    assert SECONDS["kRows"][best["kRows"]] * SECONDS["kCols"][best["kCols"]] <= 1.1
+
+
+def test_every_setting_is_proposed_once_and_then_nothing(night: Night) -> None:
+    night.sleep(SECONDS, 100)
+    proposed = [tuple(e.notes["values"].items()) for e in night.history]
+    assert len(proposed) == len(set(proposed)) == 19
+    assert setting(night.root) == {"kRows": "4", "kCols": "64"}
+    assert night.propose() is None
+
+
+def test_another_run_begins_with_what_the_last_one_found(night: Night) -> None:
+    night.sleep(SECONDS, 100)
+    write(night.root, {"csrc/scale.cpp": TWO})
+    night.run = "r2"
+    proposal = night.propose()
+    assert proposal is not None
+    assert proposal.notes["values"] == {"kRows": "4", "kCols": "64"}
+    assert "earlier run" in proposal.hypothesis
+
+
+def test_memory_does_not_cross_to_a_file_with_other_code(night: Night) -> None:
+    night.sleep(SECONDS, 100)
+    write(night.root, {"csrc/scale.cpp": TWO + "int other;\n"})
+    night.run = "r2"
+    proposal = night.propose()
+    assert proposal is not None
+    assert "not measured yet" in proposal.hypothesis
+
+
+def test_settings_that_never_met_are_ordered_through_the_incumbents_between_them(
+    night: Night,
+) -> None:
+    for before, after, ratio in (("1", "2", 0.75), ("2", "4", 0.8), ("1", "16", 0.9)):
+        text = tunables.rewrite(TWO, {"kRows": after})
+        notes = {
+            "path": "csrc/scale.cpp", "template": tunables.template(TWO),
+            "from": {"kRows": before, "kCols": "16"}, "values": {"kRows": after, "kCols": "16"},
+        }  # fmt: skip
+        night.end(
+            Proposal("", {"csrc/scale.cpp": text}, "sweep", notes), Outcome(DROP, "", speed=ratio)
+        )
+    (space,) = sweep.spaces(night.context())
+    scores = {values[0]: score for values, score in sweep.chain(space, night.history).items()}
+    assert scores == pytest.approx(
+        {"1": 0.0, "2": math.log(0.75), "4": math.log(0.6), "16": math.log(0.9)}
+    )
+
+
+def test_a_setting_that_does_not_build_counts_as_slow_and_a_lost_one_not_at_all(
+    night: Night,
+) -> None:
+    first = night.propose()
+    assert first is not None
+    night.end(first, Outcome(LOST, "killed"))
+    again = night.propose()
+    assert again is not None
+    assert again.notes["values"] == first.notes["values"]
+    night.end(again, Outcome(REFUSE, "build: error"))
+    (space,) = sweep.spaces(night.context())
+    assert (
+        sweep.chain(space, night.history[1:])[tuple(again.notes["values"].values())] == sweep.FAILED
+    )
+
+
+def test_a_proposal_changes_its_constants_alone(night: Night) -> None:
+    proposal = night.propose()
+    assert proposal is not None
+    (text,) = proposal.files.values()
+    assert text is not None
+    assert tunables.template(text) == tunables.template(TWO)
+    assert all(f"{name} = {value};" in text for name, value in proposal.notes["values"].items())
+    assert proposal.hypothesis.startswith("csrc/scale.cpp: k")
+
+
+def test_files_take_turns_and_those_that_the_person_brought_come_first(tmp_path: Path) -> None:
+    write(tmp_path, {"csrc/a.cpp": TWO, "csrc/b.cpp": TWO, "csrc/z.cpp": TWO})
+    night = Night(tmp_path, brought=("csrc/z.cpp",))
+    night.sleep(SECONDS, sweep.HEAD_START + 4)
+    order = [e.notes["path"] for e in night.history]
+    assert order[: sweep.HEAD_START] == ["csrc/z.cpp"] * sweep.HEAD_START
+    assert sorted(order[sweep.HEAD_START :][:3]) == ["csrc/a.cpp", "csrc/b.cpp", "csrc/z.cpp"]
+
+
+def test_only_constants_that_the_device_runs_are_searched(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        {
+            "csrc/scale.cpp": TWO,
+            "kernels/scale.py": "ROWS = 4  # tune: 4 8\n",
+            "csrc/scale.cu": TWO,
+        },
+    )
+    assert [space.path for space in sweep.spaces(Night(tmp_path).context())] == ["csrc/scale.cpp"]
+    on_gpu = [space.path for space in sweep.spaces(Night(tmp_path, device="cuda").context())]
+    assert on_gpu == ["kernels/scale.py", "csrc/scale.cu"]
+
+
+def test_the_target_decides_which_files_are_searched(tmp_path: Path) -> None:
+    write(tmp_path, FILES)
+    assert [s.path for s in sweep.spaces(Night(tmp_path, target="model").context())] == [
+        "model/optim.py"
+    ]
+    found = [s.path for s in sweep.spaces(Night(tmp_path, target="all").context())]
+    assert found == ["csrc/scale.cpp", "model/optim.py"]
+    assert CPP == (tmp_path / "csrc/scale.cpp").read_text()
+
+
+def test_a_model_s_settings_are_ordered_by_bpb(tmp_path: Path) -> None:
+    write(tmp_path, FILES)
+    night = Night(tmp_path, target="model")
+    first = night.propose()
+    assert first is not None
+    night.end(first, Outcome(DROP, "", val_bpb=2.1, bpb_change=0.05))
+    (space,) = sweep.spaces(night.context())
+    assert sweep.chain(space, night.history) == {
+        ("0.04",): 0.0,
+        tuple(first.notes["values"].values()): 0.05,
+    }
+
+
+def test_a_proposer_is_found_by_its_file_name() -> None:
+    assert "sweep" in names()
+    assert create("sweep").name == "sweep"
+    with pytest.raises(ValueError, match="expected one of .*sweep"):
+        create("oracle")
