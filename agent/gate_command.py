@@ -23,13 +23,13 @@ def judge_file(
     lab: Lab, op: str, file: Path, speed: bool, screen: Screen, judge: Judging | None = None
 ) -> list[GateResult]:
     """Put the file in its op's place in a copy of the tree, and judge it against the tree's own version; it has to be faster."""
-    judge = judge or Bench(device("auto"))
-    if op not in judge.ops():
-        raise Unusable(f"--op {op}: expected one of {', '.join(judge.ops())}")
     if file.suffix not in _PLACES:
         raise Unusable(f"--candidate {file}: expected a .py, .cpp or .cu file")
     if not file.is_file():
         raise Unusable(f"--candidate {file}: no such file")
+    judge = judge or Bench(device("auto"))
+    if op not in judge.ops():
+        raise Unusable(f"--op {op}: expected one of {', '.join(judge.ops())}")
     path = _PLACES[file.suffix].format(op)
     with tempfile.TemporaryDirectory(prefix="lab-gate-") as scratch:
         incumbent = lab.copy_tree(Path(scratch) / "incumbent")

@@ -81,7 +81,12 @@ def scope(candidate: Candidate, context: Context) -> Finding:
         )
     if refusals:
         return Finding(False, "; ".join(refusals), evidence | {"refusals": refusals})
-    return Finding(True, f"{len(candidate.changes)} files, {evidence['lines']} lines", evidence)
+    said = (
+        f"{len(candidate.changes)} files, {evidence['lines']} lines"
+        if candidate.changes
+        else "nothing to judge is changed"
+    )
+    return Finding(True, said, evidence)
 
 
 def static(candidate: Candidate, context: Context) -> Finding:

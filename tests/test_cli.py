@@ -1,0 +1,272 @@
+"""The command line: fast to answer, exact in its exit status, JSON alone on standard output, figures in lines that others read."""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from lab_tree import CPP, PY, Rules, Transcript, git, make, write
+
+from agent import campaign, gate_command, trial_command
+from agent.__main__ import main, parser
+from agent.lab import Lab
+from agent.records import Settings
+from agent.screen import Live, Plain, describe, duration
+from bench.trial import TrialResult
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(make(tmp_path / "checkout"))
+
+
+def agent(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "agent", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_help_answers_without_anything_heavy() -> None:
+    heavy = "torch optuna anthropic rich numpy scipy triton".split()
+    program = f"import sys, agent.__main__ as m; m.parser().format_help(); sys.exit(any(x in sys.modules for x in {heavy}))"
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+        seconds.append(time.monotonic() - started)
+    assert min(seconds) < 0.3, statistics.median(seconds)
+
+
+def test_help_names_every_command_and_few_flags() -> None:
+    text = parser().format_help()
+    for command in (
+        "prepare",
+        "gate",
+        "trial",
+        "status",
+        "export",
+        "--target",
+        "--resume",
+        "--start",
+    ):
+        assert command in text
+    assert agent("--help").stdout.startswith("usage: python -m agent")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "--target kernels"),
+        (("--target", "everything"), "choose from"),
+        (("--target", "kernels", "--experiments", "0"), "expected more than 0"),
+        (("gate", "--op", "rms_norm"), "--op OP with --candidate FILE"),
+        (("gate", "--op", "rms_norm", "--candidate", "absent.py"), "no such file"),
+        (("gate", "--op", "no_such_op", "--candidate", "setup.py"), "expected one of"),
+        (
+            ("gate", "--op", "rms_norm", "--candidate", "pyproject.toml"),
+            "expected a .py, .cpp or .cu",
+        ),
+        (("gate", "--base", "no-such-ref"), "names no commit"),
+        (("--target", "kernels", "--proposer", "oracle"), "expected one of sweep"),
+        (("export", "--tsv", "--run", "no-such-run"), "no run no-such-run"),
+    ],
+)
+def test_what_cannot_be_done_is_said_with_status_2_and_no_output(
+    arguments: tuple[str, ...], words: str
+) -> None:
+    done = agent(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_gate_refuses_a_file_with_status_1_and_json_alone_on_stdout(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("import os\n\n\ndef rms_norm(x, weight=None, eps=1e-6):\n    return x\n")
+    done = agent("gate", "--op", "rms_norm", "--candidate", str(file), "--json")
+    assert done.returncode == 1, done.stderr
+    said = json.loads(done.stdout)
+    assert set(said) == {"passed", "gates"}
+    assert said["passed"] is False
+    (gate,) = said["gates"]
+    assert set(gate) == {"name", "passed", "reason", "evidence", "seconds"}
+    assert (gate["name"], gate["passed"]) == ("static", False)
+    assert "kernels/rms_norm.py:1: imports `os`" in gate["reason"]
+    assert "static REFUSED" in done.stderr
+
+
+def test_gate_of_the_working_tree_refuses_a_touched_judge(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(lab.root, {"bench/rule.py": "LIMIT = 100\n"})
+    assert main(["gate", "--json"], lab) == 1
+    (gate,) = json.loads(capsys.readouterr().out)["gates"]
+    assert gate["name"] == "scope"
+    assert "bench/rule.py" in gate["reason"]
+
+
+def test_gate_passes_a_working_tree_with_nothing_to_judge(lab: Lab) -> None:
+    write(lab.root, {"README.md": "more words\n"})
+    assert main(["gate"], lab) == 0
+
+
+def test_gate_judges_what_left_the_base_and_not_what_the_base_did_since(lab: Lab) -> None:
+    git(lab.root, "checkout", "-qb", "mine")
+    write(lab.root, {"csrc/scale.cpp": CPP.replace("kRows = 1", "kRows = 4")})
+    git(lab.root, "commit", "-qam", "rows")
+    git(lab.root, "checkout", "-q", "main")
+    write(lab.root, {"bench/rule.py": "LIMIT = 2\n"})
+    git(lab.root, "commit", "-qam", "a rule")
+    git(lab.root, "checkout", "-q", "mine")
+    results = gate_command.judge_working_tree(lab, "main", True, Transcript(), Rules())
+    assert [result.name for result in results] == [
+        "scope",
+        "static",
+        "build",
+        "correctness",
+        "microbench",
+    ]
+    assert results[-1].passed
+    assert results[0].evidence["paths"] == ["csrc/scale.cpp"]
+
+
+@pytest.mark.parametrize(("rows", "passed"), [(1, True), (4, False)])
+def test_a_person_s_change_may_be_as_fast_but_not_slower(lab: Lab, rows: int, passed: bool) -> None:
+    write(lab.root, {"csrc/scale.cpp": CPP.replace("kRows = 1", f"kRows = {rows}")})
+    git(lab.root, "commit", "-qam", "rows", "--allow-empty")
+    write(
+        lab.root,
+        {
+            "csrc/scale.cpp": CPP.replace("kRows = 1", f"kRows = {rows if passed else 8}")
+            + "int x;\n"
+        },
+    )
+    results = gate_command.judge_working_tree(lab, None, True, Transcript(), Rules())
+    assert results[-1].name == "microbench"
+    assert results[-1].passed is passed
+
+
+@pytest.mark.parametrize(
+    ("rows", "speed", "passed"), [(4, True, True), (1, True, False), (1, False, True)]
+)
+def test_a_candidate_file_has_to_be_faster_unless_speed_is_left_out(
+    lab: Lab, tmp_path: Path, rows: int, speed: bool, passed: bool
+) -> None:
+    file = tmp_path / "anything.cpp"
+    file.write_text(CPP.replace("kRows = 1", f"kRows = {rows}"))
+    before = git(lab.root, "status", "--porcelain")
+    results = gate_command.judge_file(lab, "scale", file, speed, Transcript(), Rules())
+    assert results[-1].passed is passed
+    assert results[-1].name == ("microbench" if speed else "correctness")
+    assert git(lab.root, "status", "--porcelain") == before
+
+
+def test_a_python_candidate_stands_for_the_op_s_kernel_file(lab: Lab, tmp_path: Path) -> None:
+    file = tmp_path / "fast.py"
+    file.write_text(PY.replace("IMPLEMENTATIONS", "KINDS"))
+    results = gate_command.judge_file(lab, "scale", file, False, Transcript(), Rules())
+    assert [result.passed for result in results] == [True, True, True]
+
+
+def test_a_trial_ends_with_the_lines_that_autoresearch_prints(lab: Lab) -> None:
+    screen = Transcript()
+    result = trial_command.run(lab, Rules(), 5.0, 1, screen)
+    lines = dict(line.split(":", 1) for line in trial_command.block(result).splitlines()[1:])
+    assert list(lines) == [
+        "val_bpb", "training_seconds", "total_seconds", "peak_memory_mb", "mfu_percent",
+        "total_tokens_M", "num_steps", "num_params_M", "depth", "tokens_per_second",
+    ]  # fmt: skip
+    assert lines["val_bpb"].strip() == "2.041000"
+    assert screen.events[0]["loss"] == 3.0
+
+
+def test_a_failed_trial_says_how_and_claims_no_figure() -> None:
+    text = trial_command.block(TrialResult(False, "nan", "loss was not\nfinite"))
+    assert "failure:           nan: loss was not finite" in text
+    assert "val_bpb" not in text
+
+
+def test_a_trial_sees_the_working_tree_and_only_its_sources(lab: Lab, tmp_path: Path) -> None:
+    write(
+        lab.root,
+        {
+            "csrc/scale.cpp": "mine",
+            "csrc/build/x.so": "no",
+            "kernels/notes.txt": "no",
+            "model/new.py": "new",
+        },
+    )
+    tree = lab.copy_tree(tmp_path / "tree")
+    assert (tree / "csrc/scale.cpp").read_text() == "mine"
+    assert (tree / "model/new.py").exists()
+    assert not (tree / "csrc/build").exists()
+    assert not (tree / "kernels/notes.txt").exists()
+    assert not (tree / "bench").exists()
+
+
+def test_status_and_exports_tell_what_happened(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status"], lab) == 0
+    assert "no run yet" in capsys.readouterr().out
+    campaign.run(lab, Settings(seconds=5.0, data="corpus-1", experiments=3), Transcript(), Rules())
+    assert main(["status"], lab) == 0
+    text = capsys.readouterr().out
+    assert "3 experiments" in text
+    assert "csrc/scale.cpp: k" in text
+    assert main(["export", "--tsv"], lab) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert main(["export", "--json"], lab) == 0
+    assert len(json.loads(capsys.readouterr().out)["runs"][0]["experiments"]) == 3
+
+
+def test_a_log_gets_plain_lines_with_the_time() -> None:
+    stream = io.StringIO()
+    screen = Plain(stream)
+    screen.stage("trial", 300)
+    screen.progress({"phase": "training", "step": 10, "loss": 3.25, "tokens": 5000, "elapsed": 2.0})
+    screen.say("kept")
+    stage, said = stream.getvalue().splitlines()
+    assert stage[8:] == " trial ... (about 5:00)"
+    assert said[8:] == " kept"
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_long_stage_of_a_log_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.screen.PLAIN_EVERY_S", 0.0)
+    stream = io.StringIO()
+    screen = Plain(stream)
+    screen.stage("trial", 300)
+    screen.progress(
+        {"phase": "training", "step": 1200, "loss": 3.25, "tokens": 50_000, "elapsed": 10.0}
+    )
+    assert "trial: training  step 1,200  loss 3.250  5,000 tokens/s  4:50 left" in stream.getvalue()
+    screen.progress({"phase": "scoring", "fraction": 0.5})
+    assert stream.getvalue().splitlines()[-1].endswith("s left")
+
+
+def test_a_terminal_gets_one_live_line() -> None:
+    stream = io.StringIO()
+    screen = Live(stream)
+    screen.stage("  microbench", 20)
+    screen.progress({"loss": 3.0, "elapsed": 2.0})
+    screen.say("experiment 1: [rows] 1 -> 4")
+    screen.close()
+    assert "experiment 1: [rows] 1 -> 4" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.26, "0.3 s"), (59.4, "59 s"), (187, "3:07"), (7509, "2:05:09")]
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+    assert describe({}) == ""
