@@ -146,9 +146,7 @@ def test_strided_input_matches_float64(impl, layout):
         "expanded": random(1, 12).expand(9, 12),
     }[layout]
     weight = random(24, seed=1)[::2]
-    assert_close(
-        rms_norm(x, weight, EPS, impl=impl), exact_norm(x.double(), weight), torch.float32
-    )
+    assert_close(rms_norm(x, weight, EPS, impl=impl), exact_norm(x.double(), weight), torch.float32)
     y, total = add_rms_norm(x, x, weight, EPS, impl=impl)
     assert_close(y, exact_norm(2 * x.double(), weight), torch.float32)
     assert torch.equal(total, 2 * x)
