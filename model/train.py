@@ -68,9 +68,8 @@ class Trainer:
         )
         self.batch = batch(self.device, self.config)
         self.model = GPT(self.config).to(self.device)
-        on_gpu = (
-            self.device.type == "cuda"
-        )  # on CPU torch.compile gains nothing and costs a minute of set-up
+        # On a CPU torch.compile gains nothing and costs a minute of set-up.
+        on_gpu = self.device.type == "cuda"
         self._loss = torch.compile(self.model, dynamic=False) if on_gpu else self.model
 
     def describe(self) -> dict[str, Any]:
@@ -90,9 +89,7 @@ class Trainer:
     def warm_up(self, tokens: Tensor) -> None:
         """Build and compile everything on random tokens (1-D): three steps and one scoring pass. `train` starts from new weights."""
         self.train(tokens, seed=0, seconds=float("inf"), report=lambda _: None, steps=3)
-        self.logits(
-            torch.zeros(self.batch.micro_rows, self.config.sequence_length, dtype=torch.int64)
-        )
+        self.logits(torch.zeros(1, self.config.sequence_length, dtype=torch.int64))
 
     def train(
         self, tokens: Tensor, seed: int, seconds: float, report: Callable[[dict[str, Any]], None], steps: int | None = None
@@ -105,30 +102,37 @@ class Trainer:
         clock = _Clock(self.device, seconds, steps)
         self.model.initialize(seed)
         optimizer = MuonAdamW(self.model)
+        weights = list(self.model.parameters())
+        tokens_a_step = self.batch.rows * self.config.sequence_length
         data = batches(tokens, self.batch.rows, self.config.sequence_length, seed)
         if self.device.type == "cuda":
             data = _prefetched(data)
-        step, sums, counted, losses, norms, reported = 0, 0.0, 0, [], [], 0.0
+        recent: list[Tensor] = []  # losses since the last point; they stay on the device
+        losses, norms, step, reported = [], [], 0, 0.0
         while (progress := clock.tick()) is not None:
-            loss = self._gradients(next(data).to(self.device, non_blocking=True))
-            sums, counted = sums + loss, counted + 1
-            norm = None
-            if progress * POINTS >= len(losses):
-                norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters()])
+            recent.append(self._gradients(next(data).to(self.device, non_blocking=True)))
+            at_point = progress * POINTS >= len(losses)
+            norm = torch.nn.utils.get_total_norm([w.grad for w in weights]) if at_point else None
             optimizer.step(_rate(progress), decay=1 - progress)
             step += 1
-            seen = step * self.batch.rows * self.config.sequence_length
-            if norm is not None:
-                losses.append([seen, float(sums / counted)])
-                norms.append(float(norm))
-                sums, counted = 0.0, 0
-                if clock.elapsed() - reported >= REPORT_EVERY:
-                    reported = clock.elapsed()
-                    report({"step": step, "loss": losses[-1][1], "tokens": seen, "elapsed": reported, "progress": progress})  # fmt: skip
+            if norm is None:
+                continue
+            losses.append([step * tokens_a_step, float(torch.stack(recent).mean())])
+            norms.append(float(norm))
+            recent.clear()
+            elapsed = clock.elapsed()
+            if elapsed - reported >= REPORT_EVERY:
+                reported = elapsed
+                seen, loss = losses[-1]
+                report({"step": step, "loss": loss, "tokens": seen, "elapsed": elapsed, "progress": progress})  # fmt: skip
         return {
-            "steps": step, "tokens": step * self.batch.rows * self.config.sequence_length, "losses": losses, "grad_norms": norms,
-            "step_ms": clock.median_ms(), "peak_memory_mb": self._peak_memory_mb(),
-        }  # fmt: skip
+            "steps": step,
+            "tokens": step * tokens_a_step,
+            "losses": losses,
+            "grad_norms": norms,
+            "step_ms": clock.median_ms(),
+            "peak_memory_mb": self._peak_memory_mb(),
+        }
 
     def _gradients(self, rows: Tensor) -> Tensor:
         """Mean loss of the rows (B, T + 1), its gradient left in the weights."""
@@ -205,24 +209,22 @@ class _Clock:
             self.events[-1].record()
             if step >= 2:
                 self.events[-2].synchronize()
-        self.stamps.append(self.elapsed())
-        if step < self.steps if self.steps is not None else self._fits():
-            return step / self.steps if self.steps is not None else self.stamps[-1] / self.seconds
-        if self.cuda:
-            torch.cuda.synchronize()
-        return None
+        now = self.elapsed()
+        self.stamps.append(now)
+        over = not self._fits() if self.steps is None else step >= self.steps
+        if over:
+            if self.cuda:
+                torch.cuda.synchronize()
+            return None
+        return now / self.seconds if self.steps is None else step / self.steps
 
     def _fits(self) -> bool:
-        """Whether the steps in flight and one more end in time, if they take as long as the longest of the last ones."""
-        recent = self.stamps[-12:]
-        longest = max((b - a for a, b in itertools.pairwise(recent)), default=0.0)
-        pending = 3 if self.cuda else 1
-        return recent[-1] + 1.2 * pending * longest + 0.02 < self.seconds
+        """Whether what is in flight and one step more end in time, even if each takes twice the longest of the last fifty."""
+        intervals = [b - a for a, b in itertools.pairwise(self.stamps[-50:])]
+        steps = 2 if self.cuda else 1
+        return self.stamps[-1] + 2 * steps * max(intervals, default=0.0) + 0.05 < self.seconds
 
     def median_ms(self) -> float:
-        """Median time of a step in milliseconds."""
-        return (
-            1e3 * statistics.median(b - a for a, b in itertools.pairwise(self.stamps))
-            if len(self.stamps) > 1
-            else 0.0
-        )
+        """Median time of a step in milliseconds; 0 before the first."""
+        intervals = [b - a for a, b in itertools.pairwise(self.stamps)]
+        return 1e3 * statistics.median(intervals or [0.0])

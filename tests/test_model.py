@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+
 from model import train
 from model.gpt import GPT, OPS, GPTConfig, configure
 

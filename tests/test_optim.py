@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from kernels.newton_schulz import newton_schulz
 from model.gpt import GPT, configure
 from model.optim import ADAM_BETAS, EPS, RATES, MuonAdamW, muon_update
