@@ -16,13 +16,14 @@ B H T^2 / 2 pairs if causal, B H T w with a window. Least traffic of b-byte elem
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import choose, jit
+from kernels import INTERPRETED, choose, jit
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -109,8 +110,8 @@ def _cpp_backward(
 
 
 # ---- Triton ----
-# Strides are tuples (B, H, T); the last dimension is contiguous. Row numbers are int64 from the program id on, so that no offset
-# can overflow. Scores are in base 2 (exp2 is one instruction): LOG2E is folded into the scale.
+# Strides come as tuples (B, H, T, D), of which Triton makes a 1 a constant. Row numbers are int64 from the program id on, so that no
+# offset can overflow. Scores are in base 2 (exp2 is one instruction): LOG2E is folded into the scale.
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -120,9 +121,10 @@ LN2 = tl.constexpr(0.6931471805599453)
 def _load_rows(ptr, strides, start, T, D, ROWS: tl.constexpr, BLOCK_D: tl.constexpr, CHECK: tl.constexpr):  # fmt: skip
     """Rows [start, start + ROWS) of one (T, D) matrix  # [ROWS, BLOCK_D]; zeros past its ends."""
     rows, offs_d = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
-    ptrs = ptr + start * strides[2] + rows[:, None] * strides[2] + offs_d
+    ptrs = ptr + start * strides[2] + rows[:, None] * strides[2] + offs_d * strides[3]
     if CHECK:
-        tile = tl.load(ptrs, mask=(rows[:, None] < T - start) & (offs_d < D), other=0.0)
+        left = (T - start).to(tl.int32)
+        tile = tl.load(ptrs, mask=(rows[:, None] < left) & (offs_d < D), other=0.0)
     elif D == BLOCK_D:
         tile = tl.load(ptrs)
     else:
@@ -133,8 +135,8 @@ def _load_rows(ptr, strides, start, T, D, ROWS: tl.constexpr, BLOCK_D: tl.conste
 @triton.jit
 def _store_rows(ptr, strides, start, T, D, tile, ROWS: tl.constexpr, BLOCK_D: tl.constexpr):
     rows, offs_d = tl.arange(0, ROWS), tl.arange(0, BLOCK_D)
-    ptrs = ptr + start * strides[2] + rows[:, None] * strides[2] + offs_d
-    mask = (rows[:, None] < T - start) & (offs_d < D)
+    ptrs = ptr + start * strides[2] + rows[:, None] * strides[2] + offs_d * strides[3]
+    mask = (rows[:, None] < (T - start).to(tl.int32)) & (offs_d < D)
     tl.store(ptrs, tile.to(ptr.dtype.element_ty), mask=mask)
 
 
@@ -169,7 +171,7 @@ def _visible(m0, n0, i, j, T, before, after):
 
 @triton.jit
 def _forward_tiles(
-    acc, l, m, q, k_ptr, v_ptr, k_strides, v_strides, lo, hi, gap_at, gap, m0, T, D, before, after, scale,
+    acc, total, m, q, k_ptr, v_ptr, k_strides, v_strides, lo, hi, gap_at, gap, m0, T, D, before, after, scale,
     MASKED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     i, j = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
@@ -182,11 +184,11 @@ def _forward_tiles(
         m_new = tl.maximum(m, tl.max(scores, 1))
         p = tl.exp2(scores - m_new[:, None])
         decay = tl.exp2(m - m_new)
-        l = l * decay + tl.sum(p, 1)
+        total = total * decay + tl.sum(p, 1)
         m = m_new
         v = _load_rows(v_ptr, v_strides, n0, T, D, BLOCK_N, BLOCK_D, MASKED)
         acc = tl.dot(p.to(v.dtype), v, acc * decay[:, None], input_precision=PRECISION)
-    return acc, l, m
+    return acc, total, m
 
 
 @triton.jit
@@ -203,20 +205,20 @@ def _attention_forward_kernel(
     v_ptr = _head(v_ptr, v_strides, batch, h // GROUP)
     q = _load_rows(_head(q_ptr, q_strides, batch, h), q_strides, m0, T, D, BLOCK_M, BLOCK_D, True)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    l = tl.zeros([BLOCK_M], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
     m = tl.full([BLOCK_M], -3.0e38, tl.float32)  # finite: the first decay is then 0 and not NaN
     lo, a, b, hi = _key_tiles(m0, T, before, after, BLOCK_M, BLOCK_N)
-    acc, l, m = _forward_tiles(
-        acc, l, m, q, k_ptr, v_ptr, k_strides, v_strides, lo, hi, a, b - a, m0, T, D, before, after, scale * LOG2E,
+    acc, total, m = _forward_tiles(
+        acc, total, m, q, k_ptr, v_ptr, k_strides, v_strides, lo, hi, a, b - a, m0, T, D, before, after, scale * LOG2E,
         True, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
     )  # fmt: skip
-    acc, l, m = _forward_tiles(
-        acc, l, m, q, k_ptr, v_ptr, k_strides, v_strides, a, b, b, 0, m0, T, D, before, after, scale * LOG2E,
+    acc, total, m = _forward_tiles(
+        acc, total, m, q, k_ptr, v_ptr, k_strides, v_strides, a, b, b, 0, m0, T, D, before, after, scale * LOG2E,
         False, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
     )  # fmt: skip
-    _store_rows(_head(o_ptr, o_strides, batch, h), o_strides, m0, T, D, acc / l[:, None], BLOCK_M, BLOCK_D)  # fmt: skip
+    _store_rows(_head(o_ptr, o_strides, batch, h), o_strides, m0, T, D, acc / total[:, None], BLOCK_M, BLOCK_D)  # fmt: skip
     rows = m0 + tl.arange(0, BLOCK_M)
-    tl.store(lse_ptr + head * T + rows, (m + tl.log2(l)) * LN2, mask=rows < T)
+    tl.store(lse_ptr + head * T + rows, (m + tl.log2(total)) * LN2, mask=rows < T)
 
 
 @triton.jit
@@ -228,7 +230,9 @@ def _attention_delta_kernel(
     head = tl.program_id(1).to(tl.int64)
     batch, h = head // H, head % H
     o = _load_rows(_head(o_ptr, o_strides, batch, h), o_strides, m0, T, D, BLOCK_M, BLOCK_D, True)
-    do = _load_rows(_head(do_ptr, do_strides, batch, h), do_strides, m0, T, D, BLOCK_M, BLOCK_D, True)
+    do = _load_rows(
+        _head(do_ptr, do_strides, batch, h), do_strides, m0, T, D, BLOCK_M, BLOCK_D, True
+    )
     rows = m0 + tl.arange(0, BLOCK_M)
     delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     tl.store(delta_ptr + head * T + rows, delta, mask=rows < T)
@@ -267,7 +271,9 @@ def _attention_dq_kernel(
     k_ptr = _head(k_ptr, k_strides, batch, h // GROUP)
     v_ptr = _head(v_ptr, v_strides, batch, h // GROUP)
     q = _load_rows(_head(q_ptr, q_strides, batch, h), q_strides, m0, T, D, BLOCK_M, BLOCK_D, True)
-    do = _load_rows(_head(do_ptr, do_strides, batch, h), do_strides, m0, T, D, BLOCK_M, BLOCK_D, True)
+    do = _load_rows(
+        _head(do_ptr, do_strides, batch, h), do_strides, m0, T, D, BLOCK_M, BLOCK_D, True
+    )
     rows = m0 + tl.arange(0, BLOCK_M)
     lse = tl.load(lse_ptr + head * T + rows, mask=rows < T, other=0.0) * LOG2E
     delta = tl.load(delta_ptr + head * T + rows, mask=rows < T, other=0.0)
@@ -281,7 +287,9 @@ def _attention_dq_kernel(
         dq, q, do, lse, delta, k_ptr, v_ptr, k_strides, v_strides, a, b, b, 0, m0, T, D, before, after, scale * LOG2E,
         False, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
     )  # fmt: skip
-    _store_rows(_head(dq_ptr, dq_strides, batch, h), dq_strides, m0, T, D, dq * scale, BLOCK_M, BLOCK_D)
+    _store_rows(
+        _head(dq_ptr, dq_strides, batch, h), dq_strides, m0, T, D, dq * scale, BLOCK_M, BLOCK_D
+    )
 
 
 @triton.jit
@@ -300,13 +308,10 @@ def _dkv_tiles(
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
         p = tl.exp2(scores - lse[None, :])  # [BLOCK_N, BLOCK_M]
         if MASKED:
-            visible = _visible(m0, n0, i, j, T, before, after)
-            p = tl.where(visible, p, 0.0)
+            p = tl.where(_visible(m0, n0, i, j, T, before, after), p, 0.0)
         dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
         dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
         ds = p * (dp - delta[None, :])
-        if MASKED:
-            ds = tl.where(visible, ds, 0.0)  # a NaN of dp must not survive 0 * NaN
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv
 
@@ -326,7 +331,9 @@ def _attention_dkv_kernel(
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     lo, a, b, hi = _query_tiles(n0, T, before, after, BLOCK_M, BLOCK_N)
-    for h in range(hk * GROUP, hk * GROUP + GROUP):  # the heads of a group are summed here: no atomics
+    for h in range(
+        hk * GROUP, hk * GROUP + GROUP
+    ):  # the heads of a group are summed here: no atomics
         q_head, do_head = _head(q_ptr, q_strides, batch, h), _head(do_ptr, do_strides, batch, h)
         lse_head, delta_head = lse_ptr + (batch * H + h) * T, delta_ptr + (batch * H + h) * T
         dk, dv = _dkv_tiles(
@@ -341,7 +348,8 @@ def _attention_dkv_kernel(
     _store_rows(_head(dv_ptr, dv_strides, batch, hk), dv_strides, n0, T, D, dv, BLOCK_N, BLOCK_D)
 
 
-# (BLOCK_M, BLOCK_N, num_warps, num_stages) for rows of 256 bytes (bf16, D 128); _tiles halves the blocks of longer ones.
+# Tiles for rows of up to 256 bytes (bf16, D = 128); _tiles shrinks them for longer ones. No kernel spills a register on sm_90 or sm_100
+# with these, on sm_80 only the forward does (24 bytes); (64, 128) or 4 warps spill in the backward everywhere.
 FORWARD_M = 128  # tune: 64 128
 FORWARD_N = 64  # tune: 32 64 128
 FORWARD_WARPS = 8  # tune: 4 8
@@ -350,7 +358,7 @@ DQ_M = 64  # tune: 64 128
 DQ_N = 64  # tune: 32 64 128
 DQ_WARPS = 8  # tune: 4 8
 DQ_STAGES = 2  # tune: 1 2 3
-DKV_M = 64  # tune: 32 64 128
+DKV_M = 32  # tune: 32 64 128
 DKV_N = 64  # tune: 64 128
 DKV_WARPS = 8  # tune: 4 8
 DKV_STAGES = 2  # tune: 1 2 3
@@ -369,11 +377,15 @@ def _tiles(D: int, itemsize: int, m: int, n: int, warps: int, stages: int) -> di
 
 
 def _precision(dtype: torch.dtype) -> str:
-    return "tf32x3" if dtype == torch.float32 else "tf32"  # three TF32 products keep 21 of float32's 24 bits
+    return (
+        "tf32x3" if dtype == torch.float32 else "tf32"
+    )  # three TF32 products keep 21 of float32's 24 bits
 
 
-def _last_contiguous(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _operands(*tensors: Tensor) -> list[Tensor]:
+    """The tensors that tl.dot reads. Triton's interpreter multiplies bf16 as if its bits were an integer: there they are widened."""
+    widen = INTERPRETED and tensors[0].dtype == torch.bfloat16
+    return [x.float() if widen else x for x in tensors]
 
 
 def _triton_forward(
@@ -384,13 +396,13 @@ def _triton_forward(
     o, lse = torch.empty_like(q), q.new_empty((B, H, T), dtype=torch.float32)
     if q.numel() == 0:
         return o, lse
-    q, k, v, out = (_last_contiguous(x) for x in (q, k, v, o))
+    q, k, v = _operands(q, k, v)
     tiles = _tiles(D, q.element_size(), FORWARD_M, FORWARD_N, FORWARD_WARPS, FORWARD_STAGES)
     _attention_forward_kernel[(triton.cdiv(T, tiles["BLOCK_M"]), B * H)](
-        q, k, v, out, lse, *(x.stride()[:3] for x in (q, k, v, out)), H, T, before, after, 1 / math.sqrt(D),
+        q, k, v, o, lse, *(x.stride() for x in (q, k, v, o)), H, T, before, after, 1 / math.sqrt(D),
         GROUP=H // k.shape[1], D=D, PRECISION=_precision(q.dtype), **tiles,
     )  # fmt: skip
-    return (o if out is o else o.copy_(out)), lse
+    return o, lse
 
 
 def _triton_backward(
@@ -398,30 +410,62 @@ def _triton_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     B, H, T, D = q.shape
     before, after = _band(T, causal, window)
-    gradients = tuple(torch.empty_like(x) for x in (q, k, v))
+    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     if q.numel() == 0:
-        return gradients
-    do, q, k, v, o = (_last_contiguous(x) for x in (do, q, k, v, o))
-    dq, dk, dv = (_last_contiguous(x) for x in gradients)
+        return dq, dk, dv
+    do, q, k, v = _operands(do, q, k, v)
     delta = torch.empty_like(lse)
     _attention_delta_kernel[(triton.cdiv(T, DELTA_M), B * H)](
-        o, do, delta, o.stride()[:3], do.stride()[:3], H, T, D=D, BLOCK_M=DELTA_M, BLOCK_D=_block_d(D)
-    )  # fmt: skip
-    scale, inputs = 1 / math.sqrt(D), [x.stride()[:3] for x in (q, k, v, do)]
+        o, do, delta, o.stride(), do.stride(), H, T, D=D, BLOCK_M=DELTA_M, BLOCK_D=_block_d(D)
+    )
+    scale, inputs = 1 / math.sqrt(D), [x.stride() for x in (q, k, v, do)]
     shared = {"GROUP": H // k.shape[1], "D": D, "PRECISION": _precision(q.dtype)}
     tiles = _tiles(D, q.element_size(), DQ_M, DQ_N, DQ_WARPS, DQ_STAGES)
     _attention_dq_kernel[(triton.cdiv(T, tiles["BLOCK_M"]), B * H)](
-        q, k, v, do, lse, delta, dq, *inputs, dq.stride()[:3], H, T, before, after, scale, **shared, **tiles
+        q, k, v, do, lse, delta, dq, *inputs, dq.stride(), H, T, before, after, scale, **shared, **tiles
     )  # fmt: skip
     tiles = _tiles(D, q.element_size(), DKV_M, DKV_N, DKV_WARPS, DKV_STAGES)
     _attention_dkv_kernel[(triton.cdiv(T, tiles["BLOCK_N"]), B * k.shape[1])](
-        q, k, v, do, lse, delta, dk, dv, *inputs, dk.stride()[:3], dv.stride()[:3], H, T, before, after, scale,
+        q, k, v, do, lse, delta, dk, dv, *inputs, dk.stride(), dv.stride(), H, T, before, after, scale,
         **shared, **tiles,
     )  # fmt: skip
-    for gradient, written in zip(gradients, (dq, dk, dv), strict=True):
-        if gradient is not written:
-            gradient.copy_(written)
-    return gradients
+    return dq, dk, dv
+
+
+def _aot(kernel: triton.JITFunction, tiles: dict[str, int], dtype: str = "*bf16"):
+    """An entry of AOT: bf16, D = 128, no grouped heads, contiguous rows."""
+    types: dict[str, Any] = {
+        "H": "i32",
+        "T": "i32",
+        "before": "i32",
+        "after": "i32",
+        "scale": "fp32",
+    }
+    constants: dict[Any, Any] = {"GROUP": 1, "D": 128, "PRECISION": "tf32", **tiles}
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
+    for i, name in enumerate(kernel.arg_names):
+        if name.endswith("_ptr"):
+            types[name] = "*fp32" if name in ("lse_ptr", "delta_ptr") else dtype
+        elif name.endswith("_strides"):
+            types[name] = ("i32", "i32", "i32", "constexpr")
+            constants[i, 3] = 1  # the fourth stride
+    known = set(kernel.arg_names)
+    return (
+        kernel,
+        {name: t for name, t in types.items() if name in known},
+        {name: c for name, c in constants.items() if name in known or isinstance(name, tuple)},
+        options,
+    )
+
+
+# The specialisations of the default model on a GPU, for compiling ahead of time:
+# (kernel, types of its runtime arguments, its constexprs, options).
+AOT = [
+    _aot(_attention_forward_kernel, _tiles(128, 2, FORWARD_M, FORWARD_N, FORWARD_WARPS, FORWARD_STAGES)),
+    _aot(_attention_delta_kernel, _tiles(128, 2, DELTA_M, 16, 4, 1)),
+    _aot(_attention_dq_kernel, _tiles(128, 2, DQ_M, DQ_N, DQ_WARPS, DQ_STAGES)),
+    _aot(_attention_dkv_kernel, _tiles(128, 2, DKV_M, DKV_N, DKV_WARPS, DKV_STAGES)),
+]  # fmt: skip
 
 
 FORWARD = {"cpp": _cpp_forward, "triton": _triton_forward}
