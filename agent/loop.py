@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from agent import gates, scope, surface
-from agent.git import Repository
-from agent.judging import Judging
+from agent.git import GitError, Repository
+from agent.judging import Judging, Unfit
 from agent.ledger import Ledger
 from agent.proposers import Context, Proposer
 from agent.records import (
@@ -29,11 +30,12 @@ from agent.trials import Trials
 from agent.workspace import Workspace
 
 BASELINES = 2  # trials of the start, from which the first estimate of the noise comes
+MAX_FAILURES = 3  # of the judge in a row, after which the run ends
 MAX_PAIRS = 3  # paired trials a candidate may take before it counts as undecided
 
 
 class LoopError(RuntimeError):
-    """The loop cannot start: the tree it starts from does not train."""
+    """The loop cannot go on: its start does not train, or the judge is broken."""
 
 
 class Loop:
@@ -69,6 +71,7 @@ class Loop:
         )
         self.proposer, self.trials, self.screen = proposer, trials, screen
         self.agenda, self.brought, self.steps, self.clock = agenda, tuple(brought), steps, clock
+        self.failures = 0
 
     def run(self) -> str:
         """Go on until the budget is spent or nothing is left to try; why it ended."""
@@ -84,7 +87,10 @@ class Loop:
     def experiment(self, proposal: Proposal) -> Outcome:
         """One proposal, from workspace to verdict."""
         parent = self.incumbent
-        commit = self.workspace.commit(parent, proposal)
+        try:
+            commit = self.workspace.commit(parent, proposal)
+        except GitError as error:
+            return self._not_applied(proposal, str(error))
         candidate = self.workspace.candidate(self.settings.target, parent, commit)
         earlier, digest = (
             self.ledger.patch_numbers(self.run_id),
@@ -96,13 +102,17 @@ class Loop:
         self.screen.say(f"experiment {self._count()}: {proposal.hypothesis}")
         spent = self.trials.seconds
         try:
-            results = self._gates(
-                number, candidate, gates.Context(self.judge, self.settings.op, earlier)
-            )
+            context = gates.Context(self.judge, self.settings.op, earlier)
+            results = self._gates(number, candidate, context)
             outcome = self._refused(results) or self._trial(candidate, parent, commit, results)
+            self.failures = 0
         except KeyboardInterrupt:
             self.ledger.close_experiment(number, Outcome(LOST, "stopped by Ctrl-C"))
             raise
+        except (
+            Exception
+        ) as error:  # a candidate that trips the judge must not end the night, nor pass
+            outcome = self._judge_failed(number, error)
         outcome = Outcome(**{**vars(outcome), "device_seconds": self.trials.seconds - spent})
         kept = outcome.status == KEEP
         self.ledger.close_experiment(number, outcome, commit if kept else None)
@@ -110,6 +120,34 @@ class Loop:
             self.incumbent = commit
             self.workspace.advance(commit)
         self.screen.say(f"  {outcome.status}: {outcome.reason}")
+        return outcome
+
+    def _not_applied(self, proposal: Proposal, error: str) -> Outcome:
+        """Record a proposal whose files git does not take."""
+        parent, outcome = (
+            self.incumbent,
+            Outcome(REFUSE, f"the files cannot be written: {error}; name paths of the surface"),
+        )
+        number = self.ledger.open_experiment(self.run_id, proposal, parent, parent, "", "")
+        self.ledger.close_experiment(number, outcome)
+        self.screen.say(
+            f"experiment {self._count()}: {proposal.hypothesis}\n  {outcome.status}: {outcome.reason}"
+        )
+        return outcome
+
+    def _judge_failed(self, number: int, error: Exception) -> Outcome:
+        """Record what went wrong; a judge that fails again and again is itself broken, and the run ends."""
+        self.failures += 1
+        log = self.workspace.folder / f"error-{number}.log"
+        log.write_text("".join(traceback.format_exception(error)))
+        outcome = Outcome(
+            CRASH, f"the judge could not finish: {type(error).__name__}: {error}; see {log}"
+        )
+        if self.failures >= MAX_FAILURES:
+            self.ledger.close_experiment(number, outcome)
+            raise LoopError(
+                f"the judge failed {self.failures} times in a row: {outcome.reason}"
+            ) from error
         return outcome
 
     def confirm(self) -> None:
@@ -121,7 +159,11 @@ class Loop:
         champion = self.workspace.checkout("incumbent", self.incumbent)
         for op in surface.touched_ops(paths, champion, self.judge.ops()):
             self.screen.stage(f"measuring {op} again, champion against start", 20)
-            found = self.judge.compare(op, start, champion)
+            try:
+                found = self.judge.compare(op, start, champion)
+            except Unfit as unfit:
+                self.screen.say(f"  {op} could not be measured again: {unfit}")
+                continue
             self.ledger.add_confirmation(
                 self.run_id, op, self.incumbent, found.ratio, found.low, found.high
             )

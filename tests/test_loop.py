@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from agent.ledger import Ledger
 from agent.loop import LoopError
 from agent.proposers import Context
 from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, Proposal, Settings
+from bench.finding import Finding
 from bench.trial import TrialResult
 
 SETTINGS = Settings(seconds=5.0, data="corpus-1", experiments=7)
@@ -231,6 +233,43 @@ def test_what_scope_refuses_costs_no_trial(
     assert last.outcome.status == REFUSE
     assert words in last.outcome.reason
     assert [gate.name for gate in last.gates] == ["scope"]
+
+
+class Broken(Rules):
+    """A judge that trips over every candidate's build."""
+
+    def build(self, tree: Path, changed: Sequence[str]) -> Finding:
+        raise TypeError("cannot unpack")
+
+
+def test_a_judge_that_trips_counts_as_a_crash_and_ends_the_run_only_when_it_repeats(
+    lab: Lab,
+) -> None:
+    with pytest.raises(LoopError, match="3 times in a row: .*TypeError: cannot unpack"):
+        campaign.run(lab, SETTINGS, Transcript(), Broken())
+    crashed = [e for e in lab.ledger().experiments() if e.outcome.status == CRASH]
+    assert len(crashed) == 3
+    assert lab.ledger().run().incumbent == lab.ledger().run().start
+    assert len(list((lab.folder / "runs").glob("*/error-*.log"))) == 3
+
+
+class Escapes:
+    """Proposes a path that git does not take."""
+
+    name = "escapes"
+
+    def propose(self, context: Context) -> Proposal | None:
+        return Proposal("up and out", {"../outside.py": "x"}, self.name)
+
+
+def test_a_path_that_git_does_not_take_is_a_refusal(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign.proposers, "create", lambda name: Escapes())
+    campaign.run(lab, replace(SETTINGS, experiments=1), Transcript(), Rules())
+    (experiment,) = lab.ledger().experiments()
+    assert experiment.outcome.status == REFUSE
+    assert "../outside.py" in experiment.outcome.reason
 
 
 NIGHT = """
