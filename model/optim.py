@@ -40,8 +40,8 @@ class Rates:
 RATES = {
     "cpu": Rates(  # 2,048 tokens a step
         matrix=0.02,  # tune: 0.01 0.015 0.02 0.03
-        embed=0.15,  # tune: 0.05 0.1 0.15 0.3
-        value=0.05,  # tune: 0.03 0.05 0.1 0.2
+        embed=0.2,  # tune: 0.05 0.1 0.2 0.4
+        value=0.1,  # tune: 0.03 0.05 0.1 0.2
         head=0.006,  # tune: 0.002 0.004 0.006 0.01
         gate=0.01,  # tune: 0.005 0.01 0.02
         lambdas=0.1,  # tune: 0.03 0.1 0.3

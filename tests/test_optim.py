@@ -34,7 +34,14 @@ def test_muon_update_is_orthogonal_up_to_a_scale_for_each_neuron(shape: tuple[in
     size = torch.zeros_like(weight.mean(axis, keepdim=True))
     scalars = torch.tensor([0.9, 1.0, 0.0]).unbind()
     muon_update(
-        weight, gradient, torch.zeros(shape), size, *scalars, axis, torch.float32, newton_schulz
+        weight,
+        gradient.clone(),
+        torch.zeros(shape),
+        size,
+        *scalars,
+        axis,
+        torch.float32,
+        newton_schulz,
     )
     direction = -weight
     if axis == -2:
@@ -76,7 +83,14 @@ def test_cautious_decay_shrinks_only_where_the_update_agrees() -> None:
         w, size = weight.clone(), torch.zeros(32, 1)
         scalars = torch.tensor([0.9, 0.01, decay]).unbind()
         muon_update(
-            w, gradient, torch.zeros(32, 32), size, *scalars, -1, torch.float32, newton_schulz
+            w,
+            gradient.clone(),
+            torch.zeros(32, 32),
+            size,
+            *scalars,
+            -1,
+            torch.float32,
+            newton_schulz,
         )
         moved.append(w)
     update = weight - moved[0]
@@ -122,3 +136,24 @@ def test_step_clears_gradients_and_a_rate_of_zero_moves_nothing() -> None:
     assert all(weight.grad is None for weight in gpt.parameters())
     for weight, old in zip(gpt.parameters(), before, strict=True):
         assert torch.equal(weight, old)
+
+
+def test_muon_update_compiles_whole_and_agrees_with_eager() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, gradient = (torch.randn(2, 64, 32, generator=generator) for _ in range(2))
+    scalars = torch.tensor([0.9, 0.02, 0.01]).unbind()
+    results = []
+    for update in (muon_update, torch.compile(muon_update, fullgraph=True, backend="aot_eager")):
+        w, size = weight.clone(), torch.zeros(2, 64, 1)
+        update(
+            w,
+            gradient.clone(),
+            torch.zeros_like(w),
+            size,
+            *scalars,
+            -1,
+            torch.float32,
+            newton_schulz,
+        )
+        results.append((w, size))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-6)
