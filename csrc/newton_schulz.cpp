@@ -11,14 +11,24 @@ namespace {
 constexpr int64_t kTile = 32;  // tune: 16 32 64
 // Side of the squares that are transposed: rows of one 64-byte line or more, both squares in L1.
 
-// Square (i, j) below the diagonal -> square (j, i) above it.
+// Square (i, j) below the diagonal -> square (j, i) above it, through a buffer: rows of S are far apart, at n = 1024 all in one set of
+// the cache, so S is read and written by rows only.
 template <typename T>
 void transpose_square(T* s, int64_t n, int64_t i, int64_t j) {
-  const int64_t last_row = std::min(i + kTile, n), last_column = std::min(j + kTile, n);
-  for (int64_t column = j; column < last_column; ++column) {
-    T* above = s + column * n;
-    const T* below = s + column;
-    for (int64_t row = std::max(i, column + 1); row < last_row; ++row) above[row] = below[row * n];
+  T buffer[kTile][kTile];
+  const int64_t rows = std::min(kTile, n - i);
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t column = 0; column < kTile; ++column) buffer[column][row] = s[(i + row) * n + j + column];
+  for (int64_t column = 0; column < kTile; ++column) std::copy_n(buffer[column], rows, s + (j + column) * n + i);
+}
+
+// The square on the diagonal at (i, i).
+template <typename T>
+void complete_square(T* s, int64_t n, int64_t i, float diagonal) {
+  const int64_t end = std::min(i + kTile, n);
+  for (int64_t row = i; row < end; ++row) {
+    for (int64_t column = i; column < row; ++column) s[column * n + row] = s[row * n + column];
+    store(s + row * n + row, load(s + row * n + row) + diagonal);
   }
 }
 
@@ -33,8 +43,8 @@ void mirror(Tensor S, double diagonal) {
       for (int64_t task = begin; task < end; ++task) {
         T* s = data + task / rows * n * n;
         const int64_t i = task % rows * kTile;
-        for (int64_t j = 0; j <= i; j += kTile) transpose_square(s, n, i, j);
-        for (int64_t k = i; k < std::min(i + kTile, n); ++k) store(s + k * n + k, load(s + k * n + k) + d);
+        for (int64_t j = 0; j < i; j += kTile) transpose_square(s, n, i, j);
+        complete_square(s, n, i, d);
       }
     });
   });

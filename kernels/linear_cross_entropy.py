@@ -15,8 +15,6 @@ Bound: 6 N D V flops for loss and gradients (2 N D V for the loss alone); dz is 
 
 from __future__ import annotations
 
-import functools
-
 import torch
 import torch.nn.functional as F
 import triton
@@ -49,6 +47,9 @@ def linear_cross_entropy(
     return IMPLEMENTATIONS[choose(IMPLEMENTATIONS, impl, h.device)](h, W, targets, softcap)
 
 
+# ---- torch ----
+
+
 def _torch(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
     z = F.linear(h, W.to(h.dtype)).float()
     if softcap is not None:
@@ -57,16 +58,19 @@ def _torch(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> Tens
     return losses.view(targets.shape)
 
 
-CHUNK = 512  # tune: 128 256 512 1024 4096
-# Rows of logits made at a time on a CPU: at V = 8192 a chunk is 16 MB in float32, 8 MB in bfloat16. Fewer rows stay higher in the cache,
-# more let the products, which synchronise their threads once a chunk, run at full speed.
+# ---- cpp ----
+
+CHUNK = 1024  # tune: 256 512 1024 2048 4096
+# Rows of logits made at a time on a CPU. What the cache gives to a smaller chunk (the fused pass is 8 % of the whole) the product takes,
+# whose threads meet once a chunk: 256 rows cost 10 % on one thread and, on a busy machine, up to twice the time on two.
+
+# Without avx512_bf16 or AMX a processor multiplies bfloat16 48 times slower than float32.
+_CPU_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
-@functools.cache
-def _cpu_product_dtypes() -> tuple[torch.dtype, ...]:
-    """Dtypes whose products this processor multiplies at speed: without avx512_bf16 or AMX, bfloat16 is 48 times slower than float32."""
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return (torch.float32, torch.bfloat16) if fast else (torch.float32,)
+def _product_dtype(h: Tensor) -> torch.dtype:
+    slow = h.dtype == torch.float16 or (h.dtype == torch.bfloat16 and not _CPU_BF16)
+    return torch.float32 if h.is_cpu and slow else h.dtype
 
 
 def _check_targets(targets: Tensor, V: int) -> None:
@@ -103,6 +107,9 @@ def _cpp_loss_and_gradient(
         torch.mm(h[rows], W.t(), out=dz[rows])
         ops.loss_and_gradient(dz[rows], targets[rows], softcap, loss[rows])
     return loss, dz
+
+
+# ---- triton ----
 
 
 @triton.jit
@@ -198,11 +205,29 @@ def _triton_loss_and_gradient(
     return loss, dz
 
 
+# The specialisations of the default model (bfloat16, V = 8192, softcap), for compiling ahead of time:
+# (kernel, types of its runtime arguments, its constexprs, options).
+_TYPES = {
+    "z_ptr": "*bf16",
+    "stride_zn": "i32",
+    "targets_ptr": "*i64",
+    "loss_ptr": "*fp32",
+    "V": "i32",
+    "softcap": "fp32",
+}
+AOT = [
+    (_linear_cross_entropy_kernel, _TYPES, {"CAPPED": capped, "GRADIENT": gradient, "BLOCK_V": BLOCK_V}, {"num_warps": 8})
+    for capped in (True, False)
+    for gradient in (True, False)
+]  # fmt: skip
+
+
+# ---- two custom ops for all kernels: one for when a gradient will be wanted, one that keeps a single chunk of logits ----
+
 LOSS = {"cpp": _cpp_loss, "triton": _triton_loss}
 LOSS_AND_GRADIENT = {"cpp": _cpp_loss_and_gradient, "triton": _triton_loss_and_gradient}
 
 
-# Two custom ops for all kernels: one for when a gradient will be wanted, one that keeps a single chunk of logits.
 @torch.library.custom_op("kernels::linear_cross_entropy_loss", mutates_args=())
 def _op_loss(
     h: Tensor, W: Tensor, targets: Tensor, softcap: float | None, impl: str
@@ -260,9 +285,7 @@ _op.register_autograd(_gradient, setup_context=_save)
 
 def _kernel(impl: str):
     def run(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
-        dtype = h.dtype
-        if h.device.type == "cpu" and dtype not in _cpu_product_dtypes():
-            dtype = torch.float32
+        dtype = _product_dtype(h)
         rows = h.reshape(-1, h.shape[-1]).to(dtype)
         head, flat = W.to(h.dtype).to(dtype), targets.reshape(-1).contiguous()
         if torch.is_grad_enabled() and (h.requires_grad or W.requires_grad):

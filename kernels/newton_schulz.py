@@ -7,13 +7,11 @@ singular values brought near one by an odd polynomial a step, X <- (a I + b X X^
              Q <- P Q, R <- P R P, and X <- Q X is made good at the end of a segment
     triton   the symmetric products by their lower tiles, each stored twice; both polynomials in the products' epilogues
 
-Products are made in G's dtype: bfloat16 for Muon's usual precision, float32 for singular vectors true to 1e-4. Iteration runs on the
+Products are made in G's dtype (in float32 where a CPU has no fast ones): bfloat16 for Muon's usual precision, float32 for singular vectors true to 1e-4. Iteration runs on the
 shorter side n: (4 n^2 m + 2 n^3) flops a step and matrix, plain.
 """
 
 from __future__ import annotations
-
-import functools
 
 import torch
 import triton
@@ -77,15 +75,13 @@ def _normalised(G: Tensor, dtype: torch.dtype) -> Tensor:
 # ---- torch ----
 
 
-@functools.cache
-def _cpu_product_dtypes() -> tuple[torch.dtype, ...]:
-    """Dtypes whose products this processor multiplies at speed: without avx512_bf16 or AMX, bfloat16 is 48 times slower than float32."""
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return (torch.float32, torch.bfloat16) if fast else (torch.float32,)
+# Without avx512_bf16 or AMX a processor multiplies bfloat16 48 times slower than float32.
+_CPU_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def _product_dtype(G: Tensor) -> torch.dtype:
-    return torch.float32 if G.is_cpu and G.dtype not in _cpu_product_dtypes() else G.dtype
+    slow = G.dtype == torch.float16 or (G.dtype == torch.bfloat16 and not _CPU_BF16)
+    return torch.float32 if G.is_cpu and slow else G.dtype
 
 
 def _torch(G: Tensor, steps: int) -> Tensor:
@@ -103,9 +99,11 @@ def _torch(G: Tensor, steps: int) -> Tensor:
 
 # ---- cpp ----
 
-PANEL = 128  # tune: 64 96 128 192 256
-# Rows of a symmetric product taken at once: fewer save more arithmetic (n / PANEL panels need half of it plus half a panel), more run
-# nearer the speed of a square product.
+PANEL = 64  # tune: 32 48 64 96 128
+# Rows of a symmetric float32 product taken at once. A product of n / PANEL = p panels does (p + 1) / 2p of the arithmetic; thinner
+# panels run further below a square product's speed.
+PANEL_BF16 = 256  # tune: 128 256 384 512
+# The same in bfloat16, whose products need 256 rows to reach their speed; smaller matrices gain nothing from symmetry.
 GRAM_ASPECT = 1.5  # tune: 1.25 1.5 2.0 3.0
 # From this m / n on, steps on the n x n Gram matrix save more in products with X than they cost.
 SEGMENT = 3
@@ -126,14 +124,19 @@ def _symmetric(
     """a I + b add + c left @ right, (B, n, n), where the product is known to be symmetric."""
     B, n, _ = left.shape
     out = left.new_empty(B, n, n)
-    for begin in range(0, n, PANEL):
-        rows, columns = slice(begin, min(begin + PANEL, n)), slice(0, min(begin + PANEL, n))
+    panel_rows = PANEL if left.dtype == torch.float32 else PANEL_BF16
+    for begin in range(0, n, panel_rows):
+        end = min(begin + panel_rows, n)
+        rows, columns = slice(begin, end), slice(0, end)
         panel, factors = out[:, rows, columns], (left[:, rows], right[:, :, columns])
         if add is None:
             torch.bmm(*factors, out=panel)
         else:
             torch.baddbmm(add[:, rows, columns], *factors, beta=b, alpha=c, out=panel)
-    jit.load("newton_schulz").mirror(out, a)
+    if n > panel_rows:
+        jit.load("newton_schulz").mirror(out, a)
+    else:
+        out.diagonal(dim1=-2, dim2=-1).add_(a)
     return out
 
 
