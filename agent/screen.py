@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
-PLAIN_EVERY_S = 15.0  # between two progress lines of one stage in a log
+PLAIN_EVERY_S = 10.0  # between two progress lines of one stage in a log
 
 
 class Screen(Protocol):
@@ -50,14 +50,31 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+class Clock:
+    """How long the stage has to go: from its known length, or from how much of the present phase is done."""
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self.seconds = seconds
+        self._began = self._phase_began = time.monotonic()
+        self._phase: object = None
+
+    def left(self, event: Mapping[str, Any]) -> float | None:
+        now = time.monotonic()
+        if event.get("phase") != self._phase:
+            self._phase, self._phase_began = event.get("phase"), now
+        if event.get("fraction") is not None:
+            passed = now - self._phase_began
+            return float(passed / event["fraction"] - passed) if event["fraction"] else None
+        passed = float(event.get("elapsed", now - self._began))
+        return None if self.seconds is None else max(0.0, self.seconds - passed)
+
+
 class Plain:
     """Timestamped lines; a stage that goes on says so every quarter of a minute."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._stage = ""
-        self._seconds: float | None = None
-        self._began = self._spoke = time.monotonic()
+        self._stream, self._stage = stream, ""
+        self._clock, self._spoke = Clock(), time.monotonic()
 
     def say(self, text: str) -> None:
         stamp = time.strftime("%H:%M:%S")
@@ -65,28 +82,19 @@ class Plain:
             print(f"{stamp} {line}".rstrip(), file=self._stream, flush=True)
 
     def stage(self, text: str, seconds: float | None = None) -> None:
-        self._stage, self._seconds = text, seconds
-        self._began = self._spoke = time.monotonic()
+        self._stage = text
+        self._clock, self._spoke = Clock(seconds), time.monotonic()
         self.say(
             f"{text} ..." + (f" (about {duration(seconds)})" if seconds and seconds >= 2 else "")
         )
 
     def progress(self, event: Mapping[str, Any]) -> None:
-        now = time.monotonic()
-        if now - self._spoke < PLAIN_EVERY_S:
+        left = self._clock.left(event)
+        if time.monotonic() - self._spoke < PLAIN_EVERY_S:
             return
-        self._spoke = now
-        left = self._left(event, now)
-        self.say(
-            f"  {self._stage}: {describe(event)}"
-            + (f"  {duration(left)} left" if left is not None else "")
-        )
-
-    def _left(self, event: Mapping[str, Any], now: float) -> float | None:
-        passed = event.get("elapsed", now - self._began)
-        if event.get("fraction"):
-            return float(passed / event["fraction"] - passed)
-        return None if self._seconds is None else max(0.0, self._seconds - passed)
+        self._spoke = time.monotonic()
+        rest = f"  {duration(left)} left" if left is not None else ""
+        self.say(f"  {self._stage.strip()}: {describe(event)}{rest}")
 
     def close(self) -> None:
         pass
@@ -105,29 +113,26 @@ class Live:
             TextColumn("{task.fields[note]}", markup=False), console=self._console, transient=True, refresh_per_second=4,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=None, note="", visible=False)
-        self._seconds: float | None = None
-        self._began = time.monotonic()
+        self._clock = Clock()
         self._bar.start()
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False)
 
     def stage(self, text: str, seconds: float | None = None) -> None:
-        self._seconds, self._began = seconds, time.monotonic()
+        self._clock = Clock(seconds)
         self._bar.reset(self._task, total=seconds, description=text, note="", visible=True)
 
     def progress(self, event: Mapping[str, Any]) -> None:
-        passed = float(event.get("elapsed", time.monotonic() - self._began))
-        note = describe(event)
+        left = self._clock.left(event)
+        rest = f"{duration(left)} left  " if left is not None else ""
+        self._bar.update(self._task, note=f"{rest}{describe(event)}")
         if event.get("fraction") is not None:
-            self._bar.update(self._task, total=1.0, completed=event["fraction"], note=note)
-        elif self._seconds is not None:
-            left = f"{duration(max(0.0, self._seconds - passed))} left"
+            self._bar.update(self._task, total=1.0, completed=event["fraction"])
+        elif left is not None and self._clock.seconds is not None:
             self._bar.update(
-                self._task, completed=min(passed, self._seconds), note=f"{left}  {note}"
+                self._task, total=self._clock.seconds, completed=self._clock.seconds - left
             )
-        else:
-            self._bar.update(self._task, note=note)
 
     def close(self) -> None:
         self._bar.stop()
