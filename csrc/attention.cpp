@@ -17,6 +17,7 @@
 
 #include <memory>
 #include <new>
+#include <utility>
 
 namespace {
 
@@ -33,6 +34,7 @@ constexpr int kRows = 4;  // tune: 2 4
 constexpr int kVectors = 2;   // tune: 1 2 4
 constexpr int kQueries = 64;  // tune: 32 64 128
 constexpr int kKeys = 64;     // tune: 32 64 128
+static_assert(kQueries % (kVectors * kLanes) == 0 && kQueries % kRows == 0 && kKeys % kRows == 0);
 // A product keeps kRows x kVectors vectors of sums in registers: 16 of AVX-512's 32, 8 of AVX2's 16. That is enough to hide the
 // latency of two multiply-adds a cycle, and needs 10 loads for 16 of them. A tile of scores is 16 KB: two stay in L1.
 
@@ -182,12 +184,39 @@ const float* rows(Matrix<const T> x, int64_t t, int64_t n, int64_t D, int64_t wi
   return copy;
 }
 
-// columns (D, kQueries) = factor * the transpose of rows (n, D); columns n and above are zero.
-void transpose(const float* rows, int64_t n, int64_t D, int64_t width, float factor, float* columns) {
-  for (int64_t d = 0; d < D; ++d) {
-    for (int64_t i = 0; i < n; ++i) columns[d * kQueries + i] = factor * rows[i * width + d];
-    for (int64_t i = n; i < kQueries; ++i) columns[d * kQueries + i] = 0.f;
+// A kLanes x kLanes block to its transpose, in place. A perfect shuffle of the flat block rotates the bits of every index by one, so
+// log2(kLanes) of them exchange row and column; the compiler makes one permutation a vector of it.
+inline void transpose_block(float* a) {
+  constexpr int kHalf = kLanes * kLanes / 2;
+  alignas(64) float b[2 * kHalf];
+  const auto shuffle = [](const float* from, float* to) {
+#pragma omp simd
+    for (int i = 0; i < kHalf; ++i) {
+      to[2 * i] = from[i];
+      to[2 * i + 1] = from[i + kHalf];
+    }
+  };
+  static_assert(std::has_single_bit(static_cast<unsigned>(kLanes)) && kLanes >= 4);
+  for (int lanes = kLanes; lanes > 1; lanes /= 4) {
+    shuffle(a, b);
+    if (lanes > 2)
+      shuffle(b, a);
+    else
+      std::copy(b, b + 2 * kHalf, a);
   }
+}
+
+// columns (width, kQueries) = factor * the transpose of rows (n, width); columns n and above are zero.
+void transpose(const float* rows, int64_t n, int64_t width, float factor, float* columns) {
+  alignas(64) float a[kLanes * kLanes];
+  for (int64_t i0 = 0; i0 < kQueries; i0 += kLanes)
+    for (int64_t d0 = 0; d0 < width; d0 += kLanes) {
+      for (int64_t i = 0; i < kLanes; ++i)
+#pragma omp simd
+        for (int64_t d = 0; d < kLanes; ++d) a[i * kLanes + d] = i0 + i < n ? factor * rows[(i0 + i) * width + d0 + d] : 0.f;
+      transpose_block(a);
+      for (int64_t d = 0; d < kLanes; ++d) std::copy_n(a + d * kLanes, kLanes, columns + (d0 + d) * kQueries + i0);
+    }
 }
 
 // Rows [t, t + n) of x = factor[i] * from[i].
@@ -271,9 +300,9 @@ template <typename T>
 void forward_tasks(const Shape& s, const Band& band, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> o, float* lse,
                    int64_t begin, int64_t end) {
   const int64_t W = s.width;
-  Scratch scratch(kQueries * (2 * W + s.D + kKeys + 3) + 2 * kKeys * W);
+  Scratch scratch(kQueries * (3 * W + kKeys + 3) + 2 * kKeys * W);
   float* q_copy = scratch.take(kQueries * W);
-  float* q_columns = scratch.take(kQueries * s.D);
+  float* q_columns = scratch.take(kQueries * W);
   float* k_copy = scratch.take(kKeys * W);
   float* v_copy = scratch.take(kKeys * W);
   float* S = scratch.take(kKeys * kQueries);
@@ -284,7 +313,7 @@ void forward_tasks(const Shape& s, const Band& band, Heads<const T> q, Heads<con
   for (int64_t task = begin; task < end; ++task) {
     const int64_t tiles = s.query_tiles(), head = task / tiles, b = head / s.H, h = head % s.H;
     const int64_t q0 = from_both_ends(task % tiles, tiles) * kQueries, queries = std::min<int64_t>(kQueries, s.T - q0);
-    transpose(rows(q.at(b, h), q0, queries, s.D, W, q_copy), queries, s.D, W, s.scale(), q_columns);
+    transpose(rows(q.at(b, h), q0, queries, s.D, W, q_copy), queries, W, s.scale(), q_columns);
     std::fill(O, O + kQueries * W, 0.f);
     std::fill(max, max + kQueries, -std::numeric_limits<float>::max());  // finite: the first decay is then 0 and not NaN
     std::fill(sum, sum + kQueries, 0.f);
@@ -347,26 +376,54 @@ void softmax_gradient(float* S, float* dP, const TileBand& band, const float* ls
   }
 }
 
-// dk and dv are summed over the group's heads and all tiles of queries by one thread, in a fixed order: no atomics. With fewer
-// key heads than threads the tiles of queries are dealt to `parts` tasks, each with sums of its own (dk_sums, dv_sums).
+// dk and dv are summed over the group's heads and all tiles of queries by one thread, in a fixed order: no atomics. The sums of one
+// key head stay in the thread's scratch until they are done. With fewer key heads than threads the tiles of queries are dealt to
+// `parts` tasks a head, and the sums of part p go to `partial` (2, parts, B, Hkv, T, width) to be added up afterwards.
 template <typename T>
 struct Backward {
   Shape s;
   Band band;
   Heads<const T> q, k, v, o, d_o;
   const float* lse;
-  Heads<T> dq;
+  Heads<T> dq, dk, dv;
   int64_t parts;
-  Heads<float> dk_sums, dv_sums;  // (parts * B, Hkv, T up to whole tiles, width)
+  float* partial;
+
+  float* partial_sums(int64_t which, int64_t part, int64_t pair) const {
+    return partial + ((which * parts + part) * s.B * s.heads_kv + pair) * s.T * s.width;
+  }
+
+  void finish(const float* dk_sums, const float* dv_sums, int64_t pair) const {
+    const int64_t b = pair / s.heads_kv, h = pair % s.heads_kv;
+    write_rows(dk_sums, s.width, dk.at(b, h), 0, s.T, s.D, [&](int64_t) { return s.scale(); });
+    write_rows(dv_sums, s.width, dv.at(b, h), 0, s.T, s.D, [](int64_t) { return 1.f; });
+  }
+
+  void add_parts(int64_t begin, int64_t end) const {
+    const int64_t size = s.T * s.width;
+    for (int64_t pair = begin; pair < end; ++pair) {
+      for (int64_t which = 0; which < 2; ++which)
+        for (int64_t part = 1; part < parts; ++part) {
+          float* sums = partial_sums(which, 0, pair);
+          const float* more = partial_sums(which, part, pair);
+#pragma omp simd
+          for (int64_t i = 0; i < size; ++i) sums[i] += more[i];
+        }
+      finish(partial_sums(0, 0, pair), partial_sums(1, 0, pair), pair);
+    }
+  }
 
   void tasks(int64_t begin, int64_t end) const {
     const int64_t W = s.width;
-    Scratch scratch(kQueries * (4 * W + 2 * s.D + 2 * kKeys + 2) + 2 * kKeys * W);
+    const int64_t sums = (s.T + kRows) * W;  // the last block of kRows keys may reach past T
+    Scratch scratch(2 * sums + kQueries * (6 * W + 2 * kKeys + 2) + 2 * kKeys * W);
+    float* dk_sums = scratch.take(sums);
+    float* dv_sums = scratch.take(sums);
     float* q_copy = scratch.take(kQueries * W);
     float* do_copy = scratch.take(kQueries * W);
     float* o_copy = scratch.take(kQueries * W);
-    float* q_columns = scratch.take(kQueries * s.D);
-    float* do_columns = scratch.take(kQueries * s.D);
+    float* q_columns = scratch.take(kQueries * W);
+    float* do_columns = scratch.take(kQueries * W);
     float* k_copy = scratch.take(kKeys * W);
     float* v_copy = scratch.take(kKeys * W);
     float* S = scratch.take(kKeys * kQueries);
@@ -375,16 +432,17 @@ struct Backward {
     float* delta = scratch.take(kQueries);
     float* lse_tile = scratch.take(kQueries);
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t part = task % parts, b = task / parts / s.heads_kv, hk = task / parts % s.heads_kv;
-      const Matrix<float> dk = dk_sums.at(part * s.B + b, hk), dv = dv_sums.at(part * s.B + b, hk);
+      const int64_t part = task % parts, pair = task / parts, b = pair / s.heads_kv, hk = pair % s.heads_kv;
+      std::fill(dk_sums, dk_sums + sums, 0.f);
+      std::fill(dv_sums, dv_sums + sums, 0.f);
       for (int64_t h = hk * s.group(); h < (hk + 1) * s.group(); ++h)
         for (int64_t t = part; t < s.query_tiles(); t += parts) {
           const int64_t q0 = from_both_ends(t, s.query_tiles()) * kQueries, queries = std::min<int64_t>(kQueries, s.T - q0);
           const float* Q = rows(q.at(b, h), q0, queries, s.D, W, q_copy);
           const float* dO = rows(d_o.at(b, h), q0, queries, s.D, W, do_copy);
           const float* O = rows(o.at(b, h), q0, queries, s.D, W, o_copy);
-          transpose(Q, queries, s.D, W, s.scale(), q_columns);
-          transpose(dO, queries, s.D, W, 1.f, do_columns);
+          transpose(Q, queries, W, s.scale(), q_columns);
+          transpose(dO, queries, W, 1.f, do_columns);
           for (int64_t i = 0; i < kQueries; ++i) {
             float dot = 0.f;
 #pragma omp simd reduction(+ : dot)
@@ -404,12 +462,18 @@ struct Backward {
             product(keys_up, kQueries, s.D, K, W, q_columns, kQueries, S, kQueries, queries_of);
             product(keys_up, kQueries, s.D, V, W, do_columns, kQueries, dP, kQueries, queries_of);
             softmax_gradient(S, dP, tile, lse_tile, delta);
-            accumulate<false>(keys_up, W, S, kQueries, dO, W, dv.data + k0 * W, W, queries_of);
-            accumulate<false>(keys_up, W, dP, kQueries, Q, W, dk.data + k0 * W, W, queries_of);
+            accumulate<false>(keys_up, W, S, kQueries, dO, W, dv_sums + k0 * W, W, queries_of);
+            accumulate<false>(keys_up, W, dP, kQueries, Q, W, dk_sums + k0 * W, W, queries_of);
             accumulate<true>(kQueries, W, dP, kQueries, K, W, dQ, W, keys_of);
           }
           write_rows(dQ, W, dq.at(b, h), q0, queries, s.D, [&](int64_t) { return s.scale(); });
         }
+      if (parts == 1) {
+        finish(dk_sums, dv_sums, pair);
+      } else {
+        std::copy_n(dk_sums, s.T * W, partial_sums(0, part, pair));
+        std::copy_n(dv_sums, s.T * W, partial_sums(1, part, pair));
+      }
     }
   }
 };
@@ -420,29 +484,14 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& d_o, const Tensor& q, 
   const Shape s(q, k);
   const int64_t pairs = s.B * s.heads_kv, threads = torch::stable::get_num_threads();
   const int64_t parts = pairs >= threads ? 1 : std::min((threads + pairs - 1) / std::max<int64_t>(1, pairs), s.query_tiles());
-  const int64_t rows_up = s.T + kRows;  // the last block of kRows keys may reach past T
+  const int64_t partials = parts == 1 ? 0 : 2 * parts * pairs * s.T * s.width;
   Tensor dq = torch::stable::empty_like(q), dk = torch::stable::empty_like(k), dv = torch::stable::empty_like(v);
-  Tensor dk_sums = torch::stable::new_zeros(q, {parts * s.B, s.heads_kv, rows_up, s.width}, ScalarType::Float);
-  Tensor dv_sums = torch::stable::new_zeros(q, {parts * s.B, s.heads_kv, rows_up, s.width}, ScalarType::Float);
+  Tensor partial = torch::stable::new_empty(q, {partials}, ScalarType::Float);
   dispatch_float(q.scalar_type(), "attention backward", [&]<typename T>() {
     const Backward<T> run{s, Band(s.T, causal, window), heads<T>(q), heads<T>(k), heads<T>(v), heads<T>(o), heads<T>(d_o),
-                          reads<float>(lse), heads<T>(dq), parts, heads<float>(dk_sums), heads<float>(dv_sums)};
+                          reads<float>(lse), heads<T>(dq), heads<T>(dk), heads<T>(dv), parts, writes<float>(partial)};
     torch::stable::parallel_for(0, pairs * parts, 1, [&](int64_t begin, int64_t end) { run.tasks(begin, end); });
-    torch::stable::parallel_for(0, pairs, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t pair = begin; pair < end; ++pair) {
-        const int64_t b = pair / s.heads_kv, h = pair % s.heads_kv, size = s.T * s.width;
-        float* dk_sum = run.dk_sums.at(b, h).data;
-        float* dv_sum = run.dv_sums.at(b, h).data;
-        for (int64_t part = 1; part < parts; ++part) {
-          const float* dk_part = run.dk_sums.at(part * s.B + b, h).data;
-          const float* dv_part = run.dv_sums.at(part * s.B + b, h).data;
-#pragma omp simd
-          for (int64_t i = 0; i < size; ++i) dk_sum[i] += dk_part[i], dv_sum[i] += dv_part[i];
-        }
-        write_rows(dk_sum, s.width, heads<T>(dk).at(b, h), 0, s.T, s.D, [&](int64_t) { return s.scale(); });
-        write_rows(dv_sum, s.width, heads<T>(dv).at(b, h), 0, s.T, s.D, [](int64_t) { return 1.f; });
-      }
-    });
+    if (parts > 1) torch::stable::parallel_for(0, pairs, 1, [&](int64_t begin, int64_t end) { run.add_parts(begin, end); });
   });
   return {dq, dk, dv};
 }
