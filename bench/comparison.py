@@ -1,7 +1,7 @@
 """The one comparer of this tree: is a result as close to float64 as the plain implementation in the same dtype is?
 
-Allowed error = FACTOR x the worst error of the plain implementation over the case and a few copies of it whose inputs are moved by one unit
-in the last place, plus FLOOR units of the tensor's own magnitude. It is measured twice per tensor: relative to the norm, and at the worst element
+Allowed error = FACTOR x the worst error of the plain implementation, or the effect of moving the inputs by one unit in the last place (whichever is
+more, over a few copies of the case), plus FLOOR units of the tensor's own magnitude. It is measured twice per tensor: relative to the norm, and at the worst element
 relative to the largest. Never a constant: a tolerance that fits 1e-3 lets everything pass at 1e-6.
 
 A gradient may cancel to nearly nothing (RMSNorm over one element, a softmax over one key) where the terms it is made of do not. Its terms are of size
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bench.contracts import Case, Contract
 
-FACTOR = 4.0
+FACTOR = 6.0
 FLOOR = 4.0
 COPIES = 3
 TINY = 1e-30
@@ -97,6 +97,7 @@ def compare(
             plain = evaluate(contract, case, moved, upstream, wrt, torch.float32)
         for name, t in moved_truth.items():
             baseline[name].add(*_errors(plain[name].to(working).double(), t))
+            baseline[name].add(*_errors(t, truth[name]))
     eps = torch.finfo(working).eps
     pushed = math.sqrt(sum(float(u.double().square().sum()) * float(truth[r].square().sum()) for u, r in zip(upstream, contract.results, strict=False)))
     found = []

@@ -58,11 +58,60 @@ class TrialResult:
     seed: int = 0
     implementations: dict[str, str] = field(default_factory=dict)
     losses: list[list[float]] = field(default_factory=list)
-    grad_norms: list[list[float]] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
     isolation: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the model says of itself; reported, never trusted for a decision."""
+
+    num_params: int
+    depth: int
+    flops_per_token: float
+    implementations: dict[str, str]
+
+    @classmethod
+    def read(cls, answer: Mapping[str, Any]) -> Described:
+        return cls(
+            int(answer["num_params"]),
+            int(answer["depth"]),
+            float(answer["flops_per_token"]),
+            {str(op): str(impl) for op, impl in dict(answer["implementations"]).items()},
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the model says of its training."""
+
+    steps: int
+    tokens: int
+    peak_memory_mb: float
+    losses: list[list[float]]  # [tokens, loss]
+    grad_norms: list[float]
+
+    @classmethod
+    def read(cls, answer: Mapping[str, Any]) -> Trained:
+        return cls(
+            int(answer["steps"]),
+            int(answer["tokens"]),
+            float(answer["peak_memory_mb"]),
+            [[float(tokens), float(loss)] for tokens, loss in list(answer["losses"])[:400]],
+            [float(norm) for norm in list(answer["grad_norms"])[:400]],
+        )
+
+
+def _read(form: Any, answer: Any) -> Any:
+    """An answer in its form, or a refusal that says what was expected."""
+    try:
+        return form.read(answer)
+    except (KeyError, TypeError, ValueError) as error:
+        expected = ", ".join(form.__dataclass_fields__)
+        raise Refused("structure", f"model/train.py: expected {{{expected}}}, and {type(error).__name__}: {error}") from None
 
 
 def run_trial(
@@ -88,21 +137,20 @@ def run_trial(
             tell({"phase": "set-up"})
             described = _set_up(judge, dataset, seconds, impl)
             known.update(
-                num_params_M=described["num_params"] / 1e6,
-                depth=int(described["depth"]),
-                implementations={str(k): str(v) for k, v in described["implementations"].items()},
+                num_params_M=described.num_params / 1e6,
+                depth=described.depth,
+                implementations=described.implementations,
             )
             trained, elapsed = _train(judge, dataset, seconds, seed, steps, tell)
-            tokens = int(trained["tokens"])
             known.update(
                 training_seconds=elapsed,
-                num_steps=int(trained["steps"]),
-                total_tokens_M=tokens / 1e6,
-                tokens_per_second=tokens / elapsed,
-                mfu_percent=100 * float(described["flops_per_token"]) * tokens / elapsed / peak_flops(device),
-                peak_memory_mb=float(trained["peak_memory_mb"]),
-                losses=_curve(trained["losses"]),
-                grad_norms=_curve(trained["grad_norms"]),
+                num_steps=trained.steps,
+                total_tokens_M=trained.tokens / 1e6,
+                tokens_per_second=trained.tokens / elapsed,
+                mfu_percent=100 * described.flops_per_token * trained.tokens / elapsed / peak_flops(device),
+                peak_memory_mb=trained.peak_memory_mb,
+                losses=trained.losses,
+                grad_norms=trained.grad_norms,
             )
             if score:
                 known["val_bpb"] = _score(judge, dataset, split, device, tell)
@@ -112,7 +160,7 @@ def run_trial(
         return TrialResult(False, failure, str(refused)[-4000:], **{**known, "total_seconds": time.monotonic() - started})
 
 
-def _set_up(judge: Judge, dataset: Dataset, seconds: float, impl: Mapping[str, str] | None) -> dict[str, Any]:
+def _set_up(judge: Judge, dataset: Dataset, seconds: float, impl: Mapping[str, str] | None) -> Described:
     judge.ask("load", tree=str(judge.tree))
     judge.arena.reset()
     warm_up = judge.arena.place("int32", (4 * SEQUENCE[judge.device] * 256,))
@@ -127,19 +175,19 @@ def _set_up(judge: Judge, dataset: Dataset, seconds: float, impl: Mapping[str, s
         "impl": dict(impl) if impl else None,
     }
     answer = judge.ask("setup", timeout=SETUP_LIMIT_S, spec=spec, warm_up=warm_up)
-    described: dict[str, Any] = answer["describe"]
+    described: Described = _read(Described, answer.get("describe"))
     return described
 
 
 def _train(
     judge: Judge, dataset: Dataset, seconds: float, seed: int, steps: int | None, tell: Progress
-) -> tuple[dict[str, Any], float]:
+) -> tuple[Trained, float]:
     """Ring the bell and wait. Returns what the runner says and the seconds of the judge's own clock."""
     fd = os.open(dataset.train_file(), os.O_RDONLY)
     try:
         dtype = str(dataset.tokens("train").dtype)
         bell = time.monotonic()
-        trained = judge.ask(
+        answer = judge.ask(
             "train",
             timeout=seconds + GRACE_S,
             fd=fd,
@@ -148,7 +196,7 @@ def _train(
             seconds=seconds,
             steps=steps,
             progress=lambda p: tell({"phase": "training", "elapsed": time.monotonic() - bell, "seconds": seconds, **p}),
-        )["trained"]
+        )
         elapsed = time.monotonic() - bell
     except Refused as refused:
         if refused.kind == "timeout":
@@ -156,16 +204,13 @@ def _train(
         raise
     finally:
         os.close(fd)
-    final = [loss for _, loss in _curve(trained["losses"])[-5:]]
+    trained: Trained = _read(Trained, answer.get("trained"))
+    final = [loss for _, loss in trained.losses[-5:]]
     if not final or not all(map(math.isfinite, final)):
         raise Refused("nan", f"the training loss is not finite: {final}")
     if min(final) > 2 * math.log(dataset.vocab_size):
         raise Refused("explosion", f"the training loss ended at {final[-1]:.2f}, far above that of guessing")
     return trained, elapsed
-
-
-def _curve(points: Any) -> list[list[float]]:
-    return [[float(x), float(y)] for x, y in list(points)[:400]]
 
 
 def _score(judge: Judge, dataset: Dataset, split: str, device: str, tell: Progress) -> float:

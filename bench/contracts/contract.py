@@ -83,6 +83,7 @@ class Case:
 
     inputs: Mapping[str, Input]
     scalars: Mapping[str, Any] = field(default_factory=dict)
+    forward_only: bool = False  # where the exact gradient is zero by cancellation and any float gradient is noise
 
     def label(self) -> str:
         tensors = " ".join(
