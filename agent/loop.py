@@ -170,6 +170,11 @@ class Loop:
 
     def _baseline(self) -> None:
         tree = self.workspace.checkout("incumbent", self.incumbent)
+        # Runners read the cache of built objects and cannot fill it: without this every one of them would compile for itself.
+        self.screen.stage("building the incumbent's kernels")
+        built = self.judge.build(tree, surface.sources(tree))
+        if not built.passed:
+            raise LoopError(f"the start does not build: {built.reason}")
         for seed in range(self.settings.seed, self.settings.seed + BASELINES):
             result = self.trials.result(self.incumbent, tree, seed, "incumbent")
             if not result.ok:

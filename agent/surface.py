@@ -43,6 +43,15 @@ def is_kernel(path: str) -> bool:
     return path.startswith(("kernels/", "csrc/"))
 
 
+def sources(tree: Path) -> list[str]:
+    """The paths of a tree that a compiler has to build."""
+    return [
+        f"csrc/{file.name}"
+        for file in sorted((tree / "csrc").glob("*"))
+        if file.suffix in (".cpp", ".cu")
+    ]
+
+
 def touched_ops(paths: Iterable[str], tree: Path, ops: Iterable[str]) -> list[str]:
     """The ops whose result may change with these paths: their own files, and the files that they include or import."""
     touched = {Path(path).stem for path in paths if is_kernel(path)}

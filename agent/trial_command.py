@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from agent import surface
 from agent.judging import Judging
-from agent.lab import Lab
+from agent.lab import Lab, Unusable
 from agent.screen import Screen
 
 if TYPE_CHECKING:
@@ -34,6 +35,12 @@ def run(lab: Lab, judge: Judging, seconds: float, seed: int, screen: Screen) -> 
     """Train and score a copy of the working tree."""
     with tempfile.TemporaryDirectory(prefix="lab-trial-") as scratch:
         tree = lab.copy_tree(Path(scratch))
+        screen.stage(
+            "building the kernels"
+        )  # into the shared cache, which the trial's own sandbox can only read
+        built = judge.build(tree, surface.sources(tree))
+        if not built.passed:
+            raise Unusable(f"the kernels do not build: {built.reason}")
         screen.stage("trial", seconds)
         return judge.trial(tree, seed, screen.progress)
 

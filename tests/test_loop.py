@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,21 @@ SETTINGS = Settings(seconds=5.0, data="corpus-1", experiments=7)
 @pytest.fixture
 def lab(tmp_path: Path) -> Lab:
     return Lab(make(tmp_path / "checkout"))
+
+
+class Fixed:
+    """Proposes the same files for ever."""
+
+    name = "fixed"
+
+    def __init__(self, files: Mapping[str, str]) -> None:
+        self.files = files
+
+    def propose(self, context: Context) -> Proposal | None:
+        return Proposal("again", self.files, self.name)
+
+
+ROWS_8 = {"csrc/scale.cpp": CPP.replace("kRows = 1", "kRows = 8")}
 
 
 def statuses(ledger: Ledger, run: str | None = None) -> list[str]:
@@ -70,16 +85,28 @@ def test_every_gate_of_an_experiment_is_in_the_ledger_up_to_the_refusal(lab: Lab
         assert experiment.patch.startswith("diff --git")
 
 
-def test_after_a_refusal_nothing_dearer_is_asked(lab: Lab) -> None:
+@pytest.mark.parametrize(
+    ("files", "gate"),
+    [
+        ({"README.md": "x"}, "scope"),
+        ({"csrc/scale.cpp": CPP + "#include <fstream>\n"}, "static"),
+        ({"csrc/scale.cpp": CPP.replace("kUnroll = 1", "kUnroll = 2")}, "build"),
+        ({"csrc/scale.cpp": CPP + "int as_slow_as_before;\n"}, "microbench"),
+    ],
+)
+def test_after_a_refusal_nothing_dearer_is_asked(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], gate: str
+) -> None:
+    monkeypatch.setattr(campaign.proposers, "create", lambda name: Fixed(files))
     rules = Rules()
-    campaign.run(lab, replace(SETTINGS, experiments=1, seed=3), Transcript(), rules)
+    campaign.run(lab, replace(SETTINGS, experiments=1), Transcript(), rules)
     (experiment,) = lab.ledger().experiments()
+    assert experiment.gates[-1].name == gate
     order = ["build", "correctness", "compare", "parity"]
-    judged = [call for call in rules.calls if call in order]
-    asked = {"scope": 0, "static": 0, "build": 1, "correctness": 2, "microbench": 3, "parity": 4}[
-        experiment.gates[-1].name
-    ]
-    assert judged[:asked] == order[:asked]
+    judged = [call for call in rules.calls if call in order][1:]  # the first builds the incumbent
+    asked = {"scope": 0, "static": 0, "build": 1, "microbench": 3}[gate]
+    assert experiment.outcome.status == REFUSE
+    assert judged == order[:asked]
 
 
 def test_the_incumbent_is_not_trained_twice_on_a_seed(lab: Lab) -> None:
@@ -115,6 +142,15 @@ def test_a_start_that_does_not_train_ends_the_run_with_what_it_said(lab: Lab) ->
     with pytest.raises(LoopError, match="out_of_memory: it broke"):
         campaign.run(lab, SETTINGS, Transcript(), Rules(fail_trial="out_of_memory"))
     assert git(lab.root, "worktree", "list").count("\n") == 0
+
+
+def test_a_start_that_does_not_build_ends_the_run_before_any_trial(lab: Lab) -> None:
+    write(lab.root, {"csrc/scale.cpp": CPP.replace("kUnroll = 1", "kUnroll = 2")})
+    git(lab.root, "commit", "-qam", "unroll")
+    rules = Rules()
+    with pytest.raises(LoopError, match="does not build: scale.cpp:3: error: cannot unroll"):
+        campaign.run(lab, SETTINGS, Transcript(), rules)
+    assert rules.calls == ["build"]
 
 
 def test_uncommitted_edits_are_named_and_not_in_the_run(lab: Lab) -> None:
@@ -197,29 +233,12 @@ def test_resume_refuses_settings_that_would_break_comparability(lab: Lab) -> Non
         campaign.resume(lab, None, {"seconds": 60.0}, Transcript(), Rules())
 
 
-class Repeats:
-    """Proposes one good change for ever."""
-
-    name = "repeats"
-
-    def propose(self, context: Context) -> Proposal | None:
-        return Proposal(
-            "again", {"csrc/scale.cpp": CPP.replace("kRows = 1", "kRows = 8")}, self.name
-        )
-
-
-class Wanders:
-    """Proposes what lies outside the surface."""
-
-    name = "wanders"
-
-    def propose(self, context: Context) -> Proposal | None:
-        return Proposal("easier rules", {"bench/rule.py": "LIMIT = 100\n"}, self.name)
-
-
 @pytest.mark.parametrize(
     ("proposer", "words"),
-    [(Repeats(), "same change as experiment 1"), (Wanders(), "bench/rule.py")],
+    [
+        (Fixed(ROWS_8), "same change as experiment 1"),
+        (Fixed({"bench/rule.py": "LIMIT = 100\n"}), "bench/rule.py"),
+    ],
 )
 def test_what_scope_refuses_costs_no_trial(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, proposer: Any, words: str
@@ -239,7 +258,9 @@ class Broken(Rules):
     """A judge that trips over every candidate's build."""
 
     def build(self, tree: Path, changed: Sequence[str]) -> Finding:
-        raise TypeError("cannot unpack")
+        if tree.name == "candidate":
+            raise TypeError("cannot unpack")
+        return super().build(tree, changed)
 
 
 def test_a_judge_that_trips_counts_as_a_crash_and_ends_the_run_only_when_it_repeats(
@@ -253,19 +274,10 @@ def test_a_judge_that_trips_counts_as_a_crash_and_ends_the_run_only_when_it_repe
     assert len(list((lab.folder / "runs").glob("*/error-*.log"))) == 3
 
 
-class Escapes:
-    """Proposes a path that git does not take."""
-
-    name = "escapes"
-
-    def propose(self, context: Context) -> Proposal | None:
-        return Proposal("up and out", {"../outside.py": "x"}, self.name)
-
-
 def test_a_path_that_git_does_not_take_is_a_refusal(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(campaign.proposers, "create", lambda name: Escapes())
+    monkeypatch.setattr(campaign.proposers, "create", lambda name: Fixed({"../outside.py": "x"}))
     campaign.run(lab, replace(SETTINGS, experiments=1), Transcript(), Rules())
     (experiment,) = lab.ledger().experiments()
     assert experiment.outcome.status == REFUSE
