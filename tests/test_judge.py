@@ -1,0 +1,142 @@
+"""The wire and the sandbox: what a candidate can reach, and what happens when it does not answer as asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import sandbox
+from bench.judge import Judge, Refused
+from bench.protocol import MAX_LINE, Channel, ProtocolError
+
+HEAD = '"""A candidate."""\nimport torch\n'
+needs_bubblewrap = pytest.mark.skipif(sandbox.bubblewrap() is None, reason="no bubblewrap works here")
+
+
+def tree(folder: Path, body: str, op: str = "rms_norm") -> Path:
+    """A tree whose kernels/<op>.py runs `body` when it is loaded."""
+    (folder / "kernels").mkdir()
+    (folder / "kernels" / "__init__.py").touch()
+    (folder / "kernels" / f"{op}.py").write_text(HEAD + body + f"\ndef {op}(x, weight=None, eps=1e-6):\n    return x\n")
+    return folder
+
+
+def load(folder: Path, **options: float) -> None:
+    with Judge(folder) as judge:
+        judge.ask("load", op="rms_norm", tree=str(folder), timeout=options.get("timeout", 60.0))
+
+
+def test_a_plain_candidate_loads(tmp_path: Path) -> None:
+    load(tree(tmp_path, ""))
+
+
+def test_an_exception_at_import_is_shown(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="no such luck") as refused:
+        load(tree(tmp_path, "raise RuntimeError('no such luck')"))
+    assert refused.value.kind == "RuntimeError"
+
+
+def test_a_clean_exit_is_not_an_answer(tmp_path: Path) -> None:
+    with pytest.raises(Refused) as refused:
+        load(tree(tmp_path, "import os\nos._exit(0)"))
+    assert refused.value.kind == "crash"
+
+
+def test_an_endless_loop_is_stopped_and_the_process_is_gone(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(Refused) as refused:
+        load(tree(tmp_path, "while True: pass"), timeout=5.0)
+    assert refused.value.kind == "timeout"
+    assert time.monotonic() - started < 20
+
+
+def test_a_forged_answer_with_the_wrong_number_is_refused(tmp_path: Path) -> None:
+    forged = 'import os, sys\nos.write(int(sys.argv[1]), b\'{"id": 99, "ok": true, "implementations": []}\\n\')'
+    with pytest.raises(Refused, match="expected an answer to request 1"):
+        load(tree(tmp_path, forged))
+
+
+def test_an_endless_answer_is_cut(tmp_path: Path) -> None:
+    flood = f"import os, sys\nfor _ in range(64): os.write(int(sys.argv[1]), b'x' * {MAX_LINE // 8})"
+    with pytest.raises(Refused, match="longer than"):
+        load(tree(tmp_path, flood))
+
+
+@needs_bubblewrap
+@pytest.mark.parametrize(
+    "act",
+    [
+        "import socket\nsocket.create_connection(('127.0.0.1', PORT), timeout=2)",
+        "open('SECRET').read()",
+        "import pathlib\npathlib.Path('SECRET').parent.joinpath('new').write_text('x')",
+        "import os\nassert os.environ.get('LAB_TEST_KEY') is None\nraise OSError('no key here')",
+        "import os\nos.kill(JUDGE, 0)",
+        "import pathlib\npathlib.Path('/proc/JUDGE/environ').read_bytes()",
+        "import importlib\nimportlib.import_module('bench.contracts')",
+    ],
+    ids=["network", "read-a-secret", "write-outside", "environment", "signal-the-judge", "judge-memory", "read-the-reference"],
+)
+def test_the_sandbox_refuses(act: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LAB_TEST_KEY", "secret")
+    secret = tmp_path_factory.mktemp("judge") / "secret"
+    secret.write_text("validation data")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        body = act.replace("PORT", str(server.getsockname()[1])).replace("SECRET", str(secret)).replace("JUDGE", str(os.getpid()))
+        with pytest.raises(Refused) as refused:
+            load(tree(tmp_path, body))
+    assert refused.value.kind in ("ConnectionRefusedError", "OSError", "FileNotFoundError", "ProcessLookupError", "ModuleNotFoundError", "PermissionError")
+    assert [p.name for p in secret.parent.iterdir()] == ["secret"]
+
+
+@needs_bubblewrap
+def test_descendants_die_with_the_runner(tmp_path: Path) -> None:
+    marker = f"lab-orphan-{os.getpid()}"
+    body = f"import subprocess\nsubprocess.Popen(['sleep', '300'], start_new_session=True, executable='/bin/sleep', env={{'MARK': '{marker}'}})"
+    load(tree(tmp_path, body))
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and _alive(marker):
+        time.sleep(0.1)
+    assert not _alive(marker)
+
+
+def _alive(marker: str) -> bool:
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if marker.encode() in (process / "environ").read_bytes():
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def test_the_scratch_folder_is_removed(tmp_path: Path) -> None:
+    with Judge(tree(tmp_path, "")) as judge:
+        scratch = judge._sandbox.scratch
+        assert scratch.is_dir()
+    assert not scratch.exists()
+
+
+def test_a_message_that_is_not_json_is_an_error() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(b"hello\n")
+    with pytest.raises(ProtocolError, match="not JSON"):
+        Channel(ours).receive(1.0)
+
+
+def test_a_descriptor_travels_with_a_message(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    file = tmp_path / "data"
+    file.write_text("bell")
+    fd = os.open(file, os.O_RDONLY)
+    Channel(ours).send({"do": "train"}, fd)
+    os.close(fd)
+    message, received = Channel(theirs).receive(1.0)
+    assert message == json.loads('{"do": "train"}')
+    assert received is not None
+    assert os.read(received, 10) == b"bell"
+    os.close(received)
