@@ -119,7 +119,9 @@ class Loop:
         if kept:
             self.incumbent = commit
             self.workspace.advance(commit)
-        self.screen.say(f"  {outcome.status}: {outcome.reason}")
+        self.screen.say(
+            f"  {outcome.status}" + ("" if outcome.status == REFUSE else f": {outcome.reason}")
+        )
         return outcome
 
     def _not_applied(self, proposal: Proposal, error: str) -> Outcome:

@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from agent.ledger import Ledger
-from agent.records import KEEP, REFUSE, Experiment, Run
+from agent.records import CRASH, DROP, KEEP, REFUSE, Experiment, Run
 from agent.screen import duration
 from agent.trials import Trials
+
+_PAST = {KEEP: "kept", DROP: "dropped", REFUSE: "refused", CRASH: "crashed"}
 
 
 def summary(ledger: Ledger, run: Run, trials: Trials, why: str, file: Path) -> str:
@@ -69,7 +71,7 @@ def _counts(experiments: list[Experiment]) -> str:
         e.gates[-1].name for e in experiments if e.outcome.status == REFUSE and e.gates
     )
     by_gate = f" ({', '.join(f'{n} by {gate}' for gate, n in refused.items())})" if refused else ""
-    words = [f"{n} {status}{by_gate if status == REFUSE else ''}" for status, n in statuses.items()]
+    words = [f"{n} {_PAST.get(s, s)}{by_gate if s == REFUSE else ''}" for s, n in statuses.items()]
     return f"{len(experiments)} experiments: {', '.join(words)}"
 
 
@@ -101,7 +103,7 @@ def _next(run: Run, experiments: list[Experiment]) -> Iterator[str]:
     else:
         yield ""
     yield f"go on    python -m agent --resume {run.id}   (--experiments N or --hours H for a new limit)"
-    yield "all of it  python -m agent export --tsv"
+    yield "export   python -m agent export --tsv"
 
 
 def _short(text: str, width: int = 150) -> str:
