@@ -108,7 +108,11 @@ def _go(lab: Lab, run: Run, ledger: Ledger, judge: Judging, screen: Screen) -> s
         proposer=proposers.create(settings.proposer), agenda=lab.agenda(), brought=brought(settings),
     )  # fmt: skip
     screen.say(f"run {run.id}: {describe(settings)}; Ctrl-C ends it with a summary")
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # a shell starts a job in the background with SIGINT ignored
+        signal.signal(number, _interrupt)
     try:
         why = _until_stopped(loop)
         try:
