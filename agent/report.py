@@ -99,7 +99,12 @@ def _next(run: Run, experiments: list[Experiment]) -> Iterator[str]:
         yield f"branch   lab/{run.id}"
         yield ""
         yield f"see it   git diff {run.start[:9]} lab/{run.id}"
-        yield f"take it  git merge lab/{run.id}"
+        replaced = (
+            f"   (with it comes {run.settings.start}, in place of the shipped files)"
+            if run.settings.start
+            else ""
+        )
+        yield f"take it  git merge lab/{run.id}{replaced}"
     else:
         yield ""
     yield f"go on    python -m agent --resume {run.id}   (--experiments N or --hours H for a new limit)"
