@@ -13,8 +13,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-# kernel, signature of its run-time arguments ("*bf16", "i32", "fp32"), constexprs, options (num_warps, num_stages)
-Entry = tuple[Any, Mapping[str, str], Mapping[str, Any], Mapping[str, Any]]
+# kernel, signature of its run-time arguments ("*bf16", "i32", "fp32", tuples of these), constexprs, options (num_warps, num_stages)
+Entry = tuple[Any, Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]
 
 
 def compile_all(entries: Iterable[Entry], targets: Sequence[int]) -> list[dict[str, Any]]:
@@ -23,14 +23,19 @@ def compile_all(entries: Iterable[Entry], targets: Sequence[int]) -> list[dict[s
     for kernel, signature, constants, options in entries:
         types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
         for arch in targets:
-            # As the JIT would specialise it in the trial: addresses, sizes and strides are multiples of 16, so accesses are 16 bytes wide.
-            wide = [i for i, name in enumerate(kernel.arg_names) if str(types[name]).startswith(("*", "i32", "i64"))]
-            aligned = {(i,): [["tt.divisibility", 16]] for i in wide}
-            source = ASTSource(kernel, types, dict(constants), attrs=aligned)
+            source = ASTSource(kernel, types, dict(constants), attrs=_aligned([types[name] for name in kernel.arg_names]))
             compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(options))
             usage = {**_usage(compiled.asm["cubin"]), "shared_bytes": int(compiled.metadata.shared)}
             rows.append({"kernel": kernel.fn.__name__, "arch": arch, **usage})
     return rows
+
+
+def _aligned(types: Sequence[Any]) -> dict[tuple[int, ...], list[list[Any]]]:
+    """What the JIT assumes in the trial: addresses and strides (tuples of them) are multiples of 16, so accesses are 16 bytes wide."""
+    wide: list[list[Any]] = [["tt.divisibility", 16]]
+    found = {(i,): wide for i, kind in enumerate(types) if str(kind).startswith("*")}
+    strides = {(i, j): wide for i, kind in enumerate(types) if isinstance(kind, tuple) for j, one in enumerate(kind) if one != "constexpr"}
+    return {**found, **strides}
 
 
 def _usage(cubin: bytes) -> dict[str, int]:

@@ -86,7 +86,7 @@ inline void store(fp16* p, float v) {
 // e^x to a relative error of 1e-7. Results below the smallest normal float (x < -87.3) are 0; NaN stays NaN.
 inline float fast_exp(float x) {
   // x = n ln 2 + r, |r| <= ln 2 / 2. Adding 1.5 * 2^23 leaves the integer n in the low bits of the sum.
-  const int32_t n = std::bit_cast<int32_t>(x * 1.44269504f + 12582912.f) - 0x4b400000;
+  const int32_t n = static_cast<int32_t>(std::bit_cast<uint32_t>(x * 1.44269504f + 12582912.f) - 0x4b400000u);
   const float nf = static_cast<float>(n);
   const float r = (x - nf * 0.693359375f) - nf * -2.12194440e-4f;
   float p = 1.9875691500e-4f;  // Cephes expf, degree 7: e^r = 1 + r + r^2 p(r)
