@@ -37,6 +37,11 @@ class Lab:
     def repository(self) -> Repository:
         repository = Repository(self.root)
         try:
+            top = Path(repository.text("rev-parse", "--show-toplevel"))
+            if top != self.root.resolve():
+                raise Unusable(
+                    f"{self.root} lies inside another repository, {top}; clone the lab on its own"
+                )
             repository.resolve("HEAD")
         except GitError as error:
             raise Unusable(

@@ -15,7 +15,7 @@ from lab_tree import CPP, PY, Rules, Transcript, git, make, write
 
 from agent import campaign, gate_command, trial_command
 from agent.__main__ import main, parser
-from agent.lab import Lab
+from agent.lab import Lab, Unusable
 from agent.records import Settings
 from agent.screen import Live, Plain, describe, duration
 from bench.trial import TrialResult
@@ -112,6 +112,15 @@ def test_gate_of_the_working_tree_refuses_a_touched_judge(
     (gate,) = json.loads(capsys.readouterr().out)["gates"]
     assert gate["name"] == "scope"
     assert "bench/rule.py" in gate["reason"]
+
+
+def test_a_lab_without_git_or_inside_another_repository_says_so(lab: Lab, tmp_path: Path) -> None:
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(Unusable, match="no commit to start from"):
+        Lab(tmp_path / "bare").repository()
+    (lab.root / "sub").mkdir()
+    with pytest.raises(Unusable, match="inside another repository"):
+        Lab(lab.root / "sub").repository()
 
 
 def test_gate_passes_a_working_tree_with_nothing_to_judge(lab: Lab) -> None:
