@@ -23,8 +23,15 @@ def compile_all(entries: Iterable[Entry], targets: Sequence[int]) -> list[dict[s
     for kernel, signature, constants, options in entries:
         types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
         for arch in targets:
-            source = ASTSource(kernel, types, dict(constants), attrs=_aligned([types[name] for name in kernel.arg_names]))
-            compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(options))
+            source = ASTSource(
+                kernel,
+                types,
+                dict(constants),
+                attrs=_aligned([types[name] for name in kernel.arg_names]),
+            )
+            compiled = triton.compile(
+                source, target=GPUTarget("cuda", arch, 32), options=dict(options)
+            )
             usage = {**_usage(compiled.asm["cubin"]), "shared_bytes": int(compiled.metadata.shared)}
             rows.append({"kernel": kernel.fn.__name__, "arch": arch, **usage})
     return rows
@@ -33,9 +40,13 @@ def compile_all(entries: Iterable[Entry], targets: Sequence[int]) -> list[dict[s
 def _aligned(types: Sequence[Any]) -> dict[tuple[int, ...], list[list[Any]]]:
     """What the JIT assumes in the trial: addresses and strides (tuples of them) are multiples of 16, so accesses are 16 bytes wide."""
     wide: list[list[Any]] = [["tt.divisibility", 16]]
-    found = {(i,): wide for i, kind in enumerate(types) if str(kind).startswith("*")}
-    strides = {(i, j): wide for i, kind in enumerate(types) if isinstance(kind, tuple) for j, one in enumerate(kind) if one != "constexpr"}
-    return {**found, **strides}
+    found: dict[tuple[int, ...], list[list[Any]]] = {}
+    for i, kind in enumerate(types):
+        if isinstance(kind, tuple):
+            found.update({(i, j): wide for j, one in enumerate(kind) if one != "constexpr"})
+        elif kind.startswith("*"):
+            found[(i,)] = wide
+    return found
 
 
 def _usage(cubin: bytes) -> dict[str, int]:
@@ -44,6 +55,8 @@ def _usage(cubin: bytes) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+        )
     found = dict(re.findall(r"(REG|STACK):(\d+)", done.stdout))
     return {"registers": int(found["REG"]), "stack_bytes": int(found["STACK"])}

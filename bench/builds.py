@@ -53,10 +53,14 @@ def _ops(changed: Sequence[str]) -> list[str]:
 
 
 def _summary(evidence: dict[str, Any]) -> str:
-    parts = [f"{name} in {seconds:.0f} s" for name, seconds in evidence.get("build_seconds", {}).items()]
+    parts = [
+        f"{name} in {seconds:.0f} s" for name, seconds in evidence.get("build_seconds", {}).items()
+    ]
     for op, rows in evidence.get("triton", {}).items():
         if rows:
             spills = sum(row["stack_bytes"] > 0 for row in rows)
             most = max(row["registers"] for row in rows)
-            parts.append(f"{op}: {len(rows)} Triton builds, at most {most} registers, {spills} with spills")
+            parts.append(
+                f"{op}: {len(rows)} Triton builds, at most {most} registers, {spills} with spills"
+            )
     return "built " + "; ".join(parts) if parts else "nothing to build"

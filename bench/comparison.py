@@ -12,7 +12,7 @@ one such unit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +52,12 @@ class Difference:
 
 
 def evaluate(
-    contract: Contract, case: Case, inputs: Mapping[str, Tensor], upstream: Sequence[Tensor], wrt: Sequence[str], dtype: torch.dtype
+    contract: Contract,
+    case: Case,
+    inputs: Mapping[str, Tensor],
+    upstream: Sequence[Tensor],
+    wrt: Sequence[str],
+    dtype: torch.dtype,
 ) -> Tensors:
     """The reference in `dtype`: results and the gradients of `wrt`, as float64."""
     arguments = {n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}
@@ -64,7 +69,9 @@ def evaluate(
         found = dict(zip(contract.results, results, strict=True))
         if wrt:
             grads = torch.autograd.grad(
-                results, [arguments[n] for n in wrt], [u.to(r.dtype) for u, r in zip(upstream, results, strict=True)]
+                results,
+                [arguments[n] for n in wrt],
+                [u.to(r.dtype) for u, r in zip(upstream, results, strict=True)],
             )
             found.update({f"d{n}": g for n, g in zip(wrt, grads, strict=True)})
     return {name: t.detach().double() for name, t in found.items()}
@@ -93,22 +100,35 @@ def compare(
         moved = inputs if copy == 0 else _moved(inputs, working, copy)
         moved_truth = truth if copy == 0 else truth_of(moved)
         plain = evaluate(contract, case, moved, upstream, wrt, working)
-        if not all(bool(torch.isfinite(t).all()) for t in plain.values()):  # it overflowed where float32 inside would not
+        if not all(
+            bool(torch.isfinite(t).all()) for t in plain.values()
+        ):  # it overflowed where float32 inside would not
             plain = evaluate(contract, case, moved, upstream, wrt, torch.float32)
         for name, t in moved_truth.items():
             baseline[name].add(*_errors(plain[name].to(working).double(), t))
             baseline[name].add(*_errors(t, truth[name]))
     eps = torch.finfo(working).eps
-    pushed = math.sqrt(sum(float(u.double().square().sum()) * float(truth[r].square().sum()) for u, r in zip(upstream, contract.results, strict=False)))
+    pushed = math.sqrt(
+        sum(
+            float(u.double().square().sum()) * float(truth[r].square().sum())
+            for u, r in zip(upstream, contract.results, strict=False)
+        )
+    )
     found = []
     for name, exact in truth.items():
         error, worst = _errors(answer[name].double(), exact.to(answer[name].dtype).double(), exact)
         slack = FLOOR * eps
         if name not in contract.results:
-            terms = pushed / max(float(inputs[name[1:]].double().norm()), TINY) / max(float(exact.norm()), TINY)
+            terms = (
+                pushed
+                / max(float(inputs[name[1:]].double().norm()), TINY)
+                / max(float(exact.norm()), TINY)
+            )
             slack += FLOOR * terms * (eps if terms * eps > 1 else torch.finfo(torch.float32).eps)
         base = baseline[name]
-        found.append(Difference(name, error, FACTOR * base.error + slack, worst, FACTOR * base.worst + slack))
+        found.append(
+            Difference(name, error, FACTOR * base.error + slack, worst, FACTOR * base.worst + slack)
+        )
     return found
 
 
@@ -147,7 +167,9 @@ def _errors(got: Tensor, wanted: Tensor, unrounded: Tensor | None = None) -> tup
     if difference.numel() == 0:
         return 0.0, 0.0
     norm, largest = float(reference.norm()), float(reference.abs().max())
-    return float(difference.norm()) / max(norm, TINY), float(difference.abs().max()) / max(largest, TINY)
+    return float(difference.norm()) / max(norm, TINY), float(difference.abs().max()) / max(
+        largest, TINY
+    )
 
 
 def first_refusal(differences: Sequence[Difference]) -> Difference | None:
@@ -156,4 +178,7 @@ def first_refusal(differences: Sequence[Difference]) -> Difference | None:
 
 def as_evidence(differences: Sequence[Difference]) -> list[dict[str, Any]]:
     """Used share of the allowed error, by tensor."""
-    return [{"tensor": d.name, "used": round(d.error / d.allowed, 3) if d.allowed else 0.0} for d in differences]
+    return [
+        {"tensor": d.name, "used": round(d.error / d.allowed, 3) if d.allowed else 0.0}
+        for d in differences
+    ]

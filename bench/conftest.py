@@ -24,7 +24,11 @@ ROWS: list[tuple[str, str, str, float, float, float, float]] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--benchmark", action="store_true", help="measure every implementation of every op and its peers")
+    parser.addoption(
+        "--benchmark",
+        action="store_true",
+        help="measure every implementation of every op and its peers",
+    )
 
 
 class Clock:
@@ -67,16 +71,32 @@ def replay(request: pytest.FixtureRequest) -> Callable[[str, Case, Arm, str, lis
 
     def hand_over(op: str, case: Case, arm: Arm, device: str, times: list[float]) -> None:
         asked = contract(op)
-        passes = 3 if asked.differentiable else 1  # backward: twice the arithmetic and, at least, twice the traffic
+        passes = (
+            3 if asked.differentiable else 1
+        )  # backward: twice the arithmetic and, at least, twice the traffic
         moved, flops = passes * asked.least_bytes(case), passes * asked.flops(case)
         median = statistics.median(times)
         dtype = next(i.dtype for i in case.inputs.values() if i.dtype != "int64")
         percent = 100 * bound_seconds(moved, flops, dtype, device) / median
         benchmark.group = f"{op} {case.label()}"
-        benchmark.extra_info.update(gb_per_s=moved / median / 1e9, gflop_per_s=flops / median / 1e9, percent_of_limit=percent)
+        benchmark.extra_info.update(
+            gb_per_s=moved / median / 1e9,
+            gflop_per_s=flops / median / 1e9,
+            percent_of_limit=percent,
+        )
         remaining = iter(times)
         benchmark.pedantic(lambda: clock.advance(next(remaining)), rounds=len(times))
-        ROWS.append((op, case.label(), arm.name, 1e3 * median, moved / median / 1e9, flops / median / 1e9, percent))
+        ROWS.append(
+            (
+                op,
+                case.label(),
+                arm.name,
+                1e3 * median,
+                moved / median / 1e9,
+                flops / median / 1e9,
+                percent,
+            )
+        )
 
     return hand_over
 
@@ -85,10 +105,16 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not ROWS:
         return
     write = terminalreporter.write_line
-    terminalreporter.section("kernels (forward + backward where trained; % of the ceilings of this machine)")
-    write(f"{'op and case':64} {'implementation':14} {'ms':>9} {'GB/s':>8} {'GFLOP/s':>9} {'% limit':>8}")
+    terminalreporter.section(
+        "kernels (forward + backward where trained; % of the ceilings of this machine)"
+    )
+    write(
+        f"{'op and case':64} {'implementation':14} {'ms':>9} {'GB/s':>8} {'GFLOP/s':>9} {'% limit':>8}"
+    )
     shown = ""
     for op, case, arm, ms, gbs, gflops, percent in ROWS:
         title = f"{op} {case}"
-        write(f"{title if title != shown else '':64.64} {arm:14} {ms:9.3f} {gbs:8.1f} {gflops:9.1f} {percent:8.1f}")
+        write(
+            f"{title if title != shown else '':64.64} {arm:14} {ms:9.3f} {gbs:8.1f} {gflops:9.1f} {percent:8.1f}"
+        )
         shown = title

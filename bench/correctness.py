@@ -37,7 +37,12 @@ def check(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) 
         with Judge(tree, device=device) as judge:
             names = judge.ask("load", op=op, tree=str(judge.tree))["implementations"]
             examination = _Examination(asked, judge, seed)
-            evidence = {"device": device, "isolation": judge.isolation, "cases": 0, "implementations": []}
+            evidence: dict[str, Any] = {
+                "device": device,
+                "isolation": judge.isolation,
+                "cases": 0,
+                "implementations": [],
+            }
             for impl in _to_examine(names, device):
                 used = examination.run(impl)
                 evidence["implementations"].append({"impl": impl or "default", "tensors": used})
@@ -88,7 +93,13 @@ class _Examination:
         return max(cases, key=lambda c: sum(i.span() for i in c.inputs.values()))
 
     def case(
-        self, case: Case, impl: str | None, *, mode: str = "eager", repeats: int = 2, hold: bool = False
+        self,
+        case: Case,
+        impl: str | None,
+        *,
+        mode: str = "eager",
+        repeats: int = 2,
+        hold: bool = False,
     ) -> list[dict[str, Tensor]]:
         """Ask one case, `repeats` times with other contents, and compare. Returns the answers."""
         self.cases += 1
@@ -137,7 +148,13 @@ class _Examination:
         return [b.clone() for b in buffers]
 
     def ask(
-        self, impl: str | None, call: dict[str, Any], mode: str, inputs: Mapping[str, Tensor], *, hold: bool = False
+        self,
+        impl: str | None,
+        call: dict[str, Any],
+        mode: str,
+        inputs: Mapping[str, Tensor],
+        *,
+        hold: bool = False,
     ) -> dict[str, Tensor]:
         """Poison the outputs, let the runner answer, take the bytes, and check that the inputs are as they were."""
         arena = self.judge.arena
@@ -145,12 +162,23 @@ class _Examination:
         for where in places:
             arena.view(where).fill_(float("nan"))
         try:
-            self.judge.ask("call", timeout=CALL_TIMEOUT_S, op=self.contract.name, impl=impl, mode=mode, call=call, hold=hold)
+            self.judge.ask(
+                "call",
+                timeout=CALL_TIMEOUT_S,
+                op=self.contract.name,
+                impl=impl,
+                mode=mode,
+                call=call,
+                hold=hold,
+            )
         except Refused as refused:
             raise Refused(refused.kind, f"impl={impl or 'default'} {mode}: {refused}") from None
         for name, before in inputs.items():
             if not _same_bits(arena.view(call["inputs"][name]), before):
-                raise Refused("mutation", f"impl={impl or 'default'}: input {name} was changed by the call; work on a copy")
+                raise Refused(
+                    "mutation",
+                    f"impl={impl or 'default'}: input {name} was changed by the call; work on a copy",
+                )
         names = [*self.contract.results, *(f"d{n}" for n in call["wrt"])]
         return {name: arena.view(where).clone() for name, where in zip(names, places, strict=True)}
 
@@ -158,12 +186,18 @@ class _Examination:
         """Earlier results, read again after later calls, must be what they were."""
         arena = self.judge.arena
         arena.reset()
-        outputs = [[arena.place(str(t.dtype)[6:], tuple(t.shape)) for t in answer.values()] for _, answer in held]
+        outputs = [
+            [arena.place(str(t.dtype)[6:], tuple(t.shape)) for t in answer.values()]
+            for _, answer in held
+        ]
         self.judge.ask("recall", outputs=outputs)
         for (case, answer), places in zip(held, outputs, strict=True):
             for (name, before), where in zip(answer.items(), places, strict=True):
                 if not _same_bits(arena.view(where), before):
-                    raise Refused("stale", f"{name} changed after it was returned (an output buffer is reused): {case.label()}")
+                    raise Refused(
+                        "stale",
+                        f"{name} changed after it was returned (an output buffer is reused): {case.label()}",
+                    )
 
     def future(self, cases: list[Case], impl: str | None) -> None:
         """Change everything from a random cut on: results before the cut must not move by one bit."""
@@ -186,13 +220,17 @@ class _Examination:
             for name in self.contract.results:
                 if not _same_bits(*(a[name].narrow(axis[name], 0, cut) for a in (first, second))):
                     raise Refused(
-                        "future", f"{name} before position {cut} of {T} depends on inputs from {cut} on: {_where(impl, 'eager', case)}"
+                        "future",
+                        f"{name} before position {cut} of {T} depends on inputs from {cut} on: {_where(impl, 'eager', case)}",
                     )
 
 
 def result_shapes(asked: Contract, case: Case) -> dict[str, Tensor]:
     """Shapes and dtypes of the results, without computing them."""
-    inputs = {n: torch.empty(i.shape, dtype=getattr(torch, i.dtype), device="meta") for n, i in case.inputs.items()}
+    inputs = {
+        n: torch.empty(i.shape, dtype=getattr(torch, i.dtype), device="meta")
+        for n, i in case.inputs.items()
+    }
     results = asked.reference(**inputs, **case.scalars)
     results = results if isinstance(results, tuple) else (results,)
     return {
@@ -203,7 +241,11 @@ def result_shapes(asked: Contract, case: Case) -> dict[str, Tensor]:
 
 def _in_float32(case: Case) -> Case:
     return replace(
-        case, inputs={n: replace(i, dtype="float32") if i.dtype != "int64" else i for n, i in case.inputs.items()}
+        case,
+        inputs={
+            n: replace(i, dtype="float32") if i.dtype != "int64" else i
+            for n, i in case.inputs.items()
+        },
     )
 
 

@@ -55,10 +55,18 @@ class Arena:
     def reset(self) -> None:
         self._used = 0
 
-    def place(self, dtype: str, shape: tuple[int, ...], strides: tuple[int, ...] | None = None, skew: int = 0) -> Where:
+    def place(
+        self,
+        dtype: str,
+        shape: tuple[int, ...],
+        strides: tuple[int, ...] | None = None,
+        skew: int = 0,
+    ) -> Where:
         """Room for a tensor; `skew` elements past an aligned address."""
         strides = strides or torch.empty(shape, device="meta").stride()
-        span = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        span = (
+            0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+        )
         itemsize = getattr(torch, dtype).itemsize
         start = self._used + skew * itemsize
         self._used = -(-(start + span * itemsize) // ALIGN) * ALIGN
@@ -67,7 +75,9 @@ class Arena:
         return describe(dtype, shape, strides, start)
 
     def place_input(self, wanted: Input) -> Where:
-        return self.place(wanted.dtype, wanted.shape, wanted.strides(), skew=1 if wanted.layout == "offset" else 0)
+        return self.place(
+            wanted.dtype, wanted.shape, wanted.strides(), skew=1 if wanted.layout == "offset" else 0
+        )
 
     def view(self, where: Where) -> Tensor:
         return view(self.memory, where)
@@ -127,7 +137,9 @@ class Judge:
                     os.close(stray)
                     raise ProtocolError("an answer carried a file descriptor")
                 if answer.get("id") != self._requests:
-                    raise ProtocolError(f"expected an answer to request {self._requests}, got {answer.get('id')!r}")
+                    raise ProtocolError(
+                        f"expected an answer to request {self._requests}, got {answer.get('id')!r}"
+                    )
                 if "progress" not in answer:
                     break
                 if progress is not None and isinstance(answer["progress"], dict):
@@ -135,7 +147,10 @@ class Judge:
         except TimeoutError:
             raise Refused("timeout", f"no answer to '{do}' within {timeout:.0f} s") from None
         except (ProtocolError, OSError) as error:
-            raise Refused("crash", f"the runner died or broke the protocol during '{do}': {error}\n{self.log()}".strip()) from None
+            raise Refused(
+                "crash",
+                f"the runner died or broke the protocol during '{do}': {error}\n{self.log()}".strip(),
+            ) from None
         if answer.get("ok") is not True:
             raise Refused(str(answer.get("kind", "error")), str(answer.get("error", "")))
         return answer
@@ -143,13 +158,20 @@ class Judge:
     def __enter__(self) -> Judge:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._sandbox.stop()
         self._channel.close()
         self.arena.close()
 
 
-def place_call(arena: Arena, case: Case, results: Mapping[str, Tensor], wrt: tuple[str, ...]) -> dict[str, Any]:
+def place_call(
+    arena: Arena, case: Case, results: Mapping[str, Tensor], wrt: tuple[str, ...]
+) -> dict[str, Any]:
     """Lay out one call in the arena: inputs, room for results and gradients, upstream gradients. Nothing is filled yet."""
     outputs = {name: arena.place(str(r.dtype)[6:], tuple(r.shape)) for name, r in results.items()}
     wrt = tuple(name for name in wrt if name in case.inputs)
@@ -158,6 +180,10 @@ def place_call(arena: Arena, case: Case, results: Mapping[str, Tensor], wrt: tup
         "scalars": dict(case.scalars),
         "outputs": list(outputs.values()),
         "wrt": list(wrt),
-        "upstream": [arena.place(o["dtype"], tuple(o["shape"])) for o in outputs.values()] if wrt else [],
-        "gradients": [arena.place(case.inputs[name].dtype, case.inputs[name].shape) for name in wrt],
+        "upstream": [arena.place(o["dtype"], tuple(o["shape"])) for o in outputs.values()]
+        if wrt
+        else [],
+        "gradients": [
+            arena.place(case.inputs[name].dtype, case.inputs[name].shape) for name in wrt
+        ],
     }

@@ -21,12 +21,21 @@ PARTING = 4.0
 FLOOR_NATS = 0.02
 
 
-def probe(incumbent: Path, candidate: Path, dataset: Dataset, *, device: str, seed: int = 0) -> Finding:
+def probe(
+    incumbent: Path, candidate: Path, dataset: Dataset, *, device: str, seed: int = 0
+) -> Finding:
     """Compare the first STEPS steps of two trees; evidence holds both curves and the step times."""
 
     def first_steps(tree: Path, impl: dict[str, str] | None = None) -> TrialResult:
         return run_trial(
-            tree, dataset, seconds=LIMIT_S, seed=seed, device=device, impl=impl, steps=STEPS, score=False
+            tree,
+            dataset,
+            seconds=LIMIT_S,
+            seed=seed,
+            device=device,
+            impl=impl,
+            steps=STEPS,
+            score=False,
         )
 
     runs = {
@@ -36,7 +45,9 @@ def probe(incumbent: Path, candidate: Path, dataset: Dataset, *, device: str, se
     }
     for name, run in runs.items():
         if not run.ok:
-            return Finding(False, f"the {name} did not train {STEPS} steps ({run.failure}): {run.detail}", {})
+            return Finding(
+                False, f"the {name} did not train {STEPS} steps ({run.failure}): {run.detail}", {}
+            )
     parted = _distance(runs["candidate"], runs["incumbent"])
     noise = _distance(runs["plain"], runs["incumbent"])
     allowed = max(PARTING * noise, FLOOR_NATS)
@@ -54,7 +65,9 @@ def probe(incumbent: Path, candidate: Path, dataset: Dataset, *, device: str, se
             f"{noise:.4f}: the kernel does not compute the same thing in the trial's shapes",
             evidence,
         )
-    return Finding(True, f"loss within {parted:.4f} nats of the incumbent's over {STEPS} steps", evidence)
+    return Finding(
+        True, f"loss within {parted:.4f} nats of the incumbent's over {STEPS} steps", evidence
+    )
 
 
 def _distance(a: TrialResult, b: TrialResult) -> float:

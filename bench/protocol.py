@@ -66,7 +66,9 @@ class Channel:
         self._socket.close()
 
 
-def describe(dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> dict[str, Any]:
+def describe(
+    dtype: str, shape: tuple[int, ...], strides: tuple[int, ...], offset: int
+) -> dict[str, Any]:
     """Where a tensor lies in the arena; offset in bytes, strides in elements."""
     return {"dtype": dtype, "shape": list(shape), "strides": list(strides), "offset": offset}
 

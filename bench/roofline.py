@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ def _measure(device: str) -> dict[str, float]:
             if device == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - started)
-        return statistics.quantiles(times[2:], n=4)[0]  # the lower quartile: a ceiling, but not one lucky sample
+        return statistics.quantiles(times[2:], n=4)[
+            0
+        ]  # the lower quartile: a ceiling, but not one lucky sample
 
     source = torch.zeros(COPY_BYTES[device], dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -85,6 +88,7 @@ def _measure(device: str) -> dict[str, float]:
         # On a processor without bf16 arithmetic the product takes 48 times as long as in float32: a smaller one tells as much.
         size = n if dtype == torch.float32 or device == "cuda" else n // 2
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        out = torch.empty(size, size, device=device, dtype=dtype)
-        found[f"flops_{str(dtype)[6:]}"] = 2 * size**3 / seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out))  # type: ignore[misc]
+        found[f"flops_{str(dtype)[6:]}"] = (
+            2 * size**3 / seconds(partial(torch.mm, a, b, out=torch.empty_like(a)))
+        )
     return found

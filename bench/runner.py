@@ -60,7 +60,9 @@ class Runner:
                 answer.update(handler(request) if fd is None else handler(request, fd))
             except Refusal as refusal:
                 answer.update(ok=False, kind="structure", error=str(refusal))
-            except Exception as error:  # noqa: BLE001 - whatever candidate code raises is an answer, not our failure
+            except (
+                Exception
+            ) as error:  # whatever candidate code raises is an answer, not our failure
                 text = "".join(traceback.format_exception(error))
                 answer.update(ok=False, kind=type(error).__name__, error=text[-MAX_ERROR:])
             self.channel.send(answer)
@@ -84,7 +86,9 @@ class Runner:
             def call(*args: Any, **kwargs: Any) -> Any:
                 return plain(*args, **kwargs) if impl is None else plain(*args, impl=impl, **kwargs)
 
-            if mode == "compile":  # aot_eager: finds graph breaks and missing fakes without paying for code generation
+            if (
+                mode == "compile"
+            ):  # aot_eager: finds graph breaks and missing fakes without paying for code generation
                 call = torch.compile(call, fullgraph=True, backend="aot_eager")
             elif mode == "inductor":
                 call = torch.compile(call, fullgraph=True)
@@ -99,7 +103,13 @@ class Runner:
             tensors[name] = tensors[name].detach().requires_grad_()
         return {**tensors, **call["scalars"]}
 
-    def run(self, function: Any, arguments: Mapping[str, Any], call: Mapping[str, Any], upstream: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def run(
+        self,
+        function: Any,
+        arguments: Mapping[str, Any],
+        call: Mapping[str, Any],
+        upstream: list[Tensor],
+    ) -> tuple[list[Tensor], list[Tensor]]:
         results = function(**arguments)
         results = list(results) if isinstance(results, tuple) else [results]
         if not call["wrt"]:
@@ -119,7 +129,10 @@ class Runner:
         mode = request["mode"]
         function = self.function(request["op"], request["impl"], mode)
         arguments, upstream = self.arguments(call), self.upstream(call)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=mode == "autocast"), torch.set_grad_enabled(bool(call["wrt"])):
+        with (
+            torch.autocast(self.device.type, torch.bfloat16, enabled=mode == "autocast"),
+            torch.set_grad_enabled(bool(call["wrt"])),
+        ):
             results, gradients = self.run(function, arguments, call, upstream)
         self.copy_out(results, call["outputs"], "result", exact=mode != "autocast")
         self.copy_out(gradients, call["gradients"], "gradient")
@@ -133,18 +146,33 @@ class Runner:
         self.held.clear()
         return {}
 
-    def copy_out(self, tensors: list[Tensor], outputs: list[Mapping[str, Any]], what: str, *, exact: bool = True) -> None:
+    def copy_out(
+        self,
+        tensors: list[Tensor],
+        outputs: list[Mapping[str, Any]],
+        what: str,
+        *,
+        exact: bool = True,
+    ) -> None:
         if len(tensors) != len(outputs):
             raise Refusal(f"expected {len(outputs)} {what}(s), got {len(tensors)}")
         for i, (tensor, where) in enumerate(zip(tensors, outputs, strict=True)):
             if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
-                raise Refusal(f"{what} {i}: expected a plain torch.Tensor, got {type(tensor).__name__}")
+                raise Refusal(
+                    f"{what} {i}: expected a plain torch.Tensor, got {type(tensor).__name__}"
+                )
             if list(tensor.shape) != where["shape"]:
-                raise Refusal(f"{what} {i}: expected shape {where['shape']}, got {list(tensor.shape)}")
+                raise Refusal(
+                    f"{what} {i}: expected shape {where['shape']}, got {list(tensor.shape)}"
+                )
             if exact and str(tensor.dtype) != f"torch.{where['dtype']}":
-                raise Refusal(f"{what} {i}: expected dtype {where['dtype']}, got {str(tensor.dtype)[6:]}")
+                raise Refusal(
+                    f"{what} {i}: expected dtype {where['dtype']}, got {str(tensor.dtype)[6:]}"
+                )
             if tensor.device.type != self.device.type:
-                raise Refusal(f"{what} {i}: expected a {self.device.type} tensor, got {tensor.device.type}")
+                raise Refusal(
+                    f"{what} {i}: expected a {self.device.type} tensor, got {tensor.device.type}"
+                )
             view(self.arena, where).copy_(tensor.detach())
 
     def do_block(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,14 +185,18 @@ class Runner:
                 call, arguments, upstream = sets[i % len(sets)]
                 results, gradients = self.run(function, arguments, call, upstream)
                 if i == keep:
-                    self.copy_out([*results, *gradients], [*call["outputs"], *call["gradients"]], "result")
+                    self.copy_out(
+                        [*results, *gradients], [*call["outputs"], *call["gradients"]], "result"
+                    )
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return {}
 
     def do_stage(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """Bring the input sets of the next block to the device, before the clock starts."""
-        self.staged = [(call, self.arguments(call), self.upstream(call)) for call in request["calls"]]
+        self.staged = [
+            (call, self.arguments(call), self.upstream(call)) for call in request["calls"]
+        ]
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return {}
@@ -199,13 +231,19 @@ class Runner:
     def do_train(self, request: Mapping[str, Any], fd: int) -> dict[str, Any]:
         shard = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # torch notes that the buffer is read-only: that is the point
+            warnings.simplefilter(
+                "ignore", UserWarning
+            )  # torch notes that the buffer is read-only: that is the point
             tokens = torch.frombuffer(shard, dtype=getattr(torch, request["dtype"]))
 
         def report(progress: Mapping[str, Any]) -> None:
             self.channel.send({"id": request["id"], "progress": dict(progress)})
 
-        return {"trained": self.trainer.train(tokens, request["seed"], request["seconds"], report, request["steps"])}
+        return {
+            "trained": self.trainer.train(
+                tokens, request["seed"], request["seconds"], report, request["steps"]
+            )
+        }
 
     def do_logits(self, request: Mapping[str, Any]) -> dict[str, Any]:
         logits = self.trainer.logits(view(self.arena, request["rows"]).to(self.device))

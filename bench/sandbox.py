@@ -24,7 +24,9 @@ MEMORY_BYTES = 16 << 30
 FILE_BYTES = 1 << 30
 PROCESSES = 4096
 
-RUNTIME = Path(__file__).resolve().parent  # these files are copied: the runner sees nothing else of bench
+RUNTIME = (
+    Path(__file__).resolve().parent
+)  # these files are copied: the runner sees nothing else of bench
 RUNNER_FILES = ("protocol.py", "runner.py", "aot.py")
 
 
@@ -118,22 +120,42 @@ def bubblewrap() -> str | None:
 
 
 def _namespaces(wrapper: str, device: str) -> list[str]:
-    options = [wrapper, "--unshare-user", "--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts"]
+    options = [
+        wrapper,
+        "--unshare-user",
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-ipc",
+        "--unshare-uts",
+    ]
     return [*options, "--cap-drop", "ALL", "--die-with-parent", "--new-session"]
 
 
-def _mounts(tree: Path, launch: Path, scratch: Path, cache: Path, cache_writable: bool) -> list[str]:
+def _mounts(
+    tree: Path, launch: Path, scratch: Path, cache: Path, cache_writable: bool
+) -> list[str]:
     """An allow-list: what is not named here does not exist for the runner."""
-    system = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc", "/opt/cuda", "/usr/local", "/sys"]
+    system = [
+        "/usr",
+        "/bin",
+        "/sbin",
+        "/lib",
+        "/lib32",
+        "/lib64",
+        "/etc",
+        "/opt/cuda",
+        "/usr/local",
+        "/sys",
+    ]
     python = [sys.prefix, sys.base_prefix]
     candidate = [tree / name for name in ("kernels", "csrc", "model")]
     arguments: list[str] = []
-    for path in [*system, *python, *candidate, launch]:
+    for path in map(str, (*system, *python, *candidate, launch)):
         if os.path.exists(path):
-            arguments += ["--ro-bind", str(path), str(path)]
+            arguments += ["--ro-bind", path, path]
     arguments += ["--dev", "/dev", "--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
-    for path in sorted(Path("/dev").glob("nvidia*")):
-        arguments += ["--dev-bind", str(path), str(path)]
+    for gpu in sorted(Path("/dev").glob("nvidia*")):
+        arguments += ["--dev-bind", str(gpu), str(gpu)]
     arguments += ["--tmpfs", "/dev/shm"]
     arguments += ["--bind", str(scratch), str(scratch)]
     arguments += ["--bind" if cache_writable else "--ro-bind", str(cache), str(cache)]
@@ -166,6 +188,8 @@ def _limits() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
     # DATA and not AS: CUDA reserves address space by the hundred gigabytes without using it.
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-    if os.getuid() != 0:  # counts every process of the user; root is bounded by the pid namespace and the time limit
+    if (
+        os.getuid() != 0
+    ):  # counts every process of the user; root is bounded by the pid namespace and the time limit
         hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
         resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, hard))

@@ -25,7 +25,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize(("op", "index", "arm"), wanted)
 
 
-def test_implementation(op: str, index: int, arm: Arm, replay: Callable[..., None], request: pytest.FixtureRequest) -> None:
+def test_implementation(
+    op: str, index: int, arm: Arm, replay: Callable[..., None], request: pytest.FixtureRequest
+) -> None:
     measuring = request.config.getoption("--benchmark")
     times = samples(op, index, DEVICE, measuring)[arm.name]
     replay(op, contract(op).trial[DEVICE][index], arm, DEVICE, times)

@@ -69,7 +69,13 @@ class Comparison:
 
 
 def compare(
-    op: str, incumbent: Path, candidate: Path, *, device: str = "cpu", limit_s: float = 20.0, seed: int | None = None
+    op: str,
+    incumbent: Path,
+    candidate: Path,
+    *,
+    device: str = "cpu",
+    limit_s: float = 20.0,
+    seed: int | None = None,
 ) -> Comparison:
     """Time an op of two trees on the trial's shapes. Raises Refused when an arm fails or a timed output is wrong."""
     started = time.monotonic()
@@ -99,7 +105,13 @@ def compare(
 
 
 def sample(
-    op: str, case: Case, arms: Sequence[Arm], *, device: str, limit_s: float, seed: int | None = None
+    op: str,
+    case: Case,
+    arms: Sequence[Arm],
+    *,
+    device: str,
+    limit_s: float,
+    seed: int | None = None,
 ) -> dict[str, list[float]]:
     """Seconds a call, block by block and interleaved, for each arm by name."""
     with _runners(op, arms, device) as judges:
@@ -116,7 +128,13 @@ def _runners(op: str, arms: Sequence[Arm], device: str) -> Iterator[list[Judge]]
 
 
 def measure(
-    asked: Contract, case: Case, arms: Sequence[Arm], judges: Sequence[Judge], *, limit_s: float, seed: int | None = None
+    asked: Contract,
+    case: Case,
+    arms: Sequence[Arm],
+    judges: Sequence[Judge],
+    *,
+    limit_s: float,
+    seed: int | None = None,
 ) -> dict[str, list[float]]:
     """Interleaved blocks until the time is used (at least 5 rounds)."""
     rng = random.Random(secrets.randbits(48) if seed is None else seed)
@@ -138,7 +156,9 @@ def measure(
 class _Table:
     """The input sets of one arm in its arena, and the blocks run on them."""
 
-    def __init__(self, asked: Contract, case: Case, arm: Arm, judge: Judge, rng: random.Random) -> None:
+    def __init__(
+        self, asked: Contract, case: Case, arm: Arm, judge: Judge, rng: random.Random
+    ) -> None:
         self.asked, self.case, self.arm, self.judge, self.rng = asked, case, arm, judge, rng
         self.generator = torch.Generator().manual_seed(rng.getrandbits(48))
         judge.arena.reset()
@@ -165,7 +185,13 @@ class _Table:
     def _ask(self, n: int, keep: int) -> float:
         started = time.perf_counter()
         self.judge.ask(
-            "block", timeout=CALL_TIMEOUT_S, op=self.asked.name, impl=self.arm.impl, mode=self.arm.mode, n=n, keep=keep
+            "block",
+            timeout=CALL_TIMEOUT_S,
+            op=self.asked.name,
+            impl=self.arm.impl,
+            mode=self.arm.mode,
+            n=n,
+            keep=keep,
         )
         return time.perf_counter() - started
 
@@ -198,12 +224,18 @@ class _Table:
         upstream = [arena.view(where).clone() for where in call["upstream"]]
         names = [*self.asked.results, *(f"d{n}" for n in wrt)]
         places = [*call["outputs"], *call["gradients"]]
-        answer = {name: arena.view(where).clone() for name, where in zip(names, places, strict=True)}
+        answer = {
+            name: arena.view(where).clone() for name, where in zip(names, places, strict=True)
+        }
         if self.asked.judge is not None:
-            plain = evaluate(self.asked, self.case, inputs, (), (), next(iter(inputs.values())).dtype)
+            plain = evaluate(
+                self.asked, self.case, inputs, (), (), next(iter(inputs.values())).dtype
+            )
             wrong = self.asked.judge(self.case, inputs, answer[names[0]], plain[names[0]])
         else:
-            bad = first_refusal(compare_values(self.asked, self.case, inputs, upstream, answer, wrt))
+            bad = first_refusal(
+                compare_values(self.asked, self.case, inputs, upstream, answer, wrt)
+            )
             wrong = bad.describe() if bad else ""
         if wrong:
             raise Refused("wrong", f"an output of a timed call ({self.arm.name}) is wrong: {wrong}")
@@ -214,7 +246,8 @@ def _interval(logs: Sequence[np.ndarray[Any, Any]]) -> tuple[float, float, float
     generator = np.random.default_rng(0)
     centre = float(np.mean([np.median(x) for x in logs]))
     draws = np.mean(
-        [np.median(x[generator.integers(0, len(x), (BOOTSTRAP, len(x)))], axis=1) for x in logs], axis=0
+        [np.median(x[generator.integers(0, len(x), (BOOTSTRAP, len(x)))], axis=1) for x in logs],
+        axis=0,
     )
     low, high = np.quantile(draws, (0.025, 0.975))
     return float(np.exp(centre)), float(np.exp(low)), float(np.exp(high))

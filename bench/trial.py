@@ -27,7 +27,10 @@ from bench.data import Dataset
 from bench.judge import Judge, Refused
 from bench.roofline import peak_flops
 
-SEQUENCE = {"cpu": 512, "cuda": 2048}  # longest row that is scored: the judge's choice, so that every model sits the same exam
+SEQUENCE = {
+    "cpu": 512,
+    "cuda": 2048,
+}  # longest row that is scored: the judge's choice, so that every model sits the same exam
 BATCH_ROWS = 16
 SETUP_LIMIT_S = 240.0
 GRACE_S = 1.0  # for the answer to travel; training itself must end before the bell
@@ -111,7 +114,10 @@ def _read(form: Any, answer: Any) -> Any:
         return form.read(answer)
     except (KeyError, TypeError, ValueError) as error:
         expected = ", ".join(form.__dataclass_fields__)
-        raise Refused("structure", f"model/train.py: expected {{{expected}}}, and {type(error).__name__}: {error}") from None
+        raise Refused(
+            "structure",
+            f"model/train.py: expected {{{expected}}}, and {type(error).__name__}: {error}",
+        ) from None
 
 
 def run_trial(
@@ -147,7 +153,11 @@ def run_trial(
                 num_steps=trained.steps,
                 total_tokens_M=trained.tokens / 1e6,
                 tokens_per_second=trained.tokens / elapsed,
-                mfu_percent=100 * described.flops_per_token * trained.tokens / elapsed / peak_flops(device),
+                mfu_percent=100
+                * described.flops_per_token
+                * trained.tokens
+                / elapsed
+                / peak_flops(device),
                 peak_memory_mb=trained.peak_memory_mb,
                 losses=trained.losses,
                 grad_norms=trained.grad_norms,
@@ -157,10 +167,17 @@ def run_trial(
         return TrialResult(True, **{**known, "total_seconds": time.monotonic() - started})
     except Refused as refused:
         failure = _classify(refused)
-        return TrialResult(False, failure, str(refused)[-4000:], **{**known, "total_seconds": time.monotonic() - started})
+        return TrialResult(
+            False,
+            failure,
+            str(refused)[-4000:],
+            **{**known, "total_seconds": time.monotonic() - started},
+        )
 
 
-def _set_up(judge: Judge, dataset: Dataset, seconds: float, impl: Mapping[str, str] | None) -> Described:
+def _set_up(
+    judge: Judge, dataset: Dataset, seconds: float, impl: Mapping[str, str] | None
+) -> Described:
     judge.ask("load", tree=str(judge.tree))
     judge.arena.reset()
     warm_up = judge.arena.place("int32", (4 * SEQUENCE[judge.device] * 256,))
@@ -195,12 +212,16 @@ def _train(
             seed=seed,
             seconds=seconds,
             steps=steps,
-            progress=lambda p: tell({"phase": "training", "elapsed": time.monotonic() - bell, "seconds": seconds, **p}),
+            progress=lambda p: tell(
+                {"phase": "training", "elapsed": time.monotonic() - bell, "seconds": seconds, **p}
+            ),
         )
         elapsed = time.monotonic() - bell
     except Refused as refused:
         if refused.kind == "timeout":
-            raise Refused("late", f"training did not end within {seconds:.0f} s of the bell") from None
+            raise Refused(
+                "late", f"training did not end within {seconds:.0f} s of the bell"
+            ) from None
         raise
     finally:
         os.close(fd)
@@ -209,7 +230,9 @@ def _train(
     if not final or not all(map(math.isfinite, final)):
         raise Refused("nan", f"the training loss is not finite: {final}")
     if min(final) > 2 * math.log(dataset.vocab_size):
-        raise Refused("explosion", f"the training loss ended at {final[-1]:.2f}, far above that of guessing")
+        raise Refused(
+            "explosion", f"the training loss ended at {final[-1]:.2f}, far above that of guessing"
+        )
     return trained, elapsed
 
 
@@ -221,7 +244,9 @@ def _score(judge: Judge, dataset: Dataset, split: str, device: str, tell: Progre
     total_bytes = int(sizes[targets[counted]].sum())
     expected = dataset.val_bytes if split == "val" else dataset.test_bytes
     if total_bytes != expected:
-        raise AssertionError(f"the {split} tokens spell {total_bytes} bytes, the text has {expected}")
+        raise AssertionError(
+            f"the {split} tokens spell {total_bytes} bytes, the text has {expected}"
+        )
 
     generator = torch.Generator().manual_seed(secrets.randbits(48))
     order = torch.randperm(len(inputs), generator=generator)
@@ -237,7 +262,10 @@ def _score(judge: Judge, dataset: Dataset, split: str, device: str, tell: Progre
     if not math.isfinite(bpb):
         raise Refused("nan", "a logit is not finite")
     if bpb < FLOOR_BPB:
-        raise Refused("implausible", f"{bpb:.3f} bits a byte is better than any honest model of this size: the score is quarantined")
+        raise Refused(
+            "implausible",
+            f"{bpb:.3f} bits a byte is better than any honest model of this size: the score is quarantined",
+        )
     return bpb
 
 
@@ -259,7 +287,9 @@ def _logits(judge: Judge, rows: Tensor, vocab_size: int) -> Tensor:
     judge.arena.view(where).copy_(rows)
     out = judge.arena.place("float32", (*rows.shape, vocab_size))
     logits = judge.arena.view(out)
-    logits[:, ::16].fill_(math.nan)  # poisoned here and there: a row that is not written shows as a NaN
+    logits[:, ::16].fill_(
+        math.nan
+    )  # poisoned here and there: a row that is not written shows as a NaN
     judge.ask("logits", rows=where, out=out)
     return logits
 
@@ -273,7 +303,9 @@ def _bits(logits: Tensor, targets: Tensor, sizes: Tensor) -> float:
     return total / math.log(2)
 
 
-def _probe(judge: Judge, rows: Tensor, logits: Tensor, vocab_size: int, generator: torch.Generator) -> None:
+def _probe(
+    judge: Judge, rows: Tensor, logits: Tensor, vocab_size: int, generator: torch.Generator
+) -> None:
     """Ask the same rows with other futures, and in another order."""
     before = logits.clone()
     T = rows.shape[1]
@@ -284,17 +316,27 @@ def _probe(judge: Judge, rows: Tensor, logits: Tensor, vocab_size: int, generato
     moved = (after - before).abs().amax(-1).masked_fill(late, 0.0)
     if not float(moved.max()) <= MOVED:
         row = int(moved.amax(1).argmax())
-        raise Refused("leak", f"logits before position {int(cuts[row])} move by {float(moved.max()):.2g} when later tokens change: the model sees the future")
+        raise Refused(
+            "leak",
+            f"logits before position {int(cuts[row])} move by {float(moved.max()):.2g} when later tokens change: the model sees the future",
+        )
     order = torch.randperm(len(rows), generator=generator)
     again = _logits(judge, rows[order], vocab_size)
     moved_by = float((again - before[order]).abs().max())
     if not moved_by <= MOVED:
-        raise Refused("order", f"logits move by {moved_by:.2g} with the order of the rows: the model keeps state between rows")
+        raise Refused(
+            "order",
+            f"logits move by {moved_by:.2g} with the order of the rows: the model keeps state between rows",
+        )
     logits.copy_(before)
 
 
 def _classify(refused: Refused) -> str:
     text = str(refused).lower()
-    if refused.kind in ("OutOfMemoryError", "MemoryError") or "out of memory" in text or "can't allocate memory" in text:
+    if (
+        refused.kind in ("OutOfMemoryError", "MemoryError")
+        or "out of memory" in text
+        or "can't allocate memory" in text
+    ):
         return "out_of_memory"
     return refused.kind

@@ -18,8 +18,12 @@ from bench.trial import TrialResult
 
 ALPHA = 0.01  # false keeps a proposal
 MAX_PAIRS = 3  # then what is undecided is dropped
-MIXTURE = 2.0  # prior spread of true effects, in units of the noise: two sigma is what is worth finding
-MIN_NOISE_BPB = 2e-4  # two equal runs say nothing about noise; no trial of this length repeats better than this
+MIXTURE = (
+    2.0  # prior spread of true effects, in units of the noise: two sigma is what is worth finding
+)
+MIN_NOISE_BPB = (
+    2e-4  # two equal runs say nothing about noise; no trial of this length repeats better than this
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,11 @@ def decide(
     """Decide on trials paired by position. `kernels`: must have won time (comparison) and may not lose BPB; else: must win BPB."""
     failed = next((t for t in candidate if not t.ok), None)
     if failed is not None:
-        return Verdict("drop", f"the trial failed ({failed.failure}): {failed.detail[-300:]}", {"failure": failed.failure})
+        return Verdict(
+            "drop",
+            f"the trial failed ({failed.failure}): {failed.detail[-300:]}",
+            {"failure": failed.failure},
+        )
     differences = [c.val_bpb - i.val_bpb for c, i in zip(candidate, incumbent, strict=True)]
     spread = math.sqrt(2) * noise
     evidence: dict[str, Any] = {
@@ -62,7 +70,9 @@ def decide(
     worse = evidence["e_worse"] = _e_value(differences, spread)
     better = evidence["e_better"] = _e_value([-d for d in differences], spread)
     if target == "kernels" and comparison is not None:
-        evidence["ratio"] = [round(x, 4) for x in (comparison.ratio, comparison.low, comparison.high)]
+        evidence["ratio"] = [
+            round(x, 4) for x in (comparison.ratio, comparison.low, comparison.high)
+        ]
         if worse >= 1 / ALPHA:
             return Verdict("drop", f"faster kernel, worse model: {shown}", evidence)
         if mean <= 2 * spread / math.sqrt(len(differences)):

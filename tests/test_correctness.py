@@ -25,7 +25,11 @@ def tree_with(tmp_path: Path):
 
     def build(candidate: Path) -> Path:
         for folder in ("kernels", "csrc"):
-            shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("build", "__pycache__"))
+            shutil.copytree(
+                ROOT / folder,
+                tmp_path / folder,
+                ignore=shutil.ignore_patterns("build", "__pycache__"),
+            )
         shutil.copy(candidate, tmp_path / "kernels" / f"{op_of(candidate)}.py")
         return tmp_path
 
@@ -36,7 +40,9 @@ def tree_with(tmp_path: Path):
 def test_cheat_is_refused(cheat: Path, tree_with) -> None:
     finding = check(op_of(cheat), tree_with(cheat))
     assert not finding.passed, f"{cheat.stem} passed: {finding.evidence}"
-    assert finding.evidence["kind"] not in ("timeout", "crash", "ImportError", "SyntaxError"), finding.reason
+    assert finding.evidence["kind"] not in ("timeout", "crash", "ImportError", "SyntaxError"), (
+        finding.reason
+    )
 
 
 @pytest.mark.parametrize("oddity", HONEST, ids=lambda p: p.stem)

@@ -15,14 +15,18 @@ from bench.judge import Judge, Refused
 from bench.protocol import MAX_LINE, Channel, ProtocolError
 
 HEAD = '"""A candidate."""\nimport torch\n'
-needs_bubblewrap = pytest.mark.skipif(sandbox.bubblewrap() is None, reason="no bubblewrap works here")
+needs_bubblewrap = pytest.mark.skipif(
+    sandbox.bubblewrap() is None, reason="no bubblewrap works here"
+)
 
 
 def tree(folder: Path, body: str, op: str = "rms_norm") -> Path:
     """A tree whose kernels/<op>.py runs `body` when it is loaded."""
     (folder / "kernels").mkdir()
     (folder / "kernels" / "__init__.py").touch()
-    (folder / "kernels" / f"{op}.py").write_text(HEAD + body + f"\ndef {op}(x, weight=None, eps=1e-6):\n    return x\n")
+    (folder / "kernels" / f"{op}.py").write_text(
+        HEAD + body + f"\ndef {op}(x, weight=None, eps=1e-6):\n    return x\n"
+    )
     return folder
 
 
@@ -62,7 +66,9 @@ def test_a_forged_answer_with_the_wrong_number_is_refused(tmp_path: Path) -> Non
 
 
 def test_an_endless_answer_is_cut(tmp_path: Path) -> None:
-    flood = f"import os, sys\nfor _ in range(64): os.write(int(sys.argv[1]), b'x' * {MAX_LINE // 8})"
+    flood = (
+        f"import os, sys\nfor _ in range(64): os.write(int(sys.argv[1]), b'x' * {MAX_LINE // 8})"
+    )
     with pytest.raises(Refused, match="longer than"):
         load(tree(tmp_path, flood))
 
@@ -79,17 +85,41 @@ def test_an_endless_answer_is_cut(tmp_path: Path) -> None:
         "import pathlib\npathlib.Path('/proc/JUDGE/environ').read_bytes()",
         "import importlib\nimportlib.import_module('bench.contracts')",
     ],
-    ids=["network", "read-a-secret", "write-outside", "environment", "signal-the-judge", "judge-memory", "read-the-reference"],
+    ids=[
+        "network",
+        "read-a-secret",
+        "write-outside",
+        "environment",
+        "signal-the-judge",
+        "judge-memory",
+        "read-the-reference",
+    ],
 )
-def test_the_sandbox_refuses(act: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sandbox_refuses(
+    act: str,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("LAB_TEST_KEY", "secret")
     secret = tmp_path_factory.mktemp("judge") / "secret"
     secret.write_text("validation data")
     with socket.create_server(("127.0.0.1", 0)) as server:
-        body = act.replace("PORT", str(server.getsockname()[1])).replace("SECRET", str(secret)).replace("JUDGE", str(os.getpid()))
+        body = (
+            act.replace("PORT", str(server.getsockname()[1]))
+            .replace("SECRET", str(secret))
+            .replace("JUDGE", str(os.getpid()))
+        )
         with pytest.raises(Refused) as refused:
             load(tree(tmp_path, body))
-    assert refused.value.kind in ("ConnectionRefusedError", "OSError", "FileNotFoundError", "ProcessLookupError", "ModuleNotFoundError", "PermissionError")
+    assert refused.value.kind in (
+        "ConnectionRefusedError",
+        "OSError",
+        "FileNotFoundError",
+        "ProcessLookupError",
+        "ModuleNotFoundError",
+        "PermissionError",
+    )
     assert [p.name for p in secret.parent.iterdir()] == ["secret"]
 
 

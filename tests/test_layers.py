@@ -42,7 +42,9 @@ def test_a_kernel_file_imports_no_other_kernel() -> None:
     for file in sorted((ROOT / "kernels").glob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("kernels."):
-                raise AssertionError(f"{file.name} imports {node.module}: share code through csrc or in the model")
+                raise AssertionError(
+                    f"{file.name} imports {node.module}: share code through csrc or in the model"
+                )
 
 
 def test_kernels_is_ours_and_not_the_package_of_the_same_name() -> None:
@@ -50,5 +52,8 @@ def test_kernels_is_ours_and_not_the_package_of_the_same_name() -> None:
 
 
 def test_every_contract_has_a_kernel_file_of_the_same_name_and_the_other_way_round() -> None:
-    contracts = {p.stem for p in (ROOT / "bench" / "contracts").glob("*.py")} - {"__init__", "contract"}
+    contracts = {p.stem for p in (ROOT / "bench" / "contracts").glob("*.py")} - {
+        "__init__",
+        "contract",
+    }
     assert contracts == set(kernels.ops())

@@ -22,7 +22,9 @@ def campaign(rng: random.Random, effect: float, target: str = "model") -> tuple[
     while True:
         incumbent.append(trial(rng.gauss(1.8, NOISE)))
         candidate.append(trial(rng.gauss(1.8 + effect, NOISE)))
-        verdict = decide(target, FASTER if target == "kernels" else None, incumbent, candidate, NOISE)
+        verdict = decide(
+            target, FASTER if target == "kernels" else None, incumbent, candidate, NOISE
+        )
         if verdict.decision != "again":
             return verdict.decision, len(incumbent)
 
@@ -75,5 +77,7 @@ def test_a_failed_trial_is_dropped_with_its_reason() -> None:
 
 def test_noise_pools_groups_of_equal_trials() -> None:
     rng = random.Random(4)
-    groups = [[rng.gauss(mean, NOISE) for _ in range(3)] for mean in (1.7, 1.8, 1.9) for _ in range(100)]
+    groups = [
+        [rng.gauss(mean, NOISE) for _ in range(3)] for mean in (1.7, 1.8, 1.9) for _ in range(100)
+    ]
     assert abs(noise_of(groups) / NOISE - 1) < 0.15

@@ -49,7 +49,9 @@ def draw(rng: random.Random) -> Case:
 
 
 def _qkv(B: int, H: int, T: int, D: int, dtype: str, window: int | None) -> Case:
-    q = Input((B, H, T, D), dtype, layout="transposed")  # (B, T, H, D) in memory, as a projection leaves it
+    q = Input(
+        (B, H, T, D), dtype, layout="transposed"
+    )  # (B, T, H, D) in memory, as a projection leaves it
     return Case({"q": q, "k": q, "v": q}, {"causal": True, "window": window})
 
 

@@ -66,7 +66,9 @@ class Input:
         if self.family == "offset":
             x += 3.0
         elif self.family == "heavy_tail":
-            x = x * torch.exp(1.5 * torch.randn(self.shape, generator=generator, dtype=torch.float64))
+            x = x * torch.exp(
+                1.5 * torch.randn(self.shape, generator=generator, dtype=torch.float64)
+            )
         elif self.family == "spike" and x.numel():
             x *= 1e-2
             x.view(-1)[int(torch.randint(x.numel(), (1,), generator=generator))] = 10.0
@@ -83,7 +85,9 @@ class Case:
 
     inputs: Mapping[str, Input]
     scalars: Mapping[str, Any] = field(default_factory=dict)
-    forward_only: bool = False  # where the exact gradient is zero by cancellation and any float gradient is noise
+    forward_only: bool = (
+        False  # where the exact gradient is zero by cancellation and any float gradient is noise
+    )
 
     def label(self) -> str:
         tensors = " ".join(
@@ -103,13 +107,19 @@ class Contract:
     name: str
     reference: Callable[..., Any]  # Tensor or tuple of Tensors, in the dtype of the inputs
     results: tuple[str, ...]
-    differentiable: tuple[str, ...]  # inputs through which gradients flow; empty: the op is not trained through
+    differentiable: tuple[
+        str, ...
+    ]  # inputs through which gradients flow; empty: the op is not trained through
     draw: Callable[[random.Random], Case]
     trial: Mapping[str, tuple[Case, ...]]  # by device: the shapes of the trial, heaviest first
     least_bytes: Callable[[Case], int]  # forward, every tensor touched once
     flops: Callable[[Case], int]  # forward; backward is counted as twice this
-    result_dtypes: Mapping[str, str] = field(default_factory=dict)  # where not the dtype of the first input
-    time_axis: Mapping[str, int] = field(default_factory=dict)  # causal op: tensor name -> dimension of time
+    result_dtypes: Mapping[str, str] = field(
+        default_factory=dict
+    )  # where not the dtype of the first input
+    time_axis: Mapping[str, int] = field(
+        default_factory=dict
+    )  # causal op: tensor name -> dimension of time
     judge: Callable[[Case, Mapping[str, Tensor], Tensor, Tensor], str] | None = None
     # Replaces the comparison of values where not the value but a property is asked: (case, float64 inputs, result, plain
     # result) -> "" or what is wrong.

@@ -22,7 +22,7 @@ VECTOR_ERROR = 6e-2  # of the singular vectors, relative to the norm: five steps
 
 
 def reference(G: Tensor, steps: int = 5) -> Tensor:
-    X = G.mT if G.shape[-2] > G.shape[-1] else G
+    X: Tensor = G.mT if G.shape[-2] > G.shape[-1] else G
     X = X / (X.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a, b, c = QUINTIC
     for _ in range(steps):
@@ -46,8 +46,8 @@ def draw(rng: random.Random) -> Case:
 
 def judge(case: Case, inputs: Mapping[str, Tensor], result: Tensor, plain: Tensor) -> str:
     """Compare the spectrum in float64: `result` written in G's singular basis should be diagonal with entries near one."""
-    G, O, R = (t.double().reshape(-1, *t.shape[-2:]) for t in (inputs["G"], result, plain))
-    for g, o, r in zip(G, O, R, strict=True):
+    stacks = [t.double().reshape(-1, *t.shape[-2:]) for t in (inputs["G"], result, plain)]
+    for g, o, r in zip(*stacks, strict=True):
         if not torch.isfinite(o).all():
             return "a result is not finite"
         if g.norm() == 0:
@@ -60,7 +60,9 @@ def judge(case: Case, inputs: Mapping[str, Tensor], result: Tensor, plain: Tenso
         values, wanted = core.diagonal()[strong], reference_core.diagonal()[strong]
         off = core - torch.diag(core.diagonal())
         gaps = S[strong][:, None] - S[None, :]
-        off = off[strong].masked_fill(gaps.abs() < 1e-9 * S[0], 0.0)  # equal singular values have no own vectors
+        off = off[strong].masked_fill(
+            gaps.abs() < 1e-9 * S[0], 0.0
+        )  # equal singular values have no own vectors
         leak = float(off.norm() / max(float(values.norm()), 1e-12))
         outside = float((o - U @ core @ Vh).norm() / max(float(o.norm()), 1e-12))
         if max(leak, outside) > VECTOR_ERROR:
@@ -80,7 +82,8 @@ def judge(case: Case, inputs: Mapping[str, Tensor], result: Tensor, plain: Tenso
 def _flops(case: Case) -> int:
     *lead, M, N = case.inputs["G"].shape
     n, m = min(M, N), max(M, N)
-    return math.prod(lead) * case.scalars.get("steps", 5) * (4 * n * n * m + 2 * n**3)
+    steps: int = case.scalars.get("steps", 5)
+    return math.prod(lead) * steps * (4 * n * n * m + 2 * n**3)
 
 
 CONTRACT = Contract(

@@ -10,7 +10,9 @@ class _Norm(torch.autograd.Function):
     def forward(ctx, x, weight, eps):
         rstd = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
         ctx.save_for_backward(x, weight, rstd)
-        y = _BUFFERS.setdefault((x.shape, x.dtype), torch.empty_like(x, memory_format=torch.contiguous_format))
+        y = _BUFFERS.setdefault(
+            (x.shape, x.dtype), torch.empty_like(x, memory_format=torch.contiguous_format)
+        )
         y.copy_(x.float() * rstd if weight is None else x.float() * rstd * weight.float())
         return y.view_as(y)
 

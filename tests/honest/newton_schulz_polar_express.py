@@ -17,5 +17,9 @@ def newton_schulz(G, steps=5):
     for step in range(steps):
         a, b, c = COEFFICIENTS[min(step, 4)]
         A = X @ X.mT
-        X = torch.baddbmm(X, (b * A + c * A @ A), X, beta=a) if X.dim() == 3 else a * X + (b * A + c * A @ A) @ X
+        X = (
+            torch.baddbmm(X, (b * A + c * A @ A), X, beta=a)
+            if X.dim() == 3
+            else a * X + (b * A + c * A @ A) @ X
+        )
     return (X.mT if G.shape[-2] > G.shape[-1] else X).to(G.dtype)
