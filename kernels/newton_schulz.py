@@ -13,12 +13,14 @@ shorter side n: (4 n^2 m + 2 n^3) flops a step and matrix, plain.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import choose, jit
+from kernels import INTERPRETED, choose, jit
 
 
 def newton_schulz(G: Tensor, steps: int = 5, *, impl: str | None = None) -> Tensor:
@@ -67,9 +69,9 @@ def coefficients(steps: int) -> list[tuple[float, float, float]]:
 
 def _normalised(G: Tensor, dtype: torch.dtype) -> Tensor:
     """G as (B, M, N) in `dtype`, each matrix of Frobenius norm 1 / SAFETY, or zero."""
-    X = G.reshape(-1, *G.shape[-2:])
+    X = G.reshape(math.prod(G.shape[:-2]), *G.shape[-2:])
     norm = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True, dtype=torch.float32)
-    return (X * (1 / (norm * SAFETY).clamp_min(TINY))).to(dtype)
+    return (X * (1 / (norm * SAFETY).clamp_min(TINY))).to(dtype).contiguous()
 
 
 # ---- torch ----
@@ -135,9 +137,15 @@ def _symmetric(
             torch.baddbmm(add[:, rows, columns], *factors, beta=b, alpha=c, out=panel)
     if n > panel_rows:
         jit.load("newton_schulz").mirror(out, a)
-    else:
+    elif a:
         out.diagonal(dim1=-2, dim2=-1).add_(a)
     return out
+
+
+def _apply(P: Tensor, X: Tensor, tall: bool, a: float = 0.0) -> Tensor:
+    """a X + P X from the side on which X (B, M, N) is shorter."""
+    factors = (X, P) if tall else (P, X)
+    return torch.baddbmm(X, *factors, beta=a) if a else torch.bmm(*factors)
 
 
 def _cpp(G: Tensor, steps: int) -> Tensor:
@@ -147,16 +155,19 @@ def _cpp(G: Tensor, steps: int) -> Tensor:
     step = iter(coefficients(steps))
     for segment in _segments(steps, n, m, X.dtype):
         R = _symmetric(X.mT, X) if tall else _symmetric(X, X.mT)
+        if segment == 1:  # a X apart: a I inside P would cost bfloat16 four times the error
+            a, b, c = next(step)
+            X = _apply(_symmetric(R, R, R, 0.0, b, c), X, tall, a)
+            continue
         Q: Tensor | None = None
         for remaining in reversed(range(segment)):
-            a, b, c = next(step)
-            P = _symmetric(R, R, R, a, b, c)
+            P = _symmetric(R, R, R, *next(step))
             Q = (
                 P if Q is None else _symmetric(Q, P)
             )  # polynomials of one R commute, so that every product is symmetric
             if remaining:
                 R = _symmetric(_symmetric(R, P), P)
-        X = torch.bmm(X, Q) if tall else torch.bmm(Q, X)
+        X = _apply(Q, X, tall)
     return X.to(G.dtype).view(G.shape)
 
 
@@ -239,34 +250,36 @@ STAGES = 3  # tune: 2 3 4
 
 
 def _tiling(n: int, m: int, dtype: torch.dtype) -> tuple[dict[str, object], dict[str, object]]:
-    """Constexprs of the two kernels for matrices of n x m; small ones take small tiles (a dot needs 16)."""
-    side = lambda size: min(BLOCK, max(16, triton.next_power_of_2(size)))  # noqa: E731
+    """Constexprs and options of the two kernels for matrices of n x m; small ones take small tiles (a dot needs 16)."""
+    # Three tf32 products stand in for a float32 one; their split operands fill the registers of a 128 tile twice over.
+    block, depth = (64, 32) if dtype == torch.float32 else (BLOCK, BLOCK_K)
+    rows, columns = (min(block, max(16, triton.next_power_of_2(size))) for size in (n, m))
     common = {
-        "PRECISION": "tf32x3"
-        if dtype == torch.float32
-        else "tf32",  # three products of 10 bits: float32's 21 of 24
-        "num_warps": WARPS if side(n) == 128 else 4,
+        "PRECISION": "tf32x3" if dtype == torch.float32 else "tf32",
+        "num_warps": WARPS if rows == 128 else 4,
         "num_stages": STAGES,
     }
-    depth = BLOCK_K // 2 if dtype == torch.float32 else BLOCK_K  # the same bytes of shared memory
     return (
-        {"BLOCK_N": side(n), "BLOCK_K": min(depth, side(m)), **common},
-        {"BLOCK_N": side(n), "BLOCK_M": side(m), "BLOCK_K": min(depth, side(n)), **common},
+        {"BLOCK_N": rows, "BLOCK_K": min(depth, columns), **common},
+        {"BLOCK_N": rows, "BLOCK_M": columns, "BLOCK_K": min(depth, rows), **common},
     )
 
 
 def _triton(G: Tensor, steps: int) -> Tensor:
-    X = _normalised(G, G.dtype)
-    if not X.numel():
-        return X.view(G.shape)
-    long = X  # as it lies in memory: (B, M, N)
+    if not G.numel():
+        return G.new_empty(G.shape)
+    # The interpreter's dot multiplies the bits of bfloat16 as integers.
+    X = _normalised(G, torch.float32 if INTERPRETED else G.dtype)
     tall = X.shape[-2] > X.shape[-1]
     X = X.mT if tall else X
     batch, n, m = X.shape
     symmetric, apply = _tiling(n, m, X.dtype)
     tiles = triton.cdiv(n, symmetric["BLOCK_N"])
-    A, B, spare = X.new_empty(batch, n, n), X.new_empty(batch, n, n), torch.empty_like(long)
-    spare = spare.mT if tall else spare
+    A, B, spare = (
+        X.new_empty(batch, n, n),
+        X.new_empty(batch, n, n),
+        torch.empty_like(X),
+    )  # of X's strides
     grid = (tiles * (tiles + 1) // 2, batch)
     apply_grid = (triton.cdiv(n, apply["BLOCK_N"]), triton.cdiv(m, apply["BLOCK_M"]), batch)
     for a, b, c in coefficients(steps):
@@ -274,31 +287,27 @@ def _triton(G: Tensor, steps: int) -> Tensor:
         _symmetric_kernel[grid](A, A, B, *A.stride(), n, n, b, c, **symmetric)
         _apply_kernel[apply_grid](B, X, spare, *X.stride(), n, m, a, **apply)
         X, spare = spare, X
-    return (X.mT if tall else X).view(G.shape)
+    return (X.mT if tall else X).to(G.dtype).view(G.shape)
 
 
-# The specialisations of the default model's matrices (bfloat16, batched, tiles of 128), for compiling ahead of time:
+# The specialisations of the default model's matrices (bfloat16, 512 wide), for compiling ahead of time:
 # (kernel, types of its runtime arguments, its constexprs, options).
-_STRIDES = {"stride_xb": "i32", "stride_xn": "i32", "stride_xm": "i32", "n": "i32", "m": "i32"}
-
-
-def _aot() -> list[tuple]:
-    entries = []
-    for name, dtype in (("*bf16", torch.bfloat16), ("*fp32", torch.float32)):
-        types = {"x_ptr": name, "out_ptr": name, **_STRIDES}
-        symmetric, apply = _tiling(512, 512, dtype)
-        options = {key: symmetric.pop(key) for key in ("num_warps", "num_stages")}
-        apply = {key: value for key, value in apply.items() if key not in options}
-        polynomial = {**types, "b": "fp32", "c": "fp32"}
-        entries += [
-            (_symmetric_kernel, polynomial, {"add_ptr": None, **symmetric}, options),
-            (_symmetric_kernel, {"add_ptr": name, **polynomial}, symmetric, options),
-            (_apply_kernel, {"p_ptr": name, **types, "a": "fp32"}, apply, options),
-        ]
-    return entries
-
-
-AOT = _aot()
+_X = {
+    "x_ptr": "*bf16",
+    "out_ptr": "*bf16",
+    "stride_xb": "i32",
+    "stride_xn": "i32",
+    "n": "i32",
+    "m": "i32",
+}
+_SYMMETRIC, _APPLY = _tiling(512, 512, torch.bfloat16)
+_OPTIONS = {key: (_SYMMETRIC.pop(key), _APPLY.pop(key))[0] for key in ("num_warps", "num_stages")}
+_SYMMETRIC["stride_xm"] = _APPLY["stride_xm"] = 1  # Triton makes a constant of a stride of 1
+AOT = [
+    (_symmetric_kernel, {**_X, "b": "fp32", "c": "fp32"}, {"add_ptr": None, **_SYMMETRIC}, _OPTIONS),
+    (_symmetric_kernel, {**_X, "add_ptr": "*bf16", "b": "fp32", "c": "fp32"}, _SYMMETRIC, _OPTIONS),
+    (_apply_kernel, {**_X, "p_ptr": "*bf16", "a": "fp32"}, _APPLY, _OPTIONS),
+]  # fmt: skip
 
 
 # ---- one custom op for all kernels, so that torch.compile keeps it whole ----

@@ -1,0 +1,206 @@
+"""newton_schulz: singular vectors kept and singular values brought near one, for every shape, spectrum, dtype and number of steps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.aot import compile_all
+from kernels import newton_schulz as module
+from kernels.newton_schulz import coefficients, newton_schulz
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPES = [(48, 48), (130, 130), (64, 256), (256, 64), (3, 70, 100), (2, 200, 90), (2, 2, 17, 31)]
+CLOSE = {
+    torch.float32: 2e-4,
+    torch.bfloat16: 8e-2,
+}  # of the float64 iteration, relative to the norm
+
+
+def matrix(shape: tuple[int, ...], spectrum: Tensor | None = None) -> Tensor:
+    """A float64 matrix of random singular vectors and the given singular values (None: those of normal entries)."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    G = torch.randn(shape, generator=generator, dtype=torch.float64)
+    if spectrum is None:
+        return G
+    U, _, Vh = torch.linalg.svd(G, full_matrices=False)
+    return U @ (spectrum.double()[..., None] * Vh)
+
+
+def truth(G: Tensor, steps: int) -> Tensor:
+    """The polynomials applied to the singular values themselves, in float64."""
+    U, S, Vh = torch.linalg.svd(G.double(), full_matrices=False)
+    S = S / (S.square().sum(-1, keepdim=True).sqrt() * 1.02)
+    for a, b, c in coefficients(steps):
+        S = a * S + b * S**3 + c * S**5
+    return U @ (S[..., None] * Vh)
+
+
+def relative(got: Tensor, want: Tensor) -> float:
+    return float((got.double() - want).norm() / want.norm())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+def test_it_applies_the_polynomials_to_the_singular_values(impl, shape, dtype):
+    G = matrix(shape).to(dtype)
+    O = newton_schulz(G, impl=impl)  # noqa: E741
+    assert (O.shape, O.dtype, O.is_contiguous()) == (G.shape, dtype, True)
+    assert relative(O, truth(G, 5)) < CLOSE[dtype]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6, 7, 9])
+@pytest.mark.parametrize("shape", [(64, 64), (40, 160), (160, 40)])
+def test_every_step_is_taken(shape, steps):
+    G = matrix(shape, torch.logspace(0, -2, min(shape))).float()
+    for impl in ("torch", "cpp"):
+        assert relative(newton_schulz(G, steps, impl=impl), truth(G, steps)) < 1e-3
+    if steps > 1:
+        assert relative(newton_schulz(G, steps - 1, impl="cpp"), truth(G, steps)) > 1e-2
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+@pytest.mark.parametrize("shape", [(64, 64), (60, 240), (240, 60)])
+@pytest.mark.parametrize("steps", [5, 6, 7])
+def test_a_spectrum_over_three_decades_comes_near_one_and_keeps_its_vectors(impl, shape, steps):
+    n = min(shape)
+    G = matrix(shape, torch.logspace(0, -3, n)).float()
+    U, S, Vh = torch.linalg.svd(G.double(), full_matrices=False)
+    core = U.mT @ newton_schulz(G, steps, impl=impl).double() @ Vh.mT
+    values = core.diagonal()
+    reached = S / S.norm() > {5: 7.6e-4, 6: 1.9e-4, 7: 4.8e-5}[steps]
+    assert bool(((values[reached] - 1).abs() < 0.34).all())
+    assert relative(core, torch.diag(values)) < 1e-3
+
+
+@pytest.mark.parametrize("steps", [4, 5, 6, 7, 8, 10, 12])
+def test_the_composition_is_nowhere_further_from_one_than_the_quintic(steps):
+    x = torch.logspace(-6, 0, 20001, dtype=torch.float64)
+    ours, classic = x / module.SAFETY, x
+    for a, b, c in coefficients(steps):
+        ours = a * ours + b * ours**3 + c * ours**5
+    for _ in range(steps):
+        a, b, c = module.QUINTIC
+        classic = a * classic + b * classic**3 + c * classic**5
+    assert bool(((ours - 1).abs() <= (classic - 1).abs().clamp_min(0.33) + 1e-9).all())
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_zeros_stay_zeros_beside_other_matrices(impl, dtype):
+    G = matrix((3, 20, 50)).to(dtype)
+    alone = newton_schulz(G[1:2].clone(), impl=impl)
+    G[0], G[2] = 0, 0
+    O = newton_schulz(G, impl=impl)  # noqa: E741
+    assert not O[0].any()
+    assert not O[2].any()
+    assert torch.equal(O[1:2], alone)
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+def test_degenerate_matrices(impl):
+    one = torch.tensor([1.0])
+    for shape in ((1, 30), (30, 1), (1, 1), (40, 160), (160, 40), (50, 50)):
+        S = torch.cat([one, torch.zeros(min(shape) - 1)])
+        G = matrix(shape, S).float()
+        U, _, Vh = torch.linalg.svd(G.double(), full_matrices=False)
+        for steps in (5, 7):
+            O = newton_schulz(G, steps, impl=impl).double()  # noqa: E741
+            assert abs(float(U[:, 0] @ O @ Vh[0]) - 1) < 0.33
+            assert (
+                relative(O, U[:, :1] @ (U[:, :1].mT @ O)) < 2e-2
+            )  # what float32 leaves in the other directions
+    assert newton_schulz(torch.empty(0, 4, 6), impl=impl).shape == (0, 4, 6)
+    half = matrix((30, 120), torch.cat([torch.ones(15), torch.zeros(15)])).float()
+    assert relative(newton_schulz(half, 7, impl=impl), truth(half, 7)) < 2e-3
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e12])
+def test_the_scale_of_the_gradient_does_not_matter(impl, scale):
+    G = matrix((40, 90)).float()
+    assert (
+        relative(newton_schulz(G * scale, impl=impl), newton_schulz(G, impl=impl).double()) < 1e-4
+    )
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+def test_any_strides(impl):
+    G = torch.empty(2, 100, 33).copy_(matrix((2, 100, 33)))
+    want = newton_schulz(G, impl=impl).double()
+    padded = torch.zeros(2, 103, 40)[:, 2:102, 5:38].copy_(G)
+    assert relative(newton_schulz(padded, impl=impl), want) < 1e-5
+    assert relative(newton_schulz(G.mT, impl=impl).mT, want) < 1e-5
+
+
+def test_segments_on_the_gram_matrix_agree_with_plain_steps(monkeypatch):
+    G = matrix((2, 150, 450), torch.logspace(0, -3, 150)).float()
+    assert module._segments(5, 150, 450, torch.float32) == [2, 3]
+    assert module._segments(5, 150, 450, torch.bfloat16) == [1] * 5
+    segments = newton_schulz(G, impl="cpp")
+    monkeypatch.setattr(module, "GRAM_ASPECT", 100.0)
+    plain = newton_schulz(G, impl="cpp")
+    assert not torch.equal(segments, plain)
+    assert relative(segments, plain.double()) < 1e-3
+
+
+def test_slow_dtypes_are_computed_in_float32(monkeypatch):
+    G = matrix((20, 60))
+    assert newton_schulz(G.half(), impl="cpp").dtype == torch.float16
+    assert relative(newton_schulz(G.half(), impl="cpp"), truth(G.half(), 5)) < 2e-3
+    monkeypatch.setattr(module, "_CPU_BF16", False)
+    assert relative(newton_schulz(G.bfloat16(), impl="cpp"), truth(G.bfloat16(), 5)) < 5e-3
+
+
+def test_a_gradient_and_wrong_arguments_are_refused():
+    G = torch.randn(4, 6, requires_grad=True)
+    with pytest.raises(RuntimeError, match="no_grad"):
+        newton_schulz(G)
+    with torch.no_grad():
+        newton_schulz(G)
+    with pytest.raises(ValueError, match="steps >= 1"):
+        newton_schulz(torch.randn(4, 6), 0)
+    with pytest.raises(ValueError, match="matrices"):
+        newton_schulz(torch.randn(4))
+
+
+def test_it_compiles_whole_and_is_well_formed():
+    G = matrix((2, 40, 24)).float()
+    compiled = torch.compile(lambda G: newton_schulz(G) * 2, fullgraph=True)
+    assert torch.equal(compiled(G), newton_schulz(G) * 2)
+    torch.library.opcheck(module._op, (G, 5, "cpp"))
+
+
+def test_triton_kernels_compile_for_every_gpu():
+    rows = compile_all(module.AOT, (80, 90, 100))
+    assert len(rows) == 3 * len(module.AOT)
+    assert all(row["stack_bytes"] == 0 for row in rows), rows
+
+
+INTERPRETED = """
+import torch
+from tests.test_newton_schulz import CLOSE, matrix, relative, truth
+from kernels import newton_schulz as module
+module.BLOCK, module.BLOCK_K = 16, 16
+for dtype in (torch.float32, torch.bfloat16):
+    for shape in ((2, 20, 50), (50, 20), (40, 40), (1, 9), (2, 0, 5)):
+        G = matrix(shape).to(dtype)
+        O = module.newton_schulz(G, impl="triton")
+        assert (O.shape, O.dtype, O.is_contiguous()) == (G.shape, dtype, True)
+        if G.numel():
+            assert relative(O, truth(G, 5)) < CLOSE[dtype], (shape, dtype)
+assert not module.newton_schulz(torch.zeros(3, 17, 5), impl="triton").any()
+"""
+
+
+def test_triton_kernels_agree_with_float64_in_the_interpreter():
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, cwd=ROOT, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
