@@ -191,7 +191,7 @@ def microbench(candidate: Candidate, context: Context) -> Finding:
     if context.must_win and not wins:
         return Finding(
             False,
-            f"not faster: {'; '.join(said)}; the interval has to lie below 1 (a change that is not about speed has no place here)",
+            f"not faster: {'; '.join(said)}; to pass, one interval has to lie below 1 and none above",
             evidence,
         )
     return Finding(True, "; ".join(said), evidence)
