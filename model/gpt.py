@@ -77,11 +77,13 @@ class GPTConfig:
         return list(range((self.depth - 1) % 2, self.depth, 2))
 
 
-# The size that makes the most of a five-minute trial on each device.
+# The size that makes the most of a five-minute trial on each device. CPU, after 0.41 M tokens: dim 192 1.932 bits per byte at
+# 8.0 k tokens a CPU second, dim 256 1.906 at 4.9 k, dim 384 1.888 at 2.5 k, depth 6 of dim 256 1.915 at 3.7 k; a doubling of the
+# tokens is worth 0.12 there.
 SIZES: dict[str, dict[str, Any]] = {
     "cpu": dict(
         depth=4,  # tune: 3 4 5 6
-        dim=256,  # tune: 192 256 320
+        dim=192,  # tune: 128 192 256
         head_dim=64,  # tune: 32 64
         window_pattern="SSSL",  # tune: "SSSL" "SL" "L"
         short_window=64,  # tune: 32 64 128
