@@ -127,11 +127,11 @@ def _capped(z, softcap, CAPPED: tl.constexpr):
 
 @triton.jit
 def _linear_cross_entropy_kernel(
-    z_ptr, stride_zn, targets_ptr, loss_ptr, V, softcap,
+    z_ptr, z_strides, targets_ptr, loss_ptr, V, softcap,
     CAPPED: tl.constexpr, GRADIENT: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
-    z_ptr += row * stride_zn
+    z_ptr += row * z_strides[0]
     target = tl.load(targets_ptr + row)
     if target == -100:
         tl.store(loss_ptr + row, 0.0)
@@ -179,7 +179,7 @@ def _triton_rows(
     V = z.shape[1]
     block = min(BLOCK_V, triton.next_power_of_2(V))
     _linear_cross_entropy_kernel[(z.shape[0],)](
-        z, z.stride(0), targets, loss, V, softcap or 0.0, softcap is not None, gradient, block,
+        z, z.stride(), targets, loss, V, softcap or 0.0, softcap is not None, gradient, block,
         num_warps=min(max(block // 512, 1), 8),
     )  # fmt: skip
 
@@ -209,14 +209,14 @@ def _triton_loss_and_gradient(
 # (kernel, types of its runtime arguments, its constexprs, options).
 _TYPES = {
     "z_ptr": "*bf16",
-    "stride_zn": "i32",
+    "z_strides": ("i32", "constexpr"),
     "targets_ptr": "*i64",
     "loss_ptr": "*fp32",
     "V": "i32",
     "softcap": "fp32",
 }
 AOT = [
-    (_linear_cross_entropy_kernel, _TYPES, {"CAPPED": capped, "GRADIENT": gradient, "BLOCK_V": BLOCK_V}, {"num_warps": 8})
+    (_linear_cross_entropy_kernel, _TYPES, {(1, 1): 1, "CAPPED": capped, "GRADIENT": gradient, "BLOCK_V": BLOCK_V}, {"num_warps": 8})
     for capped in (True, False)
     for gradient in (True, False)
 ]  # fmt: skip

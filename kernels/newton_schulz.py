@@ -14,6 +14,8 @@ shorter side n: (4 n^2 m + 2 n^3) flops a step and matrix, plain.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 import triton
@@ -176,10 +178,10 @@ def _cpp(G: Tensor, steps: int) -> Tensor:
 
 @triton.jit
 def _symmetric_kernel(
-    x_ptr, add_ptr, out_ptr, stride_xb, stride_xn, stride_xm, n, m, b, c,
+    x_ptr, add_ptr, out_ptr, x_strides, s_strides, n, m, b, c,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out = b add + c x x^T: a program makes one tile on or below the diagonal and stores it twice. add and out (B, n, n) contiguous."""
+    """out = b add + c x x^T: a program makes one tile on or below the diagonal and stores it twice. add and out (B, n, n)."""
     tile = tl.program_id(0)
     row = ((tl.sqrt(8.0 * tile + 1.0) - 1.0) / 2.0).to(
         tl.int32
@@ -190,56 +192,62 @@ def _symmetric_kernel(
     batch = tl.program_id(1).to(tl.int64)
     rows, columns = row * BLOCK_N + tl.arange(0, BLOCK_N), column * BLOCK_N + tl.arange(0, BLOCK_N)
     ks = tl.arange(0, BLOCK_K)
-    x_ptr += batch * stride_xb
-    left_ptr = x_ptr + rows[:, None] * stride_xn + ks[None, :] * stride_xm
-    right_ptr = x_ptr + columns[None, :] * stride_xn + ks[:, None] * stride_xm
+    left_ptr = (
+        x_ptr + batch * x_strides[0] + rows[:, None] * x_strides[1] + ks[None, :] * x_strides[2]
+    )  # [N, K]
+    right_ptr = (
+        x_ptr + batch * x_strides[0] + columns[None, :] * x_strides[1] + ks[:, None] * x_strides[2]
+    )  # [K, N]
     acc = tl.zeros([BLOCK_N, BLOCK_N], tl.float32)
     for k in range(0, m, BLOCK_K):
         left = tl.load(left_ptr, mask=(rows < n)[:, None] & (ks < m - k)[None, :], other=0.0)
         right = tl.load(right_ptr, mask=(columns < n)[None, :] & (ks < m - k)[:, None], other=0.0)
         acc = tl.dot(left, right, acc, input_precision=PRECISION)
-        left_ptr += BLOCK_K * stride_xm
-        right_ptr += BLOCK_K * stride_xm
-    mask = (rows < n)[:, None] & (columns < n)[None, :]
-    offs = batch * n * n + rows[:, None] * n + columns[None, :]
+        left_ptr += BLOCK_K * x_strides[2]
+        right_ptr += BLOCK_K * x_strides[2]
     acc *= c
+    mask = (rows < n)[:, None] & (columns < n)[None, :]
+    offs = rows[:, None] * s_strides[1] + columns[None, :] * s_strides[2]
     if add_ptr is not None:
-        acc += b * tl.load(add_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    tile_out = acc.to(out_ptr.dtype.element_ty)
-    tl.store(out_ptr + offs, tile_out, mask=mask)
+        acc += b * tl.load(add_ptr + batch * s_strides[0] + offs, mask=mask, other=0.0).to(
+            tl.float32
+        )
+    made = acc.to(out_ptr.dtype.element_ty)
+    out_ptr += batch * s_strides[0]
+    tl.store(out_ptr + offs, made, mask=mask)
     if row != column:
-        mirrored = batch * n * n + columns[:, None] * n + rows[None, :]
+        mirrored = columns[:, None] * s_strides[1] + rows[None, :] * s_strides[2]
         tl.store(
-            out_ptr + mirrored,
-            tl.trans(tile_out),
-            mask=(columns < n)[:, None] & (rows < n)[None, :],
+            out_ptr + mirrored, tl.trans(made), mask=(columns < n)[:, None] & (rows < n)[None, :]
         )
 
 
 @triton.jit
 def _apply_kernel(
-    p_ptr, x_ptr, out_ptr, stride_xb, stride_xn, stride_xm, n, m, a,
+    p_ptr, x_ptr, out_ptr, s_strides, x_strides, n, m, a,
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out = a x + p x. p (B, n, n) contiguous, x and out (B, n, m) of the same strides."""
+    """out = a x + p x. p (B, n, n), x and out (B, n, m) of the same strides."""
     batch = tl.program_id(2).to(tl.int64)
     rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     ks = tl.arange(0, BLOCK_K)
-    x_ptr += batch * stride_xb
-    left_ptr = p_ptr + batch * n * n + rows[:, None] * n + ks[None, :]
-    right_ptr = x_ptr + ks[:, None] * stride_xn + columns[None, :] * stride_xm
+    x_ptr += batch * x_strides[0]
+    left_ptr = (
+        p_ptr + batch * s_strides[0] + rows[:, None] * s_strides[1] + ks[None, :] * s_strides[2]
+    )  # [N, K]
+    right_ptr = x_ptr + ks[:, None] * x_strides[1] + columns[None, :] * x_strides[2]  # [K, M]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for k in range(0, n, BLOCK_K):
         left = tl.load(left_ptr, mask=(rows < n)[:, None] & (ks < n - k)[None, :], other=0.0)
         right = tl.load(right_ptr, mask=(ks < n - k)[:, None] & (columns < m)[None, :], other=0.0)
         acc = tl.dot(left, right, acc, input_precision=PRECISION)
-        left_ptr += BLOCK_K
-        right_ptr += BLOCK_K * stride_xn
+        left_ptr += BLOCK_K * s_strides[2]
+        right_ptr += BLOCK_K * x_strides[1]
     mask = (rows < n)[:, None] & (columns < m)[None, :]
-    offs = rows[:, None] * stride_xn + columns[None, :] * stride_xm
+    offs = rows[:, None] * x_strides[1] + columns[None, :] * x_strides[2]
     acc += a * tl.load(x_ptr + offs, mask=mask, other=0.0).to(tl.float32)
-    tl.store(out_ptr + batch * stride_xb + offs, acc.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + batch * x_strides[0] + offs, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 BLOCK = 128  # tune: 64 128
@@ -249,7 +257,7 @@ WARPS = 8  # tune: 4 8
 STAGES = 3  # tune: 2 3 4
 
 
-def _tiling(n: int, m: int, dtype: torch.dtype) -> tuple[dict[str, object], dict[str, object]]:
+def _tiling(n: int, m: int, dtype: torch.dtype) -> tuple[dict[str, Any], dict[str, Any]]:
     """Constexprs and options of the two kernels for matrices of n x m; small ones take small tiles (a dot needs 16)."""
     # Three tf32 products stand in for a float32 one; their split operands fill the registers of a 128 tile twice over.
     block, depth = (64, 32) if dtype == torch.float32 else (BLOCK, BLOCK_K)
@@ -283,31 +291,36 @@ def _triton(G: Tensor, steps: int) -> Tensor:
     grid = (tiles * (tiles + 1) // 2, batch)
     apply_grid = (triton.cdiv(n, apply["BLOCK_N"]), triton.cdiv(m, apply["BLOCK_M"]), batch)
     for a, b, c in coefficients(steps):
-        _symmetric_kernel[grid](X, None, A, *X.stride(), n, m, 0.0, 1.0, **symmetric)
-        _symmetric_kernel[grid](A, A, B, *A.stride(), n, n, b, c, **symmetric)
-        _apply_kernel[apply_grid](B, X, spare, *X.stride(), n, m, a, **apply)
+        _symmetric_kernel[grid](X, None, A, X.stride(), A.stride(), n, m, 0.0, 1.0, **symmetric)
+        _symmetric_kernel[grid](A, A, B, A.stride(), A.stride(), n, n, b, c, **symmetric)
+        _apply_kernel[apply_grid](B, X, spare, A.stride(), X.stride(), n, m, a, **apply)
         X, spare = spare, X
     return (X.mT if tall else X).to(G.dtype).view(G.shape)
 
 
 # The specialisations of the default model's matrices (bfloat16, 512 wide), for compiling ahead of time:
 # (kernel, types of its runtime arguments, its constexprs, options).
-_X = {
-    "x_ptr": "*bf16",
-    "out_ptr": "*bf16",
-    "stride_xb": "i32",
-    "stride_xn": "i32",
-    "n": "i32",
-    "m": "i32",
-}
+def _aot(kernel: Any, added: str | None, constants: Mapping[str, Any]) -> tuple[Any, ...]:
+    types: dict[str, Any] = {"n": "i32", "m": "i32", "a": "fp32", "b": "fp32", "c": "fp32"}
+    types |= dict.fromkeys(("x_ptr", "out_ptr", "p_ptr"), "*bf16") | {
+        "add_ptr": added or "constexpr"
+    }
+    types |= dict.fromkeys(("x_strides", "s_strides"), ("i32", "i32", "constexpr"))
+    fixed: dict[Any, Any] = {
+        name: value for name, value in constants.items() if name in kernel.arg_names
+    }
+    fixed |= {(kernel.arg_names.index(name), 2): 1 for name in ("x_strides", "s_strides")}
+    fixed |= {"add_ptr": None} if "add_ptr" in kernel.arg_names and added is None else {}
+    options = {name: constants[name] for name in ("num_warps", "num_stages")}
+    return kernel, {name: types[name] for name in kernel.arg_names if name in types}, fixed, options
+
+
 _SYMMETRIC, _APPLY = _tiling(512, 512, torch.bfloat16)
-_OPTIONS = {key: (_SYMMETRIC.pop(key), _APPLY.pop(key))[0] for key in ("num_warps", "num_stages")}
-_SYMMETRIC["stride_xm"] = _APPLY["stride_xm"] = 1  # Triton makes a constant of a stride of 1
 AOT = [
-    (_symmetric_kernel, {**_X, "b": "fp32", "c": "fp32"}, {"add_ptr": None, **_SYMMETRIC}, _OPTIONS),
-    (_symmetric_kernel, {**_X, "add_ptr": "*bf16", "b": "fp32", "c": "fp32"}, _SYMMETRIC, _OPTIONS),
-    (_apply_kernel, {**_X, "p_ptr": "*bf16", "a": "fp32"}, _APPLY, _OPTIONS),
-]  # fmt: skip
+    _aot(_symmetric_kernel, None, _SYMMETRIC),
+    _aot(_symmetric_kernel, "*bf16", _SYMMETRIC),
+    _aot(_apply_kernel, None, _APPLY),
+]
 
 
 # ---- one custom op for all kernels, so that torch.compile keeps it whole ----
