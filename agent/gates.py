@@ -171,7 +171,7 @@ def correctness(candidate: Candidate, context: Context) -> Finding:
 def microbench(candidate: Candidate, context: Context) -> Finding:
     """Evidence: a Comparison by op, as a dict."""
     evidence: dict[str, Any] = {}
-    wins, said = 0, []
+    wins, product, said = 0, 1.0, []
     for op in context.touched(candidate):
         try:
             result = context.judge.compare(op, candidate.incumbent, candidate.tree)
@@ -186,12 +186,13 @@ def microbench(candidate: Candidate, context: Context) -> Finding:
                 evidence,
             )
         wins += result.high < 1.0
+        product *= result.ratio
     if not said:
         return Finding(True, "no kernel is changed", evidence)
-    if context.must_win and not wins:
+    if context.must_win and (not wins or product >= 1.0):
         return Finding(
             False,
-            f"not faster: {'; '.join(said)}; to pass, one interval has to lie below 1 and none above",
+            f"not faster: {'; '.join(said)}; to pass, one interval has to lie below 1, none above, and their mean below 1",
             evidence,
         )
     return Finding(True, "; ".join(said), evidence)
