@@ -115,6 +115,7 @@ def _go(lab: Lab, run: Run, ledger: Ledger, judge: Judging, screen: Screen) -> s
         signal.signal(number, _interrupt)
     try:
         why = _until_stopped(loop)
+        screen.say(f"ending: {why}; what was kept is measured again (Ctrl-C leaves that out)")
         try:
             loop.confirm()
         except KeyboardInterrupt:
