@@ -103,11 +103,11 @@ def _torch(G: Tensor, steps: int) -> Tensor:
 
 # ---- cpp ----
 
+PANELS = 4  # tune: 2 3 4 6 8
+# Panels of rows of a symmetric product: p of them do (p + 1) / 2p of the arithmetic, and meet all threads p times.
 PANEL = 64  # tune: 32 48 64 96 128
-# Rows of a symmetric float32 product taken at once. A product of n / PANEL = p panels does (p + 1) / 2p of the arithmetic; thinner
-# panels run further below a square product's speed.
-PANEL_BF16 = 256  # tune: 128 256 384 512
-# The same in bfloat16, whose products need 256 rows to reach their speed; smaller matrices gain nothing from symmetry.
+PANEL_BF16 = 256  # tune: 128 192 256 384 512
+# Rows that a panel has at least, in float32 and in bfloat16: thinner ones run too far below the speed of a square product.
 GRAM_ASPECT = 1.5  # tune: 1.25 1.5 2.0 3.0
 # From this m / n on, steps on the n x n Gram matrix save more in products with X than they cost.
 SEGMENT = 3
@@ -128,7 +128,7 @@ def _symmetric(
     """a I + b add + c left @ right, (B, n, n), where the product is known to be symmetric."""
     B, n, _ = left.shape
     out = left.new_empty(B, n, n)
-    panel_rows = PANEL if left.dtype == torch.float32 else PANEL_BF16
+    panel_rows = max(math.ceil(n / PANELS), PANEL if left.dtype == torch.float32 else PANEL_BF16)
     for begin in range(0, n, panel_rows):
         end = min(begin + panel_rows, n)
         rows, columns = slice(begin, end), slice(0, end)
