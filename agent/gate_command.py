@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent import gates
+from agent import gates, surface
 from agent.judging import Bench, Judging
 from agent.lab import Lab, Unusable, device
 from agent.records import Candidate, Change, GateResult
@@ -70,10 +70,25 @@ def as_json(results: Sequence[GateResult]) -> str:
 def _run(
     candidate: Candidate, context: gates.Context, names: Sequence[str], screen: Screen
 ) -> list[GateResult]:
-    steps = [(name, gate) for name, gate in gates.GATES if name in names]
-    results = []
-    for result in gates.run(candidate, context, steps, lambda name: screen.stage(name)):
-        said = "passed" if result.passed else "REFUSED"
-        screen.say(f"{result.name} {said} in {duration(result.seconds)}: {result.reason}")
-        results.append(result)
+    results: list[GateResult] = []
+    for part in (("scope", "static"), ("build", "correctness", "microbench")):
+        steps = [(name, gate) for name, gate in gates.GATES if name in names and name in part]
+        if "build" in part:
+            _build_incumbent(candidate, context, screen)
+        for result in gates.run(candidate, context, steps, lambda name: screen.stage(name)):
+            said = "passed" if result.passed else "REFUSED"
+            screen.say(f"{result.name} {said} in {duration(result.seconds)}: {result.reason}")
+            results.append(result)
+        if not results[-1].passed:
+            break
     return results
+
+
+def _build_incumbent(candidate: Candidate, context: gates.Context, screen: Screen) -> None:
+    """Once, into the cache that every runner reads and none can fill."""
+    if not any(surface.is_kernel(path) for path in candidate.paths):
+        return
+    screen.stage("building what the candidate is compared with")
+    built = context.judge.build(candidate.incumbent, surface.sources(candidate.incumbent))
+    if not built.passed:
+        raise Unusable(f"what the candidate is compared with does not build: {built.reason}")

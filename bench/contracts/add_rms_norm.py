@@ -36,7 +36,7 @@ CONTRACT = Contract(
     differentiable=("x", "residual", "weight"),
     draw=draw,
     trial={
-        "cpu": (_pair(8192, 256), _pair(4096, 256, "bfloat16")),
+        "cpu": (_pair(2048, 192, "bfloat16"), _pair(8192, 512)),
         "cuda": (_pair(131072, 512, "bfloat16"),),
     },
     least_bytes=lambda case: 4 * nbytes(case.inputs["x"]),

@@ -71,7 +71,7 @@ CONTRACT = Contract(
     differentiable=("q", "k", "v"),
     draw=draw,
     trial={
-        "cpu": (_qkv(8, 4, 512, 64, "float32", None), _qkv(8, 4, 512, 64, "bfloat16", 128)),
+        "cpu": (_qkv(4, 3, 512, 64, "bfloat16", 64), _qkv(4, 3, 512, 64, "float32", None)),
         "cuda": (
             _qkv(16, 4, 2048, 128, "bfloat16", None),
             _qkv(16, 4, 2048, 128, "bfloat16", 256),

@@ -63,7 +63,7 @@ CONTRACT = Contract(
     differentiable=("h", "W"),
     draw=draw,
     trial={
-        "cpu": (_head(2048, 256, 8192, "float32"), _head(2048, 256, 8192, "bfloat16")),
+        "cpu": (_head(2048, 192, 8192, "bfloat16"), _head(2048, 192, 8192, "float32")),
         "cuda": (_head(65536, 512, 8192, "bfloat16"),),
     },
     least_bytes=lambda case: nbytes(*case.inputs.values()),

@@ -33,7 +33,8 @@ CONTRACT = Contract(
     differentiable=("x", "weight"),
     draw=draw,
     trial={
-        "cpu": (Case({"x": Input((8192, 256))}), Case({"x": Input((4096, 256), "bfloat16")})),
+        # (B T, D), and queries and keys by head: (B, T, 2 H, head_dim)
+        "cpu": (Case({"x": Input((2048, 192), "bfloat16")}), Case({"x": Input((4, 512, 6, 64))})),
         "cuda": (Case({"x": Input((131072, 512), "bfloat16")}),),
     },
     least_bytes=lambda case: 2 * nbytes(case.inputs["x"]),
