@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +18,7 @@ from typing import Any
 FILE = Path(__file__).resolve().parent.parent / ".lab" / "ceilings.json"
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 MATRIX = {"cpu": 1536, "cuda": 8192}
-SAMPLES = 9
+SAMPLES = 25
 
 
 def ceilings(device: str) -> dict[str, float]:
