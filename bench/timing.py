@@ -74,7 +74,7 @@ def compare(
     candidate: Path,
     *,
     device: str = "cpu",
-    limit_s: float = 20.0,
+    limit_s: float = 10.0,
     seed: int | None = None,
 ) -> Comparison:
     """Time an op of two trees on the trial's shapes. Raises Refused when an arm fails or a timed output is wrong."""
