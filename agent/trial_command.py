@@ -60,5 +60,7 @@ def _head(result: TrialResult) -> Iterator[str]:
     if result.implementations:
         chosen = ", ".join(f"{op}={name}" for op, name in result.implementations.items())
         yield f"{'implementations:':<19}{chosen}"
+    if result.isolation:
+        yield f"{'isolation:':<19}{result.isolation}"
     if not result.ok:
         yield f"{'failure:':<19}{result.failure}: {' '.join(result.detail.split())}"

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -172,13 +171,26 @@ def _errors(got: Tensor, wanted: Tensor, unrounded: Tensor | None = None) -> tup
     )
 
 
-def first_refusal(differences: Sequence[Difference]) -> Difference | None:
-    return next((d for d in differences if not d.ok), None)
-
-
-def as_evidence(differences: Sequence[Difference]) -> list[dict[str, Any]]:
-    """Used share of the allowed error, by tensor."""
-    return [
-        {"tensor": d.name, "used": round(d.error / d.allowed, 3) if d.allowed else 0.0}
-        for d in differences
-    ]
+def examine(
+    contract: Contract,
+    case: Case,
+    inputs: Mapping[str, Tensor],
+    upstream: Sequence[Tensor],
+    answer: Mapping[str, Tensor],
+    wrt: Sequence[str],
+    *,
+    device: str,
+    working: torch.dtype | None = None,
+) -> tuple[str, dict[str, float]]:
+    """What is wrong with an answer ("" if nothing), and the share of the allowed error that each tensor used. References run on `device`."""
+    inputs = {name: t.to(device) for name, t in inputs.items()}
+    answer = {name: t.to(device) for name, t in answer.items()}
+    if contract.judge is not None:
+        (result,) = contract.results
+        plain = evaluate(contract, case, inputs, (), (), next(iter(inputs.values())).dtype)
+        return contract.judge(case, inputs, answer[result], plain[result]), {}
+    differences = compare(
+        contract, case, inputs, [u.to(device) for u in upstream], answer, wrt, working=working
+    )
+    used = {d.name: d.error / d.allowed for d in differences if d.allowed}
+    return next((d.describe() for d in differences if not d.ok), ""), used

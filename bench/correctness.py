@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.comparison import as_evidence, compare, evaluate, first_refusal
+from bench.comparison import examine
 from bench.contracts import Case, Contract, contract
 from bench.finding import Finding
 from bench.judge import Judge, Refused, place_call
@@ -115,19 +115,14 @@ class _Examination:
             upstream = self.fill_upstream(call)
             answer = self.ask(impl, call, mode, inputs, hold=hold)
             answers.append(answer)
-            if asked.judge is not None:
-                plain = evaluate(asked, case, inputs, (), (), inputs[next(iter(inputs))].dtype)
-                wrong = asked.judge(case, inputs, answer[asked.results[0]], plain[asked.results[0]])
-                if wrong:
-                    raise Refused("wrong", f"{_where(impl, mode, case)}: {wrong}")
-                continue
-            working = torch.bfloat16 if mode == "autocast" else None
-            differences = compare(asked, case, inputs, upstream, answer, wrt, working=working)
-            bad = first_refusal(differences)
-            if bad is not None:
-                raise Refused("wrong", f"{_where(impl, mode, case)}: {bad.describe()}")
-            for row in as_evidence(differences):
-                self._used[row["tensor"]] = max(self._used.get(row["tensor"], 0.0), row["used"])
+            wrong, used = examine(
+                asked, case, inputs, upstream, answer, wrt, device=self.judge.device,
+                working=torch.bfloat16 if mode == "autocast" else None,
+            )  # fmt: skip
+            if wrong:
+                raise Refused("wrong", f"{_where(impl, mode, case)}: {wrong}")
+            for name, share in used.items():
+                self._used[name] = max(self._used.get(name, 0.0), share)
         return answers
 
     def fill(self, case: Case, call: Mapping[str, Any]) -> dict[str, Tensor]:

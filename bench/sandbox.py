@@ -20,7 +20,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-MEMORY_BYTES = 16 << 30
+MEMORY_BYTES = {
+    "cpu": 16 << 30,
+    "cuda": 128 << 30,
+}  # of private memory, which on a GPU machine includes what CUDA maps
 FILE_BYTES = 1 << 30
 PROCESSES = 4096
 
@@ -70,7 +73,8 @@ def start(
     device: str = "cpu",
 ) -> Sandbox:
     """Run `python -m bench.<module>` on the candidate files of `tree` (its kernels/, csrc/ and model/)."""
-    scratch = Path(tempfile.mkdtemp(prefix="lab-"))
+    _sweep()
+    scratch = Path(tempfile.mkdtemp(prefix=f"lab-{os.getpid()}-"))
     home = scratch / "judge" / "bench"
     home.mkdir(parents=True)
     (home / "__init__.py").touch()
@@ -86,7 +90,7 @@ def start(
     else:
         isolation = "bubblewrap"
         command = [
-            *_namespaces(wrapper, device),
+            *_namespaces(wrapper),
             *_mounts(tree, home.parent, scratch / "tmp", cache, cache_writable),
             *("--chdir", str(scratch / "tmp"), "--", *command),
         ]
@@ -100,9 +104,17 @@ def start(
             env=_environment(home.parent, scratch / "tmp", cache, device),
             pass_fds=tuple(pass_fds),
             start_new_session=True,
-            preexec_fn=_limits,
+            preexec_fn=functools.partial(_limits, device),
         )
     return Sandbox(process, scratch, log, isolation)
+
+
+def _sweep() -> None:
+    """Remove the scratch folders of judges that were killed: their runners died with them."""
+    for folder in Path(tempfile.gettempdir()).glob("lab-*-*"):
+        owner = folder.name.split("-")[1]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @functools.cache
@@ -113,13 +125,13 @@ def bubblewrap() -> str | None:
     if packaged.is_file():
         candidates.append(str(packaged))
     for found in filter(None, candidates):
-        probe = [*_namespaces(found, "cpu"), "--ro-bind", "/", "/", "--proc", "/proc", "--", "true"]
+        probe = [*_namespaces(found), "--ro-bind", "/", "/", "--proc", "/proc", "--", "true"]
         if subprocess.run(probe, capture_output=True, timeout=10).returncode == 0:
             return found
     return None
 
 
-def _namespaces(wrapper: str, device: str) -> list[str]:
+def _namespaces(wrapper: str) -> list[str]:
     options = [
         wrapper,
         "--unshare-user",
@@ -183,11 +195,11 @@ def _environment(launch: Path, scratch: Path, cache: Path, device: str) -> dict[
     return {**environment, **{name: os.environ[name] for name in kept if name in os.environ}}
 
 
-def _limits() -> None:
+def _limits(device: str) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
     # DATA and not AS: CUDA reserves address space by the hundred gigabytes without using it.
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES[device], MEMORY_BYTES[device]))
     if (
         os.getuid() != 0
     ):  # counts every process of the user; root is bounded by the pid namespace and the time limit

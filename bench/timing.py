@@ -24,8 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.comparison import compare as compare_values
-from bench.comparison import evaluate, first_refusal
+from bench.comparison import examine
 from bench.contracts import Case, Contract, contract
 from bench.correctness import result_shapes
 from bench.judge import Judge, Refused, place_call
@@ -227,16 +226,9 @@ class _Table:
         answer = {
             name: arena.view(where).clone() for name, where in zip(names, places, strict=True)
         }
-        if self.asked.judge is not None:
-            plain = evaluate(
-                self.asked, self.case, inputs, (), (), next(iter(inputs.values())).dtype
-            )
-            wrong = self.asked.judge(self.case, inputs, answer[names[0]], plain[names[0]])
-        else:
-            bad = first_refusal(
-                compare_values(self.asked, self.case, inputs, upstream, answer, wrt)
-            )
-            wrong = bad.describe() if bad else ""
+        wrong, _ = examine(
+            self.asked, self.case, inputs, upstream, answer, wrt, device=self.judge.device
+        )
         if wrong:
             raise Refused("wrong", f"an output of a timed call ({self.arm.name}) is wrong: {wrong}")
 

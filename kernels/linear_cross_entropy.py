@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import choose, jit
+from kernels import choose, jit, product_dtype
 
 IGNORED = -100
 
@@ -63,14 +63,6 @@ def _torch(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> Tens
 CHUNK = 1024  # tune: 256 512 1024 2048 4096
 # Rows of logits made at a time on a CPU. What the cache gives to a smaller chunk (the fused pass is 8 % of the whole) the product takes,
 # whose threads meet once a chunk: 256 rows cost 10 % on one thread and, on a busy machine, up to twice the time on two.
-
-# Without avx512_bf16 or AMX a processor multiplies bfloat16 48 times slower than float32.
-_CPU_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def _product_dtype(h: Tensor) -> torch.dtype:
-    slow = h.dtype == torch.float16 or (h.dtype == torch.bfloat16 and not _CPU_BF16)
-    return torch.float32 if h.is_cpu and slow else h.dtype
 
 
 def _check_targets(targets: Tensor, V: int) -> None:
@@ -285,7 +277,7 @@ _op.register_autograd(_gradient, setup_context=_save)
 
 def _kernel(impl: str):
     def run(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
-        dtype = _product_dtype(h)
+        dtype = product_dtype(h)
         rows = h.reshape(-1, h.shape[-1]).to(dtype)
         head, flat = W.to(h.dtype).to(dtype), targets.reshape(-1).contiguous()
         if torch.is_grad_enabled() and (h.requires_grad or W.requires_grad):

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import INTERPRETED, choose, jit
+from kernels import INTERPRETED, choose, jit, product_dtype
 
 
 def newton_schulz(G: Tensor, steps: int = 5, *, impl: str | None = None) -> Tensor:
@@ -79,17 +79,8 @@ def _normalised(G: Tensor, dtype: torch.dtype) -> Tensor:
 # ---- torch ----
 
 
-# Without avx512_bf16 or AMX a processor multiplies bfloat16 48 times slower than float32.
-_CPU_BF16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def _product_dtype(G: Tensor) -> torch.dtype:
-    slow = G.dtype == torch.float16 or (G.dtype == torch.bfloat16 and not _CPU_BF16)
-    return torch.float32 if G.is_cpu and slow else G.dtype
-
-
 def _torch(G: Tensor, steps: int) -> Tensor:
-    X = _normalised(G, _product_dtype(G))
+    X = _normalised(G, product_dtype(G))
     tall = X.shape[-2] > X.shape[-1]
     X = X.mT if tall else X
     for a, b, c in coefficients(steps):
@@ -151,7 +142,7 @@ def _apply(P: Tensor, X: Tensor, tall: bool, a: float = 0.0) -> Tensor:
 
 
 def _cpp(G: Tensor, steps: int) -> Tensor:
-    X = _normalised(G, _product_dtype(G))
+    X = _normalised(G, product_dtype(G))
     tall = X.shape[-2] > X.shape[-1]
     n, m = sorted(X.shape[-2:])
     step = iter(coefficients(steps))
