@@ -83,7 +83,8 @@ class _Examination:
         if impl != "torch":
             self.case(self.rng.choice(self.contract.trial[self.judge.device]), impl, repeats=1)
         self.case(self.wide(cases), impl, mode="compile", repeats=1)
-        self.case(_in_float32(self.wide(cases)), impl, mode="autocast", repeats=1)
+        if self.contract.differentiable:
+            self.case(_in_float32(self.wide(cases)), impl, mode="autocast", repeats=1)
         if self.contract.time_axis:
             self.future(cases, impl)
         return [{"tensor": name, "used": round(used, 3)} for name, used in self._used.items()]

@@ -135,7 +135,7 @@ def test_gate_refuses_a_working_tree_that_touches_the_judge(checkout: Path) -> N
     file = checkout / "bench" / "comparison.py"
     text = file.read_text()
     try:
-        file.write_text(text.replace("FACTOR = 6.0", "FACTOR = 1e9"))
+        file.write_text(text.replace("FACTOR = 8.0", "FACTOR = 1e9"))
         done = run("-m", "agent", "gate", "--json", cwd=checkout)
     finally:
         file.write_text(text)

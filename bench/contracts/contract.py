@@ -76,6 +76,11 @@ class Input:
             x = torch.full(self.shape, 0.7, dtype=torch.float64)
         elif self.family == "zero":
             x.zero_()
+        elif (
+            self.family == "decades"
+        ):  # matrices whose singular values fall evenly over three decades
+            U, _, Vh = torch.linalg.svd(x, full_matrices=False)
+            x = (U * torch.logspace(0, -3, U.shape[-1], dtype=torch.float64)) @ Vh
         return x * self.scale
 
 
