@@ -165,6 +165,5 @@ class Repository:
     def _content(self, mode: str, blob: str) -> bytes | None:
         if mode == ABSENT:
             return None
-        return (
-            b"" if mode == "160000" else self.raw("cat-file", "blob", blob)
-        )  # a submodule has no content here
+        # A submodule has no content here.
+        return b"" if mode == "160000" else self.raw("cat-file", "blob", blob)

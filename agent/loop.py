@@ -109,9 +109,8 @@ class Loop:
         except KeyboardInterrupt:
             self.ledger.close_experiment(number, Outcome(LOST, "stopped by Ctrl-C"))
             raise
-        except (
-            Exception
-        ) as error:  # a candidate that trips the judge must not end the night, nor pass
+        except Exception as error:
+            # a candidate that trips the judge must not end the night, nor pass
             outcome = self._judge_failed(number, error)
         outcome = Outcome(**{**vars(outcome), "device_seconds": self.trials.seconds - spent})
         kept = outcome.status == KEEP

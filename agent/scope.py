@@ -125,9 +125,8 @@ def _kind(change: Change) -> Iterator[str]:
 
 def _size(candidate: Candidate) -> Iterator[str]:
     lines, size = _lines(candidate.patch), len(candidate.patch.encode())
-    size += sum(
-        len(c.after or b"") for c in candidate.changes if b"\0" in (c.after or b"")
-    )  # a patch omits binaries
+    # A patch omits binaries.
+    size += sum(len(c.after or b"") for c in candidate.changes if b"\0" in (c.after or b""))
     if lines > MAX_LINES or size > MAX_BYTES:
         yield (
             f"{lines:,} changed lines and {size:,} bytes: at most {MAX_LINES:,} and {MAX_BYTES:,} in one experiment; "

@@ -220,9 +220,8 @@ def _attribute(node: ast.Attribute, imported: dict[str, str], model: bool) -> It
     if node.attr in _INTROSPECTION:
         yield f"`.{node.attr}`: a kernel has no business with frames, code objects and classes' insides"
     name = _dotted(node, imported)
-    if (
-        name and _forbidden(name, model) == name
-    ):  # the shortest one: of torch.os.path.join only torch.os
+    if name and _forbidden(name, model) == name:
+        # the shortest one: of torch.os.path.join only torch.os
         yield f"`{name}`{_instead(name)}"
     elif node.attr in _METHODS:
         yield f"`.{node.attr}`: a kernel neither reads nor writes files"

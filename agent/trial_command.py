@@ -35,9 +35,8 @@ def run(lab: Lab, judge: Judging, seconds: float, seed: int, screen: Screen) -> 
     """Train and score a copy of the working tree."""
     with tempfile.TemporaryDirectory(prefix="lab-trial-") as scratch:
         tree = lab.copy_tree(Path(scratch))
-        screen.stage(
-            "building the kernels"
-        )  # into the shared cache, which the trial's own sandbox can only read
+        # Into the shared cache, which the trial's own sandbox can only read.
+        screen.stage("building the kernels")
         built = judge.build(tree, surface.sources(tree))
         if not built.passed:
             raise Unusable(f"the kernels do not build: {built.reason}")

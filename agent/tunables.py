@@ -27,9 +27,8 @@ _MARKER = re.compile(
 _DEFINE = re.compile(r"^(?P<head>\s*#\s*define\s+(?P<name>\w+)\s+)(?P<value>\S.*)$")
 _ENTRY = re.compile(r"""^(?P<head>.*["'](?P<name>\w+)["']\s*:\s*)(?P<value>[^=:]+)$""")
 _ASSIGNED = re.compile(r"^(?P<head>.*[^=!<>]=\s*)(?P<value>[^=]+)$")
-_NAME = re.compile(
-    r"(?P<name>\w+)\s*(?::\s*[\w\[\]., |]+)?\s*$"
-)  # with its annotation, if it has one
+# A name with its annotation, if it has one.
+_NAME = re.compile(r"(?P<name>\w+)\s*(?::\s*[\w\[\]., |]+)?\s*$")
 _CHOICE = re.compile(
     r"""[-+]?(?:0[xX][\da-fA-F']+|\d[\d_'.]*(?:[eE][-+]?\d+)?|\.\d+)[fFuUlL]*|[tT]rue|[fF]alse|None|"[^"]*"|'[^']*'"""
 )

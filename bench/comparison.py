@@ -100,9 +100,8 @@ def compare(
         moved = inputs if copy == 0 else _moved(inputs, working, copy)
         moved_truth = truth if copy == 0 else truth_of(moved)
         plain = evaluate(contract, case, moved, upstream, wrt, working)
-        if not all(
-            bool(torch.isfinite(t).all()) for t in plain.values()
-        ):  # it overflowed where float32 inside would not
+        if not all(bool(torch.isfinite(t).all()) for t in plain.values()):
+            # it overflowed where float32 inside would not
             plain = evaluate(contract, case, moved, upstream, wrt, torch.float32)
         for name, t in moved_truth.items():
             baseline[name].add(*_errors(plain[name].to(working).double(), t))

@@ -71,9 +71,8 @@ def replay(request: pytest.FixtureRequest) -> Callable[[str, Case, Arm, str, lis
 
     def hand_over(op: str, case: Case, arm: Arm, device: str, times: list[float]) -> None:
         asked = contract(op)
-        passes = (
-            3 if asked.differentiable else 1
-        )  # backward: twice the arithmetic and, at least, twice the traffic
+        # Backward: twice the arithmetic and, at least, twice the traffic.
+        passes = 3 if asked.differentiable else 1
         moved, flops = passes * asked.least_bytes(case), passes * asked.flops(case)
         median = statistics.median(times)
         dtype = next(i.dtype for i in case.inputs.values() if i.dtype != "int64")

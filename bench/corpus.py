@@ -26,10 +26,8 @@ EMBEDDED = Path(__file__).with_name("embedded") / "default.jsonl.zst"
 HUB_BYTES = (
     2_000_000_000  # where an endless stream stops: more text than one GPU reads in 5 minutes
 )
-PARAGRAPHS, LONGEST = (
-    4_000,
-    32_000,
-)  # bytes after which a blank line, or any line, ends a .txt document
+# Bytes after which a blank line, or any line, ends a .txt document.
+PARAGRAPHS, LONGEST = 4_000, 32_000
 
 
 class DataError(ValueError):

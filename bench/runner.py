@@ -60,9 +60,8 @@ class Runner:
                 answer.update(handler(request) if fd is None else handler(request, fd))
             except Refusal as refusal:
                 answer.update(ok=False, kind="structure", error=str(refusal))
-            except (
-                Exception
-            ) as error:  # whatever candidate code raises is an answer, not our failure
+            except Exception as error:
+                # whatever candidate code raises is an answer, not our failure
                 text = "".join(traceback.format_exception(error))
                 answer.update(ok=False, kind=type(error).__name__, error=text[-MAX_ERROR:])
             self.channel.send(answer)
@@ -86,9 +85,8 @@ class Runner:
             def call(*args: Any, **kwargs: Any) -> Any:
                 return plain(*args, **kwargs) if impl is None else plain(*args, impl=impl, **kwargs)
 
-            if (
-                mode == "compile"
-            ):  # aot_eager: finds graph breaks and missing fakes without paying for code generation
+            if mode == "compile":
+                # aot_eager: finds graph breaks and missing fakes without paying for code generation
                 call = torch.compile(call, fullgraph=True, backend="aot_eager")
             elif mode == "inductor":
                 call = torch.compile(call, fullgraph=True)
@@ -231,9 +229,8 @@ class Runner:
     def do_train(self, request: Mapping[str, Any], fd: int) -> dict[str, Any]:
         shard = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", UserWarning
-            )  # torch notes that the buffer is read-only: that is the point
+            # torch notes that the buffer is read-only: that is the point
+            warnings.simplefilter("ignore", UserWarning)
             tokens = torch.frombuffer(shard, dtype=getattr(torch, request["dtype"]))
 
         def report(progress: Mapping[str, Any]) -> None:

@@ -27,9 +27,8 @@ MEMORY_BYTES = {
 FILE_BYTES = 1 << 30
 PROCESSES = 4096
 
-RUNTIME = (
-    Path(__file__).resolve().parent
-)  # these files are copied: the runner sees nothing else of bench
+RUNTIME = Path(__file__).resolve().parent
+# These files are copied for the runner, which sees nothing else of bench.
 RUNNER_FILES = ("protocol.py", "runner.py", "aot.py")
 
 
@@ -200,8 +199,7 @@ def _limits(device: str) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
     # DATA and not AS: CUDA reserves address space by the hundred gigabytes without using it.
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES[device], MEMORY_BYTES[device]))
-    if (
-        os.getuid() != 0
-    ):  # counts every process of the user; root is bounded by the pid namespace and the time limit
+    if os.getuid() != 0:
+        # counts every process of the user; root is bounded by the pid namespace and the time limit
         hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
         resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, hard))

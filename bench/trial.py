@@ -287,9 +287,8 @@ def _logits(judge: Judge, rows: Tensor, vocab_size: int) -> Tensor:
     judge.arena.view(where).copy_(rows)
     out = judge.arena.place("float32", (*rows.shape, vocab_size))
     logits = judge.arena.view(out)
-    logits[:, ::16].fill_(
-        math.nan
-    )  # poisoned here and there: a row that is not written shows as a NaN
+    # Poisoned here and there: a row that is not written shows as a NaN.
+    logits[:, ::16].fill_(math.nan)
     judge.ask("logits", rows=where, out=out)
     return logits
 

@@ -145,9 +145,8 @@ def _writable(folder: Path) -> Path:
         return folder
     private = Path(tempfile.gettempdir()) / f"lab-{os.getuid()}"
     private.mkdir(mode=0o700, exist_ok=True)
-    if (
-        private.stat().st_uid != os.getuid()
-    ):  # in a shared /tmp: whoever owns it could have put any object there
+    if private.stat().st_uid != os.getuid():
+        # in a shared /tmp: whoever owns it could have put any object there
         raise BuildError(
             f"{folder} is not writable, and {private} belongs to somebody else; set TMPDIR"
         )

@@ -20,7 +20,7 @@ ELSEWHERE = {
     "make lab": "tests/test_lab.py: the same command line with shorter trials",
     "make test": "this suite",
     "make bench": "tests/test_lab.py: pytest bench --benchmark on one op",
-    "pytest bench": "tests/test_lab.py",
+    "pytest bench": "bench/ is part of this suite; --benchmark: tests/test_lab.py",
 }
 
 

@@ -76,9 +76,8 @@ class Input:
             x = torch.full(self.shape, 0.7, dtype=torch.float64)
         elif self.family == "zero":
             x.zero_()
-        elif (
-            self.family == "decades"
-        ):  # matrices whose singular values fall evenly over three decades
+        elif self.family == "decades":
+            # matrices whose singular values fall evenly over three decades
             U, _, Vh = torch.linalg.svd(x, full_matrices=False)
             x = (U * torch.logspace(0, -3, U.shape[-1], dtype=torch.float64)) @ Vh
         return x * self.scale
@@ -119,12 +118,10 @@ class Contract:
     trial: Mapping[str, tuple[Case, ...]]  # by device: the shapes of the trial, heaviest first
     least_bytes: Callable[[Case], int]  # forward, every tensor touched once
     flops: Callable[[Case], int]  # forward; backward is counted as twice this
-    result_dtypes: Mapping[str, str] = field(
-        default_factory=dict
-    )  # where not the dtype of the first input
-    time_axis: Mapping[str, int] = field(
-        default_factory=dict
-    )  # causal op: tensor name -> dimension of time
+    # Dtypes of results where they are not the dtype of the first input.
+    result_dtypes: Mapping[str, str] = field(default_factory=dict)
+    # For a causal op: tensor name -> its dimension of time.
+    time_axis: Mapping[str, int] = field(default_factory=dict)
     judge: Callable[[Case, Mapping[str, Tensor], Tensor, Tensor], str] | None = None
     # Replaces the comparison of values where not the value but a property is asked: (case, float64 inputs, result, plain
     # result) -> "" or what is wrong.
