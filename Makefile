@@ -1,4 +1,4 @@
-# make lab    from a fresh clone to a summary of real experiments (first run about 5 minutes, later ones about 3)
+# make lab    from a fresh clone to a summary of real experiments (first run about 6 minutes, later ones about 3)
 # make test   formatting, types, and the whole test suite
 # make bench  every kernel and its peers, measured
 
@@ -11,7 +11,7 @@ DEVICE ?= auto
 lab: install
 	@$(BIN)/python -m agent prepare
 	@$(BIN)/python -m agent --target kernels --op linear_cross_entropy --proposer sweep \
-	    --start examples --experiments 5 --seconds 15 --device $(DEVICE)
+	    --start examples --experiments 4 --seconds 15 --device $(DEVICE)
 
 test: install check
 	$(BIN)/python -m pytest -q

@@ -24,7 +24,7 @@ from bench.finding import Finding
 from bench.judge import Judge, Refused, place_call
 
 DRAWN_CASES = 8
-DRAWN_FOR_PLAIN = 3  # the plain `torch` implementation is not what the trial runs
+DRAWN_FOR_NAMED = 3  # an implementation asked for by name; what the trial runs is the default
 HELD_CASES = 3
 CALL_TIMEOUT_S = 90.0  # the first call may build
 
@@ -53,10 +53,9 @@ def check(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) 
 
 
 def _to_examine(names: list[Any], device: str) -> list[str | None]:
-    """The default, then the named kernels that the device can run; `torch` is what the default falls to, or plain."""
+    """The public function as the trial calls it, without a name; then every implementation that the device can run, by name."""
     runs = {"cpu": ("torch", "cpp"), "cuda": ("torch", "triton", "cuda")}[device]
-    named = [str(n) for n in names if n in runs]
-    return [*named] if named else [None]
+    return [None, *(str(name) for name in names if name in runs)]
 
 
 class _Examination:
@@ -73,20 +72,20 @@ class _Examination:
     def run(self, impl: str | None) -> list[dict[str, Any]]:
         self._used = {}
         held: list[tuple[Case, dict[str, Tensor]]] = []
-        drawn = DRAWN_FOR_PLAIN if impl == "torch" else DRAWN_CASES
+        drawn = DRAWN_CASES if impl is None else DRAWN_FOR_NAMED
         cases = [self.contract.draw(self.rng) for _ in range(drawn)]
         for i, case in enumerate(cases):
             answers = self.case(case, impl, hold=i < HELD_CASES)
             if i < HELD_CASES:
                 held += [(case, answer) for answer in answers]
         self.recall(held)
-        if impl != "torch":
-            self.case(self.rng.choice(self.contract.trial[self.judge.device]), impl, repeats=1)
-        self.case(self.wide(cases), impl, mode="compile", repeats=1)
-        if self.contract.differentiable:
-            self.case(_in_float32(self.wide(cases)), impl, mode="autocast", repeats=1)
         if self.contract.time_axis:
             self.future(cases, impl)
+        if impl is None:
+            self.case(self.rng.choice(self.contract.trial[self.judge.device]), None, repeats=1)
+            self.case(self.wide(cases), None, mode="compile", repeats=1)
+            if self.contract.differentiable:
+                self.case(_in_float32(self.wide(cases)), None, mode="autocast", repeats=1)
         return [{"tensor": name, "used": round(used, 3)} for name, used in self._used.items()]
 
     def wide(self, cases: list[Case]) -> Case:
