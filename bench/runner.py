@@ -34,6 +34,7 @@ from torch import Tensor
 from bench.protocol import Channel, view
 
 MAX_ERROR = 6000
+LAST_FRAMES = 4  # of a traceback: those of the candidate, not ours
 
 
 class Refusal(Exception):
@@ -62,7 +63,7 @@ class Runner:
                 answer.update(ok=False, kind="structure", error=str(refusal))
             except Exception as error:
                 # whatever candidate code raises is an answer, not our failure
-                text = "".join(traceback.format_exception(error))
+                text = "".join(traceback.format_exception(error, limit=-LAST_FRAMES))
                 answer.update(ok=False, kind=type(error).__name__, error=text[-MAX_ERROR:])
             self.channel.send(answer)
 
@@ -207,7 +208,10 @@ class Runner:
         seconds = {}
         for source in request["sources"]:
             started = time.monotonic()
-            jit.build(Path(source))
+            try:
+                jit.build(Path(source))
+            except jit.BuildError as error:
+                raise Refusal(str(error)) from None
             seconds[Path(source).name] = round(time.monotonic() - started, 1)
         return {"seconds": seconds}
 

@@ -12,6 +12,7 @@ from bench.correctness import check
 
 ROOT = Path(__file__).resolve().parent.parent
 CHEATS = sorted((ROOT / "tests" / "cheats").glob("*.py"))
+SEED = 7  # the gate draws a secret one; a test that fails should fail again
 HONEST = sorted((ROOT / "tests" / "honest").glob("*.py"))
 
 
@@ -38,7 +39,7 @@ def tree_with(tmp_path: Path):
 
 @pytest.mark.parametrize("cheat", CHEATS, ids=lambda p: p.stem)
 def test_cheat_is_refused(cheat: Path, tree_with) -> None:
-    finding = check(op_of(cheat), tree_with(cheat))
+    finding = check(op_of(cheat), tree_with(cheat), seed=SEED)
     assert not finding.passed, f"{cheat.stem} passed: {finding.evidence}"
     assert finding.evidence["kind"] not in ("timeout", "crash", "ImportError", "SyntaxError"), (
         finding.reason
@@ -47,12 +48,12 @@ def test_cheat_is_refused(cheat: Path, tree_with) -> None:
 
 @pytest.mark.parametrize("oddity", HONEST, ids=lambda p: p.stem)
 def test_honest_oddity_passes(oddity: Path, tree_with) -> None:
-    finding = check(op_of(oddity), tree_with(oddity))
+    finding = check(op_of(oddity), tree_with(oddity), seed=SEED)
     assert finding.passed, finding.reason
 
 
 @pytest.mark.parametrize("op", ops())
 def test_shipped_kernel_passes(op: str) -> None:
-    finding = check(op, ROOT)
+    finding = check(op, ROOT, seed=SEED)
     assert finding.passed, finding.reason
     assert "cpp" in [row["impl"] for row in finding.evidence["implementations"]]
