@@ -1,0 +1,119 @@
+"""Build, microbench and parity on the real kernels: what they report, and what they refuse."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.builds import build
+from bench.data import prepare
+from bench.judge import Refused
+from bench.parity import probe
+from bench.timing import compare
+
+ROOT = Path(__file__).resolve().parent.parent
+NORM = '''"""RMSNorm that makes `repeats` passes; from call `honest_calls` on it returns its input."""
+import torch
+
+CALLS = 0
+
+
+def rms_norm(x, weight=None, eps=1e-6):
+    global CALLS
+    CALLS += 1
+    if CALLS > {honest_calls}:
+        return x * 1.0
+    for _ in range({repeats}):
+        y = (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    return y if weight is None else y * weight
+'''
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Callable[..., Path]:
+    """Copies of the project's editable folders, with files replaced."""
+
+    def make(name: str, **files: str) -> Path:
+        for folder in ("kernels", "csrc", "model"):
+            shutil.copytree(
+                ROOT / folder,
+                tmp_path / name / folder,
+                ignore=shutil.ignore_patterns("build", "__pycache__"),
+            )
+        for path, text in files.items():
+            (tmp_path / name / path.replace("__", "/")).with_suffix(".py").write_text(text)
+        return tmp_path / name
+
+    return make
+
+
+def test_eight_times_the_work_is_judged_slower(tree: Callable[..., Path]) -> None:
+    once = tree("once", kernels__rms_norm=NORM.format(repeats=1, honest_calls=10**9))
+    eight = tree("eight", kernels__rms_norm=NORM.format(repeats=8, honest_calls=10**9))
+    found = compare("rms_norm", once, eight, limit_s=4.0)
+    assert found.slower, found
+    assert 1.5 < found.ratio < 9
+    assert not compare("rms_norm", eight, once, limit_s=4.0).slower
+
+
+def test_the_interval_of_equal_files_holds_one(tree: Callable[..., Path]) -> None:
+    a = tree("a", kernels__rms_norm=NORM.format(repeats=1, honest_calls=10**9))
+    b = tree("b", kernels__rms_norm=NORM.format(repeats=1, honest_calls=10**9))
+    found = compare("rms_norm", a, b, limit_s=4.0)
+    assert found.low < 1.05, found
+    assert found.high > 0.95, found
+
+
+def test_a_kernel_that_is_right_only_while_it_is_checked_is_refused(
+    tree: Callable[..., Path],
+) -> None:
+    honest = tree("honest", kernels__rms_norm=NORM.format(repeats=1, honest_calls=10**9))
+    sly = tree("sly", kernels__rms_norm=NORM.format(repeats=1, honest_calls=60))
+    with pytest.raises(Refused, match="timed call"):
+        compare("rms_norm", honest, sly, limit_s=1.0)
+
+
+def test_triton_kernels_are_compiled_ahead_of_time_and_their_cost_reported(
+    tree: Callable[..., Path],
+) -> None:
+    found = build(tree("as-it-is"), ["kernels/rms_norm.py"])
+    assert found.passed, found.reason
+    rows = found.evidence["triton"]["rms_norm"]
+    assert {row["arch"] for row in rows} == {80, 90, 100}
+    assert all(
+        row["registers"] > 0 and row["stack_bytes"] == 0 and row["shared_bytes"] >= 0
+        for row in rows
+    )
+
+
+def test_a_triton_kernel_that_does_not_compile_is_refused(tree: Callable[..., Path]) -> None:
+    source = (ROOT / "kernels" / "rms_norm.py").read_text()
+    broken = source.replace("tl.sum(", "tl.no_such_function(", 1)
+    assert broken != source
+    found = build(tree("broken", kernels__rms_norm=broken), ["kernels/rms_norm.py"])
+    assert not found.passed
+    assert "no_such_function" in found.reason
+
+
+def test_parity_passes_a_kernel_and_refuses_one_that_trains_differently(
+    tree: Callable[..., Path], tmp_path: Path
+) -> None:
+    text = "\n\n".join(
+        f"Sentence {i} of a small corpus, number {i * i}, and so on." * 12 for i in range(900)
+    )
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "corpus.txt").write_text(text)
+    dataset = prepare(str(tmp_path / "text"), vocab_size=300, root=tmp_path / "data")
+    incumbent = tree("incumbent")
+    plain = NORM.format(repeats=1, honest_calls=10**9).replace(
+        "eps=1e-6)", "eps=1e-6, *, impl=None)"
+    )
+    plain += '\n\nIMPLEMENTATIONS = {"torch": rms_norm}\n'
+    assert probe(incumbent, tree("same", kernels__rms_norm=plain), dataset, device="cpu").passed
+    wrong = plain.replace("return y if", "y = y * 1.5\n    return y if")
+    refused = probe(incumbent, tree("other", kernels__rms_norm=wrong), dataset, device="cpu")
+    assert not refused.passed
+    assert "does not compute the same thing" in refused.reason
