@@ -143,13 +143,25 @@ def measure(
     calls = max(1, min(MAX_CALLS, round(BLOCK_S / min(table.warm_up() for table in tables))))
     samples: dict[str, list[float]] = {arm.name: [] for arm in arms}
     rounds = 0
-    while rounds < 5 or time.monotonic() < deadline:
-        for table in rng.sample(tables, len(tables)):
-            samples[table.arm.name].append(table.block(calls))
-        rounds += 1
+    with _one_thread():
+        while rounds < 5 or time.monotonic() < deadline:
+            for table in rng.sample(tables, len(tables)):
+                samples[table.arm.name].append(table.block(calls))
+            rounds += 1
     for table in tables:
         table.audit()
     return samples
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Keep the judge's own thread pool asleep: after a parallel fill its threads would spin into the block that is timed."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Table:
