@@ -36,6 +36,8 @@ MAX_SETS = 8
 WARM_UP_S = 0.3
 CALL_TIMEOUT_S = 120.0
 BOOTSTRAP = 2000
+# Of a comparison, at least: the bootstrap interval of a median of five blocks missed one in an A/A comparison.
+ROUNDS = 25
 
 
 @dataclass(frozen=True)
@@ -77,15 +79,17 @@ def compare(
     seed: int | None = None,
 ) -> Comparison:
     """Time an op of two trees on the trial's shapes. Raises Refused when an arm fails or a timed output is wrong."""
-    started = time.monotonic()
     asked = contract(op)
     cases = asked.trial[device]
     arms = (Arm("incumbent", incumbent), Arm("candidate", candidate))
     rows, logs = [], []
     with _runners(op, arms, device) as judges:
+        started = time.monotonic()
         for i, case in enumerate(cases):
             share = (limit_s - (time.monotonic() - started)) / (len(cases) - i)
-            samples = measure(asked, case, arms, judges, limit_s=max(share, 1.0), seed=seed)
+            samples = measure(
+                asked, case, arms, judges, limit_s=max(share, 1.0), seed=seed, least=ROUNDS
+            )
             logs.append(np.log(np.array(samples["candidate"]) / np.array(samples["incumbent"])))
             ratio, low, high = _interval([logs[-1]])
             rows.append(
@@ -133,9 +137,10 @@ def measure(
     judges: Sequence[Judge],
     *,
     limit_s: float,
+    least: int = 5,
     seed: int | None = None,
 ) -> dict[str, list[float]]:
-    """Interleaved blocks until the time is used (at least 5 rounds)."""
+    """Interleaved blocks until the time is used, at least `least` rounds of them."""
     rng = random.Random(secrets.randbits(48) if seed is None else seed)
     tables = [_Table(asked, case, arm, judge, rng) for arm, judge in zip(arms, judges, strict=True)]
     deadline = time.monotonic() + limit_s
@@ -144,7 +149,7 @@ def measure(
     samples: dict[str, list[float]] = {arm.name: [] for arm in arms}
     rounds = 0
     with _one_thread():
-        while rounds < 5 or time.monotonic() < deadline:
+        while rounds < least or time.monotonic() < deadline:
             for table in rng.sample(tables, len(tables)):
                 samples[table.arm.name].append(table.block(calls))
             rounds += 1
