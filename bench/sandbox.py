@@ -29,7 +29,15 @@ PROCESSES = 4096
 
 RUNTIME = Path(__file__).resolve().parent
 # These files are copied for the runner, which sees nothing else of bench.
-RUNNER_FILES = ("protocol.py", "runner.py", "aot.py")
+RUNNER_FILES = (
+    "protocol.py",
+    "lending.py",
+    "runner.py",
+    "runner_calls.py",
+    "runner_blocks.py",
+    "runner_trial.py",
+    "aot.py",
+)
 
 
 @dataclass
