@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import secrets
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -95,7 +96,6 @@ class Judge:
         self.arena = Arena()
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours)
-        self._requests = 0
         try:
             self._sandbox = sandbox.start(
                 "runner",
@@ -127,18 +127,20 @@ class Judge:
         **request: Any,
     ) -> dict[str, Any]:
         """Send one request and wait for its answer. Raises Refused on an error answer, a time-out, a crash or a malformed line."""
-        self._requests += 1
+        nonce = secrets.token_hex(8)
         deadline = time.monotonic() + timeout
         try:
-            self._channel.send({"id": self._requests, "do": do, **request}, fd)
+            if self._channel.pending():
+                raise ProtocolError("the runner spoke without being asked")
+            self._channel.send({"nonce": nonce, "do": do, **request}, fd)
             while True:
                 answer, stray = self._channel.receive(max(0.001, deadline - time.monotonic()))
                 if stray is not None:
                     os.close(stray)
                     raise ProtocolError("an answer carried a file descriptor")
-                if answer.get("id") != self._requests:
+                if answer.get("nonce") != nonce:
                     raise ProtocolError(
-                        f"expected an answer to request {self._requests}, got {answer.get('id')!r}"
+                        f"expected an answer with this request's nonce, got {answer.get('nonce')!r}"
                     )
                 if "progress" not in answer:
                     break

@@ -1,7 +1,7 @@
 """The wire between judge and runner: one line of JSON a message, over a socket pair; tensors lie in an arena that both map.
 
 The judge owns the arena (a sealed memfd) and says where each tensor lies; the runner only ever receives offsets, shapes and strides.
-Answers are plain JSON of bounded length with the number of the request they answer. Nothing is ever unpickled.
+Answers are plain JSON of bounded length that repeat the request's nonce; what comes unasked is a breach. Nothing is ever unpickled.
 This file is read on both sides, so it holds the format alone: no references, no tolerances.
 """
 
@@ -61,6 +61,14 @@ class Channel:
         if not isinstance(message, dict):
             raise ProtocolError("a message is not a JSON object")
         return message, received
+
+    def pending(self) -> bool:
+        """Whether anything has arrived that nobody has read: between two requests, something unasked."""
+        self._socket.settimeout(0.0)
+        try:
+            return bool(self._buffer) or bool(self._socket.recv(1, socket.MSG_PEEK))
+        except BlockingIOError:
+            return False
 
     def close(self) -> None:
         self._socket.close()

@@ -1,6 +1,6 @@
 """The only process that imports candidate code. It fills the judge's buffers and answers plain JSON; it decides nothing.
 
-Requests (`do`), each answered once with {"id", "ok", ...}; those of a call are in
+Requests (`do`), each answered once with {"nonce", "ok", ...}; those of a call are in
 runner_calls.py, of a measurement in runner_blocks.py, of a trial in runner_trial.py, and here
 
     load      {tree, op?}                        put the tree on the path, import kernels.<op>        -> {implementations}
@@ -40,7 +40,7 @@ class Runner:
         """Answer requests until the judge closes the connection."""
         while True:
             request, fd = self.channel.receive()
-            answer: dict[str, Any] = {"id": request["id"], "ok": True}
+            answer: dict[str, Any] = {"nonce": request["nonce"], "ok": True}
             try:
                 handler = self.handler(request["do"])
                 answer.update(handler(request) if fd is None else handler(request, fd))

@@ -38,7 +38,7 @@ class Training:
             tokens = torch.frombuffer(shard, dtype=getattr(torch, request["dtype"]))
 
         def report(progress: Mapping[str, Any]) -> None:
-            self.send({"id": request["id"], "progress": dict(progress)})
+            self.send({"nonce": request["nonce"], "progress": dict(progress)})
 
         return {
             "trained": self.trainer.train(

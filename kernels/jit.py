@@ -1,6 +1,6 @@
 """Build `csrc/<op>.cpp` (or `.cu`) on first use and load it: one shared object an op.
 
-    ops = jit.load("rms_norm")          # torch.ops namespace with the functions that csrc/rms_norm.cpp registers
+    ops = jit.load("rms_norm")          # the functions that csrc/rms_norm.cpp registers
     y, rstd = ops.forward(x, weight, eps)
 
 The object's name is a hash of what it is made from: source, headers, flags, torch, compiler. Same content, same object, in any
@@ -9,6 +9,8 @@ of the name, so a cache shared by two machines serves each its own object and no
 
 Two processes that need the same object at once: one builds under a file lock (which the operating system lets go even on kill -9), the
 other waits; the object appears by rename, whole or not at all. Building never loads: what a source runs at load time runs in `load`.
+
+Every call into a library is counted, so that a judge can see that a kernel ran, and can spoil its results to see that they are used.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,9 @@ ISA_FLAGS = {
     "generic": (),
 }  # fmt: skip
 CUDA_FLAGS = ("-std=c++20", "-O3", "--use_fast_math", "-lineinfo")
+
+calls: Counter[str] = Counter()  # into each op's libraries, since the process began
+spoil: Callable[[Any], Any] | None = None  # set by a judge: what becomes of every result
 
 
 class BuildError(RuntimeError):
@@ -66,15 +72,33 @@ def cache_directory() -> Path:
     return Path(home).expanduser() / "lab"
 
 
+class Library:
+    """The functions that a loaded object registers, by name; each call of one is counted in `calls`."""
+
+    def __init__(self, op: str, namespace: Any) -> None:
+        self._op, self._namespace = op, namespace
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        function = getattr(self._namespace, name)
+
+        def call(*arguments: Any) -> Any:
+            calls[self._op] += 1
+            results = function(*arguments)
+            return results if spoil is None else spoil(results)
+
+        setattr(self, name, call)
+        return call
+
+
 @functools.cache
-def load(op: str, language: str = "cpp") -> Any:
-    """The torch.ops namespace of the library of csrc/<op>.<language> ("cpp" or "cu"), built if no cache has it.
+def load(op: str, language: str = "cpp") -> Library:
+    """The library of csrc/<op>.<language> ("cpp" or "cu"), built if no cache has it.
 
     Raises FileNotFoundError without a source, BuildError if it cannot be compiled.
     """
     path = build(CSRC / f"{op}.{language}")
     torch.ops.load_library(str(path))
-    return getattr(torch.ops, path.stem)
+    return Library(op, getattr(torch.ops, path.stem))
 
 
 def build(path: Path, target: str | None = None, into: Path | None = None) -> Path:

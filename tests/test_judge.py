@@ -59,9 +59,9 @@ def test_an_endless_loop_is_stopped_and_the_process_is_gone(tmp_path: Path) -> N
     assert time.monotonic() - started < 20
 
 
-def test_a_forged_answer_with_the_wrong_number_is_refused(tmp_path: Path) -> None:
-    forged = 'import os, sys\nos.write(int(sys.argv[1]), b\'{"id": 99, "ok": true, "implementations": []}\\n\')'
-    with pytest.raises(Refused, match="expected an answer to request 1"):
+def test_a_forged_answer_without_the_nonce_is_refused(tmp_path: Path) -> None:
+    forged = 'import os, sys\nos.write(int(sys.argv[1]), b\'{"nonce": 1, "ok": true, "implementations": []}\\n\')'
+    with pytest.raises(Refused, match="this request's nonce"):
         load(tree(tmp_path, forged))
 
 
@@ -170,3 +170,15 @@ def test_a_descriptor_travels_with_a_message(tmp_path: Path) -> None:
     assert received is not None
     assert os.read(received, 10) == b"bell"
     os.close(received)
+
+
+def test_an_answer_given_twice_is_refused(tmp_path: Path) -> None:
+    twice = (
+        "import os, socket, sys\nsend = socket.socket.sendall\n"
+        "socket.socket.sendall = lambda end, data: (send(end, data), send(end, data))[0]"
+    )
+    with Judge(tree(tmp_path, twice)) as judge:
+        judge.ask("load", op="rms_norm", tree=str(tmp_path))
+        time.sleep(0.2)
+        with pytest.raises(Refused, match="without being asked"):
+            judge.ask("recall", outputs=[])
