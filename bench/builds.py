@@ -20,7 +20,10 @@ TIMEOUT_S = 300.0
 
 
 def build(tree: Path, changed: Sequence[str]) -> Finding:
-    """Build what `changed` (paths relative to the tree) touches; a header touches every source beside it."""
+    """Build what `changed` (paths relative to the tree) touches; a header touches every source beside it.
+
+    Evidence: seconds and the shared object of each source, and what the compiler says of each Triton kernel.
+    """
     evidence: dict[str, Any] = {}
     try:
         sources = _sources(tree, changed)
@@ -29,6 +32,7 @@ def build(tree: Path, changed: Sequence[str]) -> Finding:
                 judge.ask("load", tree=str(judge.tree))
                 answer = judge.ask("build", timeout=TIMEOUT_S, sources=[str(s) for s in sources])
                 evidence["build_seconds"] = answer["seconds"]
+                evidence["objects"] = answer["objects"]
         for op in _ops(changed):
             with Judge(tree) as judge:
                 judge.ask("load", op=op, tree=str(judge.tree))

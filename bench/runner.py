@@ -3,8 +3,9 @@
 Requests (`do`), each answered once with {"nonce", "ok", ...}; those of a call are in
 runner_calls.py, of a measurement in runner_blocks.py, of a trial in runner_trial.py, and here
 
-    load      {tree, op?}                        put the tree on the path, import kernels.<op>        -> {implementations}
-    build     {sources}                          compile csrc sources through kernels/jit.py
+    load      {tree, op?}                        put the tree on the path, import kernels.<op>        -> {implementations, default}
+    state     {}                                 what of the process's state has changed since before the import  -> {changed}
+    build     {sources}                          compile csrc sources through kernels/jit.py        -> {seconds, objects}
     aot       {op, targets}                      compile the op's Triton kernels ahead of time
 """
 
@@ -23,6 +24,7 @@ from bench.lending import Lent, Refusal
 from bench.protocol import Channel
 from bench.runner_blocks import Blocks
 from bench.runner_calls import Calls
+from bench.runner_state import snapshot
 from bench.runner_trial import Training
 
 MAX_ERROR = 6000
@@ -33,6 +35,8 @@ class Runner:
     def __init__(self, channel: Channel, arena: mmap.mmap, device: str) -> None:
         lent = Lent(arena, device)
         self.channel = channel
+        self.device = lent.device
+        self.before: dict[str, Any] = {}
         calls = Calls(lent)
         self.rooms = (self, calls, Blocks(lent, calls), Training(lent, channel.send))
 
@@ -59,26 +63,41 @@ class Runner:
         return found
 
     def do_load(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        self.before = snapshot()
         sys.path.insert(0, request["tree"])
         if "op" not in request:
             return {}
+        from kernels import choose
+
         module = __import__(f"kernels.{request['op']}", fromlist=["_"])
         if not callable(getattr(module, request["op"], None)):
             raise Refusal(f"kernels/{request['op']}.py exports no function {request['op']}")
-        return {"implementations": list(getattr(module, "IMPLEMENTATIONS", {}))}
+        known = getattr(module, "IMPLEMENTATIONS", {})
+        default = choose(known, None, self.device) if known else None
+        return {"implementations": list(known), "default": default}
+
+    def do_state(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        now = snapshot()
+        return {
+            "changed": [
+                f"{what}: {self.before[what]} became {now[what]}"
+                for what in now
+                if now[what] != self.before[what]
+            ]
+        }
 
     def do_build(self, request: Mapping[str, Any]) -> dict[str, Any]:
         from kernels import jit
 
-        seconds = {}
+        seconds, objects = {}, {}
         for source in request["sources"]:
-            started = time.monotonic()
+            started, name = time.monotonic(), Path(source).name
             try:
-                jit.build(Path(source))
+                objects[name] = str(jit.build(Path(source)))
             except jit.BuildError as error:
                 raise Refusal(str(error)) from None
-            seconds[Path(source).name] = round(time.monotonic() - started, 1)
-        return {"seconds": seconds}
+            seconds[name] = round(time.monotonic() - started, 1)
+        return {"seconds": seconds, "objects": objects}
 
     def do_aot(self, request: Mapping[str, Any]) -> dict[str, Any]:
         from bench import aot
