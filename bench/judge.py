@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import sandbox
+from bench import processes, sandbox
 from bench.contracts import Case, Input
 from bench.protocol import Channel, ProtocolError, describe, view
 
@@ -112,6 +112,15 @@ class Judge:
     @property
     def isolation(self) -> str:
         return self._sandbox.isolation
+
+    @property
+    def pid(self) -> int:
+        """The root of the runner's process tree, as the judge's own namespace numbers it."""
+        return self._sandbox.process.pid
+
+    def cpu_seconds(self) -> float:
+        """Processor time that the runner and all its descendants have used, in steps of 10 ms."""
+        return processes.cpu_seconds(processes.tree(self.pid))
 
     def log(self) -> str:
         """The last that the runner printed; for people, never for a decision."""
