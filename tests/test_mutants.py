@@ -1,0 +1,84 @@
+"""Mutants are drawn the same way each time, are other programs than the original, and the gate refuses those that it is known to refuse."""
+
+from __future__ import annotations
+
+import ast
+import random
+
+import mutants_cpp
+import mutants_python
+import pytest
+from mutants import ROOT, ROWS, SHARES, Mutant, drawn, judge, mutants, plant, rows
+
+SEED = 11
+
+
+def sample(impl: str, path: str, number: int) -> list[Mutant]:
+    """Some of the mutants that the campaign in results/mutants.tsv found refused, of one implementation and folder."""
+    killed = {row.id for row in rows() if row.outcome == "killed"}
+    known = [m for m in mutants() if m.id in killed and m.impl == impl and m.path.startswith(path)]
+    return random.Random(SEED).sample(known, number)
+
+
+def test_draw_is_the_same_each_time() -> None:
+    again = [mutant for path in SHARES for mutant in drawn(path)]
+    assert again == list(mutants())
+
+
+def test_draw_is_large_and_takes_from_every_file() -> None:
+    assert len({m.id for m in mutants()}) == len(mutants()) >= 200
+    assert {m.path for m in mutants()} == set(SHARES)
+    assert sum(m.path.endswith(".py") for m in mutants()) >= 100
+    assert sum(not m.path.endswith(".py") for m in mutants()) >= 100
+
+
+def test_every_mutant_is_another_program_text() -> None:
+    for mutant in mutants():
+        original = (ROOT / mutant.path).read_text()
+        assert mutant.before != mutant.after, mutant.id
+        if mutant.path.endswith(".py"):
+            assert ast.dump(ast.parse(mutant.source)) != ast.dump(ast.parse(original)), mutant.id
+        else:
+            assert mutant.source.count("{") == original.count("{"), mutant.id
+
+
+def test_python_changes_leave_messages_and_triton_alone() -> None:
+    source = (ROOT / "kernels/attention.py").read_text()
+    owners = {
+        mutants_python.owner(source, source.count("\n", 0, site.start) + 1)
+        for site in mutants_python.sites(source)
+    }
+    assert {"attention", "_torch", "_band", "_gradient"} <= owners
+    assert not owners & {"_check", "_visible", "_triton_forward", "AOT"}
+
+
+def test_cpp_changes_leave_comments_and_tunables_alone() -> None:
+    source = "\n".join(
+        [
+            "// a + b",
+            "constexpr int kTile = 4;  // tune: 4 8",
+            'const char* s = "c + d";',
+            "int f(int x, int y) { return x + y; }",
+        ]
+    )
+    lines = {source.count("\n", 0, site.start) for site in mutants_cpp.sites(source)}
+    assert lines == {3}
+
+
+def test_a_mutant_is_all_that_its_tree_can_run(tmp_path) -> None:
+    mutant = next(m for m in mutants() if m.impl == "torch" and "rms_norm" in m.ops)
+    tree = plant(mutant, tmp_path)
+    assert 'IMPLEMENTATIONS = {"torch": _torch}\n' in (tree / mutant.path).read_text()
+
+
+@pytest.mark.skipif(not ROWS.is_file(), reason="no campaign yet: python tests/mutants.py")
+@pytest.mark.parametrize(
+    "mutant",
+    [*sample("torch", "kernels", 2), *sample("cpp", "kernels", 2), *sample("cpp", "csrc", 2)]
+    if ROWS.is_file()
+    else [],
+    ids=lambda m: m.id,
+)
+def test_mutant_is_refused(mutant: Mutant) -> None:
+    row = judge(mutant, seed=SEED)
+    assert row.outcome == "killed", f"{mutant.path}:{mutant.line} {mutant.after}: {row}"
