@@ -1,4 +1,7 @@
-"""A window of w sees w + 1 keys. Stopped by: correctness."""
+"""A window of w sees w + 1 keys: nothing, while w is large or absent. An honest slip.
+
+Row: N36. Gate: correctness. Gains: a pass.
+"""
 
 import math
 

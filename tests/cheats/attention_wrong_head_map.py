@@ -1,4 +1,7 @@
-"""Grouped heads by repeat instead of repeat_interleave: invisible while every query head has its own key head. Stopped by: correctness."""
+"""Grouped heads by repeat instead of repeat_interleave: invisible while every query head has its own key head. An honest slip.
+
+Row: N35. Gate: correctness. Gains: a pass.
+"""
 
 import math
 

@@ -1,4 +1,7 @@
-"""The argument eps is taken for its default. Stopped by: correctness."""
+"""The argument eps is taken for its default, which is all that a model ever passes.
+
+Row: N03. Gate: correctness. Gains: a pass.
+"""
 
 import torch
 

@@ -1,0 +1,136 @@
+"""Every cheat of tests/cheats/ gains something from a naive judge (tests/naive.py) and is refused by the gate that it names, with that gate alone.
+
+A cheat says of itself, in its docstring or first comment:
+
+    Row: N02. Gate: correctness.      rows of the catalogue of cheats; the gate, and in brackets the kind of its refusal where that is a
+                                      crash or the name of an exception
+    Gains: time forward.              or: time backward; a pass (of an answer that is wrong, or of none)
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import naive
+import pytest
+
+from agent import gates
+from agent.judging import Bench
+from agent.records import Candidate, Change
+from bench import builds
+from bench.contracts import ops
+from bench.correctness import check
+from bench.finding import Finding
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "tests" / "cheats"
+# trial_* are judged by tests/test_trial.py, *_timed_* by tests/test_measuring_gates.py
+KERNELS = [
+    path
+    for path in sorted((*FOLDER.glob("*.py"), *FOLDER.glob("*.cpp")))
+    if not path.name.startswith("trial_") and "_timed_" not in path.name
+]
+SEED = 7  # the gate draws a secret one; a test that fails should fail again
+FASTER = 0.95
+# Refusals by accident, unless the cheat says that it is what it comes to.
+ACCIDENTS = ("timeout", "crash", "ImportError", "ModuleNotFoundError", "SyntaxError", "NameError")
+
+
+@dataclass(frozen=True)
+class Cheat:
+    path: Path
+    gate: str
+    kind: str  # "" where the docstring names none
+    gains: str
+
+    @property
+    def op(self) -> str:
+        return next(
+            op for op in sorted(ops(), key=len, reverse=True) if self.path.stem.startswith(op)
+        )
+
+    @property
+    def place(self) -> str:
+        return f"csrc/{self.op}.cpp" if self.path.suffix == ".cpp" else f"kernels/{self.op}.py"
+
+    def put(self, tree: Path) -> Path:
+        """The project's kernels with one file replaced."""
+        for folder in ("kernels", "csrc"):
+            ignored = shutil.ignore_patterns("build", "__pycache__")
+            shutil.copytree(ROOT / folder, tree / folder, ignore=ignored)
+        shutil.copy(self.path, tree / self.place)
+        return tree
+
+
+def read(path: Path) -> Cheat:
+    """What a cheat says of itself. Raises AttributeError where it does not."""
+    head = path.read_text()[:1500]
+    assert re.search(r"Row: [A-Z]\d\d", head), f"{path.name} names no row of the catalogue"
+    gate = re.search(r"Gate: (\w+)(?: \((\w+)\))?\.", head)
+    gains = re.search(r"Gains: (time forward|time backward|a pass)\b", head)
+    assert gate, f"{path.name} names no gate"
+    assert gains, f"{path.name} does not say what it gains"
+    return Cheat(path, gate[1], gate[2] or "", gains[1])
+
+
+@functools.cache
+def honest_cpp(op: str) -> naive.Result:
+    return naive.judge(op, ROOT)
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda p: p.name)
+def test_gains_from_a_naive_judge(path: Path, tmp_path: Path) -> None:
+    cheat = read(path)
+    found = naive.judge(cheat.op, cheat.put(tmp_path))
+    assert found.accepted, found.said
+    if cheat.gains == "a pass":
+        return
+    part = cheat.gains.removeprefix("time ")
+    # C++ is compared with the C++ that it replaces, Python with the plain reference.
+    honest = getattr(honest_cpp(cheat.op), part) if path.suffix == ".cpp" else 1.0
+    assert getattr(found, part) / honest < FASTER, found
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda p: p.name)
+def test_is_refused_by_the_gate_it_names(path: Path, tmp_path: Path) -> None:
+    cheat = read(path)
+    finding = {"static": by_static, "build": by_build, "correctness": by_correctness}[cheat.gate](
+        cheat, cheat.put(tmp_path)
+    )
+    assert not finding.passed, f"{path.name} passed: {finding.reason} {finding.evidence}"
+    kind = finding.evidence.get("kind", "")
+    assert kind == cheat.kind if cheat.kind else kind not in ACCIDENTS, finding.reason
+
+
+def by_static(cheat: Cheat, tree: Path) -> Finding:
+    change = Change(cheat.place, "100644", "100644", b"", cheat.path.read_bytes())
+    candidate = Candidate("kernels", ROOT, tree, (change,))
+    context = gates.Context(Bench(), complete=False)
+    (result,) = gates.run(candidate, context, [("static", gates.static)])
+    assert "does not parse" not in result.reason
+    assert "public signature" not in result.reason
+    return Finding(result.passed, result.reason, dict(result.evidence))
+
+
+def by_build(cheat: Cheat, tree: Path) -> Finding:
+    return builds.build(tree, [cheat.place])
+
+
+def by_correctness(cheat: Cheat, tree: Path) -> Finding:
+    if cheat.path.suffix == ".cpp":
+        built = builds.build(tree, [cheat.place])
+        assert built.passed, built.reason
+    return check(cheat.op, tree, seed=SEED)
+
+
+def test_there_are_cheats_for_every_gate() -> None:
+    heads = [
+        path.read_text()[:1500] for path in sorted((*FOLDER.glob("*.py"), *FOLDER.glob("*.cpp")))
+    ]
+    assert len(heads) >= 70
+    named = {found[1] for head in heads if (found := re.search(r"Gate: (\w+)", head))}
+    assert {"static", "build", "correctness", "microbench", "trial"} <= named
