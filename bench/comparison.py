@@ -58,8 +58,9 @@ def evaluate(
     upstream: Sequence[Tensor],
     wrt: Sequence[str],
     dtype: torch.dtype,
+    through: Sequence[int] | None = None,
 ) -> Tensors:
-    """The reference in `dtype`: results and the gradients of `wrt`, as float64."""
+    """The reference in `dtype`, as float64: results, and the gradients of `wrt` that flow back from the results `through` (all)."""
     arguments = {n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}
     for name in wrt:
         arguments[name] = arguments[name].detach().requires_grad_()
@@ -68,10 +69,11 @@ def evaluate(
         results = results if isinstance(results, tuple) else (results,)
         found = dict(zip(contract.results, results, strict=True))
         if wrt:
+            sources = [results[i] for i in (range(len(results)) if through is None else through)]
             grads = torch.autograd.grad(
-                results,
+                sources,
                 [arguments[n] for n in wrt],
-                [u.to(r.dtype) for u, r in zip(upstream, results, strict=True)],
+                [u.to(r.dtype) for u, r in zip(upstream, sources, strict=True)],
             )
             found.update({f"d{n}": g for n, g in zip(wrt, grads, strict=True)})
     return {name: t.detach().double() for name, t in found.items()}
@@ -85,13 +87,14 @@ def compare(
     answer: Mapping[str, Tensor],
     wrt: Sequence[str],
     *,
+    through: Sequence[int] | None = None,
     working: torch.dtype | None = None,
 ) -> list[Difference]:
     """Differences of every result and gradient. `working` replaces the dtype in which the plain implementation is run."""
     working = working or next(t.dtype for t in inputs.values() if t.is_floating_point())
 
     def truth_of(tensors: Mapping[str, Tensor]) -> Tensors:
-        return evaluate(contract, case, tensors, upstream, wrt, torch.float64)
+        return evaluate(contract, case, tensors, upstream, wrt, torch.float64, through)
 
     truth = truth_of(inputs)
     baseline = {name: _Spread() for name in truth}
@@ -99,18 +102,20 @@ def compare(
     for copy in range(1 + copies):
         moved = inputs if copy == 0 else _moved(inputs, working, copy)
         moved_truth = truth if copy == 0 else truth_of(moved)
-        plain = evaluate(contract, case, moved, upstream, wrt, working)
+        plain = evaluate(contract, case, moved, upstream, wrt, working, through)
         if not all(bool(torch.isfinite(t).all()) for t in plain.values()):
             # it overflowed where float32 inside would not
-            plain = evaluate(contract, case, moved, upstream, wrt, torch.float32)
+            plain = evaluate(contract, case, moved, upstream, wrt, torch.float32, through)
         for name, t in moved_truth.items():
             baseline[name].add(*_errors(plain[name].to(working).double(), t))
             baseline[name].add(*_errors(t, truth[name]))
     eps = torch.finfo(working).eps
+    flows = range(len(contract.results)) if through is None else through
+    sources = [contract.results[i] for i in flows] if wrt else []
     pushed = math.sqrt(
         sum(
             float(u.double().square().sum()) * float(truth[r].square().sum())
-            for u, r in zip(upstream, contract.results, strict=False)
+            for u, r in zip(upstream, sources, strict=True)
         )
     )
     found = []
@@ -182,6 +187,7 @@ def examine(
     wrt: Sequence[str],
     *,
     device: str,
+    through: Sequence[int] | None = None,
     working: torch.dtype | None = None,
 ) -> tuple[str, dict[str, float]]:
     """What is wrong with an answer ("" if nothing), and the share of the allowed error that each tensor used. References run on `device`."""
@@ -192,7 +198,14 @@ def examine(
         plain = evaluate(contract, case, inputs, (), (), next(iter(inputs.values())).dtype)
         return contract.judge(case, inputs, answer[result], plain[result]), {}
     differences = compare(
-        contract, case, inputs, [u.to(device) for u in upstream], answer, wrt, working=working
+        contract,
+        case,
+        inputs,
+        [u.to(device) for u in upstream],
+        answer,
+        wrt,
+        through=through,
+        working=working,
     )
     used = {d.name: d.error / d.allowed for d in differences if d.allowed}
     return next((d.describe() for d in differences if not d.ok), ""), used

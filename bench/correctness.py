@@ -1,237 +1,301 @@
 """The correctness gate: is `kernels/<op>.py` of a tree the op that its contract describes?
 
-The judge draws cases from a secret seed, fills its own buffers, poisons the outputs with NaN, lets the runner answer, and compares with float64
-(bench/comparison.py). Every case is asked twice at the same addresses with other contents, so that an answer kept by address shows;
-results are held by the runner and read again at the end, so that an answer written late or overwritten shows; inputs must come back bitwise
-as they were; the past of a causal op must not move when its future does.
+The judge draws cases from a secret seed, fills its own buffers, poisons the outputs, lets the runner answer, and compares with float64
+(bench/comparison.py), which it computes after the answer. CHECKS lists what is asked, in this order; each is a few lines below.
+A runner of this gate allocates poisoned memory: what was never written reads as -1.7e38.
 """
 
 from __future__ import annotations
 
-import random
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bench.comparison import examine
-from bench.contracts import Case, Contract, contract
+from bench import planting
+from bench.contracts import Case, contract
+from bench.examination import Examination, Laid, Tensors, same_bits
 from bench.finding import Finding
-from bench.judge import Judge, Refused, place_call
+from bench.judge import Judge, Refused
 
 DRAWN_CASES = 8
 DRAWN_FOR_NAMED = 3  # an implementation asked for by name; what the trial runs is the default
 HELD_CASES = 3
-CALL_TIMEOUT_S = 90.0  # the first call may build
+REPEATS = 12  # of a call under other thread counts: each a chance for a race to show
+THREADS = (1, 2, 3, 5)
+FUTURES = 4
+LOUD = 30.0  # times the usual size of what comes after the cut
+PLANTED = 2  # cases
 
 
 def check(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) -> Finding:
     """Judge an op of a tree: its default implementation and every other that runs on the device."""
     asked = contract(op)
     seed = secrets.randbits(48) if seed is None else seed
+    evidence: dict[str, Any] = {"device": device, "cases": 0, "implementations": []}
     try:
-        with Judge(tree, device=device) as judge:
-            names = judge.ask("load", op=op, tree=str(judge.tree))["implementations"]
-            examination = _Examination(asked, judge, seed)
-            evidence: dict[str, Any] = {
-                "device": device,
-                "isolation": judge.isolation,
-                "cases": 0,
-                "implementations": [],
-            }
-            for impl in _to_examine(names, device):
-                used = examination.run(impl)
-                evidence["implementations"].append({"impl": impl or "default", "tensors": used})
-                evidence["cases"] = examination.cases
-            return Finding(True, f"{examination.cases} cases agree with float64", evidence)
-    except Refused as refused:
-        return Finding(False, str(refused), {"kind": refused.kind, "op": op})
-
-
-def _to_examine(names: list[Any], device: str) -> list[str | None]:
-    """The public function as the trial calls it, without a name; then every implementation that the device can run, by name."""
-    runs = {"cpu": ("torch", "cpp"), "cuda": ("torch", "triton", "cuda")}[device]
-    return [None, *(str(name) for name in names if name in runs)]
-
-
-class _Examination:
-    """All cases of one op against one runner."""
-
-    def __init__(self, asked: Contract, judge: Judge, seed: int) -> None:
-        self.contract = asked
-        self.judge = judge
-        self.rng = random.Random(seed)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.cases = 0
-        self._used: dict[str, float] = {}
-
-    def run(self, impl: str | None) -> list[dict[str, Any]]:
-        self._used = {}
-        held: list[tuple[Case, dict[str, Tensor]]] = []
-        drawn = DRAWN_CASES if impl is None else DRAWN_FOR_NAMED
-        cases = [self.contract.draw(self.rng) for _ in range(drawn)]
-        for i, case in enumerate(cases):
-            answers = self.case(case, impl, hold=i < HELD_CASES)
-            if i < HELD_CASES:
-                held += [(case, answer) for answer in answers]
-        self.recall(held)
-        if self.contract.time_axis:
-            self.future(cases, impl)
-        if impl is None:
-            self.case(self.rng.choice(self.contract.trial[self.judge.device]), None, repeats=1)
-            self.case(self.wide(cases), None, mode="compile", repeats=1)
-            if self.contract.differentiable:
-                self.case(_in_float32(self.wide(cases)), None, mode="autocast", repeats=1)
-        return [{"tensor": name, "used": round(used, 3)} for name, used in self._used.items()]
-
-    def wide(self, cases: list[Case]) -> Case:
-        """The drawn case with the most elements: the compile and autocast paths want a representative one."""
-        return max(cases, key=lambda c: sum(i.span() for i in c.inputs.values()))
-
-    def case(
-        self,
-        case: Case,
-        impl: str | None,
-        *,
-        mode: str = "eager",
-        repeats: int = 2,
-        hold: bool = False,
-    ) -> list[dict[str, Tensor]]:
-        """Ask one case, `repeats` times with other contents, and compare. Returns the answers."""
-        self.cases += 1
-        asked = self.contract
-        wrt = () if case.forward_only else asked.differentiable
-        self.judge.arena.reset()
-        shapes = result_shapes(asked, case)
-        call = place_call(self.judge.arena, case, shapes, wrt)
-        wrt = tuple(call["wrt"])
-        answers: list[dict[str, Tensor]] = []
-        for _ in range(repeats):
-            inputs = self.fill(case, call)
-            upstream = self.fill_upstream(call)
-            answer = self.ask(impl, call, mode, inputs, hold=hold)
-            answers.append(answer)
-            wrong, used = examine(
-                asked, case, inputs, upstream, answer, wrt, device=self.judge.device,
-                working=torch.bfloat16 if mode == "autocast" else None,
-            )  # fmt: skip
-            if wrong:
-                raise Refused("wrong", f"{_where(impl, mode, case)}: {wrong}")
-            for name, share in used.items():
-                self._used[name] = max(self._used.get(name, 0.0), share)
-        return answers
-
-    def fill(self, case: Case, call: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Fresh values in the input buffers; returns private copies."""
-        copies = {}
-        for name, wanted in case.inputs.items():
-            buffer = self.judge.arena.view(call["inputs"][name])
-            buffer.copy_(wanted.values(self.generator))
-            copies[name] = buffer.clone()
-        return copies
-
-    def fill_upstream(self, call: Mapping[str, Any]) -> list[Tensor]:
-        """Random upstream gradients; sometimes one value for all, as `loss.mean()` sends."""
-        buffers = [self.judge.arena.view(where) for where in call["upstream"]]
-        for buffer in buffers:
-            drawn = torch.randn(buffer.shape, generator=self.generator)
-            buffer.copy_(drawn if self.rng.random() < 0.7 else torch.full_like(drawn, 0.37))
-        return [b.clone() for b in buffers]
-
-    def ask(
-        self,
-        impl: str | None,
-        call: dict[str, Any],
-        mode: str,
-        inputs: Mapping[str, Tensor],
-        *,
-        hold: bool = False,
-    ) -> dict[str, Tensor]:
-        """Poison the outputs, let the runner answer, take the bytes, and check that the inputs are as they were."""
-        arena = self.judge.arena
-        places = [*call["outputs"], *call["gradients"]]
-        for where in places:
-            arena.view(where).fill_(float("nan"))
-        try:
-            self.judge.ask(
-                "call",
-                timeout=CALL_TIMEOUT_S,
-                op=self.contract.name,
-                impl=impl,
-                mode=mode,
-                call=call,
-                hold=hold,
-            )
-        except Refused as refused:
-            raise Refused(refused.kind, f"impl={impl or 'default'} {mode}: {refused}") from None
-        for name, before in inputs.items():
-            if not _same_bits(arena.view(call["inputs"][name]), before):
-                raise Refused(
-                    "mutation",
-                    f"impl={impl or 'default'}: input {name} was changed by the call; work on a copy",
+        with Judge(tree, device=device, poison=True) as judge:
+            evidence["isolation"] = judge.isolation
+            loaded = judge.ask("load", op=op, tree=str(judge.tree))
+            names = [str(name) for name in loaded["implementations"]]
+            gate = _Gate(Examination(asked, judge, seed), str(loaded["default"] or ""))
+            for impl in [None, *_runnable(names, device)]:
+                gate.examine(impl)
+                evidence["implementations"].append(
+                    {"impl": impl or "default", "tensors": gate.shares()}
                 )
-        names = [*self.contract.results, *(f"d{n}" for n in call["wrt"])]
-        return {name: arena.view(where).clone() for name, where in zip(names, places, strict=True)}
+            gate.finish()
+            evidence["cases"] = gate.of.cases
+            return Finding(True, f"{gate.of.cases} cases agree with float64", evidence)
+    except Refused as refused:
+        return Finding(False, str(refused), {**evidence, "kind": refused.kind, "op": op})
 
-    def recall(self, held: list[tuple[Case, dict[str, Tensor]]]) -> None:
-        """Earlier results, read again after later calls, must be what they were."""
-        arena = self.judge.arena
+
+def _runnable(names: Sequence[str], device: str) -> list[str]:
+    """The implementations by name that this device can run; the public function without a name is what the trial calls."""
+    elsewhere = {"cpu": ("triton", "cuda", "cudnn", "flash"), "cuda": ("cpp",)}[device]
+    return [name for name in names if name not in elsewhere]
+
+
+class _Gate:
+    """The checks of one op, in order."""
+
+    def __init__(self, of: Examination, default: str) -> None:
+        self.of = of
+        self.contract = of.contract
+        self.default = default  # the implementation that the device's choice is
+        self.drawn: list[Case] = []
+
+    def examine(self, impl: str | None) -> None:
+        """All checks of one implementation; None is the public function as the trial calls it."""
+        self.of.used = {}
+        count = DRAWN_CASES if impl is None else DRAWN_FOR_NAMED
+        self.drawn = [self.contract.draw(self.of.rng) for _ in range(count)]
+        for name in CHECKS if impl is None else CHECKS_OF_NAMED:
+            name(self, impl)
+
+    def shares(self) -> list[dict[str, Any]]:
+        """How much of the allowed error each tensor used."""
+        return [{"tensor": name, "used": round(used, 3)} for name, used in self.of.used.items()]
+
+    def finish(self) -> None:
+        """Last of all: inference tensors that a kernel keeps from here on are of no use outside; and the process is as it was."""
+        case = self.of.wide(self.drawn)
+        for mode in ("no_grad", "inference"):
+            laid = self.of.lay(case, ())
+            self.of.verify(laid, self.of.ask(laid, None, mode=mode), None, what=mode)
+        changed = self.of.judge.ask("state")["changed"]
+        if changed:
+            raise Refused(
+                "state", f"the process is not as it was before the import: {'; '.join(changed)}"
+            )
+
+    def differentiable(self, cases: Sequence[Case]) -> list[Case]:
+        return [c for c in cases if not c.forward_only] if self.contract.differentiable else []
+
+    # --- values ----------------------------------------------------------------------------------------------------------
+
+    def values(self, impl: str | None) -> None:
+        """Drawn cases, each twice at the same addresses with other contents; some answers are held and read again at the end."""
+        held: list[tuple[Case, Tensors]] = []
+        for i, case in enumerate(self.drawn):
+            layout = self.of.rng.choice(("contiguous", "transposed", "expanded"))
+            laid = self.of.lay(case, upstream=layout)
+            for _ in range(2):
+                answer = self.of.ask(laid, impl, hold=i < HELD_CASES)
+                self.of.verify(laid, answer, impl)
+                if i < HELD_CASES:
+                    held.append((case, answer))
+                self.of.refill(laid)
+        self._recall(held)
+
+    def _recall(self, held: Sequence[tuple[Case, Tensors]]) -> None:
+        arena = self.of.judge.arena
         arena.reset()
         outputs = [
             [arena.place(str(t.dtype)[6:], tuple(t.shape)) for t in answer.values()]
             for _, answer in held
         ]
-        self.judge.ask("recall", outputs=outputs)
+        self.of.judge.ask("recall", outputs=outputs)
         for (case, answer), places in zip(held, outputs, strict=True):
             for (name, before), where in zip(answer.items(), places, strict=True):
-                if not _same_bits(arena.view(where), before):
+                if not same_bits(arena.view(where), before):
                     raise Refused(
                         "stale",
                         f"{name} changed after it was returned (an output buffer is reused): {case.label()}",
                     )
 
-    def future(self, cases: list[Case], impl: str | None) -> None:
-        """Change everything from a random cut on: results before the cut must not move by one bit."""
+    def arguments(self, impl: str | None) -> None:
+        """Every argument varied alone must move the result, to where the reference says."""
+        base, scalars = self.contract.telling(self.of.rng)
+        laid = self.of.lay(base, ())
+        first = self.of.ask(laid, impl)
+        self.of.verify(laid, first, impl)
+        for name, value in scalars.items():
+            laid.case = replace(base, scalars={**base.scalars, name: value})
+            laid.call["scalars"][name] = value
+            self._moved(laid, first, name, impl)
+            laid.call["scalars"][name] = base.scalars[name]
+        laid.case = base
+        for name, wanted in base.inputs.items():
+            before = laid.inputs[name]
+            self.of.put(laid, name, wanted.values(self.of.generator))
+            self._moved(laid, first, name, impl)
+            self.of.put(laid, name, before)
+
+    def _moved(self, laid: Laid, first: Tensors, name: str, impl: str | None) -> None:
+        answer = self.of.ask(laid, impl)
+        if all(same_bits(answer[r], first[r]) for r in self.contract.results):
+            raise Refused(
+                "ignored",
+                f"{self.of.where(impl, '', laid.case)}: the result does not depend on {name}",
+            )
+        self.of.verify(laid, answer, impl, what=f"with another {name}")
+
+    def planted(self, impl: str | None) -> None:
+        """A NaN shows wherever it is seen, and nowhere else."""
+        for case in self.drawn[:PLANTED]:
+            planting.check(self.of, self.of.lay(case, ()), impl)
+
+    def future(self, impl: str | None) -> None:
+        """Change everything from a random cut on, loudly: results before the cut stay what they were, up to their last bits."""
         axis = self.contract.time_axis
-        for case in [c for c in cases if c.inputs["q"].shape[2] > 1][:4]:
+        if not axis:
+            return
+        trial = self.contract.trial[self.of.judge.device]
+        long = [c for c in self.drawn if c.inputs["q"].shape[axis["q"]] > 1][: FUTURES - 1]
+        for case in [*long, *([self.of.rng.choice(trial)] if impl is None else [])]:
             case = replace(case, scalars={**case.scalars, "causal": True})
-            self.judge.arena.reset()
-            call = place_call(self.judge.arena, case, result_shapes(self.contract, case), ())
-            inputs = self.fill(case, call)
-            first = self.ask(impl, call, "eager", inputs)
-            T = case.inputs["q"].shape[2]
-            cut = self.rng.randint(1, T - 1)
+            laid = self.of.lay(case, ())
+            first = self.of.ask(laid, impl)
+            T = case.inputs["q"].shape[axis["q"]]
+            cut = self.of.rng.randint(1, T - 1)
             for name, dim in axis.items():
-                if name in call["inputs"]:
-                    buffer = self.judge.arena.view(call["inputs"][name])
-                    tail = buffer.narrow(dim, cut, T - cut)
-                    tail.copy_(torch.randn(tail.shape, generator=self.generator))
-                    inputs[name] = buffer.clone()
-            second = self.ask(impl, call, "eager", inputs)
+                if name in laid.inputs:
+                    changed = laid.inputs[name].clone()
+                    tail = changed.narrow(dim, cut, T - cut)
+                    size = LOUD * float(changed.double().abs().mean())
+                    tail.copy_(size * torch.randn(tail.shape, generator=self.of.generator))
+                    self.of.put(laid, name, changed)
+            second = self.of.ask(laid, impl)
             for name in self.contract.results:
-                if not _same_bits(*(a[name].narrow(axis[name], 0, cut) for a in (first, second))):
+                before, after = (a[name].narrow(axis[name], 0, cut) for a in (first, second))
+                # a kernel may round otherwise beside other data; LOUD data that leak move it far more
+                slack = 8 * torch.finfo(before.dtype).eps * float(before.abs().max())
+                if not bool(((before - after).abs() <= slack).all()):
                     raise Refused(
                         "future",
-                        f"{name} before position {cut} of {T} depends on inputs from {cut} on: {_where(impl, 'eager', case)}",
+                        f"{name} before position {cut} of {T} depends on inputs from {cut} on: {self.of.where(impl, '', case)}",
                     )
 
+    # --- gradients -------------------------------------------------------------------------------------------------------
 
-def result_shapes(asked: Contract, case: Case) -> dict[str, Tensor]:
-    """Shapes and dtypes of the results, without computing them."""
-    inputs = {
-        n: torch.empty(i.shape, dtype=getattr(torch, i.dtype), device="meta")
-        for n, i in case.inputs.items()
-    }
-    results = asked.reference(**inputs, **case.scalars)
-    results = results if isinstance(results, tuple) else (results,)
-    return {
-        name: r.to(getattr(torch, asked.result_dtypes[name])) if name in asked.result_dtypes else r
-        for name, r in zip(asked.results, results, strict=True)
-    }
+    def orders(self, impl: str | None) -> None:
+        """Forward, forward, backward, backward; one leaf through two calls; a part of the results, and of the inputs."""
+        cases = self.differentiable(self.drawn)[:2]
+        if not cases:
+            return
+        one, two = self.of.lay(cases[0]), self.of.lay(cases[-1], fresh=False)
+        answers = self.of.ask_all([one, two], impl, "interleave")
+        for laid, answer in zip((one, two), answers, strict=True):
+            self.of.verify(laid, answer, impl, what="forward, forward, backward, backward")
+        laid = self.of.lay(cases[0])
+        answer = self.of.ask(laid, impl, "accumulate")
+        twice = [2 * each.double() for each in laid.upstream]
+        self.of.verify(laid, answer, impl, what="two calls, gradients accumulated", upstream=twice)
+        for name in [n for n in self.contract.differentiable if n in cases[0].inputs]:
+            laid = self.of.lay(cases[0], (name,), through=(0,))
+            what = f"gradient of {name} alone, through the first result alone"
+            self.of.verify(laid, self.of.ask(laid, impl), impl, what=what)
+
+    # --- the modes and shapes of a training run ---------------------------------------------------------------------------
+
+    def trial_shape(self, impl: str | None) -> None:
+        """A shape that the model uses, under other thread counts: every answer is right, however the threads meet."""
+        case = self.of.rng.choice(self.contract.trial[self.of.judge.device])
+        laid = self.of.lay(case)
+        first = self.of.ask(laid, impl)
+        self.of.verify(laid, first, impl)
+        self._repeat(laid, first, impl)
+        laid = self.of.lay(self.of.wide(self.drawn))
+        first = self.of.ask(laid, impl)
+        self._repeat(laid, first, impl)
+
+    def _repeat(self, laid: Laid, first: Tensors, impl: str | None) -> None:
+        for i in range(REPEATS):
+            answer = self.of.ask(laid, impl, threads=THREADS[i % len(THREADS)])
+            if not all(same_bits(answer[name], first[name]) for name in answer):
+                what = f"repeated with {THREADS[i % len(THREADS)]} threads"
+                self.of.verify(laid, answer, impl, what=what)
+
+    def compiled(self, impl: str | None) -> None:
+        laid = self.of.lay(self.of.wide(self.drawn))
+        self.of.verify(laid, self.of.ask(laid, impl, mode="compile"), impl, what="compile")
+
+    def autocast(self, impl: str | None) -> None:
+        if not self.contract.differentiable:
+            return
+        laid = self.of.lay(_in_float32(self.of.wide(self.drawn)))
+        answer = self.of.ask(laid, impl, mode="autocast")
+        self.of.verify(laid, answer, impl, what="autocast", working=torch.bfloat16)
+
+    # --- whose work it is ------------------------------------------------------------------------------------------------
+
+    def registered(self, impl: str | None) -> None:
+        """Custom operators keep their schema, and their fakes tell the truth."""
+        self.of.ask(self.of.lay(self.of.wide(self.drawn)), impl, "register")
+
+    def own_work(self, impl: str | None) -> None:
+        """No library function that is the whole op; and a C++ implementation's results come from its library."""
+        trial = list(self.contract.trial[self.of.judge.device])
+        self.of.rng.shuffle(trial)
+        if (impl or self.default) not in self.contract.library_names:
+            self._no_library(self.of.lay(trial[0]), impl)
+        if (impl or self.default) == "cpp":
+            spoiled = (self.of.ask(self.of.lay(case), impl, "spoil") for case in trial)
+            if all(bool(torch.isfinite(t).all()) for each in spoiled for t in each.values()):
+                raise Refused(
+                    "unused",
+                    f"impl={impl or 'default'}: with every result of csrc/{self.contract.name}.cpp replaced by NaN nothing changes on "
+                    "any shape of the trial: the kernel does not run, or its results are not used",
+                )
+
+    def _no_library(self, laid: Laid, impl: str | None) -> None:
+        asked = {"op": self.contract.name, "impl": impl, "call": laid.call}
+        operators = map(str, self.of.judge.ask("trace", **asked)["operators"])
+        whole = [name for name in operators if name.startswith(self.contract.library)]
+        if self.contract.library and whole:
+            names = ", ".join(self.contract.library_names)
+            mend = f"name the implementation one of {names}" if names else "compute it here"
+            raise Refused(
+                "library",
+                f"impl={impl or 'default'} calls {', '.join(whole)}, which is the whole op; {mend}",
+            )
+
+
+Check = Callable[[_Gate, str | None], None]
+CHECKS: tuple[Check, ...] = (
+    _Gate.values,
+    _Gate.arguments,
+    _Gate.planted,
+    _Gate.future,
+    _Gate.orders,
+    _Gate.trial_shape,
+    _Gate.own_work,
+    _Gate.registered,
+    _Gate.compiled,
+    _Gate.autocast,
+)
+CHECKS_OF_NAMED: tuple[Check, ...] = (
+    _Gate.values,
+    _Gate.planted,
+    _Gate.future,
+    _Gate.orders,
+    _Gate.own_work,
+)
 
 
 def _in_float32(case: Case) -> Case:
@@ -242,14 +306,3 @@ def _in_float32(case: Case) -> Case:
             for n, i in case.inputs.items()
         },
     )
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    def raw(t: Tensor) -> Tensor:
-        return t.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8)
-
-    return a.numel() == 0 or torch.equal(raw(a), raw(b))
-
-
-def _where(impl: str | None, mode: str, case: Case) -> str:
-    return f"impl={impl or 'default'}{'' if mode == 'eager' else ' ' + mode}, {case.label()}"

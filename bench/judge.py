@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from bench import processes, sandbox
 from bench.contracts import Case, Input
+from bench.limits import Limits
 from bench.protocol import Channel, ProtocolError, describe, view
 
 ARENA_BYTES = 4 << 30  # sparse: only the pages that are touched exist
@@ -51,10 +52,16 @@ class Arena:
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         self.memory = mmap.mmap(self.fd, size)
         self._size = size
-        self._used = 0
+        self.used = 0
 
     def reset(self) -> None:
-        self._used = 0
+        self.used = 0
+
+    def bytes(self, start: int, end: int) -> Tensor:
+        """The memory itself, from byte to byte."""
+        if end <= start:
+            return torch.empty(0, dtype=torch.uint8)
+        return torch.frombuffer(self.memory, dtype=torch.uint8, count=end - start, offset=start)
 
     def place(
         self,
@@ -69,9 +76,9 @@ class Arena:
             0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         )
         itemsize = getattr(torch, dtype).itemsize
-        start = self._used + skew * itemsize
-        self._used = -(-(start + span * itemsize) // ALIGN) * ALIGN
-        if self._used > self._size:
+        start = self.used + skew * itemsize
+        self.used = -(-(start + span * itemsize) // ALIGN) * ALIGN
+        if self.used > self._size:
             raise MemoryError(f"the arena of {self._size >> 20} MiB is too small for this request")
         return describe(dtype, shape, strides, start)
 
@@ -90,7 +97,16 @@ class Arena:
 class Judge:
     """One runner process on one tree. Context manager: leaving it kills the runner and everything it started."""
 
-    def __init__(self, tree: Path, *, device: str = "cpu", cache_writable: bool = False) -> None:
+    def __init__(
+        self,
+        tree: Path,
+        *,
+        device: str = "cpu",
+        cache_writable: bool = False,
+        poison: bool = False,
+        limits: Limits | None = None,
+        layers: Collection[str] | None = None,
+    ) -> None:
         self.tree = tree.resolve()
         self.device = device
         self.arena = Arena()
@@ -105,6 +121,9 @@ class Judge:
                 cache_writable=cache_writable,
                 pass_fds=(theirs.fileno(), self.arena.fd),
                 device=device,
+                poison=poison,
+                limits=limits,
+                layers=layers,
             )
         finally:
             theirs.close()
@@ -181,20 +200,40 @@ class Judge:
 
 
 def place_call(
-    arena: Arena, case: Case, results: Mapping[str, Tensor], wrt: tuple[str, ...]
+    arena: Arena,
+    case: Case,
+    results: Mapping[str, Tensor],
+    wrt: Sequence[str],
+    *,
+    upstream: str = "contiguous",
+    through: Sequence[int] | None = None,
 ) -> dict[str, Any]:
-    """Lay out one call in the arena: inputs, room for results and gradients, upstream gradients. Nothing is filled yet."""
-    outputs = {name: arena.place(str(r.dtype)[6:], tuple(r.shape)) for name, r in results.items()}
-    wrt = tuple(name for name in wrt if name in case.inputs)
+    """Lay out one call in the arena, nothing filled yet: room for results and gradients first, behind it what is lent.
+
+    `upstream` is how its gradients lie (contiguous, transposed, or expanded from one value); they flow back from the results
+    numbered in `through`, by default from all.
+    """
+    outputs = [arena.place(str(r.dtype)[6:], tuple(r.shape)) for r in results.values()]
+    wrt = [name for name in wrt if name in case.inputs]
+    gradients = [arena.place(case.inputs[name].dtype, case.inputs[name].shape) for name in wrt]
+    flows = list(range(len(outputs)) if through is None else through) if wrt else []
+    shapes = [tuple(outputs[i]["shape"]) for i in flows]
     return {
         "inputs": {name: arena.place_input(i) for name, i in case.inputs.items()},
         "scalars": dict(case.scalars),
-        "outputs": list(outputs.values()),
-        "wrt": list(wrt),
-        "upstream": [arena.place(o["dtype"], tuple(o["shape"])) for o in outputs.values()]
-        if wrt
-        else [],
-        "gradients": [
-            arena.place(case.inputs[name].dtype, case.inputs[name].shape) for name in wrt
+        "outputs": outputs,
+        "wrt": wrt,
+        "through": flows,
+        "upstream": [
+            arena.place(outputs[i]["dtype"], shape, _strides(shape, upstream))
+            for i, shape in zip(flows, shapes, strict=True)
         ],
+        "gradients": gradients,
     }
+
+
+def _strides(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
+    if layout == "expanded":
+        return (0,) * len(shape)
+    backwards = torch.empty(shape[::-1], device="meta").permute(*range(len(shape))[::-1])
+    return (backwards if layout == "transposed" else torch.empty(shape, device="meta")).stride()

@@ -11,6 +11,10 @@ from torch import Tensor
 
 from bench.protocol import view
 
+# Bound before any candidate is imported: what it may put in their place does not run here.
+_copy, _detach = Tensor.copy_, Tensor.detach
+_modes = (torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack)
+
 
 class Refusal(Exception):
     """The candidate's answer has the wrong structure; the judge sees the message."""
@@ -36,10 +40,18 @@ class Lent:
     ) -> None:
         if len(tensors) != len(outputs):
             raise Refusal(f"expected {len(outputs)} {what}(s), got {len(tensors)}")
+        if any(depth() for depth in _modes):
+            raise Refusal(
+                "a mode that intercepts torch's functions is left on; leave torch as it is"
+            )
         for i, (tensor, where) in enumerate(zip(tensors, outputs, strict=True)):
             if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
                 raise Refusal(
                     f"{what} {i}: expected a plain torch.Tensor, got {type(tensor).__name__}"
+                )
+            if vars(tensor) or tensor.layout != torch.strided:
+                raise Refusal(
+                    f"{what} {i}: expected a plain dense tensor, got one of layout {tensor.layout} with attributes {sorted(vars(tensor))}"
                 )
             if list(tensor.shape) != where["shape"]:
                 raise Refusal(
@@ -53,4 +65,4 @@ class Lent:
                 raise Refusal(
                     f"{what} {i}: expected a {self.device.type} tensor, got {tensor.device.type}"
                 )
-            view(self.arena, where).copy_(tensor.detach())
+            _copy(view(self.arena, where), _detach(tensor))

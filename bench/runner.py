@@ -67,14 +67,15 @@ class Runner:
         sys.path.insert(0, request["tree"])
         if "op" not in request:
             return {}
-        from kernels import choose
-
         module = __import__(f"kernels.{request['op']}", fromlist=["_"])
         if not callable(getattr(module, request["op"], None)):
             raise Refusal(f"kernels/{request['op']}.py exports no function {request['op']}")
         known = getattr(module, "IMPLEMENTATIONS", {})
-        default = choose(known, None, self.device) if known else None
-        return {"implementations": list(known), "default": default}
+        if not known:
+            return {"implementations": [], "default": None}
+        from kernels import choose
+
+        return {"implementations": list(known), "default": choose(known, None, self.device)}
 
     def do_state(self, request: Mapping[str, Any]) -> dict[str, Any]:
         now = snapshot()

@@ -1,20 +1,32 @@
-"""What the runner does with an op: one call, and results that are held and read again.
+"""What the runner does with an op: calls of it in every mode that a training run knows.
 
-    call      {op, impl, mode, call, hold}       one call of the op (with gradients if asked)
-    recall    {outputs}                          copy the results of held calls out again
+    call        {op, impl, mode, call, hold, threads}   one call, with gradients if asked
+    interleave  {op, impl, calls}                       forward of each, then backward of each in the same order
+    accumulate  {op, impl, call}                        the same leaves through the op twice, their gradients summed
+    recall      {outputs}                               copy the results of held calls out again
+    trace       {op, impl, call}                        names of all operators that one call runs                    -> {operators}
+    register    {op, impl, call}                        check the custom ops that one call runs, by torch's opcheck  -> {checked}
+    spoil       {op, impl, call}                        one call in which every C++ result is replaced by NaN        -> {calls}
 
-A call is {"inputs": {name: where}, "scalars": {...}, "outputs": [where], "wrt": [names], "upstream": [where], "gradients": [where]}.
+A call is {"inputs": {name: where}, "scalars": {...}, "outputs": [where], "wrt": [names], "through": [result numbers],
+"upstream": [where], "gradients": [where]}; gradients flow back from the results in `through`.
+Modes: eager, no_grad, inference, autocast, compile (aot_eager: finds graph breaks and missing fakes without paying for code) and inductor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.lending import Lent, Refusal
+
+# Gradients are compared with float64, and compiling is a mode of its own: the other two opchecks would say it again.
+_OPCHECKS = ("test_schema", "test_faketensor")
 
 
 class Calls:
@@ -22,6 +34,8 @@ class Calls:
         self.lent = lent
         self.held: list[list[Tensor]] = []
         self.functions: dict[tuple[str, str], Any] = {}
+
+    # --- what a call is made of ------------------------------------------------------------------------------------------
 
     def function(self, op: str, impl: str | None, mode: str = "eager") -> Any:
         key = (op, f"{impl}/{mode}")
@@ -32,7 +46,6 @@ class Calls:
                 return plain(*args, **kwargs) if impl is None else plain(*args, impl=impl, **kwargs)
 
             if mode == "compile":
-                # aot_eager: finds graph breaks and missing fakes without paying for code generation
                 call = torch.compile(call, fullgraph=True, backend="aot_eager")
             elif mode == "inductor":
                 call = torch.compile(call, fullgraph=True)
@@ -47,41 +60,104 @@ class Calls:
             tensors[name] = tensors[name].detach().requires_grad_()
         return {**tensors, **call["scalars"]}
 
+    def upstream(self, call: Mapping[str, Any]) -> list[Tensor]:
+        return [self.lent.read(where) for where in call["upstream"]]
+
+    def forward(
+        self, function: Any, arguments: Mapping[str, Any], call: Mapping[str, Any]
+    ) -> list[Tensor]:
+        results = function(**arguments)
+        results = list(results) if isinstance(results, tuple) else [results]
+        expected = len(call["outputs"])
+        if len(results) != expected:
+            raise Refusal(f"expected {expected} result(s), got {len(results)}")
+        return results
+
+    def backward(
+        self,
+        results: Sequence[Tensor],
+        arguments: Mapping[str, Any],
+        call: Mapping[str, Any],
+        upstream: Sequence[Tensor],
+    ) -> list[Tensor]:
+        if not call["wrt"]:
+            return []
+        through = [results[i] for i in call["through"]]
+        for i, result in zip(call["through"], through, strict=True):
+            if not getattr(result, "requires_grad", False):
+                raise Refusal(f"result {i} does not require a gradient: the autograd graph is cut")
+        wanted = [arguments[name] for name in call["wrt"]]
+        gradients = torch.autograd.grad(through, wanted, upstream, allow_unused=True)
+        for name, gradient in zip(call["wrt"], gradients, strict=True):
+            if gradient is None:
+                raise Refusal(f"no gradient reaches {name}: the autograd graph is cut")
+        return list(gradients)
+
     def run(
         self,
         function: Any,
         arguments: Mapping[str, Any],
         call: Mapping[str, Any],
-        upstream: list[Tensor],
+        upstream: Sequence[Tensor],
     ) -> tuple[list[Tensor], list[Tensor]]:
-        results = function(**arguments)
-        results = list(results) if isinstance(results, tuple) else [results]
-        if not call["wrt"]:
-            return results, []
-        wanted = [arguments[name] for name in call["wrt"]]
-        gradients = torch.autograd.grad(results, wanted, upstream, allow_unused=True)
-        for name, gradient in zip(call["wrt"], gradients, strict=True):
-            if gradient is None:
-                raise Refusal(f"no gradient reaches {name}: the autograd graph is cut")
-        return results, list(gradients)
+        results = self.forward(function, arguments, call)
+        return results, self.backward(results, arguments, call, upstream)
 
-    def upstream(self, call: Mapping[str, Any]) -> list[Tensor]:
-        return [self.lent.read(where) for where in call["upstream"]]
+    def whole(self, request: Mapping[str, Any]) -> tuple[list[Tensor], list[Tensor]]:
+        """One eager call of a request, from its buffers."""
+        call = request["call"]
+        function = self.function(request["op"], request["impl"])
+        with torch.set_grad_enabled(bool(call["wrt"])):
+            return self.run(function, self.arguments(call), call, self.upstream(call))
+
+    def answer(
+        self,
+        call: Mapping[str, Any],
+        results: list[Tensor],
+        gradients: list[Tensor],
+        *,
+        exact: bool = True,
+    ) -> None:
+        self.lent.copy_out(results, call["outputs"], "result", exact=exact)
+        self.lent.copy_out(gradients, call["gradients"], "gradient")
+
+    # --- requests --------------------------------------------------------------------------------------------------------
 
     def do_call(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        call = request["call"]
-        mode = request["mode"]
+        call, mode = request["call"], request["mode"]
         function = self.function(request["op"], request["impl"], mode)
         arguments, upstream = self.arguments(call), self.upstream(call)
-        with (
-            torch.autocast(self.lent.device.type, torch.bfloat16, enabled=mode == "autocast"),
-            torch.set_grad_enabled(bool(call["wrt"])),
-        ):
+        with _mode(mode, self.lent.device.type, bool(call["wrt"])), _threads(request["threads"]):
             results, gradients = self.run(function, arguments, call, upstream)
-        self.lent.copy_out(results, call["outputs"], "result", exact=mode != "autocast")
-        self.lent.copy_out(gradients, call["gradients"], "gradient")
+        inputs = [value for value in arguments.values() if isinstance(value, Tensor)]
+        _own_memory(results, [*inputs, *(t for held in self.held for t in held)])
+        self.answer(call, results, gradients, exact=mode != "autocast")
         if request["hold"]:
             self.held.append([*results, *gradients])
+        return {}
+
+    def do_interleave(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        function = self.function(request["op"], request["impl"])
+        under_way = []
+        for call in request["calls"]:
+            arguments = self.arguments(call)
+            under_way.append((call, arguments, self.forward(function, arguments, call)))
+        for call, arguments, results in under_way:
+            gradients = self.backward(results, arguments, call, self.upstream(call))
+            self.answer(call, results, gradients)
+        return {}
+
+    def do_accumulate(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        call = request["call"]
+        function = self.function(request["op"], request["impl"])
+        arguments, upstream = self.arguments(call), self.upstream(call)
+        runs = [self.forward(function, arguments, call) for _ in range(2)]
+        through = [results[i] for results in runs for i in call["through"]]
+        # not backward() into .grad: torch 2.13 counts twice there where one gradient reaches two leaves through views
+        wanted = [arguments[name] for name in call["wrt"]]
+        self.answer(
+            call, runs[-1], list(torch.autograd.grad(through, wanted, [*upstream, *upstream]))
+        )
         return {}
 
     def do_recall(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,3 +165,104 @@ class Calls:
             self.lent.copy_out(tensors, outputs, "held result", exact=False)
         self.held.clear()
         return {}
+
+    def do_trace(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        from torch.autograd.profiler import profile
+
+        with profile(use_cpu=True) as seen:
+            self.whole(request)
+        return {"operators": sorted({event.name for event in seen.function_events})}
+
+    def do_register(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        from torch.testing._internal.optests.generate_tests import OpCheckError
+
+        with _CustomOps() as seen:
+            self.whole(request)
+        for op, (args, kwargs) in seen.calls.items():
+            try:
+                torch.library.opcheck(op, args, kwargs, test_utils=_OPCHECKS)
+            except OpCheckError as error:
+                raise Refusal(f"torch.library.opcheck of {op}: {error}") from None
+        return {"checked": [str(op) for op in seen.calls]}
+
+    def do_spoil(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        from kernels import jit
+
+        before = jit.calls.copy()
+        jit.spoil = _spoil
+        try:
+            self.answer(request["call"], *self.whole(request))
+        finally:
+            jit.spoil = None
+        return {"calls": dict(jit.calls - before)}
+
+
+@contextlib.contextmanager
+def _mode(mode: str, device: str, gradients: bool) -> Iterator[None]:
+    with (
+        torch.autocast(device, torch.bfloat16, enabled=mode == "autocast"),
+        torch.inference_mode() if mode == "inference" else torch.set_grad_enabled(gradients),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _threads(wanted: int | None) -> Iterator[None]:
+    """Another number of threads for a while: more than there are cores, they are interrupted anywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _own_memory(results: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+    """Refuse a result that lies where an input, another result or an earlier result lies."""
+    for i, result in enumerate(results):
+        for other in [*others, *results[:i]]:
+            if _overlap(result, other):
+                raise Refusal(
+                    f"result {i} shares its memory with an input or another result; return memory of its own"
+                )
+
+
+def _overlap(a: Tensor, b: Tensor) -> bool:
+    if type(a) is not Tensor or a.numel() == 0 or b.numel() == 0 or a.device != b.device:
+        return False
+    (a0, a1), (b0, b1) = ((t.data_ptr(), t.data_ptr() + _extent(t)) for t in (a, b))
+    return a0 < b1 and b0 < a1
+
+
+def _extent(t: Tensor) -> int:
+    """Bytes from the first to behind the last element."""
+    return t.itemsize * (
+        1 + sum((n - 1) * abs(s) for n, s in zip(t.shape, t.stride(), strict=True))
+    )
+
+
+def _spoil(function: Any, arguments: Sequence[Any], results: Any) -> Any:
+    """NaN into every result of a library function, and into the arguments that its schema says it writes."""
+    schema = function.default._schema
+    written = [
+        value
+        for value, form in zip(arguments, schema.arguments, strict=False)
+        if form.alias_info is not None and form.alias_info.is_write
+    ]
+    for tensor in [*written, *(results if isinstance(results, tuple) else (results,))]:
+        if isinstance(tensor, Tensor) and tensor.is_floating_point():
+            tensor.fill_(float("nan"))
+    return results
+
+
+class _CustomOps(TorchDispatchMode):
+    """Remembers the first call of each operator that is not torch's own."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.calls: dict[Any, tuple[Any, Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace not in ("aten", "prim", "prims", "profiler", "c10d", "_c10d_functional"):
+            self.calls.setdefault(func, (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))

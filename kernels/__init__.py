@@ -51,7 +51,12 @@ def choose(
     """
     if impl is None:
         order = PREFERENCE.get(device.type, ("torch",))
-        return next(name for name in order if name in implementations)
+        found = next((name for name in order if name in implementations), None)
+        if found is None:
+            raise RuntimeError(
+                f"none of {', '.join(implementations)} is the choice for {device.type} tensors ({', '.join(order)}): name one by impl="
+            )
+        return found
     if impl not in implementations:
         raise ValueError(f"impl={impl!r}: expected one of {', '.join(implementations)}")
     runs_on = _RUNS_ON.get(impl, (device.type,))

@@ -183,6 +183,14 @@ AOT = [
 
 
 # ---- one custom op for all kernels ----
+#
+# It takes x as it is shaped and looks at its rows inside. Were they reshaped outside, the one gradient that x and the residual have in
+# common would reach two leaves as two views, and torch (2.13) accumulates into both: every sum of gradients would count twice.
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t.view(math.prod(t.shape[:-1]), t.shape[-1])
+
 
 FORWARD = {"cpp": _cpp_forward, "triton": _triton_forward}
 BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}
@@ -192,28 +200,32 @@ BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}
 def _op(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return FORWARD[impl](x, residual, weight, eps)
+    y, total, rstd = FORWARD[impl](_rows(x), _rows(residual), weight, eps)
+    return y.view(x.shape), total.view(x.shape), rstd
 
 
 @_op.register_fake
 def _(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(x), x.new_empty(x.shape[0], dtype=torch.float32)
+    rows = math.prod(x.shape[:-1])
+    return torch.empty_like(x), torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
 
 
 @torch.library.custom_op("kernels::add_rms_norm_backward", mutates_args=())
 def _op_backward(
     dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor | None, rstd: Tensor, impl: str
 ) -> tuple[Tensor, Tensor]:
-    return BACKWARD[impl](dy, dtotal, total, weight, rstd)
+    flat = None if dtotal is None else _rows(dtotal)
+    dx, dweight = BACKWARD[impl](_rows(dy), flat, _rows(total), weight, rstd)
+    return dx.view(total.shape), dweight
 
 
 @_op_backward.register_fake
 def _(
     dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor | None, rstd: Tensor, impl: str
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(total), total.new_empty(total.shape[1], dtype=torch.float32)
+    return torch.empty_like(total), total.new_empty(total.shape[-1], dtype=torch.float32)
 
 
 def _save(ctx, inputs, output):
@@ -242,11 +254,9 @@ def _kernel(impl: str):
         x: Tensor, residual: Tensor, weight: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(x.dtype, residual.dtype)
-        shape = math.prod(x.shape[:-1]), x.shape[-1]
         scale = None if weight is None else weight.float().contiguous()
-        rows = [t.to(dtype).reshape(shape).contiguous() for t in (x, residual)]
-        y, total, _ = _op(*rows, scale, eps, impl)
-        return y.view(x.shape), total.view(x.shape)
+        y, total, _ = _op(*(t.to(dtype).contiguous() for t in (x, residual)), scale, eps, impl)
+        return y, total
 
     return run
 

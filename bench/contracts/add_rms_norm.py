@@ -25,6 +25,11 @@ def draw(rng: random.Random) -> Case:
     return Case({"x": x, "residual": residual, **case.inputs}, case.scalars)
 
 
+def telling(rng: random.Random) -> tuple[Case, dict[str, float]]:
+    case, scalars = rms_norm.telling(rng)
+    return Case({"x": case.inputs["x"], "residual": case.inputs["x"], **case.inputs}, case.scalars), scalars  # fmt: skip
+
+
 def _pair(rows: int, D: int, dtype: str = "float32") -> Case:
     return Case({"x": Input((rows, D), dtype), "residual": Input((rows, D), dtype)})
 
@@ -35,10 +40,13 @@ CONTRACT = Contract(
     results=("y", "residual"),
     differentiable=("x", "residual", "weight"),
     draw=draw,
+    telling=telling,
     trial={
         "cpu": (_pair(2048, 192, "bfloat16"), _pair(8192, 512)),
         "cuda": (_pair(131072, 512, "bfloat16"),),
     },
     least_bytes=lambda case: 4 * nbytes(case.inputs["x"]),
     flops=lambda case: 5 * math.prod(case.inputs["x"].shape),
+    library=rms_norm.CONTRACT.library,
+    infinite=("x", "residual"),
 )

@@ -33,7 +33,7 @@ def draw(rng: random.Random) -> Case:
     dtype = rng.choice(FLOATS)
     B, Hkv, group = rng.randint(1, 2), rng.choice((1, 2, 3)), rng.choice((1, 2, 4))
     T, D = draw_size(rng, 160), rng.choice((8, 16, 32, 64, 128))
-    layout = rng.choice(("contiguous", "transposed", "padded"))
+    layout = rng.choice(("contiguous", "transposed", "padded", "offset", "expanded"))
     window = rng.choice((None, None, 1, rng.randint(1, T), rng.randint(1, T + 8)))
     family = rng.choice(("normal", "offset", "heavy_tail"))
     fixed = {"layout": layout, "family": family}
@@ -48,6 +48,12 @@ def draw(rng: random.Random) -> Case:
         {"causal": rng.random() < 0.8, "window": window},
         forward_only=T == 1 or window == 1,  # one key a query: its weight is one whatever the score
     )
+
+
+def telling(rng: random.Random) -> tuple[Case, dict[str, object]]:
+    T, D, window = rng.randint(20, 40), rng.choice((16, 32)), rng.randint(5, 9)
+    inputs = {"q": Input((1, 4, T, D)), "k": Input((1, 2, T, D)), "v": Input((1, 2, T, D))}
+    return Case(inputs, {"causal": True, "window": window}), {"causal": False, "window": window + 3}
 
 
 def _qkv(B: int, H: int, T: int, D: int, dtype: str, window: int | None) -> Case:
@@ -72,6 +78,7 @@ CONTRACT = Contract(
     results=("o",),
     differentiable=("q", "k", "v"),
     draw=draw,
+    telling=telling,
     trial={
         "cpu": (_qkv(4, 3, 512, 64, "bfloat16", 64), _qkv(4, 3, 512, 64, "float32", None)),
         "cuda": (
@@ -82,4 +89,15 @@ CONTRACT = Contract(
     least_bytes=lambda case: nbytes(*case.inputs.values(), case.inputs["q"]),
     flops=lambda case: 4 * _pairs(case) * case.inputs["q"].shape[-1],
     time_axis={"q": 2, "k": 2, "v": 2, "o": 2},
+    library=(
+        "aten::scaled_dot_product",
+        "aten::_scaled_dot_product",
+        "aten::_flash_attention",
+        "aten::_efficient_attention",
+        "aten::_cudnn_attention",
+        "aten::_native_multi_head_attention",
+        "flex_attention",
+    ),
+    library_names=("sdpa", "cudnn", "flex", "flash"),
+    infinite=("v",),
 )

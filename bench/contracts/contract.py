@@ -10,22 +10,24 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 FLOATS = ("float32", "bfloat16", "float16")
-FAMILIES = ("normal", "offset", "heavy_tail", "spike", "constant", "zero")
+FAMILIES = ("normal", "offset", "heavy_tail", "spike", "rank_one", "constant", "zero")
+LAYOUTS = ("contiguous", "contiguous", "transposed", "padded", "offset", "expanded")
 
 
 @dataclass(frozen=True)
 class Input:
     """One tensor argument: its shape, how it lies in memory, and from which family its values come.
 
-    `layout`: "contiguous"; "transposed" (the two dimensions before the last are swapped in memory; for a matrix the last two); "padded" (rows are further
-    apart than they are long); "offset" (storage begins at an odd element).
+    `layout`: "contiguous"; "transposed" (the two dimensions before the last are swapped in memory; for a matrix the last two);
+    "padded" (rows are further apart than they are long); "offset" (storage begins at an odd element); "expanded" (stride 0 along the
+    first dimension, so that all its slices are one).
     """
 
     shape: tuple[int, ...]
@@ -47,6 +49,8 @@ class Input:
             step *= max(self.shape[dim], 1)
             if position == 0 and self.layout == "padded":
                 step += 3
+        if self.layout == "expanded":
+            strides[0] = 0
         return tuple(strides)
 
     def span(self) -> int:
@@ -62,6 +66,9 @@ class Input:
             if self.family == "heavy_tail":  # a few positions are ignored
                 drawn[torch.rand(self.shape, generator=generator) < 0.1] = -100
             return drawn
+        if self.layout == "expanded":
+            one = replace(self, shape=(1, *self.shape[1:]), layout="contiguous")
+            return one.values(generator).expand(self.shape)
         x = torch.randn(self.shape, generator=generator, dtype=torch.float64)
         if self.family == "offset":
             x += 3.0
@@ -72,6 +79,8 @@ class Input:
         elif self.family == "spike" and x.numel():
             x *= 1e-2
             x.view(-1)[int(torch.randint(x.numel(), (1,), generator=generator))] = 10.0
+        elif self.family == "rank_one":
+            x = x[..., :1] * x[..., :1, :] if x.ndim > 1 else x
         elif self.family == "constant":
             x = torch.full(self.shape, 0.7, dtype=torch.float64)
         elif self.family == "zero":
@@ -115,6 +124,8 @@ class Contract:
         str, ...
     ]  # inputs through which gradients flow; empty: the op is not trained through
     draw: Callable[[random.Random], Case]
+    # A case in which every argument matters, and other values of its scalars: each alone moves the result far beyond rounding.
+    telling: Callable[[random.Random], tuple[Case, Mapping[str, Any]]]
     trial: Mapping[str, tuple[Case, ...]]  # by device: the shapes of the trial, heaviest first
     least_bytes: Callable[[Case], int]  # forward, every tensor touched once
     flops: Callable[[Case], int]  # forward; backward is counted as twice this
@@ -122,6 +133,12 @@ class Contract:
     result_dtypes: Mapping[str, str] = field(default_factory=dict)
     # For a causal op: tensor name -> its dimension of time.
     time_axis: Mapping[str, int] = field(default_factory=dict)
+    # Library functions that are this op as a whole, by the beginning of their dispatcher name. A kernel file may call one only
+    # in an implementation of a name that says so.
+    library: tuple[str, ...] = ()
+    library_names: tuple[str, ...] = ()
+    # Inputs in which an infinity has one honest outcome; a NaN has one in all.
+    infinite: tuple[str, ...] = ()
     judge: Callable[[Case, Mapping[str, Tensor], Tensor, Tensor], str] | None = None
     # Replaces the comparison of values where not the value but a property is asked: (case, float64 inputs, result, plain
     # result) -> "" or what is wrong.
@@ -143,10 +160,10 @@ def draw_size(rng: random.Random, largest: int) -> int:
 def draw_float(rng: random.Random, shape: tuple[int, ...], dtype: str, **fixed: Any) -> Input:
     """A floating input of random family, scale and layout; `fixed` overrides."""
     chosen: dict[str, Any] = {
-        "family": rng.choice(FAMILIES[:4] if rng.random() < 0.85 else FAMILIES),
+        "family": rng.choice(FAMILIES[:5] if rng.random() < 0.85 else FAMILIES),
         # 1e-3 .. 1e3, but within what float16 can square
         "scale": 10 ** rng.uniform(-3, 3) if dtype != "float16" else 10 ** rng.uniform(-1, 0.5),
-        "layout": rng.choice(("contiguous", "contiguous", "transposed", "padded", "offset")),
+        "layout": rng.choice(LAYOUTS),
     }
     return Input(shape, dtype, **{**chosen, **fixed})
 

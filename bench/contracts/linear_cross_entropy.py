@@ -13,7 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.contracts.contract import FLOATS, Case, Contract, Input, draw_float, draw_size, nbytes
+from bench.contracts.contract import (
+    FLOATS,
+    LAYOUTS,
+    Case,
+    Contract,
+    Input,
+    draw_float,
+    draw_size,
+    nbytes,
+)
 
 
 def reference(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
@@ -33,11 +42,22 @@ def draw(rng: random.Random) -> Case:
     return Case(
         {
             "h": draw_float(rng, (*lead, D), dtype, scale=1.0, family=rng.choice(("normal", "spike", "heavy_tail"))),
-            "W": draw_float(rng, (V, D), dtype, scale=logits / math.sqrt(D), family="normal"),
+            # never expanded: equal rows cancel in dh to nothing but rounding
+            "W": draw_float(rng, (V, D), dtype, scale=logits / math.sqrt(D), family="normal", layout=rng.choice(LAYOUTS[:-1])),
             "targets": Input(lead, "int64", rng.choice(("normal", "heavy_tail")), below=V),
         },
         {"softcap": softcap},
     )  # fmt: skip
+
+
+def telling(rng: random.Random) -> tuple[Case, dict[str, float]]:
+    N, D, V = rng.randint(10, 30), rng.randint(16, 40), rng.randint(50, 99)
+    inputs = {
+        "h": Input((N, D)),
+        "W": Input((V, D), scale=5 / math.sqrt(D)),
+        "targets": Input((N,), "int64", below=V),
+    }
+    return Case(inputs, {"softcap": 8.0}), {"softcap": 4.0}
 
 
 def _head(N: int, D: int, V: int, dtype: str) -> Case:
@@ -62,6 +82,7 @@ CONTRACT = Contract(
     results=("loss",),
     differentiable=("h", "W"),
     draw=draw,
+    telling=telling,
     trial={
         "cpu": (_head(2048, 192, 8192, "bfloat16"), _head(2048, 192, 8192, "float32")),
         "cuda": (_head(65536, 512, 8192, "bfloat16"),),
@@ -69,4 +90,5 @@ CONTRACT = Contract(
     least_bytes=lambda case: nbytes(*case.inputs.values()),
     flops=_flops,
     result_dtypes={"loss": "float32"},
+    library=("aten::linear_cross_entropy", "aten::_linear_cross_entropy"),
 )

@@ -47,9 +47,18 @@ def draw(rng: random.Random) -> Case:
             ("decades", "decades", "decades", "normal", "heavy_tail", "spike", "zero")
         ),
         scale=10 ** rng.uniform(-3, 3),
-        layout=rng.choice(("contiguous", "padded", "offset")),
+        layout=rng.choice(
+            ("contiguous", "transposed", "padded", "offset", "expanded")
+            if lead
+            else ("contiguous", "transposed", "padded", "offset")
+        ),
     )
     return Case({"G": G}, {"steps": rng.choice((5, 5, 5, 6, 7))})
+
+
+def telling(rng: random.Random) -> tuple[Case, dict[str, int]]:
+    G = Input((rng.randint(20, 40), rng.randint(41, 60)), family="decades")
+    return Case({"G": G}, {"steps": 2}), {"steps": 6}
 
 
 def judge(case: Case, inputs: Mapping[str, Tensor], result: Tensor, plain: Tensor) -> str:
@@ -114,6 +123,7 @@ CONTRACT = Contract(
     results=("O",),
     differentiable=(),
     draw=draw,
+    telling=telling,
     trial={
         # the banks of the model: query, key, value and output of every layer; down; up
         "cpu": (
@@ -128,5 +138,6 @@ CONTRACT = Contract(
     },
     least_bytes=lambda case: 2 * nbytes(case.inputs["G"]),
     flops=_flops,
+    library=("aten::_linalg_svd", "aten::linalg_svd"),
     judge=judge,
 )

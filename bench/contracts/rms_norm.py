@@ -26,12 +26,19 @@ def draw(rng: random.Random) -> Case:
     return Case(inputs, {"eps": 10 ** rng.uniform(-7, -2)})
 
 
+def telling(rng: random.Random) -> tuple[Case, dict[str, float]]:
+    x = Input((rng.randint(3, 9), rng.randint(20, 70)), scale=3e-3)  # small, so that eps matters
+    weight = Input((x.shape[-1],), family="offset")
+    return Case({"x": x, "weight": weight}, {"eps": 1e-6}), {"eps": 1e-4}
+
+
 CONTRACT = Contract(
     name="rms_norm",
     reference=reference,
     results=("y",),
     differentiable=("x", "weight"),
     draw=draw,
+    telling=telling,
     trial={
         # (B T, D), and queries and keys by head: (B, T, 2 H, head_dim)
         "cpu": (Case({"x": Input((2048, 192), "bfloat16")}), Case({"x": Input((4, 512, 6, 64))})),
@@ -39,4 +46,6 @@ CONTRACT = Contract(
     },
     least_bytes=lambda case: 2 * nbytes(case.inputs["x"]),
     flops=lambda case: 4 * math.prod(case.inputs["x"].shape),
+    library=("aten::rms_norm", "aten::_fused_rms_norm"),
+    infinite=("x",),
 )

@@ -1,0 +1,209 @@
+"""One op of one tree under examination: cases laid out in the arena, asked of the runner, compared with float64.
+
+The judge fills the arena with NaN before it lays out a call, so that rows lie between red zones; it poisons the room for results; and
+afterwards everything it lent must be bitwise as it was.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.comparison import examine
+from bench.contracts import Case, Contract
+from bench.judge import ALIGN, Judge, Refused, Where, place_call
+
+CALL_TIMEOUT_S = 90.0  # the first call may build
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass
+class Laid:
+    """A call in the arena, and private copies of what the judge put there."""
+
+    case: Case
+    call: dict[str, Any]
+    inputs: Tensors
+    upstream: list[Tensor]
+    lent: tuple[int, int]  # bytes of the arena that must come back as they were
+
+    @property
+    def wrt(self) -> tuple[str, ...]:
+        return tuple(self.call["wrt"])
+
+    def names(self, contract: Contract) -> list[str]:
+        """Of results and gradients, in the order of `places`."""
+        return [*contract.results, *(f"d{name}" for name in self.wrt)]
+
+    def places(self) -> list[Where]:
+        return [*self.call["outputs"], *self.call["gradients"]]
+
+
+class Examination:
+    """Draws, lays, asks and compares. Every refusal is a `Refused` whose kind names the check."""
+
+    def __init__(self, contract: Contract, judge: Judge, seed: int) -> None:
+        self.contract = contract
+        self.judge = judge
+        self.rng = random.Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.cases = 0
+        self.used: dict[str, float] = {}  # share of the allowed error, by tensor
+
+    def lay(
+        self,
+        case: Case,
+        wrt: Sequence[str] | None = None,
+        *,
+        upstream: str = "contiguous",
+        through: Sequence[int] | None = None,
+        fresh: bool = True,
+    ) -> Laid:
+        """Lay out and fill a call. `upstream` is how its gradients lie: contiguous, transposed, or expanded from one value."""
+        if wrt is None:
+            wrt = () if case.forward_only else self.contract.differentiable
+        arena = self.judge.arena
+        if fresh:
+            arena.reset()
+        before = arena.used
+        shapes = result_shapes(self.contract, case)
+        call = place_call(arena, case, shapes, wrt, upstream=upstream, through=through)
+        lent = [*call["inputs"].values(), *call["upstream"]]
+        start = min((where["offset"] for where in lent), default=before) // ALIGN * ALIGN
+        laid = Laid(case, call, {}, [], (start, arena.used))
+        arena.bytes(*laid.lent).fill_(0xFF)  # a NaN in every floating dtype
+        self.refill(laid)
+        return laid
+
+    def refill(self, laid: Laid) -> None:
+        """Other values at the same addresses."""
+        for name, wanted in laid.case.inputs.items():
+            self.put(laid, name, wanted.values(self.generator))
+        laid.upstream = []
+        for where in laid.call["upstream"]:
+            buffer = self.judge.arena.view(where)
+            if 0 in buffer.stride() and buffer.numel() > 1:
+                buffer.as_strided((1,), (1,)).fill_(self.rng.uniform(-1, 1))
+            else:
+                drawn = torch.randn(buffer.shape, generator=self.generator)
+                # sometimes one value for all, as `loss.mean()` sends
+                buffer.copy_(drawn if self.rng.random() < 0.7 else torch.full_like(drawn, 0.37))
+            laid.upstream.append(buffer.clone())
+
+    def put(self, laid: Laid, name: str, values: Tensor) -> None:
+        """Write an input, and remember what its buffer then holds."""
+        buffer = self.judge.arena.view(laid.call["inputs"][name])
+        if buffer.ndim and buffer.stride(0) == 0 and buffer.shape[0] > 1:
+            buffer[:1].copy_(values[:1])
+        else:
+            buffer.copy_(values)
+        laid.inputs[name] = buffer.clone()
+
+    def ask(
+        self,
+        laid: Laid,
+        impl: str | None,
+        do: str = "call",
+        *,
+        mode: str = "eager",
+        hold: bool = False,
+        threads: int | None = None,
+    ) -> Tensors:
+        """Poison the room for results, let the runner answer, take the bytes, and check what was lent."""
+        return self.ask_all([laid], impl, do, mode=mode, hold=hold, threads=threads)[0]
+
+    def ask_all(
+        self, laid: Sequence[Laid], impl: str | None, do: str, **options: Any
+    ) -> list[Tensors]:
+        """As `ask`, for a request that concerns several calls at once."""
+        arena = self.judge.arena
+        before = [arena.bytes(*each.lent).clone() for each in laid]
+        for each in laid:
+            for where in each.places():
+                arena.view(where).fill_(float("nan"))
+        calls = [each.call for each in laid]
+        request = {"call": calls[0]} if len(calls) == 1 else {"calls": calls}
+        mode = options.get("mode", "eager")
+        try:
+            self.judge.ask(
+                do, timeout=CALL_TIMEOUT_S, op=self.contract.name, impl=impl, **request, **options
+            )
+        except Refused as refused:
+            what = do if do != "call" else mode
+            raise Refused(refused.kind, f"{_named(impl)} {what}: {refused}") from None
+        for each, lent in zip(laid, before, strict=True):
+            if not torch.equal(arena.bytes(*each.lent), lent):
+                raise Refused("mutation", f"{_named(impl)}: {self._changed(each)}; work on a copy")
+        return [
+            {
+                name: arena.view(where).clone()
+                for name, where in zip(each.names(self.contract), each.places(), strict=True)
+            }
+            for each in laid
+        ]
+
+    def _changed(self, laid: Laid) -> str:
+        for name, before in laid.inputs.items():
+            if not same_bits(self.judge.arena.view(laid.call["inputs"][name]), before):
+                return f"input {name} was changed by the call"
+        return "memory beside the inputs, or an upstream gradient, was written"
+
+    def verify(
+        self,
+        laid: Laid,
+        answer: Tensors,
+        impl: str | None,
+        *,
+        what: str = "",
+        upstream: Sequence[Tensor] | None = None,
+        working: torch.dtype | None = None,
+    ) -> None:
+        """Compare an answer with float64."""
+        self.cases += 1
+        wrong, used = examine(
+            self.contract, laid.case, laid.inputs, laid.upstream if upstream is None else upstream,
+            answer, laid.wrt, through=laid.call["through"], device=self.judge.device, working=working,
+        )  # fmt: skip
+        if wrong:
+            raise Refused("wrong", f"{self.where(impl, what, laid.case)}: {wrong}")
+        for name, share in used.items():
+            self.used[name] = max(self.used.get(name, 0.0), share)
+
+    def where(self, impl: str | None, what: str, case: Case) -> str:
+        return f"{_named(impl)}{' ' + what if what else ''}, {case.label()}"
+
+    def wide(self, cases: Sequence[Case]) -> Case:
+        """The case with the most elements: compile and autocast want a representative one."""
+        return max(cases, key=lambda c: sum(i.span() for i in c.inputs.values()))
+
+
+def result_shapes(contract: Contract, case: Case) -> Tensors:
+    """Shapes and dtypes of the results, without computing them."""
+    inputs = {
+        n: torch.empty(i.shape, dtype=getattr(torch, i.dtype), device="meta")
+        for n, i in case.inputs.items()
+    }
+    results = contract.reference(**inputs, **case.scalars)
+    results = results if isinstance(results, tuple) else (results,)
+    dtypes: Mapping[str, str] = contract.result_dtypes
+    return {
+        name: r.to(getattr(torch, dtypes[name])) if name in dtypes else r
+        for name, r in zip(contract.results, results, strict=True)
+    }
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    def raw(t: Tensor) -> Tensor:
+        return t.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8)
+
+    return a.numel() == 0 or torch.equal(raw(a), raw(b))
+
+
+def _named(impl: str | None) -> str:
+    return f"impl={impl or 'default'}"

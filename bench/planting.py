@@ -1,0 +1,87 @@
+"""A NaN or an infinity planted in one element: whoever sees it must show it, whoever cannot must be right.
+
+Who sees it is asked of the reference itself: two evaluations in float64 that differ in that element alone. A NaN may spread further than that,
+as far as it does in the reference (0 x NaN is NaN, where a kernel that skips the masked tile has a number); both are honest.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from bench.comparison import evaluate
+from bench.examination import Examination, Laid, Tensors
+from bench.judge import Refused
+
+
+@dataclass(frozen=True)
+class Plant:
+    """What is planted where: an index into one input, flat behind its first dimension where that is expanded."""
+
+    name: str
+    index: int
+    value: float
+    expanded: bool
+
+    def into(self, inputs: Tensors, value: float) -> Tensors:
+        changed = inputs[self.name].clone(memory_format=torch.contiguous_format)
+        flat = changed.flatten(1) if self.expanded else changed.view(1, -1)
+        flat[:, self.index % flat.shape[1]] = value
+        return {**inputs, self.name: changed}
+
+
+def plants(examination: Examination, laid: Laid) -> list[Plant]:
+    """A NaN in each floating input, and an infinity where it has one honest outcome."""
+    found = []
+    for name, values in laid.inputs.items():
+        if values.is_floating_point() and values.numel():
+            for value in (math.nan, examination.rng.choice((math.inf, -math.inf))):
+                if math.isnan(value) or name in examination.contract.infinite:
+                    index = examination.rng.randrange(values.numel())
+                    expanded = laid.case.inputs[name].layout == "expanded" and values.ndim > 1
+                    found.append(Plant(name, index, value, expanded))
+    return found
+
+
+def check(examination: Examination, laid: Laid, impl: str | None) -> None:
+    """Ask a laid, forward-only call again with each plant. Raises Refused with kind "nan" where one is swallowed or leaks."""
+    honest = dict(laid.inputs)
+    for plant in plants(examination, laid):
+        examination.put(laid, plant.name, plant.into(honest, plant.value)[plant.name])
+        answer = examination.ask(laid, impl)
+        examination.put(laid, plant.name, honest[plant.name])
+        _judge(examination, laid, plant, answer, impl)
+
+
+def _judge(
+    examination: Examination, laid: Laid, plant: Plant, answer: Tensors, impl: str | None
+) -> None:
+    contract, case = examination.contract, laid.case
+    ordinary = float(laid.inputs[plant.name].double().abs().mean()) or 1.0
+
+    def truth(value: float) -> Tensors:
+        return evaluate(contract, case, plant.into(laid.inputs, value), (), (), torch.float64)
+
+    one, other, planted = truth(ordinary), truth(-2.5 * ordinary), truth(plant.value)
+    repaired: Tensors = {}
+    for name, got in answer.items():
+        sees, blown = one[name] != other[name], ~torch.isfinite(planted[name])
+        shows = ~torch.isfinite(got.cpu())
+        where = f"{plant.value} in {plant.name}[{plant.index}]"
+        if bool((sees & blown & ~shows).any()):
+            raise Refused(
+                "nan",
+                f"{examination.where(impl, '', case)}: {where} is swallowed: {name} stays finite where it depends on it",
+            )
+        if bool((shows & ~blown & ~sees).any()):
+            raise Refused(
+                "nan",
+                f"{examination.where(impl, '', case)}: {where} spreads to elements of {name} that do not depend on it",
+            )
+        free = sees | shows
+        repaired[name] = torch.where(free, one[name], got.cpu().double()).to(got.dtype)
+    if contract.judge is None:
+        finite = Laid(case, laid.call, plant.into(laid.inputs, ordinary), [], laid.lent)
+        examination.verify(finite, repaired, impl, what=f"beside a planted {plant.value}")
