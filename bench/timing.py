@@ -2,11 +2,14 @@
 
 Each implementation under comparison has a runner of its own; the judge's monotonic clock runs around one request that makes `n` calls (n so
 that a block takes about 10 ms, against about 0.1 ms for the request itself, which every arm pays alike). Blocks of the arms are
-interleaved in random order. Input sets rotate over more memory than the last-level cache holds, and a few of them are rewritten
-before each block, at the same addresses. In each block one call, drawn at random, is copied out while the clock runs; a part of those is compared
-with float64 afterwards. Training ops are timed forward and backward together.
+interleaved in random order. Every call of a block has an input set of its own, with contents that no call has seen (bench/staging.py), and in
+each block one call, drawn at random, is copied out while the clock runs; the most suspicious of those are compared with float64 (bench/audit.py).
+Training ops are timed forward and backward together.
 
-A comparison is the median of paired ratios (candidate / incumbent, block by block) with a bootstrap interval over blocks.
+A comparison is the median of paired ratios (candidate / incumbent, block by block) with a bootstrap interval over blocks. It is refused,
+whatever its ratio, where a block is faster than this machine can be, where time that is saved in a row of calls is not saved by a call that is
+asked alone, where a runner worked while it was not asked, took threads, memory or torch's settings (bench/conduct.py). A speed-up
+of more than QUARANTINE times is no result before a person has looked at it.
 """
 
 from __future__ import annotations
@@ -16,28 +19,39 @@ import random
 import secrets
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bench.comparison import examine
+from bench import roofline
+from bench.audit import Audit
+from bench.conduct import Conduct, no_memory_hog
 from bench.contracts import Case, Contract, contract
-from bench.correctness import result_shapes
-from bench.judge import Judge, Refused, place_call
+from bench.judge import Judge, Refused
+from bench.staging import Contents, Stage
 
 BLOCK_S = 0.010
-MAX_CALLS = 1000
-ROTATE_BYTES = 96 << 20  # 3 x a 32 MB last-level cache; a GPU's 50 MB L2 twice
-MAX_SETS = 8
+LONGEST_BLOCK_S = 0.040  # of the slower arm
 WARM_UP_S = 0.3
 CALL_TIMEOUT_S = 120.0
 BOOTSTRAP = 2000
 # Of a comparison, at least: the bootstrap interval of a median of five blocks missed one in an A/A comparison.
 ROUNDS = 25
+LEAST_S = 0.5  # of a case
+FORWARD_ROUNDS = 5
+ALONE_EVERY = 3  # rounds to one in which a single call is asked
+# Of the time that a call saves in a row, so much at least has to be saved by a call asked alone. Honest ones save as much or more; least
+# where threads have to be woken first, some 50 us.
+ALONE_SHARE = 0.25
+WORTH_ASKING = 0.1  # of the incumbent's time: smaller savings drown in the noise of single calls
+QUARANTINE = 10.0
+
+Samples = dict[str, list[float]]
+Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True)
@@ -52,13 +66,17 @@ class Arm:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Candidate time / incumbent time: below one is faster. `low` and `high` bound it with 95 % confidence; `shapes` has each shape's own."""
+    """Candidate time / incumbent time: below one is faster. `low` and `high` bound it with 95 % confidence; `shapes` has each shape's own.
+
+    `arms`: of incumbent and candidate the seconds of import and first calls, and the largest memory in MB.
+    """
 
     ratio: float
     low: float
     high: float
     shapes: list[dict[str, Any]]
     seconds: float
+    arms: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def faster(self) -> bool:
@@ -69,6 +87,15 @@ class Comparison:
         return self.low > 1.0
 
 
+@dataclass
+class Measured:
+    """Seconds a call, by arm and block: `row` in blocks of many calls, `alone` in blocks of one, `forward` without backward."""
+
+    row: Samples
+    alone: Samples
+    forward: Samples
+
+
 def compare(
     op: str,
     incumbent: Path,
@@ -77,34 +104,43 @@ def compare(
     device: str = "cpu",
     limit_s: float = 10.0,
     seed: int | None = None,
+    cases: Sequence[Case] | None = None,
 ) -> Comparison:
-    """Time an op of two trees on the trial's shapes. Raises Refused when an arm fails or a timed output is wrong."""
+    """Time an op of two trees on `cases`, by default the trial's. Raises Refused when an arm fails, a timed output is wrong, or time was not
+    saved honestly."""
     asked = contract(op)
-    cases = asked.trial[device]
+    cases = asked.trial[device] if cases is None else cases
     arms = (Arm("incumbent", incumbent), Arm("candidate", candidate))
+    rng = random.Random(secrets.randbits(48) if seed is None else seed)
     rows, logs = [], []
-    with _runners(op, arms, device) as judges:
+    with _runners(op, arms, device) as runners:
         started = time.monotonic()
         for i, case in enumerate(cases):
             share = (limit_s - (time.monotonic() - started)) / (len(cases) - i)
-            samples = measure(
-                asked, case, arms, judges, limit_s=max(share, 1.0), seed=seed, least=ROUNDS
+            found = measure(
+                asked, case, arms, runners, limit_s=max(share, LEAST_S), rng=rng, least=ROUNDS
             )
-            logs.append(np.log(np.array(samples["candidate"]) / np.array(samples["incumbent"])))
-            ratio, low, high = _interval([logs[-1]])
-            rows.append(
-                {
-                    "case": case.label(),
-                    "ratio": round(ratio, 4),
-                    "low": round(low, 4),
-                    "high": round(high, 4),
-                    "incumbent_ms": round(1e3 * statistics.median(samples["incumbent"]), 4),
-                    "candidate_ms": round(1e3 * statistics.median(samples["candidate"]), 4),
-                    "blocks": len(samples["candidate"]),
-                }
+            _possible(asked, case, found.row, device)
+            logs.append(np.log(_ratios(found.row)))
+            rows.append(_row(case, found, *_interval([logs[-1]])))
+            _saved_alone(found, rows[-1])
+        for runner in runners:
+            _once_more(asked, arms, runner, rng)
+            runner.end(torch.get_num_threads())
+            runner.unchanged()
+        no_memory_hog(*runners)
+        ratio, low, high = _interval(logs)
+        fastest = min(rows, key=lambda row: float(row["ratio"]))
+        if fastest["ratio"] * QUARANTINE < 1:
+            raise Refused(
+                "quarantine",
+                f"quarantined: needs a person. {1 / fastest['ratio']:.0f} times as fast on {fastest['case']}, and nothing was found wrong",
             )
-    ratio, low, high = _interval(logs)
-    return Comparison(ratio, low, high, rows, time.monotonic() - started)
+        about = {
+            r.name: {"cold_s": round(r.cold_s, 2), "peak_mb": round(r.peak_bytes() / 2**20)}
+            for r in runners
+        }
+    return Comparison(ratio, low, high, rows, time.monotonic() - started, about)
 
 
 def sample(
@@ -115,47 +151,79 @@ def sample(
     device: str,
     limit_s: float,
     seed: int | None = None,
-) -> dict[str, list[float]]:
+) -> Samples:
     """Seconds a call, block by block and interleaved, for each arm by name."""
-    with _runners(op, arms, device) as judges:
-        return measure(contract(op), case, arms, judges, limit_s=limit_s, seed=seed)
+    rng = random.Random(secrets.randbits(48) if seed is None else seed)
+    with _runners(op, arms, device) as runners:
+        return measure(contract(op), case, arms, runners, limit_s=limit_s, rng=rng).row
 
 
 @contextlib.contextmanager
-def _runners(op: str, arms: Sequence[Arm], device: str) -> Iterator[list[Judge]]:
+def _runners(op: str, arms: Sequence[Arm], device: str) -> Iterator[list[Conduct]]:
     with contextlib.ExitStack() as stack:
         judges = [stack.enter_context(Judge(arm.tree, device=device)) for arm in arms]
-        for judge in judges:
-            judge.ask("load", op=op, tree=str(judge.tree))
-        yield judges
+        runners = [Conduct(arm.name, judge) for arm, judge in zip(arms, judges, strict=True)]
+        for runner in runners:
+            runner.judge.ask(
+                "stage", calls=[]
+            )  # answered once torch is imported, which is not the candidate's time
+            started = time.monotonic()
+            runner.judge.ask("load", op=op, tree=str(runner.judge.tree))
+            runner.cold_s = time.monotonic() - started
+            runner.begin()
+        yield runners
 
 
 def measure(
     asked: Contract,
     case: Case,
     arms: Sequence[Arm],
-    judges: Sequence[Judge],
+    runners: Sequence[Conduct],
     *,
     limit_s: float,
+    rng: random.Random,
     least: int = 5,
-    seed: int | None = None,
-) -> dict[str, list[float]]:
-    """Interleaved blocks until the time is used, at least `least` rounds of them."""
-    rng = random.Random(secrets.randbits(48) if seed is None else seed)
-    tables = [_Table(asked, case, arm, judge, rng) for arm, judge in zip(arms, judges, strict=True)]
+) -> Measured:
+    """Interleaved blocks until the time is used, at least `least` rounds of them. Raises Refused for a wrong answer."""
     deadline = time.monotonic() + limit_s
+    contents = Contents(asked, case, rng)
+    tables = [_Table(contents, arm, runner) for arm, runner in zip(arms, runners, strict=True)]
+    stages = {table.arm.name: table.stage for table in tables}
+    audit = Audit(contents, stages, runners[0].judge.device, rng)
+    speeds = [table.warm_up(rng) for table in tables]
+    seed = rng.getrandbits(48)
+    for stage in stages.values():
+        stage.fill(seed)
     # All arms make the same number of calls a block, so that the request and the copied call weigh alike in each.
-    calls = max(1, min(MAX_CALLS, round(BLOCK_S / min(table.warm_up() for table in tables))))
-    samples: dict[str, list[float]] = {arm.name: [] for arm in arms}
-    rounds = 0
+    n = round(min(BLOCK_S / min(speeds), LONGEST_BLOCK_S / max(speeds)))
+    n = max(1, min(n, contents.sets()))
+    row, alone, forward = (_nothing(arms) for _ in range(3))
+
+    def ask(calls: int, samples: Samples, backward: bool = True) -> None:
+        sets, keep = rng.sample(range(contents.sets()), calls), rng.randrange(calls)
+        seed = rng.getrandbits(48)
+        for table in rng.sample(tables, len(tables)):
+            seconds = table.block(sets, keep, seed, backward)
+            samples[table.arm.name].append(seconds / calls)
+        if backward:
+            audit.see(sets[keep])
+
     with _one_thread():
+        rounds = 0
         while rounds < least or time.monotonic() < deadline:
-            for table in rng.sample(tables, len(tables)):
-                samples[table.arm.name].append(table.block(calls))
+            ask(n, row)
+            if n > 1 and rounds % ALONE_EVERY == 0:
+                ask(1, alone)
             rounds += 1
-    for table in tables:
-        table.audit()
-    return samples
+    audit.run()
+    with _one_thread():
+        for _ in range(FORWARD_ROUNDS if contents.wrt else 0):
+            ask(n, forward, backward=False)
+    return Measured(row, alone, forward)
+
+
+def _nothing(arms: Sequence[Arm]) -> Samples:
+    return {arm.name: [] for arm in arms}
 
 
 @contextlib.contextmanager
@@ -170,93 +238,133 @@ def _one_thread() -> Iterator[None]:
 
 
 class _Table:
-    """The input sets of one arm in its arena, and the blocks run on them."""
+    """One arm's input sets, and the blocks run on them."""
 
-    def __init__(
-        self, asked: Contract, case: Case, arm: Arm, judge: Judge, rng: random.Random
-    ) -> None:
-        self.asked, self.case, self.arm, self.judge, self.rng = asked, case, arm, judge, rng
-        self.generator = torch.Generator().manual_seed(rng.getrandbits(48))
-        judge.arena.reset()
-        shapes = result_shapes(asked, case)
-        wrt = asked.differentiable
-        first = place_call(judge.arena, case, shapes, wrt)
-        one = sum(i.span() * getattr(torch, i.dtype).itemsize for i in case.inputs.values())
-        sets = max(2, min(MAX_SETS, -(-ROTATE_BYTES // max(one, 1))))
-        self.calls = [first, *(place_call(judge.arena, case, shapes, wrt) for _ in range(sets - 1))]
-        for call in self.calls:
-            self._fill(call)
-        self._stage()
+    def __init__(self, contents: Contents, arm: Arm, runner: Conduct) -> None:
+        self.contents, self.arm, self.runner, self.judge = contents, arm, runner, runner.judge
+        self.stage = Stage(contents, self.judge.arena)
+        self.stage.fill(0)
+        if self.judge.device == "cpu":
+            # The runner's tensors are the arena's memory: what is changed there later is changed for them.
+            self._bring(self.stage.calls)
 
-    def _fill(self, call: Mapping[str, Any]) -> None:
-        for name, wanted in self.case.inputs.items():
-            self.judge.arena.view(call["inputs"][name]).copy_(wanted.values(self.generator))
-        for where in call["upstream"]:
-            buffer = self.judge.arena.view(where)
-            buffer.copy_(torch.randn(buffer.shape, generator=self.generator))
+    def _bring(self, calls: Sequence[dict[str, Any]]) -> None:
+        self.judge.ask("stage", timeout=CALL_TIMEOUT_S, calls=calls)
 
-    def _stage(self) -> None:
-        self.judge.ask("stage", timeout=CALL_TIMEOUT_S, calls=self.calls)
+    def block(self, sets: list[int], keep: int, seed: int, backward: bool = True) -> float:
+        """Seconds of one block: a call on each of `sets`, whose contents are new; call number `keep` is copied out."""
+        self.stage.change(sets, seed)
+        self.stage.poison()
+        if self.judge.device != "cpu":
+            self._bring([self.stage.calls[i] for i in sets])
+            sets = list(range(len(sets)))
+        with self.runner.turn():
+            started = time.perf_counter()
+            self.judge.ask(
+                "block",
+                timeout=CALL_TIMEOUT_S,
+                op=self.contents.asked.name,
+                impl=self.arm.impl,
+                mode=self.arm.mode,
+                sets=sets,
+                keep=keep,
+                backward=backward,
+            )
+            return time.perf_counter() - started
 
-    def _ask(self, n: int, keep: int) -> float:
-        started = time.perf_counter()
-        self.judge.ask(
-            "block",
-            timeout=CALL_TIMEOUT_S,
-            op=self.asked.name,
-            impl=self.arm.impl,
-            mode=self.arm.mode,
-            n=n,
-            keep=keep,
-        )
-        return time.perf_counter() - started
+    def warm_up(self, rng: random.Random) -> float:
+        """Run for a while; seconds a call. The first call, which may build, compile and tune, is kept apart."""
 
-    def warm_up(self) -> float:
-        """Run for a while; seconds a call."""
-        self._ask(1, -1)  # builds, compiles
+        def some(n: int) -> float:
+            return self.block(
+                rng.sample(range(self.contents.sets()), n), rng.randrange(n), rng.getrandbits(48)
+            )
+
+        self.runner.first(some(1))
         spent, calls, n = 0.0, 0, 1
         while spent < WARM_UP_S:
-            spent += self._ask(n, -1)
+            spent += some(n)
             calls += n
-            n = min(2 * n, MAX_CALLS)
+            n = min(2 * n, self.contents.sets())
         return spent / calls
 
-    def block(self, n: int) -> float:
-        """Seconds a call over a block of n; one set has fresh contents, one random call is copied out."""
-        self._fill(self.rng.choice(self.calls))
-        self.keep = self.rng.randrange(n)
-        kept = self.calls[self.keep % len(self.calls)]
-        for where in [*kept["outputs"], *kept["gradients"]]:
-            self.judge.arena.view(where).fill_(float("nan"))
-        if self.judge.device != "cpu":
-            self._stage()
-        return self._ask(n, self.keep) / n
 
-    def audit(self) -> None:
-        """The call that the last block copied out must be right: what was timed is what was checked."""
-        call = self.calls[self.keep % len(self.calls)]
-        arena, wrt = self.judge.arena, tuple(call["wrt"])
-        inputs = {name: arena.view(where).clone() for name, where in call["inputs"].items()}
-        upstream = [arena.view(where).clone() for where in call["upstream"]]
-        names = [*self.asked.results, *(f"d{n}" for n in wrt)]
-        places = [*call["outputs"], *call["gradients"]]
-        answer = {
-            name: arena.view(where).clone() for name, where in zip(names, places, strict=True)
-        }
-        wrong, _ = examine(
-            self.asked, self.case, inputs, upstream, answer, wrt, device=self.judge.device
+def _once_more(asked: Contract, arms: Sequence[Arm], runner: Conduct, rng: random.Random) -> None:
+    """A drawn case, as the correctness gate asks them, through the entry that was timed. Raises Refused if it is wrong now."""
+    arm = next(arm for arm in arms if arm.name == runner.name)
+    contents = Contents(asked, asked.draw(rng), rng)
+    table = _Table(contents, arm, runner)
+    audit = Audit(contents, {arm.name: table.stage}, runner.judge.device, rng)
+    table.block([0], 0, rng.getrandbits(48))
+    audit.see(0)
+    audit.run()
+
+
+def _row(case: Case, found: Measured, ratio: float, low: float, high: float) -> dict[str, Any]:
+    def ms(samples: Samples, name: str) -> float:
+        return round(1e3 * statistics.median(samples[name]), 4)
+
+    row: dict[str, Any] = {
+        "case": case.label(),
+        "ratio": round(ratio, 4),
+        "low": round(low, 4),
+        "high": round(high, 4),
+        "incumbent_ms": ms(found.row, "incumbent"),
+        "candidate_ms": ms(found.row, "candidate"),
+        "blocks": len(found.row["candidate"]),
+    }
+    if found.forward["candidate"]:
+        row["incumbent_forward_ms"] = ms(found.forward, "incumbent")
+        row["candidate_forward_ms"] = ms(found.forward, "candidate")
+    return row
+
+
+def _possible(asked: Contract, case: Case, row: Samples, device: str) -> None:
+    """Raises Refused where a block took less time than its traffic or arithmetic takes at the ceilings of this machine."""
+    passes = 3 if asked.differentiable and not case.forward_only else 1
+    moved, flops = passes * asked.least_bytes(case), passes * asked.flops(case)
+    for name, seconds in row.items():
+        floor = roofline.floor_seconds(moved, flops, device)
+        if min(seconds) < floor:
+            # A ceiling that was measured while other work ran is too low, and nobody is refused for that.
+            floor = roofline.floor_seconds(moved, flops, device, again=True)
+        if min(seconds) < floor:
+            raise Refused(
+                "impossible",
+                f"a call of the {name} took {1e6 * min(seconds):.0f} us on {case.label()}, where moving its data once takes this "
+                f"machine at least {1e6 * floor:.0f} us: the work is not done in the call",
+            )
+
+
+def _saved_alone(found: Measured, row: dict[str, Any]) -> None:
+    """Raises Refused where calls are cheap only in a row: when one is asked alone, its results copied out, all of its work shows."""
+    saved = 1e-3 * (row["incumbent_ms"] - row["candidate_ms"])
+    if not found.alone["candidate"] or saved < WORTH_ASKING * 1e-3 * row["incumbent_ms"]:
+        return
+    alone = np.subtract(found.alone["incumbent"], found.alone["candidate"])
+    most = float(np.quantile(_medians(alone, np.random.default_rng(0)), 0.99))
+    if most < ALONE_SHARE * saved:
+        raise Refused(
+            "phase",
+            f"a call in a row of calls saves {1e6 * saved:.0f} us, and one asked alone {1e6 * float(np.median(alone)):.0f} us: "
+            f"work of some calls is left out or done by others ({row['case']})",
         )
-        if wrong:
-            raise Refused("wrong", f"an output of a timed call ({self.arm.name}) is wrong: {wrong}")
 
 
-def _interval(logs: Sequence[np.ndarray[Any, Any]]) -> tuple[float, float, float]:
+def _ratios(samples: Samples) -> Numbers:
+    return np.divide(samples["candidate"], samples["incumbent"])
+
+
+def _medians(x: Numbers, generator: np.random.Generator) -> Numbers:
+    """Medians of bootstrap resamples."""
+    found: Numbers = np.median(x[generator.integers(0, len(x), (BOOTSTRAP, len(x)))], axis=1)
+    return found
+
+
+def _interval(logs: Sequence[Numbers]) -> tuple[float, float, float]:
     """Geometric mean over shapes of the median ratio, with its 95 % bootstrap interval over blocks."""
     generator = np.random.default_rng(0)
     centre = float(np.mean([np.median(x) for x in logs]))
-    draws = np.mean(
-        [np.median(x[generator.integers(0, len(x), (BOOTSTRAP, len(x)))], axis=1) for x in logs],
-        axis=0,
-    )
+    draws = np.mean([_medians(x, generator) for x in logs], axis=0)
     low, high = np.quantile(draws, (0.025, 0.975))
     return float(np.exp(centre)), float(np.exp(low)), float(np.exp(high))

@@ -1,0 +1,104 @@
+"""Which timed calls are compared with float64, and the comparison.
+
+One call of every block is copied out while the clock runs, and all arms answer it from the same inputs. The call in which they
+differ most is kept, as are one drawn at random and the last: an answer that is stale, or cheap now and then, is the one that differs.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bench.comparison import examine
+from bench.judge import Refused
+from bench.staging import Contents, Stage
+
+# After one comparison for each arm, as many more as begin within this time: some take 0.05 s (a norm), others 3 (a loss over 8192 words).
+MORE_S = 1.0
+SAMPLED = 1 << 18  # elements of a tensor by which two answers are compared between blocks
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Private copies of what one call was asked and what each arm answered."""
+
+    inputs: dict[str, Tensor]
+    upstream: list[Tensor]
+    answers: dict[str, dict[str, Tensor]]
+
+
+class Audit:
+    """The calls of one measurement. `stages`: each arm's input sets, the incumbent's first."""
+
+    def __init__(
+        self, contents: Contents, stages: Mapping[str, Stage], device: str, rng: random.Random
+    ) -> None:
+        self.contents, self.stages, self.device, self.rng = contents, stages, device, rng
+        self.seen = 0
+        self.largest = -1.0
+        self.worst: _Call | None = None
+        self.drawn: _Call | None = None
+
+    def see(self, number: int) -> None:
+        """Every arm has just answered set `number`. Raises Refused at once for an answer that is not finite."""
+        first, *others = [stage.answer() for stage in self.stages.values()]
+        apart = max((_distance(other, first, self.rng) for other in others), default=0.0)
+        self.seen += 1
+        self.number = number
+        if apart > self.largest:
+            self.largest, self.worst = apart, self._copy(number)
+        if self.rng.random() * self.seen < 1.0:
+            self.drawn = self._copy(number)
+        if math.isinf(apart):
+            self.run()
+
+    def run(self) -> None:
+        """Raises Refused for the first answer that is wrong."""
+        until = time.monotonic() + MORE_S
+        examined: set[str] = set()
+        for call in (self.worst, self._copy(self.number), self.drawn):
+            assert call is not None
+            for name in reversed(call.answers):
+                if name in examined and time.monotonic() > until:
+                    continue
+                examined.add(name)
+                self._examine(name, call)
+
+    def _copy(self, number: int) -> _Call:
+        stages = list(self.stages.values())
+        inputs, upstream = stages[0].inputs(number)
+        return _Call(
+            {name: t.clone() for name, t in inputs.items()},
+            [t.clone() for t in upstream],
+            {
+                name: {result: t.clone() for result, t in stage.answer().items()}
+                for name, stage in self.stages.items()
+            },
+        )
+
+    def _examine(self, name: str, call: _Call) -> None:
+        contents = self.contents
+        wrong, _ = examine(
+            contents.asked, contents.case, call.inputs, call.upstream, call.answers[name],
+            contents.wrt, device=self.device,
+        )  # fmt: skip
+        if wrong:
+            raise Refused("wrong", f"an output of a timed call ({name}) is wrong: {wrong}")
+
+
+def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor], rng: random.Random) -> float:
+    """How far two answers are apart, relative to the norm, at the tensor where it is most; infinite if one is not finite."""
+    return max(_apart(a[name], b[name], rng) for name in a)
+
+
+def _apart(a: Tensor, b: Tensor, rng: random.Random) -> float:
+    step = -(-a.numel() // SAMPLED)
+    start = rng.randrange(step)
+    x, y = (t.flatten()[start::step].double() for t in (a, b))
+    distance = float((x - y).norm()) / max(float(y.norm()), 1e-30)
+    return distance if math.isfinite(distance) else math.inf

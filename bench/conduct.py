@@ -1,0 +1,102 @@
+"""How a runner behaves while it is measured: what it does when it is not asked, how many threads it uses, what it does to memory and to torch.
+
+All but torch's settings is read from /proc by the judge; those the runner reports itself, and a lie about them gains nothing that the clock or
+another figure here would not show.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bench import processes
+from bench.judge import Judge, Refused
+
+# Import and first call: an honest autotuner needs seconds, torch.compile half a minute. What takes longer moves work out of the clock, and is
+# paid in every trial. Libraries are built by the gate before, off this clock.
+COLD_LIMIT_S = 60.0
+# Processor time of a runner that is not asked, as a share of that time. OpenMP's threads spin some 50 us after a block of 10 ms.
+IDLE_SHARE = 0.05
+IDLE_SLACK_S = 0.15  # times come in steps of 10 ms
+THREADS_FACTOR = 1.25
+# A trial has bounded memory, and a few hundred MB of workspace are nobody's trick: refused is what more than doubles the process.
+MEMORY_FACTOR = 2.0
+MEMORY_SLACK = 256 << 20
+
+
+@dataclass
+class Conduct:
+    """The books of one runner."""
+
+    name: str
+    judge: Judge
+    cold_s: float = 0.0
+    turn_cpu_s: float = 0.0
+    turn_s: float = 0.0
+
+    def begin(self) -> None:
+        """Begin to count; what the runner did before belongs to its start and its first calls."""
+        self._pids = processes.tree(self.judge.pid)
+        self._cpu, self._started = processes.cpu_seconds(self._pids), time.perf_counter()
+        self.turn_cpu_s = self.turn_s = 0.0
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        """Around a request: processor time in here is what was asked for."""
+        cpu, started = processes.cpu_seconds(self._pids), time.perf_counter()
+        yield
+        self.turn_s += time.perf_counter() - started
+        self.turn_cpu_s += processes.cpu_seconds(self._pids) - cpu
+
+    def end(self, threads: int) -> None:
+        """Raises Refused for work outside of its turns, and for more threads than `threads` in them."""
+        cpu = processes.cpu_seconds(processes.tree(self.judge.pid)) - self._cpu
+        idle_s = time.perf_counter() - self._started - self.turn_s
+        idle_cpu_s = cpu - self.turn_cpu_s
+        if idle_cpu_s > IDLE_SHARE * idle_s + IDLE_SLACK_S:
+            raise Refused(
+                "background",
+                f"the {self.name} used {idle_cpu_s:.2f} s of processor time in {idle_s:.2f} s in which it was asked for nothing: "
+                "work has to be done within the call, and no thread or process may run on",
+            )
+        if self.turn_cpu_s > THREADS_FACTOR * threads * self.turn_s + IDLE_SLACK_S:
+            raise Refused(
+                "threads",
+                f"the {self.name} used {self.turn_cpu_s / self.turn_s:.1f} processors where torch has {threads} thread(s): "
+                "use torch's own number of threads (at::parallel_for)",
+            )
+
+    def unchanged(self) -> None:
+        """Raises Refused where the op changed a setting of the whole process."""
+        changed = self.judge.ask("state")["changed"]
+        if changed:
+            raise Refused(
+                "global state",
+                f"the {self.name} changed torch for everyone ({'; '.join(map(str, changed))[:500]}); leave it as it was found",
+            )
+
+    def first(self, seconds: float) -> None:
+        """Add a first call to the time of starting. Raises Refused where that is too long."""
+        self.cold_s += seconds
+        if self.cold_s > COLD_LIMIT_S:
+            raise Refused(
+                "cold start",
+                f"the {self.name} took {self.cold_s:.0f} s to import and to answer first, {COLD_LIMIT_S:.0f} s are allowed: "
+                "move less work there",
+            )
+
+    def peak_bytes(self) -> int:
+        return processes.peak_bytes(processes.tree(self.judge.pid))
+
+
+def no_memory_hog(incumbent: Conduct, candidate: Conduct) -> None:
+    """Raises Refused where the candidate's memory grew far beyond the incumbent's."""
+    theirs, ours = incumbent.peak_bytes(), candidate.peak_bytes()
+    if ours > MEMORY_FACTOR * theirs + MEMORY_SLACK:
+        raise Refused(
+            "memory",
+            f"the candidate took up to {ours >> 20} MB where the incumbent took {theirs >> 20} MB: speed may not be bought with "
+            "memory that grows; free what a call no longer needs",
+        )

@@ -1,0 +1,149 @@
+"""Input sets of timed calls, changed before every block so that no call sees contents that another has seen.
+
+A pool of random values is drawn once per tensor of a case. Before a block every set it will use gets values from the pool in CHANGED
+bytes of every PAGE, somewhere else in the page each time, and one set is replaced whole: 0.7 ms for 64 sets of the trial's norms,
+where drawing them afresh takes 400. With an eighth of the values changed a stale answer is wrong by half of its norm, beyond any
+tolerance, and no page, head or matrix of 4 KB is left as it was for a memo to find.
+
+Arms that are filled and changed from the same seeds have the same inputs: what one answers can be held against what the other answers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.contracts import Case, Contract, Input
+from bench.examination import result_shapes
+from bench.judge import Arena, place_call
+
+PAGE = 4096
+CHANGED = 512
+MAX_SETS = 64
+STAGED_BYTES = 512 << 20  # of a large case fewer sets, which still no cache holds
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class Contents:
+    """Pools of values for the tensors of a case: its inputs and, where gradients flow, what comes from upstream."""
+
+    def __init__(self, asked: Contract, case: Case, rng: random.Random) -> None:
+        generator = torch.Generator().manual_seed(rng.getrandbits(48))
+        self.asked, self.case = asked, case
+        self.shapes = result_shapes(asked, case)
+        wrt = () if case.forward_only else asked.differentiable
+        self.wrt = tuple(name for name in wrt if name in case.inputs)
+        upstream = [
+            Input(tuple(t.shape), str(t.dtype)[6:]) for t in self.shapes.values() if self.wrt
+        ]
+        tensors = [*case.inputs.values(), *upstream]
+        self.pools = [_pool(wanted, generator) for wanted in tensors]
+        self.itemsizes = [getattr(torch, wanted.dtype).itemsize for wanted in tensors]
+        self.set_bytes = sum(
+            i.span() * size for i, size in zip(tensors, self.itemsizes, strict=True)
+        )
+
+    def sets(self) -> int:
+        """The most calls that a block can have."""
+        return int(max(2, min(MAX_SETS, STAGED_BYTES // self.set_bytes)))
+
+
+def _pool(wanted: Input, generator: torch.Generator) -> Bytes:
+    """Twice the bytes that the tensor spans, so that a piece as long as it can begin anywhere."""
+    dtype = getattr(torch, wanted.dtype)
+    drawn = [wanted.values(generator).to(dtype).flatten() for _ in range(2)]
+    while sum(len(values) for values in drawn) < 2 * wanted.span():
+        drawn.append(drawn[0])
+    pool: Bytes = torch.cat(drawn).view(torch.uint8).numpy()
+    return pool
+
+
+class Stage:
+    """The sets of one arm in its arena. All share one place for results: a block copies out the results of one call."""
+
+    def __init__(self, contents: Contents, arena: Arena) -> None:
+        self.contents, self.arena = contents, arena
+        arena.reset()
+        placed = [
+            place_call(arena, contents.case, contents.shapes, contents.wrt)
+            for _ in range(contents.sets())
+        ]
+        shared = {name: placed[0][name] for name in ("outputs", "gradients")}
+        self.calls: list[dict[str, Any]] = [{**call, **shared} for call in placed]
+        self._memory = np.frombuffer(arena.memory, np.uint8)
+
+    def fill(self, seed: int) -> None:
+        """All sets anew."""
+        rng = random.Random(seed)
+        for call in self.calls:
+            self._replace(call, rng)
+
+    def change(self, sets: Sequence[int], seed: int) -> None:
+        """New contents for these sets, the same for the same seed."""
+        rng = random.Random(seed)
+        for i in sets:
+            for tensor, pool, itemsize in self._tensors(self.calls[i]):
+                _change(tensor, pool, itemsize, rng)
+        self._replace(self.calls[rng.choice(sets)], rng)
+
+    def poison(self) -> None:
+        """NaN where the results will lie."""
+        for where in self._results():
+            self.arena.view(where).fill_(float("nan"))
+
+    def answer(self) -> dict[str, Tensor]:
+        """Views of the results and gradients of the last block's kept call."""
+        call = self.calls[0]
+        names = [*self.contents.asked.results, *(f"d{name}" for name in call["wrt"])]
+        return {
+            name: self.arena.view(where) for name, where in zip(names, self._results(), strict=True)
+        }
+
+    def inputs(self, number: int) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Views of the inputs of a set and of what comes from upstream."""
+        call = self.calls[number]
+        return (
+            {name: self.arena.view(where) for name, where in call["inputs"].items()},
+            [self.arena.view(where) for where in call["upstream"]],
+        )
+
+    def _results(self) -> list[dict[str, Any]]:
+        return [*self.calls[0]["outputs"], *self.calls[0]["gradients"]]
+
+    def _tensors(self, call: Mapping[str, Any]) -> list[tuple[Bytes, Bytes, int]]:
+        """(bytes in the arena, pool, itemsize) of each tensor of a set."""
+        found = []
+        places = [*call["inputs"].values(), *call["upstream"]]
+        for where, pool, itemsize in zip(
+            places, self.contents.pools, self.contents.itemsizes, strict=True
+        ):
+            steps = zip(where["shape"], where["strides"], strict=True)
+            span = itemsize * (1 + sum((n - 1) * s for n, s in steps))
+            found.append((self._memory[where["offset"] : where["offset"] + span], pool, itemsize))
+        return found
+
+    def _replace(self, call: Mapping[str, Any], rng: random.Random) -> None:
+        for tensor, pool, itemsize in self._tensors(call):
+            start = _start(pool, len(tensor), itemsize, rng)
+            tensor[:] = pool[start : start + len(tensor)]
+
+
+def _change(tensor: Bytes, pool: Bytes, itemsize: int, rng: random.Random) -> None:
+    """CHANGED bytes of every whole page, and the rest behind the last one."""
+    pages = len(tensor) // PAGE
+    first = rng.randrange(PAGE // CHANGED) * CHANGED
+    start = _start(pool, len(tensor), itemsize, rng)
+    body = tensor[: pages * PAGE].reshape(pages, PAGE)
+    body[:, first : first + CHANGED] = pool[start : start + pages * CHANGED].reshape(pages, CHANGED)
+    rest = tensor[pages * PAGE :]
+    rest[:] = pool[start : start + len(rest)]
+
+
+def _start(pool: Bytes, length: int, itemsize: int, rng: random.Random) -> int:
+    return rng.randrange((len(pool) - length) // itemsize + 1) * itemsize
