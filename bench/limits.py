@@ -1,0 +1,38 @@
+"""What one sandbox may use. Generous for honest work: the bounds are there so that the machine and the judge survive a candidate."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bytes, but for `processes`, which counts threads too where a cgroup does the counting."""
+
+    memory: int = 16 * GIB  # of all processes together
+    data: int = 16 * GIB  # private memory that one process may reserve
+    processes: int = 4096
+    file: int = GIB  # one file
+    disk: int = 4 * GIB  # all files together
+    output: int = 64 << 20  # what it prints
+
+    def rlimits(self) -> dict[str, int]:
+        """For one process, by their names in the module `resource`."""
+        return {
+            "RLIMIT_CORE": 0,
+            "RLIMIT_FSIZE": self.file,
+            # DATA and not AS: CUDA reserves address space by the hundred gigabytes without using it.
+            "RLIMIT_DATA": self.data,
+            # Counts all processes of the user, and none for root.
+            "RLIMIT_NPROC": self.processes,
+        }
+
+
+def default(device: str) -> Limits:
+    """For a device: three quarters of the machine's memory at most, of which files in memory take a quarter at most."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    data = 128 * GIB if device == "cuda" else 16 * GIB  # on a GPU machine, with what CUDA maps
+    return Limits(memory=min(data, machine * 3 // 4), data=data, disk=min(4 * GIB, machine // 4))

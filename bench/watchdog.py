@@ -1,0 +1,110 @@
+"""A thread of the judge that bounds what the kernel was not asked, or cannot be asked, to bound for one sandbox: its output, and where there is no
+cgroup its memory and its processes, and where its scratch folder lies on a disk that folder. It looks, and kills.
+
+It is needed because rlimits count a process or a file at a time, and RLIMIT_NPROC counts nothing for root.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench import linux
+from bench.limits import Limits
+
+EVERY_S = 0.1  # a look at five processes takes about 0.3 ms
+DISK_EVERY = 5  # looks; walking a folder takes longer
+MOST_FILES = 200_000  # that a walk counts before it is enough
+RESERVE_BYTES = 256 << 20  # of the machine's memory and of its disk, for the judge itself
+
+
+class Watchdog:
+    """Watches until `stop`; `excess` says what it killed for, empty if nothing."""
+
+    def __init__(
+        self,
+        process: int,
+        limits: Limits,
+        kill: Callable[[], None],
+        *,
+        log: Path,
+        count: bool,
+        folders: Sequence[Path],
+    ) -> None:
+        """count: also memory and processes. folders: what may grow by `limits.disk` together."""
+        self.excess = ""
+        self._process, self._limits, self._kill = process, limits, kill
+        self._log, self._count, self._folders = log, count, folders
+        self._before = _size(folders)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        looks = 0
+        while not self._over.wait(EVERY_S):
+            looks += 1
+            self.excess = self._look(disk=looks % DISK_EVERY == 0)
+            if self.excess:
+                self._kill()
+                return
+
+    def _look(self, *, disk: bool) -> str:
+        """Which limit is passed, in words."""
+        if self._log.stat().st_size > self._limits.output:
+            return f"it printed more than {_megabytes(self._limits.output)}"
+        if self._count:
+            processes = linux.descendants(self._process)
+            if len(processes) > self._limits.processes:
+                return f"it ran more than {self._limits.processes} processes"
+            if sum(map(_private_memory, processes)) > self._limits.memory:
+                return f"it used more than {_megabytes(self._limits.memory)} of memory"
+            if _available() < RESERVE_BYTES:
+                return f"the machine had less than {_megabytes(RESERVE_BYTES)} of memory left"
+        if disk and self._folders:
+            if _size(self._folders) - self._before > self._limits.disk:
+                return f"it wrote more than {_megabytes(self._limits.disk)} of files"
+            space = os.statvfs(self._folders[0])
+            if space.f_bavail * space.f_frsize < RESERVE_BYTES:
+                return f"the disk had less than {_megabytes(RESERVE_BYTES)} left"
+        return ""
+
+
+def _private_memory(process: int) -> int:
+    """Bytes of memory that belong to a process alone; what it shares with the judge does not count."""
+    try:
+        with open(f"/proc/{process}/status") as status:
+            return next((int(s.split()[1]) << 10 for s in status if s.startswith("RssAnon")), 0)
+    except OSError:
+        return 0  # it ended while we looked
+
+
+def _available() -> int:
+    with open("/proc/meminfo") as info:
+        return next(int(line.split()[1]) << 10 for line in info if line.startswith("MemAvailable"))
+
+
+def _size(folders: Sequence[Path]) -> int:
+    """Bytes below the folders; more than any limit if there are too many files to count."""
+    total = files = 0
+    for folder in folders:
+        for path, _, names in os.walk(folder):
+            files += len(names)
+            if files > MOST_FILES:
+                return 1 << 62
+            for name in names:
+                try:
+                    total += os.lstat(os.path.join(path, name)).st_blocks << 9
+                except OSError:
+                    continue  # removed while we looked
+    return total
+
+
+def _megabytes(count: int) -> str:
+    return f"{count >> 20} MiB"
