@@ -21,7 +21,8 @@ from torch import Tensor
 from bench.contracts import Case, Contract
 
 FACTOR = 8.0
-WORST_FACTOR = 16.0  # the worst of many elements scatters more than their norm
+# The worst of many elements scatters more than their norm: at 16, one honest attention in about 500 was over by 13 % (dk, heavy-tailed keys).
+WORST_FACTOR = 32.0
 FLOOR = 8.0
 COPIES = 3
 TINY = 1e-30

@@ -206,23 +206,39 @@ class _Gate:
         answer = self.of.ask(laid, impl, "accumulate")
         twice = [2 * each.double() for each in laid.upstream]
         self.of.verify(laid, answer, impl, what="two calls, gradients accumulated", upstream=twice)
-        for name in [n for n in self.contract.differentiable if n in cases[0].inputs]:
-            laid = self.of.lay(cases[0], (name,), through=(0,))
-            what = f"gradient of {name} alone, through the first result alone"
-            self.of.verify(laid, self.of.ask(laid, impl), impl, what=what)
+        for i, result in enumerate(self.contract.results):
+            reached = self._reached(cases[0], i)
+            for wrt in [reached, *([name] for name in reached)]:
+                laid = self.of.lay(cases[0], wrt, through=(i,))
+                what = f"gradient of {', '.join(wrt)} through {result} alone"
+                self.of.verify(laid, self.of.ask(laid, impl), impl, what=what)
+
+    def _reached(self, case: Case, result: int) -> list[str]:
+        """The inputs that a gradient of one result flows back to."""
+        inputs: Tensors = {
+            name: each.values(self.of.generator) for name, each in case.inputs.items()
+        }
+        names = [name for name in self.contract.differentiable if name in inputs]
+        for name in names:
+            inputs[name] = inputs[name].clone().requires_grad_()
+        results = self.contract.reference(**inputs, **case.scalars)
+        one = results[result] if isinstance(results, tuple) else results
+        found = torch.autograd.grad(one.sum(), [inputs[n] for n in names], allow_unused=True)
+        return [name for name, gradient in zip(names, found, strict=True) if gradient is not None]
 
     # --- the modes and shapes of a training run ---------------------------------------------------------------------------
 
-    def trial_shape(self, impl: str | None) -> None:
-        """A shape that the model uses, under other thread counts: every answer is right, however the threads meet."""
-        case = self.of.rng.choice(self.contract.trial[self.of.judge.device])
-        laid = self.of.lay(case)
-        first = self.of.ask(laid, impl)
-        self.of.verify(laid, first, impl)
-        self._repeat(laid, first, impl)
-        laid = self.of.lay(self.of.wide(self.drawn))
-        first = self.of.ask(laid, impl)
-        self._repeat(laid, first, impl)
+    def large(self, impl: str | None) -> None:
+        """A shape that the model uses and one that fits nothing, under other thread counts: every answer is right, however the threads meet."""
+        trial = self.of.rng.choice(self.contract.trial[self.of.judge.device])
+        for case in (self.contract.large(self.of.rng), *([trial] if impl is None else [])):
+            laid = self.of.lay(case, ())
+            answer = self.of.ask(laid, impl, mode="no_grad")
+            self.of.verify(laid, answer, impl, what="no_grad")
+            laid = self.of.lay(case)
+            first = self.of.ask(laid, impl)
+            self.of.verify(laid, first, impl)
+            self._repeat(laid, first, impl)
 
     def _repeat(self, laid: Laid, first: Tensors, impl: str | None) -> None:
         for i in range(REPEATS):
@@ -264,7 +280,7 @@ class _Gate:
                 )
 
     def _no_library(self, laid: Laid, impl: str | None) -> None:
-        asked = {"op": self.contract.name, "impl": impl, "call": laid.call}
+        asked: dict[str, Any] = {"op": self.contract.name, "impl": impl, "call": laid.call}
         operators = map(str, self.of.judge.ask("trace", **asked)["operators"])
         whole = [name for name in operators if name.startswith(self.contract.library)]
         if self.contract.library and whole:
@@ -283,7 +299,7 @@ CHECKS: tuple[Check, ...] = (
     _Gate.planted,
     _Gate.future,
     _Gate.orders,
-    _Gate.trial_shape,
+    _Gate.large,
     _Gate.own_work,
     _Gate.registered,
     _Gate.compiled,
@@ -294,6 +310,7 @@ CHECKS_OF_NAMED: tuple[Check, ...] = (
     _Gate.planted,
     _Gate.future,
     _Gate.orders,
+    _Gate.large,
     _Gate.own_work,
 )
 

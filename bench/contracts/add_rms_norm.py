@@ -30,6 +30,11 @@ def telling(rng: random.Random) -> tuple[Case, dict[str, float]]:
     return Case({"x": case.inputs["x"], "residual": case.inputs["x"], **case.inputs}, case.scalars), scalars  # fmt: skip
 
 
+def large(rng: random.Random) -> Case:
+    case = rms_norm.large(rng)
+    return Case({"x": case.inputs["x"], "residual": case.inputs["x"], **case.inputs}, case.scalars)
+
+
 def _pair(rows: int, D: int, dtype: str = "float32") -> Case:
     return Case({"x": Input((rows, D), dtype), "residual": Input((rows, D), dtype)})
 
@@ -41,6 +46,7 @@ CONTRACT = Contract(
     differentiable=("x", "residual", "weight"),
     draw=draw,
     telling=telling,
+    large=large,
     trial={
         "cpu": (_pair(2048, 192, "bfloat16"), _pair(8192, 512)),
         "cuda": (_pair(131072, 512, "bfloat16"),),

@@ -56,6 +56,14 @@ def telling(rng: random.Random) -> tuple[Case, dict[str, object]]:
     return Case(inputs, {"causal": True, "window": window}), {"causal": False, "window": window + 3}
 
 
+def large(rng: random.Random) -> Case:
+    T, dtype = rng.randint(200, 330), rng.choice(FLOATS)  # one head of keys: threads share it
+    inputs = {"q": Input((1, 2, T, 64), dtype), "k": Input((1, 1, T, 64), dtype)}
+    return Case(
+        {**inputs, "v": inputs["k"]}, {"causal": True, "window": rng.choice((None, T // 3))}
+    )
+
+
 def _qkv(B: int, H: int, T: int, D: int, dtype: str, window: int | None) -> Case:
     q = Input(
         (B, H, T, D), dtype, layout="transposed"
@@ -79,6 +87,7 @@ CONTRACT = Contract(
     differentiable=("q", "k", "v"),
     draw=draw,
     telling=telling,
+    large=large,
     trial={
         "cpu": (_qkv(4, 3, 512, 64, "bfloat16", 64), _qkv(4, 3, 512, 64, "float32", None)),
         "cuda": (

@@ -126,6 +126,8 @@ class Contract:
     draw: Callable[[random.Random], Case]
     # A case in which every argument matters, and other values of its scalars: each alone moves the result far beyond rounding.
     telling: Callable[[random.Random], tuple[Case, Mapping[str, Any]]]
+    # A case for several threads, tiles and chunks, none of which it fills, with every optional argument.
+    large: Callable[[random.Random], Case]
     trial: Mapping[str, tuple[Case, ...]]  # by device: the shapes of the trial, heaviest first
     least_bytes: Callable[[Case], int]  # forward, every tensor touched once
     flops: Callable[[Case], int]  # forward; backward is counted as twice this

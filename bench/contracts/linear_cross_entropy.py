@@ -60,6 +60,16 @@ def telling(rng: random.Random) -> tuple[Case, dict[str, float]]:
     return Case(inputs, {"softcap": 8.0}), {"softcap": 4.0}
 
 
+def large(rng: random.Random) -> Case:
+    N, dtype = rng.randint(1100, 1400), rng.choice(FLOATS)
+    inputs = {
+        "h": Input((N, 40), dtype),
+        "W": Input((rng.randint(500, 700), 40), dtype, scale=0.3),
+        "targets": Input((N,), "int64", "heavy_tail", below=500),
+    }
+    return Case(inputs, {"softcap": 15.0})
+
+
 def _head(N: int, D: int, V: int, dtype: str) -> Case:
     return Case(
         {
@@ -83,6 +93,7 @@ CONTRACT = Contract(
     differentiable=("h", "W"),
     draw=draw,
     telling=telling,
+    large=large,
     trial={
         "cpu": (_head(2048, 192, 8192, "bfloat16"), _head(2048, 192, 8192, "float32")),
         "cuda": (_head(65536, 512, 8192, "bfloat16"),),

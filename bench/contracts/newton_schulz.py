@@ -61,6 +61,12 @@ def telling(rng: random.Random) -> tuple[Case, dict[str, int]]:
     return Case({"G": G}, {"steps": 2}), {"steps": 6}
 
 
+def large(rng: random.Random) -> Case:
+    shape = rng.choice(((3, 200, 200), (2, 130, 390), (2, 390, 130)))
+    G = Input(shape, rng.choice(("float32", "bfloat16")), family="decades")
+    return Case({"G": G}, {"steps": 5})
+
+
 def judge(case: Case, inputs: Mapping[str, Tensor], result: Tensor, plain: Tensor) -> str:
     """Compare spectra in float64: `result` written in G's singular basis should be diagonal with entries near one."""
     G, steps = inputs["G"], case.scalars.get("steps", 5)
@@ -124,6 +130,7 @@ CONTRACT = Contract(
     differentiable=(),
     draw=draw,
     telling=telling,
+    large=large,
     trial={
         # the banks of the model: query, key, value and output of every layer; down; up
         "cpu": (

@@ -32,6 +32,12 @@ def telling(rng: random.Random) -> tuple[Case, dict[str, float]]:
     return Case({"x": x, "weight": weight}, {"eps": 1e-6}), {"eps": 1e-4}
 
 
+def large(rng: random.Random) -> Case:
+    rows, dtype = rng.randint(500, 700), rng.choice(FLOATS)
+    inputs = {"x": Input((rows, 192), dtype), "weight": Input((192,), dtype, family="offset")}
+    return Case(inputs, {"eps": 1e-5})
+
+
 CONTRACT = Contract(
     name="rms_norm",
     reference=reference,
@@ -39,6 +45,7 @@ CONTRACT = Contract(
     differentiable=("x", "weight"),
     draw=draw,
     telling=telling,
+    large=large,
     trial={
         # (B T, D), and queries and keys by head: (B, T, 2 H, head_dim)
         "cpu": (Case({"x": Input((2048, 192), "bfloat16")}), Case({"x": Input((4, 512, 6, 64))})),
