@@ -2,7 +2,7 @@
 
     scope        only the surface, plain text of a sane size, not an earlier idea again
     static       parses, exports what it must, and has nothing that a kernel has no business with
-    build        compiles: C++ and CUDA through the JIT, Triton ahead of time
+    build        compiles: C++ and CUDA through the JIT, Triton ahead of time; the object asks nothing unusual of the system
     correctness  agrees with float64 over drawn cases, values and gradients
     microbench   faster on the trial's shapes, beyond the measurement's own interval
     parity       the first training steps go as before, and no slower
@@ -12,18 +12,16 @@ A new gate is a function here, its place in GATES, and a cheat in tests/cheats/ 
 
 from __future__ import annotations
 
-import ast
-import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent import literals, static_cpp, static_exports, static_object, static_python, surface
 from agent import scope as rules
-from agent import static_cpp, static_python, surface
 from agent.judging import Judging, Unfit
-from agent.records import Candidate, GateResult
+from agent.records import Candidate, Change, GateResult
 from bench.finding import Finding
 
 
@@ -92,68 +90,68 @@ def scope(candidate: Candidate, context: Context) -> Finding:
 def static(candidate: Candidate, context: Context) -> Finding:
     refusals: list[str] = []
     advice: list[str] = []
-    for change in candidate.changes:
-        if (
-            change.after is None
-            or change.path in surface.FROZEN
-            or not change.path.startswith(surface.FOLDERS)
-        ):
-            continue
-        source = change.after.decode(errors="replace")
-        python = change.path.endswith(".py")
-        report = (static_python if python else static_cpp).inspect_source(change.path, source)
-        refusals += [f"{change.path}:{line}: {text}" for line, text in report.refusals]
-        advice += [f"{change.path}:{line}: {text}" for line, text in report.advice]
-        if python and not any("does not parse" in text for _, text in report.refusals):
+    judged = [change for change in candidate.changes if _is_judged(change)]
+    for change in judged:
+        path, source = change.path, (change.after or b"").decode(errors="replace")
+        if len(source) > literals.MAX_FILE:
             refusals += [
-                f"{change.path}: {text}" for text in _exports(change.path, source, context)
+                f"{path}:{line}: {text}" for line, text in literals.oversized(path, source)
             ]
+            continue
+        if path.endswith(".py"):
+            report = static_python.inspect_source(path, source)
+            if not any("does not parse" in text for _, text in report.refusals):
+                refusals += [f"{path}: {text}" for text in _exports(path, source, context)]
+        else:
+            report = static_cpp.inspect(candidate.tree, path, source)
+        said = sorted([*report.refusals, *literals.oversized(path, source)])
+        refusals += [f"{path}:{line}: {text}" for line, text in said]
+        advice += [f"{path}:{line}: {text}" for line, text in report.advice]
+    if any(change.path.endswith(".h") for change in judged):
+        refusals += _including(candidate, {change.path for change in judged})
     if refusals:
         return Finding(False, "; ".join(refusals[:5]), {"refusals": refusals, "advice": advice})
-    return Finding(True, f"{len(candidate.changes)} files read", {"advice": advice})
+    return Finding(True, f"{len(judged)} files read", {"advice": advice})
+
+
+def _is_judged(change: Change) -> bool:
+    inside = change.path.startswith(tuple(f"{folder}/" for folder in surface.FOLDERS))
+    return change.after is not None and change.path not in surface.FROZEN and inside
+
+
+def _including(candidate: Candidate, read: set[str]) -> list[str]:
+    """Refusals of the sources beside a changed header: what they mean may have changed with it."""
+    found = []
+    for path in surface.sources(candidate.tree):
+        if path not in read:
+            source = (candidate.tree / path).read_text(errors="replace")
+            report = static_cpp.inspect(candidate.tree, path, source)
+            found += [f"{path}:{line}: {text}" for line, text in report.refusals]
+    return found
 
 
 def _exports(path: str, source: str, context: Context) -> Iterator[str]:
     stem = Path(path).stem
     if path == "model/train.py":
-        missing = {"describe", "warm_up", "train", "logits"} - static_python.methods(
-            source, "Trainer"
-        )
-        if missing:
-            yield f"class Trainer lacks {', '.join(sorted(missing))}, which the trial calls"
-    if not path.startswith("kernels/") or stem not in (context.ops or context.judge.ops()):
-        return
-    found = static_python.signature_of(source, stem)
-    public = context.judge.signature(stem)
-    if found is None:
-        yield f"no function `{stem}` at top level; write `def {stem}{public}`"
-    elif not _same_signature(found, public):
-        yield f"`{stem}({', '.join(n for n, _ in found)})` is not the public signature; write `def {stem}{public}`"
-    if context.complete and "IMPLEMENTATIONS" not in static_python.top_level_names(source):
-        yield 'no IMPLEMENTATIONS; export a dict of name to function, as {"torch": ..., "cpp": ..., "triton": ...}'
-
-
-def _same_signature(found: Sequence[tuple[str, str | None]], public: inspect.Signature) -> bool:
-    """Same names in the same order with the same defaults; more parameters may follow if they have defaults."""
-    wanted = list(public.parameters.values())
-    if len(found) < len(wanted) or any(default is None for _, default in found[len(wanted) :]):
-        return False
-    for (name, default), parameter in zip(found, wanted, strict=False):
-        absent = parameter.default is inspect.Parameter.empty
-        if name != parameter.name or (default is None) != absent:
-            return False
-        if default is not None and ast.unparse(ast.parse(default)) != ast.unparse(
-            ast.parse(repr(parameter.default))
-        ):
-            return False
-    return True
+        yield from static_exports.trainer_problems(source)
+    elif path.startswith("kernels/") and stem in (context.ops or context.judge.ops()):
+        public = context.judge.signature(stem)
+        yield from static_exports.op_problems(source, stem, public, context.complete)
 
 
 def build(candidate: Candidate, context: Context) -> Finding:
     kernels = [path for path in candidate.paths if surface.is_kernel(path)]
     if not kernels:
         return Finding(True, "no kernel is changed")
-    return context.judge.build(candidate.tree, kernels)
+    finding = context.judge.build(candidate.tree, kernels)
+    problems = [
+        f"csrc/{source}: {text}"
+        for source, built in finding.evidence.get("objects", {}).items()
+        for text in static_object.problems(Path(built))
+    ]
+    if finding.passed and problems:
+        return Finding(False, "; ".join(problems[:5]), finding.evidence | {"refusals": problems})
+    return finding
 
 
 def correctness(candidate: Candidate, context: Context) -> Finding:

@@ -13,9 +13,6 @@ from agent.records import Candidate, Change
 
 MAX_LINES = 2_000  # added or removed; the whole project has about 6,000
 MAX_BYTES = 200_000
-MAX_STRING = 20_000  # bytes of one string; the longest docstring here is a tenth of it
-MAX_STRINGS = 60_000  # bytes of all strings of a file
-MAX_NUMBERS = 512  # in one literal: a table of weights, not of settings
 _PLAIN = "100644"
 _KINDS = {
     "120000": "a symbolic link",
@@ -34,6 +31,7 @@ def refusals(candidate: Candidate, op: str | None, ops: Sequence[str]) -> Iterat
     for change in candidate.changes:
         yield from _kind(change)
     yield from _size(candidate)
+    yield from _twins(candidate)
     for change in candidate.changes:
         if change.after is not None and change.mode_after == _PLAIN:
             yield from _content(change, ops)
@@ -77,13 +75,11 @@ def normal_form(path: str, content: bytes | None) -> str:
     return "\n".join(line for line in lines if line)
 
 
-_CPP = re.compile(
-    r"""(?P<comment>//[^\n]*|/\*.*?\*/)|(?P<raw>R"(?P<tag>[^\s()\\]{0,16})\(.*?\)(?P=tag)")|(?P<string>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])+')""",
+# Comments and strings of C++; what lies between them is code.
+CPP_TOKENS = re.compile(
+    r"""(?P<comment>//[^\n]*|/\*.*?(?:\*/|\Z))|(?P<raw>R"(?P<tag>[^\s()\\]{0,16})\(.*?(?:\)(?P=tag)"|\Z))|(?P<string>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])+')""",
     re.S,
 )
-
-
-_TABLE = re.compile(rf"(?:[-+]?[ \t]*[\d.](?:[eE][-+]|[\w.'])*[ \t]*,[{{}}\s]*){{{MAX_NUMBERS},}}")
 
 
 def without_comments(text: str, strings: bool = True) -> str:
@@ -95,7 +91,7 @@ def without_comments(text: str, strings: bool = True) -> str:
             return found
         return (" " if match["comment"] else '""') + "\n" * found.count("\n")
 
-    return _CPP.sub(blank, text)
+    return CPP_TOKENS.sub(blank, text)
 
 
 def evidence(candidate: Candidate) -> Mapping[str, Any]:
@@ -123,6 +119,19 @@ def _kind(change: Change) -> Iterator[str]:
         yield f"{change.path} is {_KINDS[change.mode_before]} that becomes a file: leave its mode as it is"
 
 
+def _twins(candidate: Candidate) -> Iterator[str]:
+    """Paths that a file system without upper and lower case would take for one file."""
+    there = {
+        str(file.relative_to(candidate.incumbent))
+        for folder in surface.FOLDERS
+        for file in (candidate.incumbent / folder).rglob("*")
+    } | set(candidate.paths)
+    for change in candidate.changes:
+        twins = [p for p in there if p.casefold() == change.path.casefold() and p != change.path]
+        if change.added and twins:
+            yield f"{change.path} differs from {twins[0]} in upper and lower case alone: name it otherwise"
+
+
 def _size(candidate: Candidate) -> Iterator[str]:
     lines, size = _lines(candidate.patch), len(candidate.patch.encode())
     # A patch omits binaries.
@@ -145,60 +154,3 @@ def _content(change: Change, ops: Sequence[str]) -> Iterator[str]:
     stem = change.path.split("/")[-1].split(".")[0]
     if change.path.startswith("kernels/") and stem not in ops and change.path not in surface.FROZEN:
         yield f"{change.path}: no contract bench/contracts/{stem}.py; every file of kernels/ is an op, known are {', '.join(ops)}"
-    found = _python_literals(text) if change.path.endswith(".py") else _cpp_literals(text)
-    for line, what in found:
-        yield f"{change.path}:{line}: {what}; weights and tables are learned in the trial, not brought along"
-
-
-def _python_literals(text: str) -> Iterator[tuple[int, str]]:
-    try:
-        tree = ast.parse(text)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return  # the static gate says why
-    strings = 0
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
-            size = len(
-                node.value.encode(errors="replace") if isinstance(node.value, str) else node.value
-            )
-            strings += size
-            if size > MAX_STRING:
-                yield node.lineno, f"a literal of {size:,} bytes, at most {MAX_STRING:,}"
-        elif (
-            isinstance(node, ast.Constant)
-            and isinstance(node.value, int)
-            and node.value.bit_length() > 8 * 64
-        ):
-            yield node.lineno, f"an integer of {node.value.bit_length():,} bits, at most 512"
-        elif isinstance(node, ast.List | ast.Tuple | ast.Set | ast.Dict):
-            # Only numbers of this literal and of those inside it; nested ones are then reported with it.
-            count = sum(
-                isinstance(n, ast.Constant) and isinstance(n.value, int | float)
-                for n in ast.walk(node)
-            )
-            if count > MAX_NUMBERS:
-                yield node.lineno, f"a table of {count:,} numbers, at most {MAX_NUMBERS}"
-                return
-    if strings > MAX_STRINGS:
-        yield 1, f"{strings:,} bytes of strings, at most {MAX_STRINGS:,}"
-
-
-def _cpp_literals(text: str) -> Iterator[tuple[int, str]]:
-    code = without_comments(text)
-    strings = 0
-    for match in _CPP.finditer(code):
-        size = len(match.group())
-        strings += size
-        if size > MAX_STRING:
-            yield (
-                code.count("\n", 0, match.start()) + 1,
-                f"a literal of {size:,} bytes, at most {MAX_STRING:,}",
-            )
-    if strings > MAX_STRINGS:
-        yield 1, f"{strings:,} bytes of strings, at most {MAX_STRINGS:,}"
-    for match in _TABLE.finditer(without_comments(text, strings=False)):
-        count = match.group().count(",")
-        yield (
-            text.count("\n", 0, match.start()) + 1,
-            f"a table of {count:,} numbers, at most {MAX_NUMBERS}",
-        )

@@ -1,68 +1,22 @@
 """What a Python file of the surface may not contain, read from its syntax tree: nothing is imported or run.
 
-These rules stop what is plain to see and tell an honest author early; what hides behind them meets the sandbox. So each rule is about
-names that a kernel has no use for, and a comment or a docstring may say anything.
+Two things are refused: what a kernel has no use for (files, processes, threads, frames, code from text, changing what is imported), and
+what hides from this reading (names put together at run time, modules handed around, classes made by call). What is right in one place and
+wrong in another, as a clock, is advice; the run-time gates decide there. A comment or a docstring may say anything.
 """
 
 from __future__ import annotations
 
 import ast
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-_STDLIB = (
-    "__future__ abc bisect cmath collections contextlib copy dataclasses enum fractions functools heapq itertools math numbers "
-    "operator re statistics string struct textwrap types typing typing_extensions warnings array"
-)
-KERNEL_MODULES = frozenset(_STDLIB.split()) | {"torch", "triton", "numpy", "einops", "kernels"}
-MODEL_MODULES = KERNEL_MODULES | {
-    "time",
-    "concurrent",
-    "threading",
-    "queue",
-    "random",
-    "json",
-    "resource",
-    "importlib",
-    "model",
-}
+from agent import static_names as names
+from agent.static_fallback import fallbacks
 
-_BUILTINS = frozenset(
-    "exec eval compile __import__ open breakpoint globals locals vars setattr delattr __builtins__ __loader__".split()
-)
-_INTROSPECTION = frozenset(
-    "__globals__ __code__ __closure__ __subclasses__ __builtins__ __getattribute__ __loader__ __spec__ __bases__ __mro__ "
-    "f_back f_globals f_locals f_builtins tb_frame gi_frame cr_frame ag_frame co_code func_globals attrgetter methodcaller".split()
-)
-# Parts of the allowed packages that reach files, processes, the network or code from text.
-_PARTS = {
-    "torch": "hub package multiprocessing distributed load save from_file classes serialization",
-    "torch.utils": "cpp_extension data model_zoo checkpoint_io mobile_optimizer dlpack_io file_baton hipify",
-    "torch.jit": "load save CompilationUnit",
-    "torch.ops": "load_library",
-    "numpy": "load save savez savez_compressed loadtxt savetxt genfromtxt fromfile memmap ctypeslib f2py distutils DataSource fromregex",
-    "types": "CodeType FunctionType LambdaType MethodType ModuleType",
-    "resource": "setrlimit prlimit",
-    "concurrent.futures": "ProcessPoolExecutor process",
-    "triton": "profiler tools runtime_io",
-}
-_FORBIDDEN_PARTS = {
-    f"{package}.{part}" for package, parts in _PARTS.items() for part in parts.split()
-}
-# Modules that allowed packages carry along, as in torch.os.
-_PASSENGERS = frozenset(
-    "os sys subprocess ctypes builtins importlib inspect gc socket shutil pathlib io pickle tempfile signal platform atexit".split()
-)
-_TIMERS = frozenset(
-    {"torch.cuda.Event", "torch.profiler", "torch.autograd.profiler", "torch.cuda.nvtx"}
-)
-_METHODS = frozenset({"tofile", "from_file", "load_library", "_write_file"})
-# Switches of the whole process: a kernel that sets one changes what it is compared with.
-_GLOBAL_STATE = frozenset(
-    "set_default_dtype set_default_device set_default_tensor_type set_num_threads set_num_interop_threads manual_seed seed "
-    "set_rng_state use_deterministic_algorithms set_grad_enabled set_float32_matmul_precision set_flush_denormal".split()
-)
 _MODEL_MAY_ASSIGN = ("torch.backends.", "torch._dynamo.config.", "torch._inductor.config.")
+_MAX_ORIGINS = 8  # of one name; `a = a.b` would give it ever more
 
 
 @dataclass
@@ -78,208 +32,395 @@ def inspect_source(path: str, source: str) -> Report:
     report = Report()
     try:
         tree = ast.parse(source, path)
+        annotations = list(_annotations(tree))
+        reader = _Reader(tree, annotations, path.startswith("model/"))
     except SyntaxError as error:
         report.refusals.append((error.lineno or 1, f"does not parse: {error.msg}"))
         return report
     except (ValueError, RecursionError, MemoryError) as error:
         report.refusals.append((1, f"does not parse: {error}"))
         return report
-    model = path.startswith("model/")
-    imported = _imported(tree)
-    for node in ast.walk(tree):
+    for node in (*ast.walk(tree), *(n for part in annotations for n in ast.walk(part))):
         line = getattr(node, "lineno", 1)
-        report.refusals += [(line, text) for text in _refusals(node, imported, model)]
-        if isinstance(node, ast.ExceptHandler) and _is_broad(node):
-            report.advice.append((line, "a broad except can hide that a kernel did not run"))
-    report.refusals.sort()
+        report.refusals += [(line, text) for text in reader.refusals(node)]
+        report.advice += [(line, text) for text in reader.advice(node)]
+    if not reader.model:
+        report.refusals += fallbacks(tree, reader.origin)
+    report.refusals = sorted(set(report.refusals))
+    report.advice = sorted(set(report.advice))
     return report
 
 
-def signature_of(source: str, name: str) -> list[tuple[str, str | None]] | None:
-    """(parameter, default as text or None) of the last top-level `def name`; `impl` is left out. None if there is no such def."""
-    for node in reversed(ast.parse(source).body):
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            positional = [*node.args.posonlyargs, *node.args.args]
-            absent = [None] * (len(positional) - len(node.args.defaults))
-            found = list(zip(positional, [*absent, *node.args.defaults], strict=True))
-            found += list(zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True))
-            return [
-                (a.arg, None if d is None else ast.unparse(d)) for a, d in found if a.arg != "impl"
-            ]
-    return None
-
-
-def top_level_names(source: str) -> set[str]:
-    """Names that a module defines or assigns at its top level."""
-    names: set[str] = set()
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Assign):
-            names |= {target.id for target in node.targets if isinstance(target, ast.Name)}
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            names.add(node.target.id)
-    return names
-
-
-def methods(source: str, name: str) -> set[str]:
-    """Methods of the top-level class `name`; empty if there is none."""
-    classes = [n for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == name]
-    return {
-        item.name for each in classes for item in each.body if isinstance(item, ast.FunctionDef)
-    }
-
-
-def _imported(tree: ast.Module) -> dict[str, str]:
-    """Local name -> dotted origin, for every import of the file."""
-    names: dict[str, str] = {}
+def _annotations(tree: ast.Module) -> Iterator[ast.expr]:
+    """Annotations that are written as strings: typing and torch.library turn them into code."""
     for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                names[alias.asname or alias.name.split(".")[0]] = (
-                    alias.name if alias.asname else alias.name.split(".")[0]
-                )
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            for alias in node.names:
-                names[alias.asname or alias.name] = f"{node.module}.{alias.name}"
-    return names
+        found: list[ast.expr | None] = []
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            found = [node.annotation]
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found = [node.returns]
+        for part in (n for each in found if each is not None for n in ast.walk(each)):
+            if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                try:
+                    parsed = ast.parse(part.value, mode="eval").body
+                except (SyntaxError, ValueError):
+                    # As jaxtyping's "batch time": not an expression, so nobody can run it.
+                    continue
+                for inner in ast.walk(parsed):
+                    if hasattr(inner, "lineno"):
+                        inner.lineno = part.lineno
+                yield parsed
 
 
-def _refusals(node: ast.AST, imported: dict[str, str], model: bool) -> Iterator[str]:
-    match node:
-        case ast.Import():
-            for alias in node.names:
-                yield from _import(alias.name, model)
-        case ast.ImportFrom():
-            if node.level:
-                yield "a relative import; name the module in full, as `from kernels import jit`"
-            for alias in node.names:
-                yield from _import(f"{node.module or ''}.{alias.name}", model)
-        case ast.Name() if node.id in _BUILTINS and node.id not in imported:
-            yield f"`{node.id}`: a kernel neither runs text as code, nor opens files, nor looks into namespaces"
-        case ast.Attribute():
-            yield from _attribute(node, imported, model)
-        case ast.Call():
-            yield from _call(node, imported, model)
-        case (
-            ast.Assign()
-            | ast.AugAssign()
-            | ast.AnnAssign()
-            | ast.Delete()
-            | ast.For()
-            | ast.NamedExpr()
+class _Reader:
+    """One file: where its names come from, and what is wrong with a node."""
+
+    def __init__(self, tree: ast.Module, annotations: list[ast.expr], model: bool) -> None:
+        self.model = model
+        self.parents = {
+            id(child): node
+            for root in (tree, *annotations)
+            for node in ast.walk(root)
+            for child in ast.iter_child_nodes(node)
+        }
+        self.modules: set[str] = set(names.MODULES)
+        self.bound = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)} | {
+            n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        }
+        self.origins = self._imported(tree)
+        self.bound |= set(self.origins)
+        self.imports = {name: set(found) for name, found in self.origins.items()}
+        self._follow_aliases(tree)
+
+    def _imported(self, tree: ast.Module) -> dict[str, set[str]]:
+        """Local name -> dotted origins, for every import of the file."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    whole = alias.name if alias.asname else alias.name.split(".")[0]
+                    found[alias.asname or whole].add(whole)
+                    self.modules.add(whole)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                for alias in node.names:
+                    found[alias.asname or alias.name].add(f"{node.module}.{alias.name}")
+        return found
+
+    def _follow_aliases(self, tree: ast.Module) -> None:
+        """`F = torch.nn.functional` gives F that origin, and so does `(F := ...)`; a chain of aliases is followed to its start.
+
+        Scopes are not told apart: a name has every origin that it has anywhere in the file.
+        """
+        pairs = [
+            (target.id, value)
+            for node in ast.walk(tree)
+            for target, value in _bindings(node)
+            if isinstance(target, ast.Name)
+        ]
+        grown = True
+        while grown:
+            grown = False
+            for name, value in pairs:
+                for origin in {o for part in _references(value) for o in self._origins(part)}:
+                    if origin not in self.origins[name] and len(self.origins[name]) < _MAX_ORIGINS:
+                        self.origins[name].add(origin)
+                        grown = True
+
+    def _origins(self, node: ast.AST | None) -> list[str]:
+        """The dotted origins that `a.b.c` may have, if `a` is an import or another name for one."""
+        parts: list[str] = []
+        while isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+            node = node.value
+        if not isinstance(node, ast.Name) or node.id not in self.origins:
+            return []
+        return sorted(".".join([o, *reversed(parts)]) for o in self.origins[node.id])
+
+    def origin(self, node: ast.AST | None) -> str:
+        """The first of the origins, which nearly always is the only one, or ""."""
+        return next(iter(self._origins(node)), "")
+
+    # ---- refusals ----
+
+    def refusals(self, node: ast.AST) -> Iterator[str]:
+        match node:
+            case ast.Import():
+                yield from self._import([alias.name for alias in node.names])
+            case ast.ImportFrom():
+                yield from self._import_from(node)
+            case ast.Name():
+                yield from self._name(node)
+            case ast.Attribute():
+                yield from self._attribute(node)
+            case ast.Call():
+                yield from self._call(node)
+            case ast.ClassDef():
+                yield from self._class(node)
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                yield from self._function(node)
+            case ast.MatchClass():
+                for name in node.kwd_attrs:
+                    yield from _named(name)
+        for target in _targets(node):
+            yield from self._target(target)
+
+    def _import(self, modules: list[str]) -> Iterator[str]:
+        for name in modules:
+            error = names.import_error(name, self.model)
+            if error:
+                yield error if error.startswith("imports") else f"imports {error}"
+
+    def _import_from(self, node: ast.ImportFrom) -> Iterator[str]:
+        if node.level:
+            yield "a relative import; name the module in full, as `from kernels import jit`"
+            return
+        for alias in node.names:
+            if alias.name == "*":
+                yield f"imports everything of `{node.module}`: name what you use"
+            else:
+                yield from self._import([f"{node.module}.{alias.name}"])
+
+    def _name(self, node: ast.Name) -> Iterator[str]:
+        if node.id in names.BUILTINS and not (node.id == "compile" and node.id in self.bound):
+            yield f"`{node.id}`: a kernel neither runs text as code, nor opens files, nor looks into namespaces, nor ends the process"
+        elif node.id in names.LOOKUPS and not self._is_called(node):
+            yield f"`{node.id}` under another name; call it where you need it, with the name written out"
+        if isinstance(node.ctx, ast.Load):
+            yield from self._module(node)
+
+    def _module(self, node: ast.Name | ast.Attribute) -> Iterator[str]:
+        """A module is used by its attributes; where it is handed around, nobody can read what becomes of it."""
+        parent = self.parents.get(id(node))
+        if self.model or self.modules.isdisjoint(self._origins(node)):
+            return
+        if isinstance(parent, ast.Attribute):
+            return
+        if isinstance(parent, ast.Assign | ast.NamedExpr | ast.AnnAssign):
+            targets = parent.targets if isinstance(parent, ast.Assign) else [parent.target]
+            if all(isinstance(target, ast.Name) for target in targets):
+                return
+        if isinstance(parent, ast.Call) and _name_of(parent.func) in names.LOOKUPS:
+            return
+        yield f"module `{self.origin(node)}` as a value: use its attributes where you need them"
+
+    def _is_called(self, node: ast.Name) -> bool:
+        parent = self.parents.get(id(node))
+        return isinstance(parent, ast.Call) and parent.func is node
+
+    def _attribute(self, node: ast.Attribute) -> Iterator[str]:
+        yield from self._module(node)
+        if not (self.model and self.origin(node) == "importlib.import_module"):
+            yield from _named(node.attr)
+        # Of torch.os.path.join only torch.os is reported.
+        before = {names.path_error(each, self.model) for each in self._origins(node.value)}
+        for each in self._origins(node):
+            error = names.path_error(each, self.model)
+            if error and error not in before and not self._in_with(node):
+                yield error
+
+    def _in_with(self, node: ast.Attribute) -> bool:
+        """Whether this is `with torch.set_grad_enabled(...)`, which puts back what it sets."""
+        call = self.parents.get(id(node))
+        return node.attr in names.CONTEXTS and isinstance(self.parents.get(id(call)), ast.withitem)
+
+    def _call(self, node: ast.Call) -> Iterator[str]:
+        function, origin = _name_of(node.func), self.origin(node.func)
+        if function in names.LOOKUPS:
+            yield from self._lookup(node, function)
+        elif function == "type" and len(node.args) + len(node.keywords) > 1:
+            yield "a class made by calling `type`; write `class ...:`"
+        if origin.startswith("importlib.") and not self._loads_kernel(node):
+            yield '`importlib` loads `kernels.<op>` and nothing else: importlib.import_module(f"kernels.{op}")'
+        if origin == "kernels.jit.load" and not self.model and not _is_text(node.args[:1]):
+            yield '`jit.load` of a name that is not written out; write jit.load("<op>")'
+        if origin == "weakref.ref" and len(node.args) > 1:
+            yield "`weakref.ref` with a callback: code that runs when nobody calls it"
+        if origin == "functools.wraps" and isinstance(self.parents.get(id(node)), ast.Call):
+            yield "`functools.wraps` outside a decorator changes the function that it is given"
+        if origin.startswith("torch.library."):
+            yield from self._library(node, origin)
+
+    def _lookup(self, node: ast.Call, function: str) -> Iterator[str]:
+        if not _is_text(node.args[1:2]):
+            yield f"`{function}` with a name that is not written out as a string; write the attribute out"
+            return
+        name = str(node.args[1].value)  # type: ignore[attr-defined]
+        yield from _named(name)
+        if name in names.BUILTINS:
+            yield f"`{function}` of `{name}`"
+        for origin in self._origins(node.args[0]):
+            error = names.path_error(f"{origin}.{name}", self.model)
+            if error:
+                yield error
+
+    def _loads_kernel(self, node: ast.Call) -> bool:
+        """Whether the call is importlib.import_module of "kernels.<op>", perhaps an f-string that begins so."""
+        named = len(node.args) == 1 and not node.keywords
+        return (
+            self.origin(node.func) == "importlib.import_module"
+            and named
+            and _beginning(node.args[0]).startswith("kernels.")
+        )
+
+    def _library(self, node: ast.Call, origin: str) -> Iterator[str]:
+        values = [*node.args, *(keyword.value for keyword in node.keywords)]
+        for value in values:
+            text, called = _beginning(value), self.origin(value)
+            if text.split("::")[0] in names.OWN_OPERATORS or called.startswith("torch.ops.aten"):
+                yield f"registers `{text or called}`: torch's own operators stay as they are; use a namespace of your own"
+        takes_name = ("custom_op", "Library", "define", "impl", "triton_op")
+        if origin.split(".")[-1] in takes_name and node.args and not _beginning(node.args[0]):
+            if not self.origin(node.args[0]) and not isinstance(node.args[0], ast.Name):
+                yield f"`{origin}` of a name that is not written out; begin it with your own namespace"
+        if origin.split(".")[-1] in ("custom_op", "Library", "triton_op") and node.args:
+            if isinstance(node.args[0], ast.Name):
+                yield f"`{origin}` of a name that is not written out; begin it with your own namespace"
+
+    def _class(self, node: ast.ClassDef) -> Iterator[str]:
+        for keyword in node.keywords:
+            if keyword.arg is None or (
+                keyword.arg == "metaclass" and self.origin(keyword.value) != "abc.ABCMeta"
+            ):
+                yield "a metaclass, or class arguments that are not written out: a kernel needs plain classes"
+
+    def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+        parent = self.parents.get(id(node))
+        if node.name in names.HOOKS:
+            yield f"defines `{node.name}`, which runs without being called; a kernel takes plain tensors and gives plain tensors"
+        elif not isinstance(parent, ast.ClassDef) and node.name in ("__getattr__", "__dir__"):
+            yield f"defines `{node.name}` of the module: its names are then not what is written here"
+
+    def _target(self, target: ast.expr) -> Iterator[str]:
+        """What an assignment or `del` changes: names and own objects may change, what is imported stays."""
+        if isinstance(target, ast.Name):
+            imported = self.imports.get(target.id, set())
+            if imported & self.modules or len(imported) > 1:
+                yield f"binds `{target.id}` anew, which is imported; use another name"
+            if target.id in names.HOOKS or target.id == "__getattr__":
+                yield f"assigns `{target.id}`, which runs without being called"
+            return
+        changed = target
+        while isinstance(changed, ast.Subscript):
+            changed = changed.value
+        whole = target is changed
+        for origin in self._origins(changed):
+            # A local list may hold torch.float32 and change; torch.x.y may not.
+            if (whole or "." in origin) and not self._may_assign(origin, changed, whole):
+                yield f"assigns `{origin}`: what is imported stays as it is"
+                return
+        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Call):
+            function = _name_of(target.value.func)
+            if function in ("type", "getattr", "super"):
+                yield f"assigns `.{target.attr}` of what `{function}` gives: classes stay as they are"
+
+    def _may_assign(self, origin: str, changed: ast.expr, whole: bool) -> bool:
+        if self.model and origin.startswith(_MODEL_MAY_ASSIGN):
+            return True
+        return isinstance(changed, ast.Name) and not whole and changed.id not in self.imports
+
+    # ---- advice ----
+
+    def advice(self, node: ast.AST) -> Iterator[str]:
+        if self.model:
+            return
+        if isinstance(node, ast.ExceptHandler) and _is_broad(node):
+            yield "a broad except can hide that a kernel did not run"
+        elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Load):
+            origin = self.origin(node)
+            if origin and names.is_clock(origin):
+                yield f"`{origin}`: right in an autotuner on its first call; the judge keeps its own clock"
+            elif isinstance(node, ast.Attribute) and node.attr in ("data_ptr", "untyped_storage"):
+                yield f"`.{node.attr}`: right for alignment; an answer kept by address is stale when the contents change"
+        elif isinstance(node, ast.ClassDef) and any(
+            self.origin(base) == "torch.Tensor" for base in node.bases
         ):
-            yield from _assignment(node, imported, model)
+            yield "a subclass of torch.Tensor: results must be plain tensors"
 
 
-def _import(name: str, model: bool) -> Iterator[str]:
-    allowed = MODEL_MODULES if model else KERNEL_MODULES
-    package = name.split(".")[0]
-    if package not in allowed:
-        yield f"imports `{package}`: only {', '.join(sorted(allowed - set(_STDLIB.split())))} and plain arithmetic modules may be imported"
-    elif name.rpartition(".")[2] in _INTROSPECTION:
-        yield f"imports `{name}`: a name that is not written out where it is used"
-    elif hit := _forbidden(name, model):
-        yield f"imports `{hit}`{_instead(hit)}"
+def _named(name: str) -> Iterator[str]:
+    """What is wrong with an attribute of this name, whatever it hangs on."""
+    if name.startswith("__") and name.endswith("__") and name not in names.DUNDERS:
+        yield f"`.{name}`: a kernel has no business with frames, code objects, namespaces and classes' insides"
+    elif name in names.ATTRIBUTES:
+        yield f"`.{name}`: a kernel has no business with files, processes, frames and names made at run time"
 
 
-def _forbidden(name: str, model: bool) -> str:
-    """The forbidden part that a dotted name lies in, or ""."""
-    parts = name.split(".")
-    for n in range(2, len(parts) + 1):
-        prefix = ".".join(parts[:n])
-        if (
-            prefix in _FORBIDDEN_PARTS
-            or parts[n - 1] in _PASSENGERS
-            or (not model and prefix in _TIMERS)
-        ):
-            return prefix
-    return ""
+def _bindings(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """(target, value) of what a node binds, tuples taken apart where both sides show their parts."""
+    pairs: list[tuple[ast.expr, ast.expr]] = []
+    if isinstance(node, ast.Assign):
+        pairs = [(target, node.value) for target in node.targets]
+    elif isinstance(node, ast.NamedExpr) or (isinstance(node, ast.AnnAssign) and node.value):
+        pairs = [(node.target, node.value)]  # type: ignore[list-item]
+    elif isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
+        if isinstance(node.iter, ast.Tuple | ast.List | ast.Set):
+            pairs = [(node.target, each) for each in node.iter.elts]
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        taken = [*node.args.posonlyargs, *node.args.args]
+        given = list(zip(taken[::-1], node.args.defaults[::-1], strict=False))
+        given += [
+            (a, d) for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if d
+        ]
+        pairs = [(ast.Name(a.arg, ast.Store()), default) for a, default in given]
+    for target, value in pairs:
+        if isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Tuple | ast.List):
+            yield from zip(target.elts, value.elts, strict=False)
+        else:
+            yield target, value
 
 
-def _instead(name: str) -> str:
-    if name in ("torch.utils.cpp_extension", "torch.ops.load_library"):
-        return "; build C++ with kernels.jit: `jit.load(op)`"
-    return (
-        ": it reaches files, processes, timers or the network, which a kernel has no business with"
-    )
+def _references(value: ast.expr) -> Iterator[ast.expr]:
+    """The names that an expression may be itself, as either branch of a conditional."""
+    if isinstance(value, ast.Name | ast.Attribute):
+        yield value
+    elif isinstance(value, ast.IfExp):
+        yield from (*_references(value.body), *_references(value.orelse))
+    elif isinstance(value, ast.BoolOp):
+        yield from (part for each in value.values for part in _references(each))
+    elif isinstance(value, ast.NamedExpr | ast.Starred):
+        yield from _references(value.value)
 
 
-def _dotted(node: ast.expr, imported: dict[str, str]) -> str:
-    """The origin of `a.b.c` if `a` is an import, else ""."""
-    parts: list[str] = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    if not isinstance(node, ast.Name) or node.id not in imported:
-        return ""
-    return ".".join([imported[node.id], *reversed(parts)])
-
-
-def _attribute(node: ast.Attribute, imported: dict[str, str], model: bool) -> Iterator[str]:
-    if node.attr in _INTROSPECTION:
-        yield f"`.{node.attr}`: a kernel has no business with frames, code objects and classes' insides"
-    name = _dotted(node, imported)
-    if name and _forbidden(name, model) == name:
-        # the shortest one: of torch.os.path.join only torch.os
-        yield f"`{name}`{_instead(name)}"
-    elif node.attr in _METHODS:
-        yield f"`.{node.attr}`: a kernel neither reads nor writes files"
-    if not model and name.startswith("torch.") and node.attr in _GLOBAL_STATE:
-        yield f"`{name}` sets state of the whole process; a kernel leaves it as it is"
-
-
-def _call(node: ast.Call, imported: dict[str, str], model: bool) -> Iterator[str]:
-    function = node.func
-    if isinstance(function, ast.Name) and function.id in ("getattr", "hasattr"):
-        name = node.args[1] if len(node.args) > 1 else None
-        if not (isinstance(name, ast.Constant) and isinstance(name.value, str)):
-            yield f"`{function.id}` with a name that is not a constant; write the attribute out"
-        elif function.id == "getattr" and (name.value in _INTROSPECTION or name.value in _BUILTINS):
-            yield f"`getattr` of `{name.value}`"
-        elif isinstance(node.args[0], ast.Name | ast.Attribute):
-            hit = _forbidden(f"{_dotted(node.args[0], imported)}.{name.value}", model)
-            if hit:
-                yield f"`{hit}`{_instead(hit)}"
-    if _dotted(function, imported).startswith("importlib.") and not _loads_kernel(node, imported):
-        yield '`importlib` loads `kernels.<op>` and nothing else: importlib.import_module(f"kernels.{op}")'
-    if _dotted(function, imported).startswith("torch.library."):
-        for value in (*node.args, *(keyword.value for keyword in node.keywords)):
-            if isinstance(value, ast.Constant) and isinstance(value.value, str):
-                if value.value.split("::")[0] in ("aten", "prim", "prims", "_"):
-                    yield f"registers `{value.value}`: torch's own operators stay as they are; use a namespace of your own"
-
-
-def _loads_kernel(node: ast.Call, imported: dict[str, str]) -> bool:
-    """Whether the call is importlib.import_module of "kernels.<op>", perhaps an f-string that begins so."""
-    first = node.args[0] if len(node.args) == 1 and not node.keywords else None
-    if isinstance(first, ast.JoinedStr) and first.values:
-        first = first.values[0]
-    text = first.value if isinstance(first, ast.Constant) else None
-    named = isinstance(text, str) and text.startswith("kernels.")
-    return named and _dotted(node.func, imported) == "importlib.import_module"
-
-
-def _assignment(node: ast.AST, imported: dict[str, str], model: bool) -> Iterator[str]:
-    targets: list[ast.expr] = []
+def _targets(node: ast.AST) -> Iterator[ast.expr]:
+    """Everything that a statement or expression assigns or deletes, unpacked."""
+    targets: list[ast.expr | None] = []
     if isinstance(node, ast.Assign | ast.Delete):
         targets = list(node.targets)
-    elif isinstance(node, ast.AugAssign | ast.AnnAssign | ast.For | ast.NamedExpr):
+    elif isinstance(
+        node,
+        ast.AugAssign | ast.AnnAssign | ast.For | ast.AsyncFor | ast.NamedExpr | ast.comprehension,
+    ):
         targets = [node.target]
+    elif isinstance(node, ast.withitem):
+        targets = [node.optional_vars]
     while targets:
         target = targets.pop()
         if isinstance(target, ast.Tuple | ast.List):
             targets += target.elts
-        elif isinstance(target, ast.Subscript | ast.Starred):
-            targets.append(target.value) if isinstance(
-                target.value, ast.Attribute | ast.Subscript
-            ) else None
-        elif isinstance(target, ast.Attribute) and (name := _dotted(target, imported)):
-            if not (model and name.startswith(_MODEL_MAY_ASSIGN)):
-                yield f"assigns `{name}`: what is imported stays as it is"
+        elif isinstance(target, ast.Starred):
+            targets.append(target.value)
+        elif target is not None:
+            yield target
+
+
+def _name_of(node: ast.expr) -> str:
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def _is_text(values: list[ast.expr]) -> bool:
+    return (
+        len(values) == 1
+        and isinstance(values[0], ast.Constant)
+        and isinstance(values[0].value, str)
+    )
+
+
+def _beginning(node: ast.expr) -> str:
+    """The constant text that a string begins with, "" for what is no string."""
+    if isinstance(node, ast.JoinedStr) and node.values:
+        node = node.values[0]
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
 
 
 def _is_broad(node: ast.ExceptHandler) -> bool:
-    return node.type is None or (
-        isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
-    )
+    return node.type is None or _name_of(node.type) in ("Exception", "BaseException")

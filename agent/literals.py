@@ -1,0 +1,122 @@
+"""How much knowledge a source file may carry: weights, tables and answers are learned in the trial, not brought along.
+
+A kernel's own settings are small: the longest table of this project has 15 numbers, its longest line of text 200 characters. What is
+limited is each literal, the sum of a file, and text without spaces, which is how data is packed into strings.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+from agent.scope import CPP_TOKENS, without_comments
+
+MAX_STRING = 2_000  # bytes of one string that is no docstring
+MAX_DOCSTRING = 20_000
+MAX_STRINGS = 16_000  # bytes of all strings of a file that are no docstrings
+MAX_PACKED = 200  # characters of a string without a space
+MAX_NUMBERS = 512  # in one literal: a table of weights, not of settings
+MAX_ALL_NUMBERS = 4_096  # in a file
+MAX_FILE = 200_000  # bytes
+MAX_BITS = 512  # of one integer
+_SAYS = "weights and tables are learned in the trial, not brought along"
+_Docstringed = ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+_Table = ast.List | ast.Tuple | ast.Set | ast.Dict
+
+
+def oversized(path: str, source: str) -> Iterator[tuple[int, str]]:
+    """(line, sentence) of each literal of a source file that is too large; nothing for Python that does not parse."""
+    if len(source) > MAX_FILE:
+        yield 1, f"{len(source):,} characters in one file, at most {MAX_FILE:,}; {_SAYS}"
+        return
+    found = _python(source) if path.endswith(".py") else _cpp(source)
+    yield from ((line, f"{what}; {_SAYS}") for line, what in found)
+
+
+def _python(source: str) -> Iterator[tuple[int, str]]:
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, _Docstringed) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+    strings = numbers = 0
+    tables: set[int] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
+            value = node.value
+            text = value.decode("latin-1") if isinstance(value, bytes) else value
+            size = len(text.encode(errors="replace"))
+            documents = id(node) in docstrings
+            strings += 0 if documents else size
+            yield from (
+                (node.lineno, what)
+                for what in _text(text, size, MAX_DOCSTRING if documents else MAX_STRING)
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, int | float | complex):
+            numbers += 1
+            if isinstance(node.value, int) and node.value.bit_length() > MAX_BITS:
+                yield (
+                    node.lineno,
+                    f"an integer of {node.value.bit_length():,} bits, at most {MAX_BITS}",
+                )
+        elif isinstance(node, _Table) and id(node) not in tables:
+            inside = list(ast.walk(node))
+            # Nested ones are reported with the outermost.
+            tables |= {id(n) for n in inside}
+            count = sum(
+                isinstance(n, ast.Constant) and isinstance(n.value, int | float | complex)
+                for n in inside
+            )
+            if count > MAX_NUMBERS:
+                yield node.lineno, f"a table of {count:,} numbers, at most {MAX_NUMBERS}"
+    yield from _sums(strings, numbers)
+
+
+def _text(text: str, size: int, limit: int) -> Iterator[str]:
+    if size > limit:
+        yield f"a literal of {size:,} bytes, at most {limit:,}"
+        return
+    longest = max((len(word) for word in text.split()), default=0)
+    if longest > MAX_PACKED:
+        yield f"{longest:,} characters without a space, at most {MAX_PACKED}: packed data"
+
+
+def _sums(strings: int, numbers: int) -> Iterator[tuple[int, str]]:
+    if strings > MAX_STRINGS:
+        yield 1, f"{strings:,} bytes of strings, at most {MAX_STRINGS:,}"
+    if numbers > MAX_ALL_NUMBERS:
+        yield 1, f"{numbers:,} numbers in one file, at most {MAX_ALL_NUMBERS:,}"
+
+
+# A number; what may stand between the numbers of a table; anything else, which ends it.
+_TOKENS = re.compile(
+    r"(?P<number>(?:0[xX][\da-fA-F.']+(?:[pP][-+]?\d+)?|\.?\d(?:[eE][-+]|[\w.'])*)\w*)|(?P<between>[-+,{}()\s]+)|(?P<word>\w+)|(?P<other>.)",
+    re.S,
+)
+
+
+def _cpp(source: str) -> Iterator[tuple[int, str]]:
+    code = without_comments(source)
+    strings = 0
+
+    def line(match: re.Match[str], text: str) -> int:
+        return text.count("\n", 0, match.start()) + 1
+
+    for match in CPP_TOKENS.finditer(code):
+        size = len(match.group())
+        strings += size
+        for what in _text(match.group(), size, MAX_STRING):
+            yield line(match, code), what
+    bare = without_comments(source, strings=False)
+    numbers = run = 0
+    for match in _TOKENS.finditer(bare):
+        run = 0 if match["word"] or match["other"] else run + bool(match["number"])
+        numbers += bool(match["number"])
+        if run == MAX_NUMBERS + 1:
+            yield line(match, bare), f"a table of more than {MAX_NUMBERS} numbers"
+    yield from _sums(strings, numbers)

@@ -1,0 +1,169 @@
+"""Names that a Python file of the surface may not use, and why: data for agent/static_python.py.
+
+A name is judged by its origin: `import torch as t; t.os` and `from torch import os` are both `torch.os`.
+"""
+
+from __future__ import annotations
+
+_STDLIB = frozenset(
+    "__future__ abc array bisect cmath collections contextlib copy dataclasses enum fractions functools heapq itertools math numbers "
+    "operator random re statistics string struct textwrap time types typing typing_extensions warnings weakref".split()
+)
+KERNEL_MODULES = _STDLIB | {"torch", "triton", "numpy", "einops", "kernels"}
+MODEL_MODULES = KERNEL_MODULES | set(
+    "concurrent threading queue json resource importlib model".split()
+)
+_INSTEAD = {
+    "os": "; for the number of threads ask torch.get_num_threads(), a setting is a constant of the file",
+    "sys": "; torch.finfo and math have the limits of numbers",
+    "threading": "; work in parallel belongs into the kernel: torch::stable::parallel_for",
+    "concurrent": "; work in parallel belongs into the kernel: torch::stable::parallel_for",
+    "multiprocessing": "; work in parallel belongs into the kernel: torch::stable::parallel_for",
+    "logging": "; use warnings.warn",
+}
+BUILTINS = frozenset(
+    "exec eval compile __import__ open breakpoint globals locals vars setattr delattr exit quit SystemExit __builtins__ __loader__ "
+    "__spec__ __doc__ __build_class__".split()
+)
+# Allowed where they are called with a name that is written out.
+LOOKUPS = frozenset({"getattr", "hasattr"})
+
+# The dunder attributes that a kernel has a use for; every other one leads into frames, classes and namespaces.
+DUNDERS = frozenset(
+    "__init__ __post_init__ __name__ __qualname__ __version__ __len__ __getitem__ __setitem__ __contains__ __iter__ __next__ __call__ "
+    "__enter__ __exit__ __hash__ __eq__ __missing__ __wrapped__ __dataclass_fields__".split()
+)
+# Methods that a class of a kernel does not define: they catch torch's functions, or run when nobody calls them.
+HOOKS = frozenset(
+    "__torch_function__ __torch_dispatch__ __array_function__ __array_ufunc__ __getattribute__ __del__ __init_subclass__ __set_name__ "
+    "__prepare__ __instancecheck__ __subclasscheck__ __subclasshook__ __mro_entries__ __class_getitem__ __reduce__ __reduce_ex__ "
+    "__setstate__ __getstate__".split()
+)
+# Attributes that are refused whatever they hang on.
+ATTRIBUTES = frozenset(
+    "f_back f_globals f_locals f_builtins tb_frame tb_next gi_frame cr_frame ag_frame co_code co_consts func_globals "
+    "attrgetter methodcaller system popen Popen check_output environ getenv putenv execv execve execvp _exit _getframe "
+    "settrace setprofile addaudithook import_module load_module exec_module CDLL PyDLL dlopen LoadLibrary get_objects get_referrers "
+    "get_referents os sys subprocess ctypes builtins importlib inspect gc socket shutil pathlib pickle tempfile atexit _os _sys _C "
+    "hub cpp_extension fork forkpty kill killpg memmap tofile fromfile from_file load_library _write_file fromhex share_memory_ "
+    "_share_filename_cpu_ _share_fd_cpu_ _new_shared_filename_cpu _new_shared_fd_cpu".split()
+)
+# Modules that the allowed ones carry along, as in torch.os, collections._sys.
+PASSENGERS = frozenset(
+    "os sys subprocess ctypes builtins importlib inspect gc socket shutil pathlib io pickle tempfile platform atexit "
+    "threading multiprocessing posix mmap linecache runpy codecs marshal zlib base64 traceback "
+    "fcntl resource tokenize ast dis zipfile tarfile glob fnmatch sysconfig site uuid hashlib".split()
+)
+# Parts of the allowed packages that reach files, processes, the network, code from text, other threads, or torch's own works.
+_PARTS = {
+    "torch": "_C hub package multiprocessing distributed load save from_file classes serialization futures export onnx fx overrides "
+    "_export _utils_internal _appdirs _classes _lowrank _deploy _weights_only_unpickler _register_device_module",
+    "torch._inductor": "codecache async_compile cpp_builder select_algorithm package utils runtime compile_fx cudagraph_trees aot_compile "
+    "aoti_load_package aoti_compile_and_package standalone_compile",
+    "torch.utils": "cpp_extension data model_zoo checkpoint_io mobile_optimizer dlpack_io file_baton hipify benchmark bundled_inputs "
+    "collect_env bottleneck tensorboard swap_tensors _python_dispatch rename_privateuse1_backend serialization _triton",
+    "torch.jit": "load save CompilationUnit fork wait _fork _wait",
+    "torch.ops": "load_library",
+    "torch.testing": "_internal",
+    "torch.cuda": "_compile_kernel jiterator change_current_allocator CUDAPluggableAllocator caching_allocator_alloc "
+    "caching_allocator_delete cudart _sleep",
+    "torch.cuda.memory": "change_current_allocator CUDAPluggableAllocator _record_memory_history _dump_snapshot",
+    "torch.compiler": "load_cache_artifacts save_cache_artifacts",
+    "torch.nn.modules.module": "register_module_forward_hook register_module_forward_pre_hook register_module_backward_hook "
+    "register_module_full_backward_hook register_module_full_backward_pre_hook register_module_parameter_registration_hook",
+    "torch.autograd": "profiler_util",
+    "numpy": "load save savez savez_compressed loadtxt savetxt genfromtxt fromfile memmap ctypeslib f2py distutils DataSource fromregex "
+    "testing",
+    "numpy.lib": "format npyio DataSource _datasource",
+    "types": "CodeType FunctionType LambdaType MethodType ModuleType new_class prepare_class resolve_bases",
+    "typing": "get_type_hints ForwardRef evaluate_forward_ref",
+    "typing_extensions": "get_type_hints ForwardRef evaluate_forward_ref",
+    "dataclasses": "make_dataclass",
+    "functools": "update_wrapper WRAPPER_ASSIGNMENTS WRAPPER_UPDATES",
+    "operator": "attrgetter methodcaller",
+    "weakref": "finalize",
+    "time": "sleep",
+    "random": "seed setstate SystemRandom",
+    "resource": "setrlimit prlimit",
+    "concurrent.futures": "ProcessPoolExecutor process",
+    "triton": "profiler tools compile backends knobs compiler",
+    "triton.runtime": "build cache",
+}
+PARTS = {f"{package}.{part}" for package, parts in _PARTS.items() for part in parts.split()}
+# Of our own packages a kernel file uses these, and the other ops; the rest is the frame that it runs in.
+_OURS = {
+    "kernels": frozenset("jit choose product_dtype INTERPRETED CPU_MULTIPLIES_BF16".split()),
+    "kernels.jit": frozenset("load isa targets BuildError".split()),
+}
+# Switches of the whole process: a kernel that sets one changes what it is compared with.
+_STATE = frozenset(
+    "set_default_dtype set_default_device set_default_tensor_type set_num_threads set_num_interop_threads manual_seed manual_seed_all seed "
+    "seed_all set_rng_state set_rng_state_all set_deterministic_debug_mode use_deterministic_algorithms set_float32_matmul_precision "
+    "set_flush_denormal set_warn_always set_anomaly_enabled set_printoptions enable_flash_sdp enable_math_sdp enable_mem_efficient_sdp "
+    "enable_cudnn_sdp allow_bf16_reduction_math_sdp set_flags set_per_process_memory_fraction set_device set_stream _set_backend "
+    "preferred_linalg_library preferred_blas_library preferred_rocm_fa_library set_autocast_enabled set_autocast_dtype "
+    "set_autocast_cache_enabled set_grad_enabled set_detect_anomaly reset".split()
+)
+# Those that put back what they set, where `with` holds them.
+CONTEXTS = frozenset({"set_grad_enabled", "set_detect_anomaly", "set_stream"})
+# What reads a clock, or goes its own way on the device: right in an autotuner; the judge keeps its own time.
+_CLOCKS = (
+    "time.", "torch.cuda.Event", "torch.cuda.Stream", "torch.cuda.stream", "torch.profiler", "torch.autograd.profiler", "torch.cuda.nvtx",
+    "torch.cuda.CUDAGraph", "torch.cuda.graph", "torch.cuda.make_graphed_callables", "triton.testing",
+)  # fmt: skip
+# Modules as such: they are used by their attributes, and go nowhere.
+MODULES = frozenset(_PARTS) | frozenset(
+    "torch.nn torch.nn.functional torch.autograd torch.cuda torch.library torch.linalg torch.utils torch.backends torch.special torch.fft "
+    "torch.nn.modules torch.nn.modules.module torch.random torch._dynamo triton.language triton.runtime triton.testing kernels.jit".split()
+)
+OWN_OPERATORS = ("aten", "prim", "prims", "_", "c10d", "quantized", "inductor")
+
+
+def import_error(name: str, model: bool) -> str:
+    """Why `import name` is refused, or ""."""
+    allowed = MODEL_MODULES if model else KERNEL_MODULES
+    package = name.split(".")[0]
+    if package in allowed:
+        return path_error(name, model)
+    heavy = ", ".join(sorted(allowed - _STDLIB))
+    return (
+        f"imports `{package}`: only {heavy} and plain arithmetic modules may be imported"
+        + _INSTEAD.get(package, "")
+    )
+
+
+def path_error(name: str, model: bool) -> str:
+    """Why the dotted origin `name` may not be used, or ""; it names the shortest prefix that is refused."""
+    parts = name.split(".")
+    for n in range(2, len(parts) + 1):
+        prefix, part = ".".join(parts[:n]), parts[n - 1]
+        if (
+            prefix in PARTS and not (model and prefix.startswith(("time.", "random.")))
+        ) or part.strip("_") in PASSENGERS:
+            return f"`{prefix}`{_instead(prefix)}"
+        package = parts[0] if n == 2 else ".".join(parts[: n - 1])
+        if not model and package in _OURS and not _is_ours(package, part):
+            return f"`{prefix}`: of {package} a kernel uses {', '.join(sorted(_OURS[package]))}"
+        if not model and parts[0] == "torch" and part in _STATE:
+            return f"`{prefix}` sets state of the whole process; a kernel leaves it as it is"
+    return ""
+
+
+def _is_ours(package: str, part: str) -> bool:
+    # A lower-case name under kernels may be another op; the scope gate knows which there are.
+    op = package == "kernels" and part.islower() and not part.startswith("_")
+    return part in _OURS[package] or (op and part not in PASSENGERS)
+
+
+def _instead(name: str) -> str:
+    if name in ("torch.utils.cpp_extension", "torch.ops.load_library"):
+        return "; build C++ with kernels.jit: `jit.load(op)`"
+    if name in ("torch.cuda._compile_kernel", "torch.cuda.jiterator"):
+        return "; CUDA is built from csrc/<op>.cu, with kernels.jit"
+    return (
+        ": it reaches files, processes, threads, the network, code from text or torch's own works"
+    )
+
+
+def is_clock(name: str) -> bool:
+    return name.startswith(_CLOCKS)
