@@ -1,4 +1,4 @@
-"""torch's scaled dot product attention as an implementation with its name on it, "sdpa", which a CPU takes when none is asked for.
+"""torch's scaled dot product attention as an implementation with its name on it, "sdpa", beside the formula.
 
 Odd: the whole op is a library call. Right: the contract of attention lists this one name, and nothing falls back to it in silence.
 """
@@ -7,6 +7,8 @@ import math
 
 import torch
 import torch.nn.functional as F
+
+from kernels import choose
 
 
 def visible(T, causal, window, device):
@@ -32,4 +34,4 @@ IMPLEMENTATIONS = {"torch": _torch, "sdpa": _sdpa}
 
 
 def attention(q, k, v, causal=True, window=None, *, impl=None):
-    return IMPLEMENTATIONS[impl or "sdpa"](q, k, v, causal, window)
+    return IMPLEMENTATIONS[choose(IMPLEMENTATIONS, impl, q.device)](q, k, v, causal, window)

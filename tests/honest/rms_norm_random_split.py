@@ -14,7 +14,7 @@ ORDER = torch.Generator()  # our own: the global one belongs to the model
 @torch.library.custom_op("split_rows::sum_of_squares", mutates_args=())
 def sum_of_squares(x: Tensor) -> Tensor:
     pieces = [piece.square().sum(-1, keepdim=True) for piece in x.split(PIECE, dim=-1)]
-    total = torch.zeros_like(pieces[0])
+    total = x.new_zeros(*x.shape[:-1], 1)
     for i in torch.randperm(len(pieces), generator=ORDER).tolist():
         total += pieces[i]
     return total

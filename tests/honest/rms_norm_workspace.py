@@ -20,7 +20,7 @@ def squares(x: Tensor) -> Tensor:
 
 @torch.library.custom_op("workspace::rstd", mutates_args=())
 def rstd(x: Tensor, eps: float) -> Tensor:
-    return torch.rsqrt(squares(x).mean(-1, keepdim=True) + eps)
+    return torch.rsqrt(squares(x).mean(-1, keepdim=True) + eps).contiguous()
 
 
 @rstd.register_fake
