@@ -38,7 +38,7 @@ NOT_VALUES = re.compile(
 )
 # Never called, and advice to the operating system: no change there can show.
 WITHOUT_EFFECT = re.compile(r"^(?:inline float fast_tanh|Tensor new_buffer)\(.*?^}", re.M | re.S)
-OPERAND = r"(?:\w+(?:::\w+)?(?:\.\w+)?(?:\([^()]*\)|\[[^\[\]]*\])?)"
+OPERAND = r"\w+(?:::\w+)?(?:\.\w+)?(?:<\w+>)?(?:\([^()]*\)|\[[^\[\]]*\])?(?![\w(<\[.:])"
 DECLARATION = re.compile(r"^(const |float |int64_t |T )|[*&]\s*\w+$|^\s*$|[\[{]")
 
 
@@ -137,14 +137,14 @@ def _loops(text: str) -> Iterator[Site]:
 def _calls(text: str) -> Iterator[Site]:
     for found in re.finditer(r"(?<![\w:])((?:std::)?\w+)(?:<[\w, ]*>)?\(", text):
         name = found[1]
-        if name in FUNCTIONS:
-            yield Site(found.start(1), found.end(1), FUNCTIONS[name], "function")
         if name in ("for", "if", "while", "switch", "return"):
             continue
         closing = _closing(text, found.end() - 1)
         if text[closing + 1 :].lstrip().startswith(("{", "const {", ":")):
             # the head of a definition
             continue
+        if name in FUNCTIONS:
+            yield Site(found.start(1), found.end(1), FUNCTIONS[name], "function")
         arguments = _split(text, found.end(), closing)
         for (a, b), (c, d) in zip(arguments, arguments[1:], strict=False):
             first, second = text[a:b], text[c:d]

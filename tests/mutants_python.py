@@ -126,7 +126,11 @@ class _Finder:
             return
         if isinstance(node, ast.FunctionDef):
             defaults = [*node.args.defaults, *filter(None, node.args.kw_defaults)]
-            for child in [*defaults, *node.body]:
+            before = len(self.found)
+            for child in defaults:
+                self.walk(child)
+            self.found[before:] = [s._replace(kind="default") for s in self.found[before:]]
+            for child in node.body:
                 self.walk(child)
             return
         if isinstance(node, ast.AnnAssign):
@@ -216,7 +220,9 @@ class _Finder:
         yield self.keep(node, node.orelse, "condition")
 
     def in_If(self, node: ast.If) -> Iterator[Site]:
-        yield self.replace(node.test, f"not ({self.text(node.test)})", "condition")
+        if not isinstance(node.test, ast.Compare):
+            # a comparison has its own opposite
+            yield self.replace(node.test, f"not ({self.text(node.test)})", "condition")
 
     def in_For(self, node: ast.For) -> Iterator[Site]:
         iterated = self.text(node.iter)
