@@ -80,63 +80,100 @@ def evaluate(
     return {name: t.detach().double() for name, t in found.items()}
 
 
-def compare(
-    contract: Contract,
-    case: Case,
-    inputs: Mapping[str, Tensor],
-    upstream: Sequence[Tensor],
-    answer: Mapping[str, Tensor],
-    wrt: Sequence[str],
-    *,
-    through: Sequence[int] | None = None,
-    working: torch.dtype | None = None,
-) -> list[Difference]:
-    """Differences of every result and gradient. `working` replaces the dtype in which the plain implementation is run."""
-    working = working or next(t.dtype for t in inputs.values() if t.is_floating_point())
+class Standard:
+    """What is right for one call, and how far from it an answer may be; made once, and asked of as many answers as there are.
 
-    def truth_of(tensors: Mapping[str, Tensor]) -> Tensors:
-        return evaluate(contract, case, tensors, upstream, wrt, torch.float64, through)
+    `through` are the results that gradients flow back from (all); `working` replaces the dtype in which the plain implementation is run.
+    References run on `device`.
+    """
 
-    truth = truth_of(inputs)
-    baseline = {name: _Spread() for name in truth}
-    copies = COPIES if sum(t.numel() for t in inputs.values()) < LARGE else 0
-    for copy in range(1 + copies):
-        moved = inputs if copy == 0 else _moved(inputs, working, copy)
-        moved_truth = truth if copy == 0 else truth_of(moved)
-        plain = evaluate(contract, case, moved, upstream, wrt, working, through)
-        if not all(bool(torch.isfinite(t).all()) for t in plain.values()):
-            # it overflowed where float32 inside would not
-            plain = evaluate(contract, case, moved, upstream, wrt, torch.float32, through)
-        for name, t in moved_truth.items():
-            baseline[name].add(*_errors(plain[name].to(working).double(), t))
-            baseline[name].add(*_errors(t, truth[name]))
-    eps = torch.finfo(working).eps
-    flows = range(len(contract.results)) if through is None else through
-    sources = [contract.results[i] for i in flows] if wrt else []
-    pushed = math.sqrt(
-        sum(
-            float(u.double().square().sum()) * float(truth[r].square().sum())
-            for u, r in zip(upstream, sources, strict=True)
-        )
-    )
-    found = []
-    for name, exact in truth.items():
-        error, worst = _errors(answer[name].double(), exact.to(answer[name].dtype).double(), exact)
-        slack = FLOOR * eps
-        if name not in contract.results:
-            terms = (
-                pushed
-                / max(float(inputs[name[1:]].double().norm()), TINY)
-                / max(float(exact.norm()), TINY)
+    def __init__(
+        self,
+        contract: Contract,
+        case: Case,
+        inputs: Mapping[str, Tensor],
+        upstream: Sequence[Tensor],
+        wrt: Sequence[str],
+        *,
+        device: str,
+        through: Sequence[int] | None = None,
+        working: torch.dtype | None = None,
+    ) -> None:
+        self.contract, self.case, self.device = contract, case, device
+        self.inputs = {name: t.to(device) for name, t in inputs.items()}
+        self.upstream = [u.to(device) for u in upstream]
+        self.wrt, self.through = wrt, through
+        floating = [t.dtype for t in inputs.values() if t.is_floating_point()]
+        self.working = working or floating[0]
+        if contract.judge is not None:
+            (self.plain,) = self._evaluate(self.inputs, self.working).values()
+            return
+        self.truth = self._evaluate(self.inputs, torch.float64)
+        spread = self._spread()
+        slack = {name: self._slack(name) for name in self.truth}
+        self.allowed = {
+            name: (
+                FACTOR * spread[name].error + slack[name],
+                WORST_FACTOR * spread[name].worst + slack[name],
             )
-            slack += FLOOR * terms * (eps if terms * eps > 1 else torch.finfo(torch.float32).eps)
-        base = baseline[name]
-        found.append(
-            Difference(
-                name, error, FACTOR * base.error + slack, worst, WORST_FACTOR * base.worst + slack
+            for name in self.truth
+        }
+
+    def examine(self, answer: Mapping[str, Tensor]) -> tuple[str, dict[str, float]]:
+        """What is wrong with an answer ("" if nothing), and the share of the allowed error that each tensor used."""
+        answer = {name: t.to(self.device) for name, t in answer.items()}
+        if self.contract.judge is not None:
+            (result,) = self.contract.results
+            return self.contract.judge(self.case, self.inputs, answer[result], self.plain), {}
+        differences = [self._difference(name, answer[name]) for name in self.truth]
+        used = {d.name: d.error / d.allowed for d in differences if d.allowed}
+        return next((d.describe() for d in differences if not d.ok), ""), used
+
+    def _difference(self, name: str, got: Tensor) -> Difference:
+        exact = self.truth[name]
+        error, worst = _errors(got.double(), exact.to(got.dtype).double(), exact)
+        allowed, worst_allowed = self.allowed[name]
+        return Difference(name, error, allowed, worst, worst_allowed)
+
+    def _evaluate(self, inputs: Mapping[str, Tensor], dtype: torch.dtype) -> Tensors:
+        return evaluate(
+            self.contract, self.case, inputs, self.upstream, self.wrt, dtype, self.through
+        )
+
+    def _spread(self) -> dict[str, _Spread]:
+        """Errors of the plain implementation, and effects of the last place of the inputs, over a few copies of the case."""
+        found = {name: _Spread() for name in self.truth}
+        copies = COPIES if sum(t.numel() for t in self.inputs.values()) < LARGE else 0
+        for copy in range(1 + copies):
+            moved = self.inputs if copy == 0 else _moved(self.inputs, self.working, copy)
+            truth = self.truth if copy == 0 else self._evaluate(moved, torch.float64)
+            plain = self._evaluate(moved, self.working)
+            if not all(bool(torch.isfinite(t).all()) for t in plain.values()):
+                # it overflowed where float32 inside would not
+                plain = self._evaluate(moved, torch.float32)
+            for name, exact in truth.items():
+                found[name].add(*_errors(plain[name].to(self.working).double(), exact))
+                found[name].add(*_errors(exact, self.truth[name]))
+        return found
+
+    def _slack(self, name: str) -> float:
+        """What is always allowed: FLOOR units of the tensor, and for a gradient of the terms that it is the sum of."""
+        eps = torch.finfo(self.working).eps
+        if name in self.contract.results:
+            return FLOOR * eps
+        flows = range(len(self.contract.results)) if self.through is None else self.through
+        pushed = math.sqrt(
+            sum(
+                float(u.double().square().sum())
+                * float(self.truth[self.contract.results[i]].square().sum())
+                for u, i in zip(self.upstream, flows, strict=True)
             )
         )
-    return found
+        size = max(float(self.inputs[name[1:]].double().norm()), TINY)
+        terms = pushed / size / max(float(self.truth[name].norm()), TINY)
+        return FLOOR * eps + FLOOR * terms * (
+            eps if terms * eps > 1 else torch.finfo(torch.float32).eps
+        )
 
 
 class _Spread:
@@ -188,25 +225,6 @@ def examine(
     wrt: Sequence[str],
     *,
     device: str,
-    through: Sequence[int] | None = None,
-    working: torch.dtype | None = None,
 ) -> tuple[str, dict[str, float]]:
-    """What is wrong with an answer ("" if nothing), and the share of the allowed error that each tensor used. References run on `device`."""
-    inputs = {name: t.to(device) for name, t in inputs.items()}
-    answer = {name: t.to(device) for name, t in answer.items()}
-    if contract.judge is not None:
-        (result,) = contract.results
-        plain = evaluate(contract, case, inputs, (), (), next(iter(inputs.values())).dtype)
-        return contract.judge(case, inputs, answer[result], plain[result]), {}
-    differences = compare(
-        contract,
-        case,
-        inputs,
-        [u.to(device) for u in upstream],
-        answer,
-        wrt,
-        through=through,
-        working=working,
-    )
-    used = {d.name: d.error / d.allowed for d in differences if d.allowed}
-    return next((d.describe() for d in differences if not d.ok), ""), used
+    """One answer by a Standard made for it."""
+    return Standard(contract, case, inputs, upstream, wrt, device=device).examine(answer)

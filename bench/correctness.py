@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from bench import planting
+from bench.comparison import Standard
 from bench.contracts import Case, contract
 from bench.examination import Examination, Laid, Tensors, same_bits
 from bench.finding import Finding
@@ -205,7 +206,9 @@ class _Gate:
         laid = self.of.lay(cases[0])
         answer = self.of.ask(laid, impl, "accumulate")
         twice = [2 * each.double() for each in laid.upstream]
-        self.of.verify(laid, answer, impl, what="two calls, gradients accumulated", upstream=twice)
+        standard = self.of.standard(laid, upstream=twice)
+        what = "two calls, gradients accumulated"
+        self.of.verify(laid, answer, impl, what=what, standard=standard)
         for i, result in enumerate(self.contract.results):
             reached = self._reached(cases[0], i)
             for wrt in [reached, *([name] for name in reached)]:
@@ -237,15 +240,17 @@ class _Gate:
             self.of.verify(laid, answer, impl, what="no_grad")
             laid = self.of.lay(case)
             first = self.of.ask(laid, impl)
-            self.of.verify(laid, first, impl)
-            self._repeat(laid, first, impl)
+            standard = self.of.standard(laid)
+            self.of.verify(laid, first, impl, standard=standard)
+            self._repeat(laid, first, standard, impl)
 
-    def _repeat(self, laid: Laid, first: Tensors, impl: str | None) -> None:
+    def _repeat(self, laid: Laid, first: Tensors, standard: Standard, impl: str | None) -> None:
         for i in range(REPEATS):
-            answer = self.of.ask(laid, impl, threads=THREADS[i % len(THREADS)])
+            threads = THREADS[i % len(THREADS)]
+            answer = self.of.ask(laid, impl, threads=threads)
             if not all(same_bits(answer[name], first[name]) for name in answer):
-                what = f"repeated with {THREADS[i % len(THREADS)]} threads"
-                self.of.verify(laid, answer, impl, what=what)
+                what = f"repeated with {threads} threads"
+                self.of.verify(laid, answer, impl, what=what, standard=standard)
 
     def compiled(self, impl: str | None) -> None:
         laid = self.of.lay(self.of.wide(self.drawn))
@@ -256,7 +261,8 @@ class _Gate:
             return
         laid = self.of.lay(_in_float32(self.of.wide(self.drawn)))
         answer = self.of.ask(laid, impl, mode="autocast")
-        self.of.verify(laid, answer, impl, what="autocast", working=torch.bfloat16)
+        standard = self.of.standard(laid, working=torch.bfloat16)
+        self.of.verify(laid, answer, impl, what="autocast", standard=standard)
 
     # --- whose work it is ------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.comparison import examine
+from bench.comparison import Standard
 from bench.contracts import Case, Contract
 from bench.judge import ALIGN, Judge, Refused, Where, place_call
 
@@ -154,6 +154,25 @@ class Examination:
                 return f"input {name} was changed by the call"
         return "memory beside the inputs, or an upstream gradient, was written"
 
+    def standard(
+        self,
+        laid: Laid,
+        *,
+        upstream: Sequence[Tensor] | None = None,
+        working: torch.dtype | None = None,
+    ) -> Standard:
+        """What float64 says of the values that the call's buffers hold; asked for only when the runner has answered."""
+        return Standard(
+            self.contract,
+            laid.case,
+            laid.inputs,
+            laid.upstream if upstream is None else upstream,
+            laid.wrt,
+            device=self.judge.device,
+            through=laid.call["through"],
+            working=working,
+        )
+
     def verify(
         self,
         laid: Laid,
@@ -161,15 +180,11 @@ class Examination:
         impl: str | None,
         *,
         what: str = "",
-        upstream: Sequence[Tensor] | None = None,
-        working: torch.dtype | None = None,
+        standard: Standard | None = None,
     ) -> None:
         """Compare an answer with float64."""
         self.cases += 1
-        wrong, used = examine(
-            self.contract, laid.case, laid.inputs, laid.upstream if upstream is None else upstream,
-            answer, laid.wrt, through=laid.call["through"], device=self.judge.device, working=working,
-        )  # fmt: skip
+        wrong, used = (standard or self.standard(laid)).examine(answer)
         if wrong:
             raise Refused("wrong", f"{self.where(impl, what, laid.case)}: {wrong}")
         for name, share in used.items():
