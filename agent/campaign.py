@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from agent import proposers, report, trials
+from agent import integrity, proposers, report, trials
 from agent.judging import Bench, Judging
 from agent.lab import Lab, Unusable, device, overlay
 from agent.ledger import Ledger
@@ -25,6 +25,7 @@ def run(lab: Lab, settings: Settings, screen: Screen, judge: Judging | None = No
     """A new run; its summary."""
     with lock(lab.folder):
         settings, judge = _ready(lab, settings, screen, judge)
+        settings = replace(settings, judge=integrity.of_judge(lab.root).digest)
         if settings.op is not None and settings.op not in judge.ops():
             raise Unusable(f"--op {settings.op}: expected one of {', '.join(judge.ops())}")
         ledger = lab.ledger()
@@ -52,6 +53,12 @@ def resume(
                 f"--resume keeps {', '.join(fixed)} of run {found.id}, so that its figures stay comparable"
             )
         settings, judge = _ready(lab, replace(found.settings, **changes), screen, judge)
+        seal = integrity.of_judge(lab.root).digest
+        if settings.judge not in ("", seal):
+            screen.say(
+                "the judge has changed since this run was last open: trials are measured anew"
+            )
+        settings = replace(settings, judge=seal)
         lost = ledger.reopen_run(found.id, settings)
         screen.say(
             f"going on with run {found.id}"
@@ -94,7 +101,7 @@ def _open(lab: Lab, ledger: Ledger, settings: Settings, screen: Screen) -> Run:
 
 def _go(lab: Lab, run: Run, ledger: Ledger, judge: Judging, screen: Screen) -> str:
     repository = lab.repository()
-    clear_leftovers(repository, lab.folder)
+    clear_leftovers(lab.folder)
     workspace = Workspace(repository, lab.folder, run.id)
     workspace.advance(run.incumbent)
     settings = run.settings
@@ -106,6 +113,7 @@ def _go(lab: Lab, run: Run, ledger: Ledger, judge: Judging, screen: Screen) -> s
     loop = Loop(
         run, ledger=ledger, repository=repository, workspace=workspace, judge=judge, trials=measured, screen=screen,
         proposer=proposers.create(settings.proposer), agenda=lab.agenda(), brought=brought(settings),
+        seal=integrity.of_judge(lab.root),
     )  # fmt: skip
     screen.say(f"run {run.id}: {describe(settings)}; Ctrl-C ends it with a summary")
     for number in (

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from agent import gates, surface
+from agent import gates, integrity, surface
 from agent.judging import Bench, Judging
 from agent.lab import Lab, Unusable, device
 from agent.records import Candidate, Change, GateResult
@@ -27,6 +27,10 @@ def judge_file(
         raise Unusable(f"--candidate {file}: expected a .py, .cpp or .cu file")
     if not file.is_file():
         raise Unusable(f"--candidate {file}: no such file")
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise Unusable(f"--candidate {file}: cannot be read ({error.strerror})") from None
     judge = judge or Bench(device("auto"))
     if op not in judge.ops():
         raise Unusable(f"--op {op}: expected one of {', '.join(judge.ops())}")
@@ -35,11 +39,12 @@ def judge_file(
         incumbent = lab.copy_tree(Path(scratch) / "incumbent")
         tree = lab.copy_tree(Path(scratch) / "candidate")
         before = (tree / path).read_bytes() if (tree / path).is_file() else None
-        (tree / path).write_bytes(file.read_bytes())
-        change = Change(path, _PLAIN if before else "000000", _PLAIN, before, file.read_bytes())
+        (tree / path).parent.mkdir(exist_ok=True)
+        (tree / path).write_bytes(content)
+        change = Change(path, _PLAIN if before else "000000", _PLAIN, before, content)
         names = ["static", "build", "correctness", *(["microbench"] if speed else [])]
         context = gates.Context(judge, complete=False)
-        return _run(Candidate("kernels", incumbent, tree, (change,)), context, names, screen)
+        return _run(lab, Candidate("kernels", incumbent, tree, (change,)), context, names, screen)
 
 
 def judge_working_tree(
@@ -57,19 +62,20 @@ def judge_working_tree(
         candidate = Candidate("all", incumbent, tree, changes, repository.patch(commit, snapshot))
         names = ["scope", "static", "build", "correctness", *(["microbench"] if speed else [])]
         context = gates.Context(judge or Bench(device("auto")), must_win=False)
-        return _run(candidate, context, names, screen)
+        return _run(lab, candidate, context, names, screen)
 
 
 def as_json(results: Sequence[GateResult]) -> str:
-    """The result for a machine."""
-    return json.dumps(
-        {"passed": results[-1].passed, "gates": [result.as_json() for result in results]}, indent=2
-    )
+    """The result for a machine: whether it passed, which gate refused it (null if none), and what each gate said."""
+    passed = results[-1].passed
+    said = {"passed": passed, "refused_by": None if passed else results[-1].name}
+    return json.dumps(said | {"gates": [result.as_json() for result in results]}, indent=2)
 
 
 def _run(
-    candidate: Candidate, context: gates.Context, names: Sequence[str], screen: Screen
+    lab: Lab, candidate: Candidate, context: gates.Context, names: Sequence[str], screen: Screen
 ) -> list[GateResult]:
+    judge = integrity.of_judge(lab.root)
     results: list[GateResult] = []
     for part in (("scope", "static"), ("build", "correctness", "microbench")):
         steps = [(name, gate) for name, gate in gates.GATES if name in names and name in part]
@@ -81,6 +87,10 @@ def _run(
             results.append(result)
         if not results[-1].passed:
             break
+    try:
+        integrity.verify(judge)
+    except integrity.Tampered as tampered:
+        raise Unusable(str(tampered)) from None
     return results
 
 

@@ -18,7 +18,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent import literals, static_cpp, static_exports, static_object, static_python, surface
+from agent import (
+    integrity,
+    literals,
+    static_cpp,
+    static_exports,
+    static_object,
+    static_python,
+    surface,
+)
 from agent import scope as rules
 from agent.judging import Judging, Unfit
 from agent.records import Candidate, Change, GateResult
@@ -224,13 +232,23 @@ def run(
     gates: Sequence[tuple[str, Gate]] = GATES,
     announce: Callable[[str], None] = lambda name: None,
 ) -> Iterator[GateResult]:
-    """Each gate's result as it comes; the first refusal is the last."""
+    """Each gate's result as it comes; the first refusal is the last. The tree has to stay what it was before the first gate."""
+    sealed = integrity.of_tree(candidate.tree)
     for name, gate in gates:
         announce(name)
         started = time.monotonic()
-        finding = gate(candidate, context)
+        finding = _of_links(sealed) or gate(candidate, context)
+        changed = sealed.changed()
+        if changed:
+            reason = f"{', '.join(changed[:5])} changed while it was judged: what runs has to be what was read"
+            finding = Finding(False, reason, {"changed": changed})
         yield GateResult(
             name, finding.passed, finding.reason, finding.evidence, time.monotonic() - started
         )
         if not finding.passed:
             return
+
+
+def _of_links(sealed: integrity.Seal) -> Finding | None:
+    odd = sealed.odd()
+    return Finding(False, f"{'; '.join(odd[:5])}: a tree holds plain files alone") if odd else None

@@ -19,9 +19,20 @@ ABSENT = "000000"
 _OFF = (
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
+    "core.untrackedCache=false",
+    "core.ignoreStat=false",
+    "core.sparseCheckout=false",
+    "core.symlinks=true",
+    "core.autocrlf=false",
+    "core.safecrlf=false",
+    "core.attributesFile=/dev/null",
+    "core.protectHFS=true",
+    "core.protectNTFS=true",
+    "submodule.recurse=false",
     "commit.gpgSign=false",
     "core.quotePath=false",
 )
+_PLAIN = ("100644", "100755")
 _WHO = ("AUTHOR", "COMMITTER")
 
 
@@ -128,14 +139,22 @@ class Repository:
         return listed.split()[0] if listed else "100644"
 
     def export(self, commit: str, folder: Path, only: Sequence[str]) -> None:
-        """Write the files of a commit under `only` into `folder`; no attribute can leave one out."""
-        with tempfile.TemporaryDirectory() as scratch:
-            index = Path(scratch) / "index"
-            self.text("read-tree", commit, index=index)
-            names = self.raw("ls-files", "-z", "--", *only, index=index)
-            folder.mkdir(parents=True, exist_ok=True)
-            prefix = f"--prefix={folder.resolve()}/"
-            self.raw("checkout-index", "-q", "-z", "--stdin", prefix, stdin=names, index=index)
+        """Write the files of a commit under `only` into `folder`, byte for byte: no attribute, filter or hook has a say.
+
+        Links and submodules are left out, executable bits too. Raises GitError for a path that leads out of the folder, or that is
+        another one to a file system without upper and lower case.
+        """
+        listed = self.raw("ls-tree", "-r", "-z", commit, "--", *only).decode(errors="replace")
+        entries = [entry.split("\t", 1) for entry in listed.split("\0") if entry]
+        plain = [(head.split()[2], path) for head, path in entries if head.split()[0] in _PLAIN]
+        blobs = self.raw("cat-file", "--batch", stdin="".join(f"{b}\n" for b, _ in plain).encode())
+        folder.mkdir(parents=True, exist_ok=True)
+        at = 0
+        for _, path in plain:
+            start = blobs.index(b"\n", at) + 1
+            size = int(blobs[at:start].split()[2])
+            _write(folder, path, blobs[start : start + size])
+            at = start + size + 1
 
     def patch(self, before: str, after: str) -> str:
         """The difference of two commits as text that `git apply` takes."""
@@ -167,3 +186,18 @@ class Repository:
             return None
         # A submodule has no content here.
         return b"" if mode == "160000" else self.raw("cat-file", "blob", blob)
+
+
+def _write(folder: Path, path: str, content: bytes) -> None:
+    parts = path.split("/")
+    if any(part.casefold() in ("", ".", "..", ".git") for part in parts):
+        raise GitError(f"{path!r} leads out of its tree: name paths of the surface")
+    file = folder.joinpath(*parts)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with file.open("xb") as handle:
+            handle.write(content)
+    except FileExistsError:
+        raise GitError(
+            f"{path!r} is there already, perhaps in other upper and lower case"
+        ) from None

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from agent import gates, scope, surface
+from agent import gates, integrity, scope, surface
 from agent.git import GitError, Repository
 from agent.judging import Judging, Unfit
 from agent.ledger import Ledger
@@ -54,6 +54,7 @@ class Loop:
         screen: Screen,
         agenda: str = "",
         brought: Sequence[str] = (),
+        seal: integrity.Seal | None = None,
         steps: Sequence[tuple[str, gates.Gate]] = gates.GATES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -71,6 +72,7 @@ class Loop:
         )
         self.proposer, self.trials, self.screen = proposer, trials, screen
         self.agenda, self.brought, self.steps, self.clock = agenda, tuple(brought), steps, clock
+        self.seal = seal
         self.failures = 0
 
     def run(self) -> str:
@@ -86,6 +88,7 @@ class Loop:
 
     def experiment(self, proposal: Proposal) -> Outcome:
         """One proposal, from workspace to verdict."""
+        self._verify()
         parent = self.incumbent
         try:
             commit = self.workspace.commit(parent, proposal)
@@ -105,7 +108,11 @@ class Loop:
             context = gates.Context(self.judge, self.settings.op, earlier)
             results = self._gates(number, candidate, context)
             outcome = self._refused(results) or self._trial(candidate, parent, commit, results)
+            self._verify()
             self.failures = 0
+        except LoopError as error:
+            self.ledger.close_experiment(number, Outcome(LOST, str(error)))
+            raise
         except KeyboardInterrupt:
             self.ledger.close_experiment(number, Outcome(LOST, "stopped by Ctrl-C"))
             raise
@@ -122,6 +129,16 @@ class Loop:
             f"  {outcome.status}" + ("" if outcome.status == REFUSE else f": {outcome.reason}")
         )
         return outcome
+
+    def _verify(self) -> None:
+        """Raises LoopError if the judge's files have changed since the run was opened."""
+        try:
+            if self.seal is not None:
+                integrity.verify(self.seal)
+        except integrity.Tampered as tampered:
+            raise LoopError(
+                f"{tampered}; nothing is lost: python -m agent --resume {self.run_id}"
+            ) from None
 
     def _not_applied(self, proposal: Proposal, error: str) -> Outcome:
         """Record a proposal whose files git does not take."""
@@ -165,6 +182,7 @@ class Loop:
             except Unfit as unfit:
                 self.screen.say(f"  {op} could not be measured again: {unfit}")
                 continue
+            self._verify()
             self.ledger.add_confirmation(
                 self.run_id, op, self.incumbent, found.ratio, found.low, found.high
             )
@@ -209,6 +227,7 @@ class Loop:
         self, candidate: Candidate, parent: str, commit: str, results: Sequence[GateResult]
     ) -> Outcome:
         """Paired trials, seed by seed, until the verdict is not "again"."""
+        sealed = integrity.of_tree(candidate.tree)
         kind = "kernels" if all(surface.is_kernel(path) for path in candidate.paths) else "model"
         ours, theirs = [], []
         for seed in range(self.settings.seed, self.settings.seed + MAX_PAIRS):
@@ -228,6 +247,8 @@ class Loop:
             verdict = self.judge.decide(kind, _claim(results), ours, theirs, self.trials.noise())
             if verdict.decision != "again":
                 break
+        if changed := sealed.changed():
+            return Outcome(REFUSE, f"trial: {', '.join(changed[:5])} changed while it was trained")
         kept = verdict.decision == "keep"
         undecided = (
             f"undecided after {MAX_PAIRS} paired trials: " if verdict.decision == "again" else ""

@@ -26,6 +26,7 @@ class Settings:
     start: str | None = None
     device: str = "cpu"
     seed: int = 0
+    judge: str = ""  # hash of the judge's files when the run was opened or gone on with
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from agent import surface
+from agent import integrity, surface
 from agent.judging import Judging
 from agent.lab import Lab, Unusable
 from agent.screen import Screen
@@ -34,14 +34,19 @@ _BLOCK = (
 def run(lab: Lab, judge: Judging, seconds: float, seed: int, screen: Screen) -> TrialResult:
     """Train and score a copy of the working tree."""
     with tempfile.TemporaryDirectory(prefix="lab-trial-") as scratch:
-        tree = lab.copy_tree(Path(scratch))
+        tree, seal = lab.copy_tree(Path(scratch)), integrity.of_judge(lab.root)
         # Into the shared cache, which the trial's own sandbox can only read.
         screen.stage("building the kernels")
         built = judge.build(tree, surface.sources(tree))
         if not built.passed:
             raise Unusable(f"the kernels do not build: {built.reason}")
         screen.stage("trial", seconds)
-        return judge.trial(tree, seed, screen.progress)
+        result = judge.trial(tree, seed, screen.progress)
+        try:
+            integrity.verify(seal)
+        except integrity.Tampered as tampered:
+            raise Unusable(str(tampered)) from None
+        return result
 
 
 def block(result: TrialResult) -> str:

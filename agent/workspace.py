@@ -1,11 +1,12 @@
-"""Where candidates live: git worktrees under .lab/runs/<run>/ and a branch lab/<run>; the user's own tree is never touched.
+"""Where candidates live: plain files under .lab/runs/<run>/ and a branch lab/<run>; the user's own tree is never touched.
 
     .lab/runs/<run>/start        the tree the run began with
     .lab/runs/<run>/incumbent    the best so far
     .lab/runs/<run>/candidate    the proposal under judgement
 
-The worktrees are detached and the branch is moved by plumbing, so that a person may check the branch out at any time. What is
-kept is what the ledger says is kept: `advance` can be repeated, and a killed run leaves folders that `clear_leftovers` removes.
+The trees are written from a commit's own bytes and git knows nothing of them, so that no attribute, filter or hook comes between what is
+read and what runs; the branch is moved by plumbing, so that a person may check it out at any time. What is kept is what the ledger says is
+kept: `advance` can be repeated, and a killed run leaves folders that `clear_leftovers` removes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from agent.git import Repository
 from agent.records import Candidate, Proposal
 from agent.surface import FOLDERS
 
+TREES = ("start", "incumbent", "candidate")
+
 
 class Busy(RuntimeError):
     """Another loop runs in this checkout; two would spoil each other's timings."""
@@ -35,15 +38,10 @@ class Workspace:
         self.branch = f"lab/{run}"
 
     def checkout(self, name: str, commit: str) -> Path:
-        """The worktree `name`, holding exactly the files of `commit`."""
+        """The tree `name`, holding exactly the editable files of `commit`."""
         tree = self.folder / name
-        if not tree.is_dir():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.repository.text("worktree", "add", "--detach", "--force", "-q", str(tree), commit)
-            return tree
-        at = ("-C", str(tree))
-        self.repository.text(*at, "checkout", "--detach", "--force", "-q", commit)
-        self.repository.text(*at, "clean", "-ffdxq")
+        _remove(tree)
+        self.repository.export(commit, tree, FOLDERS)
         return tree
 
     def commit(self, parent: str, proposal: Proposal) -> str:
@@ -51,7 +49,7 @@ class Workspace:
         return self.repository.commit(parent, proposal.files, f"lab: {proposal.hypothesis}\n")
 
     def candidate(self, target: str, parent: str, commit: str) -> Candidate:
-        """The worktrees of parent and commit, side by side, and what differs between them."""
+        """The trees of parent and commit, side by side, and what differs between them."""
         return Candidate(
             target=target,
             incumbent=self.checkout("incumbent", parent),
@@ -69,9 +67,9 @@ class Workspace:
         self.repository.text("update-ref", f"refs/heads/{self.branch}", commit)
 
     def close(self) -> None:
-        """Remove the worktrees; branch and logs stay."""
-        for tree in _worktrees(self.repository, self.folder):
-            _remove(self.repository, tree)
+        """Remove the trees; branch and logs stay."""
+        for name in TREES:
+            _remove(self.folder / name)
 
 
 @contextmanager
@@ -105,25 +103,16 @@ def is_held(lab: Path) -> bool:
     return False
 
 
-def clear_leftovers(repository: Repository, lab: Path) -> int:
-    """Remove the worktrees that killed runs left; call under `lock`. How many there were."""
-    trees = _worktrees(repository, lab / "runs")
+def clear_leftovers(lab: Path) -> int:
+    """Remove the trees that killed runs left; call under `lock`. How many there were."""
+    trees = [tree for name in TREES for tree in (lab / "runs").glob(f"*/{name}")]
     for tree in trees:
-        _remove(repository, tree)
-    repository.text("worktree", "prune")
+        _remove(tree)
     return len(trees)
 
 
-def _worktrees(repository: Repository, under: Path) -> list[Path]:
-    listed = repository.text("worktree", "list", "--porcelain", "-z").split("\0")
-    trees = [
-        Path(line.removeprefix("worktree ")) for line in listed if line.startswith("worktree ")
-    ]
-    return [tree for tree in trees if tree.is_relative_to(under.resolve())]
-
-
-def _remove(repository: Repository, tree: Path) -> None:
-    shutil.rmtree(
-        tree, ignore_errors=True
-    )  # a half-made worktree is one that `worktree remove` refuses
-    repository.text("worktree", "prune")
+def _remove(tree: Path) -> None:
+    if tree.is_symlink():
+        tree.unlink()
+    elif tree.exists():
+        shutil.rmtree(tree)

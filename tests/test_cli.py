@@ -95,8 +95,8 @@ def test_gate_refuses_a_file_with_status_1_and_json_alone_on_stdout(tmp_path: Pa
     done = agent("gate", "--op", "rms_norm", "--candidate", str(file), "--json")
     assert done.returncode == 1, done.stderr
     said = json.loads(done.stdout)
-    assert set(said) == {"passed", "gates"}
-    assert said["passed"] is False
+    assert set(said) == {"passed", "refused_by", "gates"}
+    assert (said["passed"], said["refused_by"]) == (False, "static")
     (gate,) = said["gates"]
     assert set(gate) == {"name", "passed", "reason", "evidence", "seconds"}
     assert (gate["name"], gate["passed"]) == ("static", False)

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab_tree import CPP, git, make, write
+from lab_tree import CPP, PY, git, make, write
 
 from agent.git import GitError, Repository
 from agent.records import Proposal
@@ -73,7 +73,7 @@ def test_the_patch_in_the_ledger_makes_the_candidate_again(root: Path, tmp_path:
     assert git(root, "write-tree") == git(root, "rev-parse", f"{commit}^{{tree}}")
 
 
-def test_a_worktree_that_a_candidate_littered_is_clean_for_the_next(root: Path) -> None:
+def test_a_tree_that_a_candidate_littered_is_clean_for_the_next(root: Path) -> None:
     repository = Repository(root)
     workspace = Workspace(repository, root / ".lab", "r1")
     head = repository.resolve("HEAD")
@@ -93,15 +93,21 @@ def test_a_worktree_that_a_candidate_littered_is_clean_for_the_next(root: Path) 
 
 
 def test_no_hook_of_the_user_s_runs(root: Path) -> None:
-    for name in ("post-checkout", "pre-commit", "reference-transaction"):
-        hook = root / ".git/hooks" / name
+    (root / "my hooks").mkdir()
+    for name in ("post-checkout", "pre-commit", "reference-transaction", "post-index-change"):
+        hook = root / "my hooks" / name
         hook.write_text(f"#!/bin/sh\ntouch {root}/hooked\n")
         hook.chmod(0o755)
+    git(root, "config", "core.hooksPath", "my hooks")
+    git(root, "config", "core.fsmonitor", f"touch {root}/hooked; false")
     repository = Repository(root)
     workspace = Workspace(repository, root / ".lab", "r1")
     head = repository.resolve("HEAD")
-    workspace.advance(workspace.commit(head, proposal(csrc__scale=BETTER)))
-    workspace.checkout("incumbent", head)
+    commit = workspace.commit(head, proposal(csrc__scale=BETTER))
+    workspace.advance(commit)
+    workspace.candidate("kernels", head, commit)
+    repository.snapshot(FOLDERS)
+    assert repository.dirty(FOLDERS) == []
     assert not (root / "hooked").exists()
 
 
@@ -134,6 +140,86 @@ def test_an_export_cannot_be_thinned_by_attributes(root: Path, tmp_path: Path) -
     Repository(root).export("HEAD", tmp_path / "out", FOLDERS)
     assert (tmp_path / "out/csrc/scale.cpp").read_text() == CPP
     assert not (tmp_path / "out/bench").exists()
+
+
+def test_no_attribute_and_no_filter_comes_between_a_commit_and_what_runs(root: Path) -> None:
+    git(root, "config", "filter.swap.smudge", f"touch {root}/filtered; sed s/1/9/")
+    git(root, "config", "filter.swap.clean", f"touch {root}/filtered; sed s/9/1/")
+    git(root, "config", "core.autocrlf", "true")
+    attributes = "*.cpp filter=swap eol=crlf ident\n*.py working-tree-encoding=UTF-16\n"
+    repository = Repository(root)
+    workspace = Workspace(repository, root / ".lab", "r1")
+    head = repository.resolve("HEAD")
+    files = {
+        ".gitattributes": attributes,
+        "csrc/.gitattributes": attributes,
+        "csrc/scale.cpp": BETTER,
+    }
+    commit = workspace.commit(head, Proposal("attributes", files, "test"))
+    candidate = workspace.candidate("all", head, commit)
+    assert (candidate.tree / "csrc/scale.cpp").read_bytes() == BETTER.encode()
+    assert (candidate.tree / "kernels/scale.py").read_text() == PY
+    assert not (root / "filtered").exists()
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["../out.py", "/tmp/out.py", ".git/hooks/pre-commit", ".GIT/config", "csrc/../../out.h", "csrc//a.h", ""],
+)  # fmt: skip
+def test_a_path_that_leads_out_of_the_tree_is_refused(root: Path, path: str) -> None:
+    repository = Repository(root)
+    workspace = Workspace(repository, root / ".lab", "r1")
+    with pytest.raises(GitError):
+        workspace.commit(repository.resolve("HEAD"), Proposal("out", {path: "x"}, "test"))
+
+
+def test_a_handmade_tree_cannot_write_outside_of_its_folder(root: Path, tmp_path: Path) -> None:
+    repository = Repository(root)
+    blob = repository.text("hash-object", "-w", "--stdin", stdin=b"x")
+    inner = b"100644 .git\0" + bytes.fromhex(blob)
+    tree = repository.text("hash-object", "-w", "-t", "tree", "--literally", "--stdin", stdin=inner)
+    outer = b"40000 csrc\0" + bytes.fromhex(tree)
+    top = repository.text("hash-object", "-w", "-t", "tree", "--literally", "--stdin", stdin=outer)
+    commit = repository.text("commit-tree", top, stdin=b"handmade")
+    with pytest.raises(GitError, match="leads out of its tree"):
+        repository.export(commit, tmp_path / "out", FOLDERS)
+
+
+def test_links_and_submodules_are_left_out_of_a_tree(root: Path, tmp_path: Path) -> None:
+    os.symlink("/etc/passwd", root / "csrc/secret.h")
+    git(root, "add", "-A")
+    git(
+        root,
+        "update-index",
+        "--add",
+        "--cacheinfo",
+        f"160000,{git(root, 'rev-parse', 'HEAD')},csrc/third",
+    )
+    git(root, "commit", "-qm", "links")
+    Repository(root).export("HEAD", tmp_path / "out", FOLDERS)
+    assert sorted(p.name for p in (tmp_path / "out/csrc").iterdir()) == ["scale.cpp"]
+
+
+def test_two_paths_that_a_file_system_takes_for_one_are_refused(root: Path, tmp_path: Path) -> None:
+    # As SCALE.cpp would be there already where upper and lower case are one.
+    write(tmp_path / "out", {"csrc/scale.cpp": "int x;\n"})
+    with pytest.raises(GitError, match="upper and lower case"):
+        Repository(root).export("HEAD", tmp_path / "out", FOLDERS)
+
+
+def test_what_git_ignores_is_not_in_a_tree(root: Path, tmp_path: Path) -> None:
+    write(root, {".gitignore": ".lab/\ncsrc/hidden.h\n", "csrc/hidden.h": "#define FAST\n"})
+    repository = Repository(root)
+    Repository(root).export(repository.snapshot(FOLDERS), tmp_path / "out", FOLDERS)
+    assert not (tmp_path / "out/csrc/hidden.h").exists()
+
+
+def test_a_tree_holds_no_executable_and_nothing_of_git(root: Path) -> None:
+    repository = Repository(root)
+    workspace = Workspace(repository, root / ".lab", "r1")
+    tree = workspace.checkout("candidate", repository.resolve("HEAD"))
+    assert sorted(p.name for p in tree.iterdir()) == ["csrc", "kernels", "model"]
+    assert not any(p.stat().st_mode & 0o111 for p in tree.rglob("*.*"))
 
 
 def test_git_variables_of_a_calling_hook_do_not_lead_astray(
@@ -185,6 +271,6 @@ def test_one_loop_a_checkout_and_a_killed_one_leaves_nothing_for_long(root: Path
     holder.wait()
     assert not is_held(root / ".lab")
     with lock(root / ".lab"):
-        assert clear_leftovers(Repository(root), root / ".lab") == 1
+        assert clear_leftovers(root / ".lab") == 1
     assert git(root, "worktree", "list").count("\n") == 0
     assert not (root / ".lab/runs/dead/candidate").exists()
