@@ -9,8 +9,10 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import os
 import re
 import resource
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -93,13 +95,16 @@ def inspect(tree: Path, path: str, source: str) -> Report:
     report = inspect_source(path, source)
     if report.refusals or not path.endswith((".cpp", ".cu")):
         return report
-    lines = preprocess(tree, path, source)
+    try:
+        lines = preprocess(tree.resolve(), path, source)
+    except subprocess.TimeoutExpired:
+        report.refusals.append((1, f"not through the preprocessor within {_TIMEOUT_S} s"))
+        return report
     if lines is None:
-        pasted = _pasted(source, tree)
-        report.refusals += [
-            (line, f"{what}, and there is no compiler here to show what comes of it")
-            for line, what in pasted
-        ]
+        hidden = (
+            "and what comes of it cannot be seen: no compiler is here, or it does not get through"
+        )
+        report.refusals += [(line, f"{what}, {hidden}") for line, what in _pasted(source, tree)]
         return report
     for name, number, line in lines:
         # A header's line is named with its header, at line 1 of the file that includes it.
@@ -145,7 +150,7 @@ def inspect_source(path: str, source: str) -> Report:
 def preprocess(tree: Path, path: str, source: str) -> list[tuple[str, int, str]] | None:
     """(file, line number, text) of each line that stems from csrc/, for every instruction set that kernels/jit.py builds for.
 
-    None if there is no compiler, or if the file does not get through (the build gate then says why).
+    None if there is no compiler, or if the file does not get through (the build gate then says why). Raises TimeoutExpired.
     """
     compiler = _compiler(path)
     if compiler is None:
@@ -162,24 +167,24 @@ def preprocess(tree: Path, path: str, source: str) -> list[tuple[str, int, str]]
 
 
 def _compiler(path: str) -> str | None:
-    if path.endswith(".cu"):
-        return shutil.which("nvcc")
-    return shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    return shutil.which("nvcc" if path.endswith(".cu") else os.environ.get("CXX", "c++"))
 
 
 def _run(compiler: str, path: str, source: str, tree: Path, target: tuple[str, ...]) -> str | None:
-    language = "cu" if path.endswith(".cu") else "c++"
-    shared, machine = _flags()[0], (f"-I{tree / 'csrc'}", *_includes())
-    target = () if language == "cu" else target
+    """The preprocessed source under the flags of kernels/jit.py, or None. Raises TimeoutExpired."""
+    cuda = path.endswith(".cu")
+    # Named as jit names it, so that no branch can tell this run from the build.
+    name = f"-DTORCH_EXTENSION_NAME={Path(path).stem}_{secrets.token_hex(6)}"
+    flags = _flags()[0] if cuda else (*_flags()[0], *target, "-fPIC")
     command = [
         compiler,
         "-E",
         "-x",
-        language,
-        *shared,
-        *target,
-        *machine,
-        "-DTORCH_EXTENSION_NAME=lab",
+        "cu" if cuda else "c++",
+        *flags,
+        f"-I{tree / 'csrc'}",
+        *_includes(),
+        name,
         "-",
     ]
     try:
@@ -192,7 +197,7 @@ def _run(compiler: str, path: str, source: str, tree: Path, target: tuple[str, .
             env={"PATH": "/usr/local/cuda/bin:/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C"},
             preexec_fn=_limits,
         )
-    except (subprocess.TimeoutExpired, OSError):
+    except OSError:
         return None
     return done.stdout.decode(errors="replace") if done.returncode == 0 else None
 

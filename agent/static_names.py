@@ -31,8 +31,12 @@ LOOKUPS = frozenset({"getattr", "hasattr"})
 # The dunder attributes that a kernel has a use for; every other one leads into frames, classes and namespaces.
 DUNDERS = frozenset(
     "__init__ __post_init__ __name__ __qualname__ __version__ __len__ __getitem__ __setitem__ __contains__ __iter__ __next__ __call__ "
-    "__enter__ __exit__ __hash__ __eq__ __missing__ __wrapped__ __dataclass_fields__".split()
+    "__enter__ __exit__ __hash__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __missing__ __wrapped__ __dataclass_fields__ "
+    "__add__ __radd__ __iadd__ __sub__ __rsub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__ __floordiv__ __mod__ __pow__ __matmul__ "
+    "__rmatmul__ __neg__ __abs__ __and__ __or__ __xor__ __invert__ __lshift__ __rshift__ __float__ __int__ __bool__ __index__".split()
 )
+# Those that may be assigned, on a function of one's own.
+LABELS = frozenset({"__name__", "__qualname__"})
 # Methods that a class of a kernel does not define: they catch torch's functions, or run when nobody calls them.
 HOOKS = frozenset(
     "__torch_function__ __torch_dispatch__ __array_function__ __array_ufunc__ __getattribute__ __del__ __init_subclass__ __set_name__ "
@@ -43,7 +47,7 @@ HOOKS = frozenset(
 ATTRIBUTES = frozenset(
     "f_back f_globals f_locals f_builtins tb_frame tb_next gi_frame cr_frame ag_frame co_code co_consts func_globals "
     "attrgetter methodcaller system popen Popen check_output environ getenv putenv execv execve execvp _exit _getframe "
-    "settrace setprofile addaudithook import_module load_module exec_module CDLL PyDLL dlopen LoadLibrary get_objects get_referrers "
+    "settrace setprofile addaudithook import_module load_module exec_module CDLL PyDLL dump dlopen LoadLibrary get_objects get_referrers "
     "get_referents os sys subprocess ctypes builtins importlib inspect gc socket shutil pathlib pickle tempfile atexit _os _sys _C "
     "hub cpp_extension fork forkpty kill killpg memmap tofile fromfile from_file load_library _write_file fromhex share_memory_ "
     "_share_filename_cpu_ _share_fd_cpu_ _new_shared_filename_cpu _new_shared_fd_cpu".split()
@@ -60,27 +64,27 @@ _PARTS = {
     "_export _utils_internal _appdirs _classes _lowrank _deploy _weights_only_unpickler _register_device_module",
     "torch._inductor": "codecache async_compile cpp_builder select_algorithm package utils runtime compile_fx cudagraph_trees aot_compile "
     "aoti_load_package aoti_compile_and_package standalone_compile",
-    "torch.utils": "cpp_extension data model_zoo checkpoint_io mobile_optimizer dlpack_io file_baton hipify benchmark bundled_inputs "
-    "collect_env bottleneck tensorboard swap_tensors _python_dispatch rename_privateuse1_backend serialization _triton",
     "torch.jit": "load save CompilationUnit fork wait _fork _wait",
     "torch.ops": "load_library",
     "torch.testing": "_internal",
     "torch.cuda": "_compile_kernel jiterator change_current_allocator CUDAPluggableAllocator caching_allocator_alloc "
     "caching_allocator_delete cudart _sleep",
     "torch.cuda.memory": "change_current_allocator CUDAPluggableAllocator _record_memory_history _dump_snapshot",
+    "torch.storage": "_load_from_bytes",
     "torch.compiler": "load_cache_artifacts save_cache_artifacts",
     "torch.nn.modules.module": "register_module_forward_hook register_module_forward_pre_hook register_module_backward_hook "
     "register_module_full_backward_hook register_module_full_backward_pre_hook register_module_parameter_registration_hook",
     "torch.autograd": "profiler_util",
     "numpy": "load save savez savez_compressed loadtxt savetxt genfromtxt fromfile memmap ctypeslib f2py distutils DataSource fromregex "
-    "testing",
-    "numpy.lib": "format npyio DataSource _datasource",
+    "testing core _core",
+    "numpy.lib": "format npyio _npyio_impl DataSource _datasource",
     "types": "CodeType FunctionType LambdaType MethodType ModuleType new_class prepare_class resolve_bases",
     "typing": "get_type_hints ForwardRef evaluate_forward_ref",
     "typing_extensions": "get_type_hints ForwardRef evaluate_forward_ref",
     "dataclasses": "make_dataclass",
     "functools": "update_wrapper WRAPPER_ASSIGNMENTS WRAPPER_UPDATES",
     "operator": "attrgetter methodcaller",
+    "string": "Formatter",
     "weakref": "finalize",
     "time": "sleep",
     "random": "seed setstate SystemRandom",
@@ -90,8 +94,9 @@ _PARTS = {
     "triton.runtime": "build cache",
 }
 PARTS = {f"{package}.{part}" for package, parts in _PARTS.items() for part in parts.split()}
-# Of our own packages a kernel file uses these, and the other ops; the rest is the frame that it runs in.
-_OURS = {
+# Of these a kernel file uses the parts that are named (of kernels, the other ops too); the rest reaches far, or is the frame it runs in.
+_OF = {
+    "torch.utils": frozenset("checkpoint _pytree dlpack hooks weak _foreach_utils".split()),
     "kernels": frozenset("jit choose product_dtype INTERPRETED CPU_MULTIPLIES_BF16".split()),
     "kernels.jit": frozenset("load isa targets BuildError".split()),
 }
@@ -112,9 +117,13 @@ _CLOCKS = (
     "torch.cuda.CUDAGraph", "torch.cuda.graph", "torch.cuda.make_graphed_callables", "triton.testing",
 )  # fmt: skip
 # Modules as such: they are used by their attributes, and go nowhere.
-MODULES = frozenset(_PARTS) | frozenset(
-    "torch.nn torch.nn.functional torch.autograd torch.cuda torch.library torch.linalg torch.utils torch.backends torch.special torch.fft "
-    "torch.nn.modules torch.nn.modules.module torch.random torch._dynamo triton.language triton.runtime triton.testing kernels.jit".split()
+MODULES = (
+    frozenset(_PARTS)
+    | frozenset(_OF)
+    | frozenset(
+        "torch.nn torch.nn.functional torch.autograd torch.cuda torch.library torch.linalg torch.utils torch.backends torch.special torch.fft "
+        "torch.nn.modules torch.nn.modules.module torch.random torch._dynamo triton.language triton.runtime triton.testing kernels.jit".split()
+    )
 )
 OWN_OPERATORS = ("aten", "prim", "prims", "_", "c10d", "quantized", "inductor")
 
@@ -142,17 +151,17 @@ def path_error(name: str, model: bool) -> str:
         ) or part.strip("_") in PASSENGERS:
             return f"`{prefix}`{_instead(prefix)}"
         package = parts[0] if n == 2 else ".".join(parts[: n - 1])
-        if not model and package in _OURS and not _is_ours(package, part):
-            return f"`{prefix}`: of {package} a kernel uses {', '.join(sorted(_OURS[package]))}"
+        if package in _OF and not _is_of(package, part) and not (model and parts[0] == "kernels"):
+            return f"`{prefix}`: of {package} a kernel uses {', '.join(sorted(_OF[package]))}{_instead(prefix)}"
         if not model and parts[0] == "torch" and part in _STATE:
             return f"`{prefix}` sets state of the whole process; a kernel leaves it as it is"
     return ""
 
 
-def _is_ours(package: str, part: str) -> bool:
+def _is_of(package: str, part: str) -> bool:
     # A lower-case name under kernels may be another op; the scope gate knows which there are.
     op = package == "kernels" and part.islower() and not part.startswith("_")
-    return part in _OURS[package] or (op and part not in PASSENGERS)
+    return part in _OF[package] or (op and part not in PASSENGERS)
 
 
 def _instead(name: str) -> str:

@@ -294,7 +294,8 @@ class _Reader:
         """What an assignment or `del` changes: names and own objects may change, what is imported stays."""
         if isinstance(target, ast.Name):
             imported = self.imports.get(target.id, set())
-            if imported & self.modules or len(imported) > 1:
+            # `triton = None` where it cannot be imported.
+            if imported & self.modules and not self._is_constant(target):
                 yield f"binds `{target.id}` anew, which is imported; use another name"
             if target.id in names.HOOKS or target.id == "__getattr__":
                 yield f"assigns `{target.id}`, which runs without being called"
@@ -308,10 +309,17 @@ class _Reader:
             if (whole or "." in origin) and not self._may_assign(origin, changed, whole):
                 yield f"assigns `{origin}`: what is imported stays as it is"
                 return
-        if isinstance(target, ast.Attribute) and isinstance(target.value, ast.Call):
+        if isinstance(target, ast.Attribute) and target.attr.startswith("__"):
+            if target.attr.endswith("__") and target.attr not in names.LABELS:
+                yield f"assigns `.{target.attr}`: define it in a class of your own"
+        elif isinstance(target, ast.Attribute) and isinstance(target.value, ast.Call):
             function = _name_of(target.value.func)
             if function in ("type", "getattr", "super"):
                 yield f"assigns `.{target.attr}` of what `{function}` gives: classes stay as they are"
+
+    def _is_constant(self, target: ast.Name) -> bool:
+        parent = self.parents.get(id(target))
+        return isinstance(parent, ast.Assign) and isinstance(parent.value, ast.Constant)
 
     def _may_assign(self, origin: str, changed: ast.expr, whole: bool) -> bool:
         if self.model and origin.startswith(_MODEL_MAY_ASSIGN):

@@ -15,10 +15,10 @@ _NAME = r"[A-Za-z0-9_]+"
 _KERNELS = re.compile(rf"kernels/{_NAME}\.py|csrc/{_NAME}\.(cpp|cu|h)")
 _MODEL = re.compile(rf"model/{_NAME}\.py")
 _IMPORTS = re.compile(
-    r"^\s*(?:from\s+kernels\.(\w+)\s+import|import\s+kernels\.(\w+)|from\s+kernels\s+import\s+(.+))",
+    r"^\s*(?:from\s+kernels\.(\w+)\s+import|import\s+kernels\.(\w+)|from\s+kernels\s+import\s+(\([^)]*\)|.+))",
     re.M,
 )
-_LIBRARIES = re.compile(r"""jit\.load\(\s*["'](\w+)["']|#include\s+"(\w+)\.\w+\"""")
+_LIBRARIES = re.compile(r"""\bload\(\s*["'](\w+)["']|#include\s+"(\w+)\.\w+\"""")
 
 
 def editable(path: str, target: str, op: str | None = None) -> bool:

@@ -161,7 +161,11 @@ def test_python_that_only_looks_odd_passes(line: str) -> None:
         "import torch\nimport functools\nfunctools.update_wrapper(torch.add, scale)",
         "import torch\nimport functools\nfunctools.wraps(scale)(torch.add)",
         "import torch\nobject.__setattr__(torch, 'add', None)",
-        "import torch\ntorch = None",
+        "import torch\ntorch = scale",
+        "import torch\ndef f(m): m.__mul__ = scale\nf(torch.Tensor)",
+        "import string\nstring.Formatter().get_field('0.os', (scale,), {})",
+        "import torch\ntorch.utils.benchmark",
+        "import torch\ntorch.storage._load_from_bytes(b'')",
         "from kernels import jit\njit.calls['scale'] += 1",
         "from kernels import jit\njit.calls.update(scale=9)",
         "import kernels\nkernels.PREFERENCE['cpu'] = ('torch',)",
@@ -239,6 +243,9 @@ def test_python_that_hides_or_changes_its_surroundings_is_refused(line: str) -> 
         "import triton\ntriton.runtime.driver.active.utils",
         "from kernels import choose, jit\njit.load('scale').forward",
         "import numpy as np\nisinstance(scale, np.ndarray)",
+        "try:\n    import triton\n    import triton.language as tl\nexcept ImportError:\n    triton = tl = None",
+        "try:\n    from triton.language.extra import libdevice\nexcept ImportError:\n    from triton.language.extra.cuda import libdevice",
+        "import torch\nfrom torch.utils import _pytree\nfrom torch.utils.checkpoint import checkpoint\ntorch.ones(1).__matmul__",
         "import torch\nassert isinstance(scale, torch.Tensor), type(scale).__name__",
     ],
 )
@@ -257,6 +264,7 @@ FALLBACKS = [
     "    try:\n        f = jit.load('scale').f\n    except OSError:\n        f = plain\n    return f(x)",
     "    try:\n        y = plain(x)\n    except KeyError:\n        y = torch.mul(x, 2)",
     "    with contextlib.suppress(Exception):\n        return jit.load('scale').f(x)\n    return torch.mul(x, 2)",
+    "    try:\n        f = jit.load('scale').f\n    except OSError:\n        from torch.nn.functional import rms_norm as f\n    return f(x)",
     "    try:\n        return jit.load('scale').f(x)\n    except AttributeError:\n        return self.slow(x)",
 ]
 
