@@ -1,20 +1,27 @@
-"""What the runner does in a trial: set up the model's Trainer, train when the bell rings, map rows to logits.
+"""What the runner does in a trial: set up the model's Trainer, train when the bell rings, give its weights away, map rows to logits.
 
-setup     {spec, warm_up}                    build model.train.Trainer and warm it up
-train     {tokens, seed, seconds, steps}     the bell: the token file comes as a descriptor; progress lines until the answer
-logits    {rows, out}                        map token rows to logits
+setup     {spec, warm_up}                    build model.train.Trainer and, where random tokens are lent, warm it up  -> {describe, bytes}
+train     {seed, seconds, steps, dtype}      the bell: the shard comes as a descriptor; progress lines until the answer
+weights   {out}                              the model's state as one run of bytes
+restore   {weights}                          the other way round: the state of a model that another runner has trained
+logits    {rows, out, training}              map token rows to logits; training: the model's mode, null leaves it
 """
 
 from __future__ import annotations
 
+import functools
 import mmap
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from bench.lending import Lent
+from bench.lending import Lent, Refusal
 
 
 class Training:
@@ -22,16 +29,23 @@ class Training:
         self.lent = lent
         self.send = send
         self.trainer: Any = None
+        self.launches: Counter[str] = Counter()
 
     def do_setup(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if self.lent.device.type == "cuda":
+            # before anything compiles: the launchers of torch.compile look for hooks when they are made
+            self._count_launches()
         from model.train import Trainer
 
         self.trainer = Trainer(request["spec"])
+        if request["warm_up"] is None:
+            return {"bytes": self._bytes()}
         self.trainer.warm_up(self.lent.read(request["warm_up"]).cpu())
-        return {"describe": self.trainer.describe()}
+        return {"describe": self.trainer.describe(), "bytes": self._bytes()}
 
     def do_train(self, request: Mapping[str, Any], fd: int) -> dict[str, Any]:
-        shard = mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+        # private: shared mappings of sealed memory are refused by Linux before 6.7
+        shard = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
         with warnings.catch_warnings():
             # torch notes that the buffer is read-only: that is the point
             warnings.simplefilter("ignore", UserWarning)
@@ -40,13 +54,93 @@ class Training:
         def report(progress: Mapping[str, Any]) -> None:
             self.send({"nonce": request["nonce"], "progress": dict(progress)})
 
-        return {
-            "trained": self.trainer.train(
+        with _counted() as calls:
+            trained = self.trainer.train(
                 tokens, request["seed"], request["seconds"], report, request["steps"]
             )
-        }
+        return {"trained": trained, "calls": dict(calls), "launches": dict(self.launches)}
+
+    def do_weights(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        raw = [t.contiguous().reshape(-1).view(torch.uint8) for t in self._state()]
+        self.lent.copy_out([torch.cat(raw)], [request["out"]], "weights")
+        if self.lent.device.type == "cuda":
+            # the process that scores needs room beside this one
+            torch.cuda.empty_cache()
+        return {}
+
+    def do_restore(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        weights, at = self.lent.read(request["weights"]), 0
+        for t in self._state():
+            end = at + t.numel() * t.element_size()
+            t.copy_(weights[at:end].clone().view(t.dtype).view(t.shape))
+            at = end
+        return {}
 
     def do_logits(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        logits = self.trainer.logits(self.lent.read(request["rows"]))
+        model, training = self.trainer.model, request["training"]
+        modes = {module: module.training for module in model.modules()}
+        if training is not None:
+            model.train(training)
+        with torch.set_grad_enabled(bool(training)):
+            logits = self.trainer.logits(self.lent.read(request["rows"]))
+        for module, mode in modes.items():
+            module.training = mode
         self.lent.copy_out([logits], [request["out"]], "logits")
         return {}
+
+    def _state(self) -> list[Tensor]:
+        """Every tensor of the model's state, by name."""
+        model = getattr(self.trainer, "model", None)
+        state = dict(model.state_dict()) if isinstance(model, torch.nn.Module) else {}
+        if not state or not all(isinstance(t, Tensor) for t in state.values()):
+            raise Refusal(
+                "model/train.py: expected Trainer.model to be the torch.nn.Module whose state_dict() holds, as tensors, all that is "
+                f"learned; got {type(model).__name__} with {len(state)} entries"
+            )
+        return [t.detach() for _, t in sorted(state.items())]
+
+    def _bytes(self) -> int:
+        return sum(t.numel() * t.element_size() for t in self._state())
+
+    def _count_launches(self) -> None:
+        from triton import knobs
+
+        def launched(metadata: Any) -> None:
+            self.launches[metadata.get()["name"]] += 1
+
+        knobs.runtime.launch_enter_hook.add(launched)
+
+
+@contextmanager
+def _counted() -> Iterator[Counter[str]]:
+    """Calls of each implementation, as "op/impl", and into each op's library, as "op"; complete when the block ends.
+
+    Both, because an implementation may need its library for some shapes only, and inside torch.compile only the library is seen.
+    """
+    counts: Counter[str] = Counter()
+    jit = sys.modules.get("kernels.jit")
+    before = Counter(jit.calls) if jit else Counter()
+    tables = [
+        (name.removeprefix("kernels."), module.IMPLEMENTATIONS)
+        for name, module in list(sys.modules.items())
+        if name.startswith("kernels.") and hasattr(module, "IMPLEMENTATIONS")
+    ]
+    originals = [dict(table) for _, table in tables]
+    for op, table in tables:
+        table.update({impl: _counting(f, counts, f"{op}/{impl}") for impl, f in table.items()})
+    try:
+        yield counts
+    finally:
+        for (_, table), original in zip(tables, originals, strict=True):
+            table.update(original)
+        counts.update(Counter(jit.calls) - before if jit else {})
+
+
+def _counting(function: Any, counts: Counter[str], key: str) -> Any:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not torch.compiler.is_compiling():
+            counts[key] += 1
+        return function(*args, **kwargs)
+
+    return call

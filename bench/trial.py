@@ -1,11 +1,13 @@
 """The trial: a fixed wall-clock time of training, and what it proves.
 
-1. Set-up, off the clock and capped: the runner imports the model, builds, compiles and warms up on random tokens. No text is readable yet.
-2. The bell: the judge hands over the training shard (a descriptor), the seed and the seconds, and its own clock starts.
-3. Time's up: an answer after the bell is refused.
-4. Score: the judge sends token rows and gets logits; it alone knows the targets. Every byte of the split counts once: bits = sum of -log2 p over
-   the tokens, bytes = raw UTF-8 length, asserted. Some rows are asked again with another suffix (logits before the cut must not move)
-   and in another order (scores must not depend on it).
+1. Set-up, off the clock and capped: the runner imports the model, builds, compiles and warms up on random tokens. No text is readable yet. What it
+   takes beyond a small allowance is taken from the training. Then the model, which has learned nothing, is asked a few rows: it must be guessing.
+2. The bell: the judge hands over the training shard (a descriptor; its tokens renumbered, bench/shard.py), the seed and the seconds, and its own
+   clock starts. The order in which a model reads the shard is its own affair: all have the same shard, and the time is the budget.
+3. Time's up: an answer after the bell is refused. The judge takes the weights at once; they must be the same, bit for bit, when all is done,
+   and the runner must not have worked meanwhile.
+4. Score (bench/scoring.py): a second runner, started before the bell and idle since, gets the weights and maps rows to logits.
+5. The kernels that trained are examined again in the process where they did, and must have run.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,19 +26,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench import claims, contracts, processes, scoring, shard
+from bench.claims import Described, Trained
 from bench.data import Dataset
+from bench.examination import Examination
 from bench.judge import Judge, Refused
 from bench.roofline import peak_flops
+from bench.scoring import SEQUENCE, Exam
 
-SEQUENCE = {
-    "cpu": 512,
-    "cuda": 2048,
-}  # longest row that is scored: the judge's choice, so that every model sits the same exam
-BATCH_ROWS = 16
 SETUP_LIMIT_S = 240.0
-GRACE_S = 1.0  # for the answer to travel; training itself must end before the bell
-AGAIN_ROWS = 16  # rows asked a second time
-MOVED = 1e-3  # a logit that moves further than this with its future, or with its neighbours, has seen them
+SETUP_FREE_S = {"cpu": 60.0, "cuda": 150.0}  # beyond: taken from the training
+GRACE_S = 0.5  # for the answer to travel; training itself must end before the bell
+GUESSED_ROWS = 4
+# Processor time that a runner may use between its training's end and the last score; if it uses any, the look is at least so long.
+IDLE_S, IDLE_SHARE, LOOK_S = 0.1, 0.1, 0.5
+MAX_STATE_BYTES = 2 << 30
+SCORING_S = 60.0  # and the length of the training once more
 FLOOR_BPB = 0.4  # below this no language model of this size is honest
 
 Progress = Callable[[dict[str, Any]], None]
@@ -43,15 +49,23 @@ Progress = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One trial. `ok` False: `failure` classifies it, `detail` says what happened, figures are those known until then."""
+    """One trial. `ok` False: `failure` classifies it, `detail` says what happened, figures are those known until then.
+
+    failure: out_of_memory, late, timeout, crash, structure; nan, range, explosion (of values); warm_start (knows before it is taught), forged (the curve),
+    leak (sees the future), state (a score depends on more than row and weights), weights (they changed after the bell), off_clock (work after it),
+    unused, wrong (the kernels), implausible; or the name of the exception that the candidate raised.
+    """
 
     ok: bool
-    failure: str = ""  # out_of_memory, nan, explosion, late, timeout, leak, order, crash, or the exception's name
+    failure: str = ""
     detail: str = ""
     val_bpb: float = math.nan
     training_seconds: float = 0.0
     total_seconds: float = 0.0
-    peak_memory_mb: float = 0.0
+    setup_seconds: float = 0.0
+    cpu_seconds: float = 0.0  # of the training, all cores
+    peak_memory_mb: float = 0.0  # as the model says: on a GPU, the device's
+    resident_memory_mb: float = 0.0  # as the kernel counted it, all processes
     mfu_percent: float = 0.0
     total_tokens_M: float = 0.0
     num_steps: int = 0
@@ -60,64 +74,14 @@ class TrialResult:
     tokens_per_second: float = 0.0
     seed: int = 0
     implementations: dict[str, str] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)  # of kernels, while training
+    train_loss: float = math.nan  # nats a token after training, by the judge, on rows of the shard
     losses: list[list[float]] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
     isolation: str = ""
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Described:
-    """What the model says of itself; reported, never trusted for a decision."""
-
-    num_params: int
-    depth: int
-    flops_per_token: float
-    implementations: dict[str, str]
-
-    @classmethod
-    def read(cls, answer: Mapping[str, Any]) -> Described:
-        return cls(
-            int(answer["num_params"]),
-            int(answer["depth"]),
-            float(answer["flops_per_token"]),
-            {str(op): str(impl) for op, impl in dict(answer["implementations"]).items()},
-        )
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What the model says of its training."""
-
-    steps: int
-    tokens: int
-    peak_memory_mb: float
-    losses: list[list[float]]  # [tokens, loss]
-    grad_norms: list[float]
-
-    @classmethod
-    def read(cls, answer: Mapping[str, Any]) -> Trained:
-        return cls(
-            int(answer["steps"]),
-            int(answer["tokens"]),
-            float(answer["peak_memory_mb"]),
-            [[float(tokens), float(loss)] for tokens, loss in list(answer["losses"])[:400]],
-            [float(norm) for norm in list(answer["grad_norms"])[:400]],
-        )
-
-
-def _read(form: Any, answer: Any) -> Any:
-    """An answer in its form, or a refusal that says what was expected."""
-    try:
-        return form.read(answer)
-    except (KeyError, TypeError, ValueError) as error:
-        expected = ", ".join(form.__dataclass_fields__)
-        raise Refused(
-            "structure",
-            f"model/train.py: expected {{{expected}}}, and {type(error).__name__}: {error}",
-        ) from None
 
 
 def run_trial(
@@ -135,199 +99,223 @@ def run_trial(
 ) -> TrialResult:
     """Train the model of `tree` for `seconds` (or exactly `steps` steps within them) and score it on `split`."""
     started = time.monotonic()
-    known: dict[str, Any] = {"seed": seed}
-    tell = progress or (lambda _: None)
+    trial = _Trial(dataset, seconds, seed, device, progress or (lambda _: None))
+    ok, failure, detail = True, "", ""
     try:
-        with Judge(tree, device=device) as judge:
-            known["isolation"] = judge.isolation
-            tell({"phase": "set-up"})
-            described = _set_up(judge, dataset, seconds, impl)
-            known.update(
-                num_params_M=described.num_params / 1e6,
-                depth=described.depth,
-                implementations=described.implementations,
-            )
-            trained, elapsed = _train(judge, dataset, seconds, seed, steps, tell)
-            known.update(
-                training_seconds=elapsed,
-                num_steps=trained.steps,
-                total_tokens_M=trained.tokens / 1e6,
-                tokens_per_second=trained.tokens / elapsed,
-                mfu_percent=100
-                * described.flops_per_token
-                * trained.tokens
-                / elapsed
-                / peak_flops(device),
-                peak_memory_mb=trained.peak_memory_mb,
-                losses=trained.losses,
-                grad_norms=trained.grad_norms,
-            )
-            if score:
-                known["val_bpb"] = _score(judge, dataset, split, device, tell)
-        return TrialResult(True, **{**known, "total_seconds": time.monotonic() - started})
+        with ExitStack() as runners:
+            trainer = runners.enter_context(Judge(tree, device=device))
+            scorer = runners.enter_context(Judge(tree, device=device)) if score else None
+            trial.known["isolation"] = trainer.isolation
+            trial.set_up(trainer, scorer, impl)
+            weights = trial.train(trainer, steps)
+            if scorer is not None:
+                trial.score(trainer, scorer, weights, split)
+                trial.examine_kernels(trainer)
     except Refused as refused:
-        failure = _classify(refused)
-        return TrialResult(
-            False,
-            failure,
-            str(refused)[-4000:],
-            **{**known, "total_seconds": time.monotonic() - started},
+        ok, failure, detail = False, _classify(refused), str(refused)[-4000:]
+    total = time.monotonic() - started
+    return TrialResult(ok, failure, detail, **{**trial.known, "total_seconds": total})
+
+
+class _Trial:
+    """The course of one trial; `known` fills with the figures of its result."""
+
+    def __init__(
+        self, dataset: Dataset, seconds: float, seed: int, device: str, tell: Progress
+    ) -> None:
+        self.dataset, self.seconds, self.seed, self.device = dataset, seconds, seed, device
+        self.tell = tell
+        self.number = shard.numbers(dataset.vocab_size, dataset.bos, seed)
+        self.known: dict[str, Any] = {"seed": seed}
+        self.described: Described
+
+    def set_up(self, trainer: Judge, scorer: Judge | None, impl: Mapping[str, str] | None) -> None:
+        """Bring both runners up, warm the trainer's model up, and see that it knows nothing."""
+        self.tell({"phase": "set-up"})
+        self.spec = {
+            "vocab_size": self.dataset.vocab_size,
+            "bos": self.dataset.bos,
+            "sequence_length": SEQUENCE[self.device],
+            "device": self.device,
+            "seconds": self.seconds,
+            "impl": dict(impl) if impl else None,
+        }
+        for judge in filter(None, (trainer, scorer)):
+            judge.ask("load", tree=str(judge.tree))
+        trainer.arena.reset()
+        warm_up = trainer.arena.place("int32", (4 * SEQUENCE[self.device] * 256,))
+        noise = torch.randint(0, self.dataset.vocab_size, tuple(warm_up["shape"]))
+        trainer.arena.view(warm_up).copy_(noise)
+        started = time.monotonic()
+        answer = trainer.ask("setup", timeout=SETUP_LIMIT_S, spec=self.spec, warm_up=warm_up)
+        taken = time.monotonic() - started
+        self.described = claims.read(Described, answer.get("describe"))
+        self.state_bytes = _size(answer)
+        self.known.update(
+            setup_seconds=taken,
+            num_params_M=self.described.num_params / 1e6,
+            depth=self.described.depth,
+            implementations=self.described.implementations,
         )
-
-
-def _set_up(
-    judge: Judge, dataset: Dataset, seconds: float, impl: Mapping[str, str] | None
-) -> Described:
-    judge.ask("load", tree=str(judge.tree))
-    judge.arena.reset()
-    warm_up = judge.arena.place("int32", (4 * SEQUENCE[judge.device] * 256,))
-    noise = torch.randint(0, dataset.vocab_size, tuple(warm_up["shape"]), dtype=torch.int32)
-    judge.arena.view(warm_up).copy_(noise)
-    spec = {
-        "vocab_size": dataset.vocab_size,
-        "bos": dataset.bos,
-        "sequence_length": SEQUENCE[judge.device],
-        "device": judge.device,
-        "seconds": seconds,
-        "impl": dict(impl) if impl else None,
-    }
-    answer = judge.ask("setup", timeout=SETUP_LIMIT_S, spec=spec, warm_up=warm_up)
-    described: Described = _read(Described, answer.get("describe"))
-    return described
-
-
-def _train(
-    judge: Judge, dataset: Dataset, seconds: float, seed: int, steps: int | None, tell: Progress
-) -> tuple[Trained, float]:
-    """Ring the bell and wait. Returns what the runner says and the seconds of the judge's own clock."""
-    fd = os.open(dataset.train_file(), os.O_RDONLY)
-    try:
-        dtype = str(dataset.tokens("train").dtype)
-        bell = time.monotonic()
-        answer = judge.ask(
-            "train",
-            timeout=seconds + GRACE_S,
-            fd=fd,
-            dtype=dtype,
-            seed=seed,
-            seconds=seconds,
-            steps=steps,
-            progress=lambda p: tell(
-                {"phase": "training", "elapsed": time.monotonic() - bell, "seconds": seconds, **p}
-            ),
-        )
-        elapsed = time.monotonic() - bell
-    except Refused as refused:
-        if refused.kind == "timeout":
+        self.seconds -= max(0.0, taken - SETUP_FREE_S[self.device])
+        if self.seconds <= 0:
             raise Refused(
-                "late", f"training did not end within {seconds:.0f} s of the bell"
-            ) from None
-        raise
-    finally:
-        os.close(fd)
-    trained: Trained = _read(Trained, answer.get("trained"))
-    final = [loss for _, loss in trained.losses[-5:]]
-    if not final or not all(map(math.isfinite, final)):
-        raise Refused("nan", f"the training loss is not finite: {final}")
-    if min(final) > 2 * math.log(dataset.vocab_size):
+                "late",
+                f"set-up took {taken:.0f} s: what it takes beyond {SETUP_FREE_S[self.device]:.0f} s is taken from the "
+                "training, and nothing is left",
+            )
+        # In the numbers of the data set itself, in which a table or a checkpoint from elsewhere would be written.
+        loss = self.loss(trainer, np.arange(self.dataset.vocab_size), GUESSED_ROWS)
+        claims.require_guessing(loss, self.dataset.vocab_size)
+
+    def loss(self, judge: Judge, number: np.ndarray[Any, Any], rows: int) -> float:
+        """Nats a token on rows drawn from the training shard, as the judge computes it."""
+        tokens = self.dataset.tokens("train")
+        T = min(SEQUENCE[self.device], len(tokens) - 1)
+        starts = [secrets.randbelow(len(tokens) - T) for _ in range(rows)]
+        drawn = torch.from_numpy(
+            np.stack([number[np.asarray(tokens[s : s + T + 1])] for s in starts])
+        )
+        logits = scoring.ask(judge, drawn[:, :-1], self.dataset.vocab_size)
+        sizes = torch.empty(self.dataset.vocab_size, dtype=torch.int64)
+        sizes[torch.from_numpy(number)] = torch.from_numpy(self.dataset.token_bytes()).long()
+        found = scoring.nats(logits, drawn[:, 1:], sizes)
+        return float(found.sum() / (sizes[drawn[:, 1:]] > 0).sum())
+
+    def train(self, trainer: Judge, steps: int | None) -> Tensor:
+        """Ring the bell, wait, and take the weights; the seconds are those of the judge's own clock."""
+        tokens = self.dataset.tokens("train")
+        fd = shard.sealed(tokens, self.number)
+        try:
+            cpu = trainer.cpu_seconds()
+            bell = time.monotonic()
+            answer = trainer.ask(
+                "train",
+                timeout=self.seconds + GRACE_S,
+                fd=fd,
+                dtype=str(tokens.dtype),
+                seed=self.seed,
+                seconds=self.seconds,
+                steps=steps,
+                progress=lambda p: self.tell(
+                    {"phase": "training", "elapsed": time.monotonic() - bell, "seconds": self.seconds, **p}
+                ),
+            )  # fmt: skip
+            elapsed = time.monotonic() - bell
+        except Refused as refused:
+            if refused.kind == "timeout":
+                raise Refused(
+                    "late", f"training did not end within {self.seconds:.1f} s of the bell"
+                ) from None
+            raise
+        finally:
+            os.close(fd)
+        weights = _weights(trainer, self.state_bytes)
+        cpu = trainer.cpu_seconds() - cpu
+        trained: Trained = claims.read(Trained, answer.get("trained"))
+        self._account(trainer, trained, elapsed, cpu)
+        claims.require_processor_time(cpu, elapsed)
+        if not math.isfinite(trained.final()):
+            raise Refused("nan", f"the training loss is not finite: {trained.final()}")
+        measured = self.known["train_loss"] = self.loss(trainer, self.number, scoring.BATCH_ROWS)
+        claims.require_curve(trained, measured, self.dataset.vocab_size)
+        calls, launches = (_counts(answer.get(kind)) for kind in ("calls", "launches"))
+        self.known["calls"] = calls
+        claims.require_kernels(
+            self.described, trained.steps, calls, launches, trainer.tree, self.device
+        )
+        return weights
+
+    def _account(self, trainer: Judge, trained: Trained, elapsed: float, cpu: float) -> None:
+        flops = self.described.flops_per_token * trained.tokens
+        self.known.update(
+            training_seconds=elapsed,
+            cpu_seconds=cpu,
+            num_steps=trained.steps,
+            total_tokens_M=trained.tokens / 1e6,
+            tokens_per_second=trained.tokens / elapsed,
+            mfu_percent=100 * flops / elapsed / peak_flops(self.device),
+            peak_memory_mb=trained.peak_memory_mb,
+            resident_memory_mb=processes.peak_bytes(processes.tree(trainer.pid)) / 2**20,
+            losses=trained.losses,
+            grad_norms=trained.grad_norms,
+        )
+
+    def score(self, trainer: Judge, scorer: Judge, weights: Tensor, split: str) -> None:
+        """Give the weights to the scorer, mark it, and see that meanwhile nothing moved."""
+        cpu, started = trainer.cpu_seconds(), time.monotonic()
+        answer = scorer.ask("setup", timeout=SETUP_LIMIT_S, spec=self.spec, warm_up=None)
+        if _size(answer) != len(weights):
+            raise Refused(
+                "structure",
+                f"Trainer.model holds {_size(answer)} bytes before training and {len(weights)} after: "
+                "every tensor of its state must exist from the start",
+            )
+        scorer.arena.reset()
+        where = scorer.arena.place("uint8", (len(weights),))
+        scorer.arena.view(where).copy_(weights)
+        scorer.ask("restore", weights=where)
+        exam = Exam.of(self.dataset, split, self.number, SEQUENCE[self.device])
+        bpb, marks = scoring.mark(scorer, exam, limit_s=SCORING_S + self.seconds, tell=self.tell)
+        for judge in (trainer, scorer):
+            if not torch.equal(_weights(judge, len(weights)), weights):
+                raise Refused("weights", "the weights changed after the bell")
+        _require_idle(trainer, cpu, started)
+        scoring.confirm(trainer, exam, marks)
+        if not FLOOR_BPB <= bpb:
+            raise Refused(
+                "implausible",
+                f"{bpb:.3f} bits a byte is better than any honest model of this size: the score is quarantined",
+            )
+        self.known["val_bpb"] = bpb
+
+    def examine_kernels(self, trainer: Judge) -> None:
+        """Each op of the tree once more on a case of the trial, where it has just trained: sloppy after N calls is sloppy."""
+        for op in contracts.ops():
+            if not (trainer.tree / "kernels" / f"{op}.py").exists():
+                continue
+            trainer.ask("load", op=op, tree=str(trainer.tree))
+            asked = contracts.contract(op)
+            examination = Examination(asked, trainer, secrets.randbits(48))
+            laid = examination.lay(examination.rng.choice(asked.trial[self.device]))
+            examination.verify(laid, examination.ask(laid, None), None, what="after training")
+
+
+def _size(answer: Mapping[str, Any]) -> int:
+    """Bytes of a model's state as the runner says; the arena bounds it."""
+    size = answer.get("bytes")
+    if not isinstance(size, int) or not 0 < size <= MAX_STATE_BYTES:
         raise Refused(
-            "explosion", f"the training loss ended at {final[-1]:.2f}, far above that of guessing"
+            "structure", f"a model's state of {size} bytes: expected 1 to {MAX_STATE_BYTES}"
         )
-    return trained, elapsed
+    return size
 
 
-def _score(judge: Judge, dataset: Dataset, split: str, device: str, tell: Progress) -> float:
-    """Bits per byte of a split, by the judge's own arithmetic."""
-    inputs, targets = _rows(np.asarray(dataset.tokens(split)), SEQUENCE[device], dataset.bos)
-    sizes = torch.from_numpy(dataset.token_bytes()).long()
-    counted = targets >= 0
-    total_bytes = int(sizes[targets[counted]].sum())
-    expected = dataset.val_bytes if split == "val" else dataset.test_bytes
-    if total_bytes != expected:
-        raise AssertionError(
-            f"the {split} tokens spell {total_bytes} bytes, the text has {expected}"
-        )
-
-    generator = torch.Generator().manual_seed(secrets.randbits(48))
-    order = torch.randperm(len(inputs), generator=generator)
-    bits = 0.0
-    for start in range(0, len(order), BATCH_ROWS):
-        rows = order[start : start + BATCH_ROWS]
-        logits = _logits(judge, inputs[rows], dataset.vocab_size)
-        if start == 0:
-            _probe(judge, inputs[rows], logits, dataset.vocab_size, generator)
-        bits += _bits(logits, targets[rows], sizes)
-        tell({"phase": "scoring", "fraction": min(1.0, (start + BATCH_ROWS) / len(order))})
-    bpb = bits / total_bytes
-    if not math.isfinite(bpb):
-        raise Refused("nan", "a logit is not finite")
-    if bpb < FLOOR_BPB:
-        raise Refused(
-            "implausible",
-            f"{bpb:.3f} bits a byte is better than any honest model of this size: the score is quarantined",
-        )
-    return bpb
-
-
-def _rows(tokens: np.ndarray[Any, Any], T: int, bos: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (R, T): every token but the first is a target once; the last row is filled up, and -1 there does not count."""
-    stream = torch.from_numpy(tokens.astype(np.int64))
-    count = -(-(len(stream) - 1) // T)
-    inputs = torch.full((count * T,), bos)
-    targets = torch.full((count * T,), -1)
-    inputs[: len(stream) - 1] = stream[:-1]
-    targets[: len(stream) - 1] = stream[1:]
-    return inputs.view(count, T), targets.view(count, T)
-
-
-def _logits(judge: Judge, rows: Tensor, vocab_size: int) -> Tensor:
-    """A view of the logits (B, T, V) that the runner wrote; valid until the next request."""
+def _weights(judge: Judge, size: int) -> Tensor:
+    """A private copy of the model's state, as bytes."""
     judge.arena.reset()
-    where = judge.arena.place("int64", tuple(rows.shape))
-    judge.arena.view(where).copy_(rows)
-    out = judge.arena.place("float32", (*rows.shape, vocab_size))
-    logits = judge.arena.view(out)
-    # Poisoned here and there: a row that is not written shows as a NaN.
-    logits[:, ::16].fill_(math.nan)
-    judge.ask("logits", rows=where, out=out)
-    return logits
+    where = judge.arena.place("uint8", (size,))
+    judge.ask("weights", out=where)
+    return judge.arena.view(where).clone()
 
 
-def _bits(logits: Tensor, targets: Tensor, sizes: Tensor) -> float:
-    """Sum of -log2 p over the targets that stand for bytes (a document's start does not)."""
-    total = 0.0
-    for row, wanted in zip(logits, targets, strict=True):
-        nll = torch.nn.functional.cross_entropy(row, wanted, ignore_index=-1, reduction="none")
-        total += float(nll[(wanted >= 0) & (sizes[wanted.clamp(min=0)] > 0)].double().sum())
-    return total / math.log(2)
+def _counts(answer: Any) -> dict[str, int]:
+    """Names and how often each was called; what is not that counts nothing."""
+    items = answer.items() if isinstance(answer, dict) else ()
+    return {str(name): int(count) for name, count in items if isinstance(count, int)}
 
 
-def _probe(
-    judge: Judge, rows: Tensor, logits: Tensor, vocab_size: int, generator: torch.Generator
-) -> None:
-    """Ask the same rows with other futures, and in another order."""
-    before = logits.clone()
-    T = rows.shape[1]
-    cuts = torch.randint(1, T, (len(rows),), generator=generator)
-    other = torch.randint(0, vocab_size, rows.shape, generator=generator)
-    late = torch.arange(T)[None] >= cuts[:, None]
-    after = _logits(judge, torch.where(late, other, rows), vocab_size)
-    moved = (after - before).abs().amax(-1).masked_fill(late, 0.0)
-    if not float(moved.max()) <= MOVED:
-        row = int(moved.amax(1).argmax())
+def _require_idle(judge: Judge, cpu: float, since: float) -> None:
+    """The runner has done next to nothing since `since`, when it had used `cpu` seconds."""
+    if judge.cpu_seconds() - cpu > IDLE_S / 2:
+        # what has just ended may still be winding down; what goes on will show
+        time.sleep(max(0.0, LOOK_S - (time.monotonic() - since)))
+    used, elapsed = judge.cpu_seconds() - cpu, time.monotonic() - since
+    if used > IDLE_S + IDLE_SHARE * elapsed:
         raise Refused(
-            "leak",
-            f"logits before position {int(cuts[row])} move by {float(moved.max()):.2g} when later tokens change: the model sees the future",
+            "off_clock",
+            f"{used:.1f} s of processor time in the {elapsed:.1f} s after training: nothing may run then",
         )
-    order = torch.randperm(len(rows), generator=generator)
-    again = _logits(judge, rows[order], vocab_size)
-    moved_by = float((again - before[order]).abs().max())
-    if not moved_by <= MOVED:
-        raise Refused(
-            "order",
-            f"logits move by {moved_by:.2g} with the order of the rows: the model keeps state between rows",
-        )
-    logits.copy_(before)
 
 
 def _classify(refused: Refused) -> str:

@@ -1,152 +1,435 @@
-"""The trial: its arithmetic on a model whose score is known, and every way of cheating it that a model file alone could try."""
+"""The trial: its arithmetic on a model whose score is known, every way of cheating it that a model file alone could try, and what honest models may do."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import os
 import random
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
+import naive_trial
 import numpy as np
 import pytest
 import torch
 
+from bench import claims, processes, scoring, shard, trial
+from bench.claims import Described, Trained
 from bench.data import Dataset, prepare
-from bench.trial import _bits, _rows, run_trial
+from bench.judge import Refused
+from bench.trial import TrialResult, run_trial
 
-TRAINER = """
-import time
+TESTS = Path(__file__).resolve().parent
+CHEATS = sorted((TESTS / "cheats").glob("trial_*.py"))
+STEPS = 20
+SAME = 0.03  # BPB: two honest trials of a bigram, differently numbered and seeded, are closer
+
+IMPORTS = """
+import time, tempfile, pathlib
 import torch
-
-class Trainer:
-    def __init__(self, spec):
-        self.V = spec["vocab_size"]
-    def describe(self):
-        return {{"num_params": 1000, "depth": 1, "flops_per_token": 6000.0, "implementations": {{"attention": "torch"}}}}
-    def warm_up(self, tokens):
-        {warm_up}
-    def train(self, tokens, seed, seconds, report, steps=None):
-        {train}
-        return {{"steps": 2, "tokens": 64, "losses": [[32, {loss}], [64, {loss}]], "grad_norms": [1.0], "peak_memory_mb": 1.0}}
-    def logits(self, rows):
-        z = torch.zeros(*rows.shape, self.V)
-        {logits}
-        return z
+from torch import nn
+from model.bigram import Bigram, Trainer as Honest
 """
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """A small corpus of made-up sentences, with characters of several bytes."""
+    """Made-up sentences with characters of several bytes; each document keeps to a few words of its own."""
     rng = random.Random(0)
     words = ["naïve", "kernel", "größer", "the", "of", "日本", "time", "and", "λ", "memory"]
     folder = tmp_path_factory.mktemp("text")
-    lines = [
-        " ".join(rng.choice(words) + str(rng.randrange(100)) for _ in range(40))
-        for _ in range(1500)
-    ]
-    (folder / "text.jsonl").write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
+    with (folder / "text.jsonl").open("w") as file:
+        for _ in range(900):
+            own = rng.sample(words, 3)
+            text = " ".join(rng.choice(own) + str(rng.randrange(100)) for _ in range(250))
+            file.write(json.dumps({"text": text}) + "\n")
     return prepare(str(folder), vocab_size=300, root=tmp_path_factory.mktemp("data"))
 
 
-def trial(
-    folder: Path,
-    dataset: Dataset,
-    *,
-    warm_up: str = "pass",
-    train: str = "pass",
-    loss: str = "5.0",
-    logits: str = "pass",
-    seconds: float = 5.0,
-):
-    (folder / "model").mkdir()
-    (folder / "model" / "__init__.py").touch()
-    (folder / "model" / "train.py").write_text(
-        TRAINER.format(warm_up=warm_up, train=train, loss=loss, logits=logits)
+def put(tree: Path, train: str) -> Path:
+    """A tree whose model/train.py has this text, beside the bigram that it may derive from."""
+    (tree / "model").mkdir(parents=True)
+    (tree / "model" / "__init__.py").touch()
+    shutil.copy(TESTS / "bigram.py", tree / "model" / "bigram.py")
+    (tree / "model" / "train.py").write_text(train)
+    return tree
+
+
+def honest(body: str = "pass") -> str:
+    """A Trainer that differs from the honest bigram in `body`."""
+    return f"{IMPORTS}\nclass Trainer(Honest):\n{textwrap.indent(textwrap.dedent(body), '    ')}\n"
+
+
+def run(tree: Path, dataset: Dataset, steps: int | None = STEPS, **options) -> TrialResult:
+    return run_trial(
+        tree, dataset, **{"seconds": 20.0, "seed": 0, "device": "cpu", "steps": steps, **options}
     )
-    return run_trial(folder, dataset, seconds=seconds, seed=0, device="cpu")
 
 
-def test_a_uniform_model_scores_exactly_log2_of_the_vocabulary(
+@pytest.fixture(scope="module")
+def baseline(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> TrialResult:
+    result = run(put(tmp_path_factory.mktemp("honest"), honest()), dataset)
+    assert result.ok, result.detail
+    return result
+
+
+@pytest.fixture(scope="module")
+def naive_baseline(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> float:
+    tree = put(tmp_path_factory.mktemp("honest"), honest())
+    return naive_trial.bits_per_byte(tree, dataset, seconds=20.0, steps=STEPS)
+
+
+# ---- arithmetic ----
+
+
+def test_a_model_that_learns_nothing_scores_exactly_log2_of_the_vocabulary(
     tmp_path: Path, dataset: Dataset
 ) -> None:
-    result = trial(tmp_path, dataset)
+    result = run(put(tmp_path, honest("rate = 0.0")), dataset, steps=2)
     tokens = np.asarray(dataset.tokens("val"))
     expected = (
         int((tokens != dataset.bos).sum()) * math.log2(dataset.vocab_size) / dataset.val_bytes
     )
     assert result.ok, result.detail
     assert result.val_bpb == pytest.approx(expected, rel=1e-6)
-    assert result.total_tokens_M == pytest.approx(64e-6)
+    assert result.train_loss == pytest.approx(math.log(dataset.vocab_size), rel=1e-5)
 
 
 def test_rows_hold_every_token_once_as_a_target() -> None:
     tokens = np.arange(100, dtype=np.uint16)
-    inputs, targets = _rows(tokens, 16, bos=0)
+    inputs, targets = scoring.rows(tokens, 16, bos=0)
     counted = targets[targets >= 0]
     assert counted.tolist() == list(range(1, 100))
     assert torch.equal(inputs.flatten()[:99] + 1, targets.flatten()[:99])
 
 
-def test_bits_of_a_hand_computed_example() -> None:
+def test_nats_of_a_hand_computed_example() -> None:
     probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])
     sizes = torch.tensor([3, 2, 0])  # token 2 starts a document: it stands for no byte
-    assert _bits(probabilities.log()[None], torch.tensor([[0, 1]]), sizes) == pytest.approx(
-        1 - math.log2(0.8)
-    )
-    assert _bits(probabilities.log()[None], torch.tensor([[2, -1]]), sizes) == 0
+    found = scoring.nats(probabilities.log()[None], torch.tensor([[0, 1]]), sizes)
+    assert found.tolist()[0] == pytest.approx([math.log(2), -math.log(0.8)])
+    assert not scoring.nats(probabilities.log()[None], torch.tensor([[2, -1]]), sizes).any()
+
+
+def test_numbers_are_a_permutation_that_keeps_bos_and_belongs_to_the_seed() -> None:
+    first, other = shard.numbers(300, 299, 0), shard.numbers(300, 299, 1)
+    assert sorted(first) == list(range(300))
+    assert first[299] == other[299] == 299
+    assert (first == shard.numbers(300, 299, 0)).all()
+    assert (first != np.arange(300)).sum() > 250
+    assert (first != other).sum() > 250
+
+
+def test_a_sealed_shard_holds_the_renumbered_tokens_and_cannot_be_written() -> None:
+    tokens = np.arange(1000, dtype=np.uint16) % 300
+    number = shard.numbers(300, 299, 5)
+    fd = shard.sealed(tokens, number)
+    try:
+        assert (np.frombuffer(os.pread(fd, 2000, 0), np.uint16) == number[tokens]).all()
+        with pytest.raises(PermissionError):
+            os.pwrite(fd, b"xx", 0)
+    finally:
+        os.close(fd)
+
+
+def test_processor_time_of_children_counts_while_they_run_and_when_they_have_ended() -> None:
+    burn = "import time\nwhile time.process_time() < 0.4: pass"
+    code = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {burn!r}])\nprint(flush=True)\nsys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as parent:
+        assert parent.stdout
+        parent.stdout.readline()
+        assert processes.cpu_seconds(processes.tree(parent.pid)) > 0.35
+        parent.communicate()
+
+
+# ---- what is claimed ----
+
+
+def trained(*losses: float, tokens: int = 1000) -> Trained:
+    at = np.linspace(1, tokens, len(losses))
+    return Trained(10, tokens, 0.0, [list(p) for p in zip(at, losses, strict=True)], [])
 
 
 @pytest.mark.parametrize(
-    ("cheat", "failure"),
+    ("curve", "measured", "failure"),
     [
-        ({"logits": "z[:, :-1].scatter_(2, rows[:, 1:, None], 9.0)"}, "leak"),
-        (
-            {
-                "logits": "self.seen = getattr(self, 'seen', 0) + 1; z += self.seen * torch.arange(self.V)"
-            },
-            "leak",
-        ),
-        ({"logits": "z += torch.arange(len(rows))[:, None, None]"}, "order"),
-        ({"logits": "z[:, 5:] = float('nan')"}, "leak"),
-        ({"logits": "z = z[:, :-1]"}, "structure"),
-        ({"train": "time.sleep(20)"}, "late"),
-        ({"loss": "float('nan')"}, "nan"),
-        ({"loss": "1e6"}, "explosion"),
-        ({"train": "return {}"}, "structure"),
-        ({"warm_up": "raise MemoryError('out of memory')"}, "out_of_memory"),
+        (trained(5.0, 4.0, 3.0, 3.0, 3.0, 3.0), 5.0, "forged"),
+        (trained(5.0, 20.0, 20.0, 20.0, 20.0, 20.0), 5.0, "explosion"),
+        (trained(2.0, 2.0, 2.0), 2.0, "warm_start"),
     ],
-    ids=[
-        "sees-the-target",
-        "keeps-a-counter",
-        "knows-its-row",
-        "nan",
-        "fewer-positions",
-        "late",
-        "nan-loss",
-        "explosion",
-        "no-answer",
-        "memory",
+    ids=["forged", "explosion", "knows-at-once"],
+)
+def test_a_curve_that_cannot_be_true_is_refused(
+    curve: Trained, measured: float, failure: str
+) -> None:
+    with pytest.raises(Refused) as refused:
+        claims.require_curve(curve, measured, 300)
+    assert refused.value.kind == failure
+
+
+def test_a_curve_may_lie_above_what_the_judge_measures() -> None:
+    claims.require_curve(trained(5.7, 4.0, 3.5, 3.4, 3.3, 3.3, 3.3), 2.4, 300)
+
+
+@pytest.mark.parametrize(
+    ("impl", "calls", "launches", "device", "used"),
+    [
+        ("cpp", {"attention": 10}, {}, "cpu", True),
+        ("cpp", {"attention/cpp": 40}, {}, "cpu", True),
+        ("cpp", {"attention": 9, "attention/torch": 99}, {}, "cpu", False),
+        ("torch", {}, {}, "cpu", True),
+        ("triton", {}, {"_attention_kernel": 1}, "cuda", True),
+        ("triton", {}, {"triton_poi_fused_add_0": 99}, "cuda", False),
     ],
 )
-def test_a_trial_that_is_not_one_fails_with_its_name(
-    cheat: dict[str, str], failure: str, tmp_path: Path, dataset: Dataset
+def test_a_kernel_counts_as_used_when_it_ran_in_every_step(
+    impl: str, calls: dict, launches: dict, device: str, used: bool, tmp_path: Path
 ) -> None:
-    result = trial(tmp_path, dataset, seconds=2.0, **cheat)
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "attention.py").write_text("def _attention_kernel(): ...\n")
+    described = Described(1, 1, 1.0, {"attention": impl})
+    expected = contextlib.nullcontext() if used else pytest.raises(Refused, match="called it")
+    with expected:
+        claims.require_kernels(described, 10, calls, launches, tmp_path, device)
+
+
+def test_more_processor_time_than_cores_times_seconds_is_refused() -> None:
+    cores = len(os.sched_getaffinity(0))
+    claims.require_processor_time(cores * 10.0, 10.0)
+    for used in (cores * 12.0, -1.0):
+        with pytest.raises(Refused) as refused:
+            claims.require_processor_time(used, 10.0)
+        assert refused.value.kind == "off_clock"
+
+
+# ---- cheats ----
+
+
+@pytest.mark.parametrize("cheat", CHEATS, ids=lambda p: p.stem.removeprefix("trial_"))
+def test_a_naive_harness_is_pleased_with_a_cheat(
+    cheat: Path, tmp_path: Path, dataset: Dataset, naive_baseline: float, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    tree = put(tmp_path / "tree", cheat.read_text())
+    # the clock is the trainer's own where that is the cheat
+    steps = None if "(late)" in cheat.read_text() else STEPS
+    best = naive_baseline
+    if steps is None:
+        plain = put(tmp_path / "plain", honest())
+        best = naive_trial.bits_per_byte(plain, dataset, seconds=0.3, steps=None)
+    for _ in range(2 if "second time" in cheat.read_text() else 1):
+        found = naive_trial.bits_per_byte(tree, dataset, seconds=0.3, steps=steps)
+    assert naive_trial.improves(found, best - 1e-3), f"{found:.4f} against {best:.4f}"
+
+
+@pytest.mark.parametrize("cheat", CHEATS, ids=lambda p: p.stem.removeprefix("trial_"))
+def test_a_trial_stops_a_cheat(
+    cheat: Path, tmp_path: Path, dataset: Dataset, baseline: TrialResult
+) -> None:
+    text = cheat.read_text()
+    named = re.search(r"Gate: trial \(([\w ]+)\)", text)
+    assert named, f"{cheat.name} does not say how a trial stops it"
+    tree = put(tmp_path / "tree", text)
+    late = named[1] == "late"
+    options = {"steps": None, "seconds": 1.0} if late else {"steps": STEPS}
+    if "second time" in text:
+        run(tree, dataset, score=False, **options)
+    result = run(tree, dataset, **options)
+    if named[1] == "no gain":
+        assert result.ok, result.detail
+        assert result.val_bpb > baseline.val_bpb - SAME
+    else:
+        assert not result.ok, f"{result.val_bpb:.3f} BPB against {baseline.val_bpb:.3f}"
+        assert result.failure == named[1], result.detail
+
+
+# ---- failures ----
+
+
+@pytest.mark.parametrize(
+    ("body", "failure"),
+    [
+        ("def logits(self, rows): return super().logits(rows)[:, :-1]", "structure"),
+        ("def logits(self, rows): return super().logits(rows) + 0.1 * torch.arange(len(rows))[:, None, None] * (torch.arange(self.vocab_size) % 2)", "state"),
+        ("def train(self, tokens, *a, **k): time.sleep(9)", "late"),
+        ("def train(self, tokens, *a, **k): return {}", "structure"),
+        ("def train(self, *a, **k): return {**super().train(*a, **k), 'losses': [[1, float('nan')]]}", "nan"),
+        ("def train(self, *a, **k): return {**super().train(*a, **k), 'losses': [[1, 1e6]]}", "explosion"),
+        ("def warm_up(self, tokens): raise MemoryError('out of memory')", "out_of_memory"),
+        ("def describe(self): found = super().describe(); self.model = 'hidden'; return found", "structure"),
+        ("def train(self, *a, **k): found = super().train(*a, **k); self.model.later = nn.Parameter(torch.ones(3)); return found", "structure"),
+        ("def train(self, *a, **k): found = super().train(*a, **k); self.outside = 0.3; return found\n"
+         "def logits(self, rows): return super().logits(rows) * (1 + getattr(self, 'outside', 0.0))", "state"),
+        ("def train(self, tokens, *a, **k): tokens[0] = 1", "crash"),
+    ],
+    ids=["fewer-positions", "knows-its-row", "late", "no-answer", "nan-loss", "explosion", "memory", "no-model",
+         "grows", "knowledge-outside-the-state", "writes-the-shard"],
+)  # fmt: skip
+def test_a_trial_that_is_not_one_fails_with_its_name(
+    body: str, failure: str, tmp_path: Path, dataset: Dataset
+) -> None:
+    options = {"seconds": 1.0} if failure == "late" else {}
+    result = run(put(tmp_path, honest(body)), dataset, steps=5, **options)
     assert not result.ok
     assert result.failure == failure, result.detail
 
 
 def test_no_text_is_readable_before_the_bell(tmp_path: Path, dataset: Dataset) -> None:
-    hunt = f"import pathlib; assert not pathlib.Path({str(dataset.directory)!r}).exists(), 'found the data'"
-    assert trial(tmp_path, dataset, warm_up=hunt).ok
+    hunt = f"def warm_up(self, tokens): assert not pathlib.Path({str(dataset.directory)!r}).exists(), 'found the data'"
+    assert run(put(tmp_path, honest(hunt)), dataset, steps=2, score=False).ok
 
 
-def test_the_training_shard_cannot_be_written(tmp_path: Path, dataset: Dataset) -> None:
-    before = dataset.train_file().read_bytes()
-    result = trial(
-        tmp_path,
-        dataset,
-        train="import os; [os.pwrite(int(f), b'xx', 0) for f in os.listdir('/proc/self/fd') if os.path.exists('/proc/self/fd/' + f) and 'train.bin' in os.readlink('/proc/self/fd/' + f)]",
+def test_set_up_beyond_its_allowance_is_taken_from_the_training(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(trial.SETUP_FREE_S, "cpu", 1.0)
+    body = """
+    def warm_up(self, tokens):
+        time.sleep(2.5)
+    def train(self, tokens, seed, seconds, *a, **k):
+        return {**super().train(tokens, seed, seconds, *a, **k), "peak_memory_mb": seconds}
+    """
+    tree = put(tmp_path, honest(body))
+    told = run(tree, dataset, steps=2, seconds=100.0, score=False)
+    assert told.ok, told.detail
+    assert told.peak_memory_mb == pytest.approx(101.0 - told.setup_seconds)
+    assert run(tree, dataset, steps=2, seconds=1.0, score=False).failure == "late"
+
+
+def test_work_in_a_child_process_after_the_bell_is_seen(tmp_path: Path, dataset: Dataset) -> None:
+    body = """
+    def train(self, *a, **k):
+        import multiprocessing
+        found = super().train(*a, **k)
+        for _ in range(4):
+            multiprocessing.get_context("fork").Process(target=burn, daemon=True).start()
+        return found
+    """
+    source = (
+        honest(body)
+        + "\ndef burn():\n    end = time.monotonic() + 20\n    while time.monotonic() < end: pass\n"
     )
-    assert not result.ok
-    assert dataset.train_file().read_bytes() == before
+    assert run(put(tmp_path, source), dataset, steps=5).failure == "off_clock"
+
+
+def test_a_score_below_the_floor_is_quarantined(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "FLOOR_BPB", 100.0)
+    result = run(put(tmp_path, honest()), dataset, steps=5)
+    assert result.failure == "implausible"
+    assert math.isnan(result.val_bpb)
+
+
+def test_memory_is_what_the_kernel_counts(tmp_path: Path, dataset: Dataset) -> None:
+    body = """
+    def train(self, *a, **k):
+        held = torch.ones(100 << 20)
+        return super().train(*a, **k)
+    """
+    result = run(put(tmp_path, honest(body)), dataset, steps=2, score=False)
+    assert result.ok, result.detail
+    assert result.peak_memory_mb == 0.0
+    assert 400 < result.resident_memory_mb < 2000
+
+
+# ---- honest models ----
+
+ODDITIES = {
+    "averages_its_weights": """
+        def train(self, *a, **k):
+            self.mean = None
+            found = super().train(*a, **k)
+            with torch.no_grad():
+                self.model.table.copy_(self.mean)
+            return found
+
+        def learn(self, optimizer, rows):
+            loss = super().learn(optimizer, rows)
+            now = self.model.table.detach()
+            self.mean = now.clone() if self.mean is None else self.mean.lerp(now, 0.2)
+            return loss
+    """,
+    "reads_in_its_own_order": """
+        def batch(self, tokens, generator):
+            self.at = getattr(self, "at", -self.T) + self.T
+            starts = [(self.at + i * 7919) % (len(tokens) - self.T) for i in range(self.rows)]
+            return torch.stack([tokens[s : s + self.T + 1].long() for s in starts])
+    """,
+    "stops_early": """
+        def train(self, tokens, seed, seconds, report, steps=None):
+            return super().train(tokens, seed, seconds, report, 20)
+    """,
+    "has_an_odd_batch": """
+        rows = 3
+
+        def batch(self, tokens, generator):
+            return super().batch(tokens, generator)[:, : 101 + int(torch.randint(50, (1,), generator=generator))]
+    """,
+    "computes_in_bfloat16": """
+        class network(Bigram):
+            def scores(self, rows):
+                return self.table.bfloat16()[rows].float()
+    """,
+    "differs_by_rounding": """
+        @torch.no_grad()
+        def logits(self, rows):
+            return self.model.scores(rows) + 1e-5 * torch.randn(*rows.shape, self.vocab_size)
+    """,
+    "drops_out_in_training": """
+        class network(Bigram):
+            def scores(self, rows):
+                return nn.functional.dropout(super().scores(rows), 0.1, self.training)
+
+        def logits(self, rows):
+            self.model.eval()
+            return super().logits(rows)
+
+        def train(self, *a, **k):
+            self.model.train()
+            return super().train(*a, **k)
+    """,
+    "rules_out_a_token": """
+        def logits(self, rows):
+            return super().logits(rows).index_fill(2, torch.tensor([self.vocab_size - 1]), -1e4)
+    """,
+    "counts_instead_of_descending": """
+        class network(Bigram):
+            def __init__(self, V):
+                super().__init__(V)
+                self.table.requires_grad_(False)
+                self.register_buffer("counts", torch.zeros(V, V, dtype=torch.int32))
+                self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
+
+        def learn(self, optimizer, rows):
+            loss = float(self.model(rows[:, :-1], rows[:, 1:]).mean())
+            counts = self.model.counts
+            counts.view(-1).add_(torch.bincount(rows[:, :-1].flatten() * self.vocab_size + rows[:, 1:].flatten(),
+                                                minlength=counts.numel()))
+            self.model.table.copy_((counts + 0.05).log())
+            self.model.ready.fill_(True)
+            return loss
+    """,
+    "reports_a_single_point": """
+        def train(self, *a, **k):
+            found = super().train(*a, **k)
+            return {**found, "losses": found["losses"][-1:]}
+    """,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODDITIES)
+def test_an_honest_oddity_passes(
+    name: str, tmp_path: Path, dataset: Dataset, baseline: TrialResult
+) -> None:
+    result = run(put(tmp_path, honest(ODDITIES[name])), dataset)
+    assert result.ok, f"{result.failure}: {result.detail}"
+    assert result.val_bpb < math.log2(dataset.vocab_size)

@@ -1,0 +1,155 @@
+"""What a trial's runner says of its model and its training, in what form, and where it cannot be true.
+
+Nothing here decides what a model is worth: that is bench/scoring.py. A claim is refused where the judge sees with its own eyes that it is false.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.judge import Refused
+
+GUESSING = (0.8, 1.5)  # loss of a model that has learned nothing, in units of ln V
+EARLY = 0.01  # share of the tokens in which nothing much can have been learned
+FORGED_NATS = (
+    1.0  # a curve that ends this far below what the judge measures is not a mean of losses
+)
+SLACK, SLACK_S = 1.05, 0.3  # of the clock's ticks
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the model says of itself; reported, never trusted for a decision."""
+
+    num_params: int
+    depth: int
+    flops_per_token: float
+    implementations: dict[str, str]
+
+    @classmethod
+    def read(cls, answer: Mapping[str, Any]) -> Described:
+        return cls(
+            int(answer["num_params"]),
+            int(answer["depth"]),
+            float(answer["flops_per_token"]),
+            {str(op): str(impl) for op, impl in dict(answer["implementations"]).items()},
+        )
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the model says of its training."""
+
+    steps: int
+    tokens: int
+    peak_memory_mb: float
+    losses: list[list[float]]  # [tokens, loss]
+    grad_norms: list[float]
+
+    @classmethod
+    def read(cls, answer: Mapping[str, Any]) -> Trained:
+        return cls(
+            int(answer["steps"]),
+            int(answer["tokens"]),
+            float(answer["peak_memory_mb"]),
+            [[float(tokens), float(loss)] for tokens, loss in list(answer["losses"])[:400]],
+            [float(norm) for norm in list(answer["grad_norms"])[:400]],
+        )
+
+    def final(self) -> float:
+        """Mean of the last points of the curve; NaN if there is none."""
+        last = [loss for _, loss in self.losses[-5:]]
+        return math.fsum(last) / len(last) if last else math.nan
+
+
+def read(form: Any, answer: Any) -> Any:
+    """An answer in its form, or a refusal that says what was expected."""
+    try:
+        return form.read(answer)
+    except (KeyError, TypeError, ValueError) as error:
+        expected = ", ".join(form.__dataclass_fields__)
+        raise Refused(
+            "structure",
+            f"model/train.py: expected {{{expected}}}, and {type(error).__name__}: {error}",
+        ) from None
+
+
+def require_guessing(loss: float, vocab_size: int) -> None:
+    """Before it has read any text, a model guesses. `loss` in nats, by the judge."""
+    guessing = math.log(vocab_size)
+    low, high = (share * guessing for share in GUESSING)
+    if not low <= loss <= high:
+        raise Refused(
+            "warm_start",
+            f"before it has read any text the model has a loss of {loss:.2f} nats; one that knows nothing has {low:.2f} to {high:.2f} "
+            f"(ln {vocab_size} = {guessing:.2f})",
+        )
+
+
+def require_curve(trained: Trained, measured: float, vocab_size: int) -> None:
+    """A finite curve ends where the judge finds the model (`measured`, nats), and does not begin with knowledge."""
+    final, guessing = trained.final(), math.log(vocab_size)
+    if max(final, measured) > 2 * guessing:
+        raise Refused(
+            "explosion",
+            f"the training loss ended at {final:.2f}, by the judge {measured:.2f}, far above that of guessing",
+        )
+    if final < measured - FORGED_NATS:
+        raise Refused(
+            "forged",
+            f"the curve ends at {final:.2f} nats, and the model has {measured:.2f} on the text that it trained on",
+        )
+    first_tokens, first_loss = trained.losses[0]
+    if first_tokens <= EARLY * trained.tokens and first_loss < guessing / 2:
+        raise Refused(
+            "warm_start",
+            f"the curve begins at {first_loss:.2f} nats, where guessing costs {guessing:.2f}: that was learned elsewhere",
+        )
+
+
+def require_processor_time(used: float, elapsed: float) -> None:
+    """Processor time that does not fit between two looks at the clock was spent before, or is kept out of sight."""
+    cores = len(os.sched_getaffinity(0))
+    if not 0 <= used <= SLACK * cores * elapsed + SLACK_S:
+        raise Refused(
+            "off_clock",
+            f"{used:.1f} s of processor time appeared in {elapsed:.1f} s on {cores} cores",
+        )
+
+
+def require_kernels(
+    described: Described,
+    steps: int,
+    calls: Mapping[str, int],
+    launches: Mapping[str, int],
+    tree: Path,
+    device: str,
+) -> None:
+    """Each op ran as described: in C++ once a step at least, on a GPU once at all (a recorded graph replays what it launched once).
+
+    calls: of each implementation ("op/impl") and into each op's C++ and CUDA library ("op"). launches: of Triton kernels, by name.
+    """
+    for op, impl in described.implementations.items():
+        if impl in ("cpp", "cuda"):
+            ran = max(calls.get(op, 0), calls.get(f"{op}/{impl}", 0))
+        elif impl == "triton" and device == "cuda":
+            ours = tuple(_functions(tree / "kernels" / f"{op}.py"))
+            ran = sum(count for name, count in launches.items() if name.startswith(ours))
+        else:
+            continue
+        if ran < (max(1, steps) if impl == "cpp" else 1):
+            raise Refused(
+                "unused",
+                f"{op} is said to run as {impl}, and {steps} steps of training called it {ran} times",
+            )
+
+
+def _functions(source: Path) -> list[str]:
+    tree = ast.parse(source.read_text())
+    return [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]

@@ -1,0 +1,213 @@
+"""Marking a trained model: it maps rows of tokens to logits, and the judge alone knows the targets.
+
+Every byte of the split counts once: bits = sum of -log2 p over the tokens, p by the judge's own softmax over the whole vocabulary, bytes = raw
+UTF-8 length, asserted. Rows come in random order, and are marked in a process of their own, the scorer, which has never seen text: it got the code and
+the weights. So nothing but weights carries over from training, and nothing but the row may decide its logits:
+
+* some batches are asked again with other tokens from a random cut on (drawn over the whole row): logits before the cut must not move
+* some rows are asked in the process that trained, among other neighbours, in batches of other sizes, in train() and in eval() mode, every other batch with
+  another future: what the scorer learned from rows it was asked, or remembers of their beginnings, is not known there
+* a row that crosses from one document into the next is read whole, by every model alike
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bench.data import Dataset
+from bench.judge import Judge, Refused
+
+# Longest row that is scored: the judge's choice, so that every model sits the same exam.
+SEQUENCE = {"cpu": 512, "cuda": 2048}
+BATCH_ROWS = 16
+PROBED_BATCHES = 2  # asked again with another future
+AGAIN_ROWS = 24  # asked again in the process that trained
+LARGEST_LOGIT = 1e4
+MOVED = 1e-3  # a logit that moves further than this with its future has seen it
+# Between processes a kernel may round differently (its own autotuner, another batch size): a bf16 logit of 15 is known to 0.06.
+MOVED_NATS = 0.25  # of one token
+MEAN_NATS = 2e-3  # of the mean: rounding has no direction, a gain has
+ASK_S = 120.0
+PURE = "a row's logits may depend on that row and on Trainer.model.state_dict() alone, whatever the model's mode"
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Rows (R, T) of a split in the numbers of one trial, their targets (-1: none), and the bytes that each token spells."""
+
+    inputs: Tensor
+    targets: Tensor
+    sizes: Tensor
+    total_bytes: int
+
+    @classmethod
+    def of(cls, dataset: Dataset, split: str, number: NDArray[np.int64], T: int) -> Exam:
+        inputs, targets = rows(number[np.asarray(dataset.tokens(split))], T, dataset.bos)
+        sizes = torch.empty(dataset.vocab_size, dtype=torch.int64)
+        sizes[torch.from_numpy(number)] = torch.from_numpy(dataset.token_bytes()).long()
+        spelled = int(sizes[targets[targets >= 0]].sum())
+        expected = dataset.val_bytes if split == "val" else dataset.test_bytes
+        if spelled != expected:
+            raise AssertionError(
+                f"the {split} tokens spell {spelled} bytes, the text has {expected}"
+            )
+        return cls(inputs, targets, sizes, spelled)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.sizes)
+
+
+def rows(tokens: NDArray[Any], T: int, bos: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (R, T): every token but the first is a target once; the last row is filled up, and -1 there does not count."""
+    stream = torch.from_numpy(tokens.astype(np.int64))
+    count = -(-(len(stream) - 1) // T)
+    inputs = torch.full((count * T,), bos)
+    targets = torch.full((count * T,), -1)
+    inputs[: len(stream) - 1] = stream[:-1]
+    targets[: len(stream) - 1] = stream[1:]
+    return inputs.view(count, T), targets.view(count, T)
+
+
+def ask(
+    judge: Judge,
+    wanted: Tensor,
+    vocab_size: int,
+    *,
+    training: bool | None = None,
+    timeout: float = ASK_S,
+) -> Tensor:
+    """A view of the logits (B, T, V) that a runner wrote for rows (B, T); valid until its next request. `training`: the model's mode, None as it is."""
+    judge.arena.reset()
+    where = judge.arena.place("int64", tuple(wanted.shape))
+    judge.arena.view(where).copy_(wanted)
+    out = judge.arena.place("float32", (*wanted.shape, vocab_size))
+    logits = judge.arena.view(out)
+    # Poisoned here and there: a row that is not written shows as a NaN.
+    logits[:, ::16].fill_(math.nan)
+    judge.ask("logits", timeout=timeout, rows=where, out=out, training=training)
+    low, high = map(float, torch.aminmax(logits))
+    if math.isnan(low + high):
+        raise Refused("nan", "a logit is not a number")
+    if max(-low, high) > LARGEST_LOGIT:
+        raise Refused(
+            "range",
+            f"logits from {low:.3g} to {high:.3g}: expected finite values within +-{LARGEST_LOGIT:g} "
+            "(to rule a token out, -1e4 is enough)",
+        )
+    return logits
+
+
+def nats(logits: Tensor, targets: Tensor, sizes: Tensor) -> Tensor:
+    """(B, T): -log p of each target that stands for bytes (a document's start does not), 0 elsewhere."""
+    counted = (targets >= 0) & (sizes[targets.clamp(min=0)] > 0)
+    # row by row: the intermediate of one fits the cache
+    found = [
+        torch.nn.functional.cross_entropy(row, wanted, ignore_index=-1, reduction="none")
+        for row, wanted in zip(logits, targets, strict=True)
+    ]
+    return torch.stack(found).masked_fill(~counted, 0.0)
+
+
+def mark(scorer: Judge, exam: Exam, *, limit_s: float, tell: Tell) -> tuple[float, Tensor]:
+    """Bits per byte of the exam, and the nats of each token (R, T). Raises Refused: nan, range, leak, or timeout after `limit_s`."""
+    generator = torch.Generator().manual_seed(secrets.randbits(48))
+    deadline = time.monotonic() + limit_s
+    order = torch.randperm(len(exam.inputs), generator=generator)
+    batches = torch.split(order, BATCH_ROWS)
+    probed = set(torch.randperm(len(batches), generator=generator)[:PROBED_BATCHES].tolist())
+    marks = torch.zeros(exam.inputs.shape)
+    for i, batch in enumerate(batches):
+        left = min(ASK_S, max(0.001, deadline - time.monotonic()))
+        logits = ask(scorer, exam.inputs[batch], exam.vocab_size, timeout=left)
+        marks[batch] = nats(logits, exam.targets[batch], exam.sizes)
+        if i in probed:
+            _other_future(scorer, exam, batch, logits.clone(), generator)
+        tell({"phase": "scoring", "fraction": (i + 1) / len(batches)})
+    return float(marks.double().sum()) / math.log(2) / exam.total_bytes, marks
+
+
+def _other_future(
+    scorer: Judge, exam: Exam, batch: Tensor, before: Tensor, generator: torch.Generator
+) -> None:
+    """The same rows in the same places, with other tokens from a cut on: not one logit before it may move."""
+    altered, late = _altered(exam.inputs[batch], exam.vocab_size, generator)
+    after = ask(scorer, altered, exam.vocab_size)
+    moved = after.sub_(before).abs_().amax(-1).masked_fill(late, 0.0)
+    if float(moved.max()) <= MOVED:
+        return
+    once_more = ask(scorer, exam.inputs[batch], exam.vocab_size)
+    by = float(once_more.sub_(before).abs_().max())
+    if by > MOVED:
+        raise Refused(
+            "state", f"logits of the same rows move by {by:.2g} from call to call: {PURE}"
+        )
+    row = int(moved.amax(1).argmax())
+    raise Refused(
+        "leak",
+        f"logits before position {int((~late[row]).sum())} move by {float(moved.max()):.2g} when later tokens change: "
+        "the model sees the future",
+    )
+
+
+def confirm(trainer: Judge, exam: Exam, marks: Tensor) -> None:
+    """Ask rows in the process that trained, among others than before, every other batch with another future. Raises Refused: state, leak."""
+    generator = torch.Generator().manual_seed(secrets.randbits(48))
+    chosen = torch.randperm(len(exam.inputs), generator=generator)[:AGAIN_ROWS]
+    same: list[Tensor] = []
+    altered: list[Tensor] = []
+    for i, batch in enumerate(_unequal(chosen, generator)):
+        wanted, late = exam.inputs[batch], torch.zeros_like(exam.inputs[batch], dtype=torch.bool)
+        if i % 2:
+            wanted, late = _altered(wanted, exam.vocab_size, generator)
+        logits = ask(trainer, wanted, exam.vocab_size, training=bool(i // 2 % 2))
+        moved = nats(logits, exam.targets[batch], exam.sizes) - marks[batch]
+        (altered if i % 2 else same).append(moved[~late])
+    if by := _moved(same):
+        raise Refused(
+            "state",
+            f"scores of a row move {by} with its batch, its turn or its process: {PURE}",
+        )
+    if by := _moved(altered):
+        raise Refused(
+            "leak", f"scores move {by} when later tokens change: the model sees the future"
+        )
+
+
+def _moved(parts: list[Tensor]) -> str:
+    """By how much scores moved, if that is more than rounding; else ""."""
+    moved = torch.cat(parts) if parts else torch.zeros(1)
+    mean, largest = float(moved.mean()), float(moved.abs().max())
+    if abs(mean) <= MEAN_NATS and largest <= MOVED_NATS:
+        return ""
+    return f"by {mean:+.2g} nats in the mean and {largest:.2g} at most"
+
+
+def _altered(wanted: Tensor, vocab_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The rows with other tokens from a random cut on, one a row; and where that is, (B, T) bool."""
+    T = wanted.shape[1]
+    cuts = torch.randint(1, T, (len(wanted), 1), generator=generator)
+    late = torch.arange(T) >= cuts
+    return torch.where(
+        late, torch.randint(0, vocab_size, wanted.shape, generator=generator), wanted
+    ), late
+
+
+def _unequal(chosen: Tensor, generator: torch.Generator) -> Iterator[Tensor]:
+    """The rows in batches of one to eight."""
+    while len(chosen):
+        size = int(torch.randint(1, 9, (1,), generator=generator))
+        yield chosen[:size]
+        chosen = chosen[size:]
