@@ -3,6 +3,8 @@
 Candidate and incumbent are paired by seed. The spread of a paired difference is estimated from repeated trials of the baseline and from every pair of the
 campaign. A mixture sequential probability ratio test (Robbins 1970; Johari et al. 2017) then says after each pair whether the evidence for
 a gain reaches 1 / ALPHA: it may be looked at after every pair without the error rate growing.
+
+A gain beyond PLAUSIBLE is more often a hole in the judge than a discovery: it is set aside for a person, and never kept in silence.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from bench.trial import TrialResult
 
 ALPHA = 0.01  # false keeps a proposal
 MAX_PAIRS = 3  # then what is undecided is dropped
+PLAUSIBLE = 0.15  # share of the incumbent's BPB that one change may win
 MIXTURE = (
     2.0  # prior spread of true effects, in units of the noise: two sigma is what is worth finding
 )
@@ -28,7 +31,7 @@ MIN_NOISE_BPB = (
 
 @dataclass(frozen=True)
 class Verdict:
-    decision: str  # keep, drop, again
+    decision: str  # keep, drop, again, quarantine
     reason: str
     evidence: dict[str, Any] = field(default_factory=dict)
 
@@ -66,9 +69,17 @@ def decide(
         "pairs": len(differences),
     }
     mean = statistics.fmean(differences)
+    share = -mean / statistics.fmean(i.val_bpb for i in incumbent)
     shown = f"{mean:+.4f} BPB over {len(differences)} pair(s), noise {spread:.4f} a pair"
     worse = evidence["e_worse"] = _e_value(differences, spread)
     better = evidence["e_better"] = _e_value([-d for d in differences], spread)
+    if share > PLAUSIBLE:
+        return Verdict(
+            "quarantine",
+            f"quarantined: {share:.0%} fewer bits ({shown}) is more than one change wins. Not kept: read the patch, score its trial by hand, "
+            "and commit it yourself if the gain is real",
+            evidence,
+        )
     if target == "kernels" and comparison is not None:
         evidence["ratio"] = [
             round(x, 4) for x in (comparison.ratio, comparison.low, comparison.high)

@@ -1,9 +1,10 @@
 """The loop: as many steps as the time allows, every schedule in units of the time budget.
 
 trainer = Trainer(spec)         the model on its device, weights not yet drawn
+trainer.model                   the nn.Module whose state_dict() holds all that is learned: a second process scores from it
 trainer.warm_up(tokens)         build, compile and run a few steps on random tokens; nothing of it stays
 trainer.train(tokens, seed, seconds, report)
-trainer.logits(rows)
+trainer.logits(rows)            a function of each row and of the state alone
 """
 
 from __future__ import annotations

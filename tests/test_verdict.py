@@ -81,3 +81,14 @@ def test_noise_pools_groups_of_equal_trials() -> None:
         [rng.gauss(mean, NOISE) for _ in range(3)] for mean in (1.7, 1.8, 1.9) for _ in range(100)
     ]
     assert abs(noise_of(groups) / NOISE - 1) < 0.15
+
+
+def test_an_improbable_gain_is_set_aside_for_a_person_whatever_the_target() -> None:
+    for target, comparison in (("model", None), ("kernels", FASTER)):
+        verdict = decide(target, comparison, [trial(1.8)], [trial(1.4)], NOISE)
+        assert verdict.decision == "quarantine"
+        assert "read the patch" in verdict.reason
+
+
+def test_a_gain_of_a_tenth_is_not_improbable() -> None:
+    assert decide("model", None, [trial(1.8)], [trial(1.62)], NOISE).decision == "keep"
