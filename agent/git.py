@@ -46,7 +46,9 @@ class Repository:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self._env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
-        self._env |= {"GIT_CONFIG_NOSYSTEM": "1", "LC_ALL": "C"}
+        self._env |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1", "LC_ALL": "C"}
+        # `git replace` shows one object in another's place: content and hash would part.
+        self._env |= {"GIT_NO_REPLACE_OBJECTS": "1"}
         for role in _WHO:
             self._env |= {f"GIT_{role}_NAME": "lab", f"GIT_{role}_EMAIL": "lab@localhost"}
 

@@ -64,6 +64,10 @@ _THREADS = re.compile(r"\bstd\s*::\s*(thread|async|packaged_task|this_thread)\b"
 _CLOCKS = re.compile(
     r"\b(steady_clock|high_resolution_clock|system_clock|clock_gettime|gettimeofday|__rdtscp?|_rdtsc|clock64|globaltimer)\b"
 )
+# A reading that outlives its call tells the first minutes of a process, when it is judged, from the rest.
+_LASTING = re.compile(
+    r"\b(?:static|thread_local|inline)\b[^;{}]{0,200}(?:\bnow|\btime|\bclock|__rdtscp?|_rdtsc)\s*\("
+)
 _ASM = re.compile(
     r"\b(?:asm|__asm__|__asm)\b(?:\s*(?:volatile|__volatile__|inline|goto))*\s*\(\s*((?:\"(?:\\.|[^\"\\])*\"\s*)*)"
 )
@@ -340,6 +344,11 @@ def _code(path: str, code: str) -> Iterator[tuple[int, str]]:
         yield (
             _line(code, match),
             f"registers into `{match[1]}`: torch's own operators stay as they are",
+        )
+    for match in _LASTING.finditer(code):
+        yield (
+            _line(code, match),
+            "a clock that is kept from call to call; time within one call alone",
         )
     for match in re.finditer(r"\\[uU][0-9a-fA-F]{4}", code):
         yield _line(code, match), "a universal character name in code; write the letter"

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from agent import static_names as names
+from agent.static_clock import lasting_readings
 from agent.static_fallback import fallbacks
 
 _MODEL_MAY_ASSIGN = ("torch.backends.", "torch._dynamo.config.", "torch._inductor.config.")
@@ -46,6 +47,7 @@ def inspect_source(path: str, source: str) -> Report:
         report.advice += [(line, text) for text in reader.advice(node)]
     if not reader.model:
         report.refusals += fallbacks(tree, reader.origin)
+        report.refusals += lasting_readings(tree, reader.origin)
     report.refusals = sorted(set(report.refusals))
     report.advice = sorted(set(report.advice))
     return report
@@ -233,6 +235,8 @@ class _Reader:
             yield '`importlib` loads `kernels.<op>` and nothing else: importlib.import_module(f"kernels.{op}")'
         if origin == "kernels.jit.load" and not self.model and not _is_text(node.args[:1]):
             yield '`jit.load` of a name that is not written out; write jit.load("<op>")'
+        if origin == "warnings.catch_warnings" and (node.args or node.keywords):
+            yield "`warnings.catch_warnings` that records: a warning tells who is calling; use it without arguments"
         if origin == "weakref.ref" and len(node.args) > 1:
             yield "`weakref.ref` with a callback: code that runs when nobody calls it"
         if origin == "functools.wraps" and isinstance(self.parents.get(id(node)), ast.Call):

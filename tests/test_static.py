@@ -275,8 +275,45 @@ def test_a_silent_fallback_is_refused(body: str) -> None:
     assert "silent fallback" in judged("kernels/scale.py", text).reason
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "begun = time.monotonic()",
+        "class A:\n    begun = time.time()",
+        "state = {}\ndef f(x):\n    state['t'] = time.time()",
+        "state = {}\ndef f(x):\n    now = time.time()\n    state['t'] = now",
+        "def f(x):\n    global begun\n    begun = time.perf_counter()",
+        "begun = 0\ndef f(x):\n    return x if time.perf_counter() - begun > 9 else 0",
+        "def f(x): return x if time.time() > 1e9 else 0",
+        "def now(): return time.time()",
+        "def now():\n    t = time.time()\n    return t",
+        "def f(x, stamps=[]): stamps.append(time.time())",
+        "clock = time.time\nbegun = clock()",
+        "time.localtime()",
+        "import warnings\nwith warnings.catch_warnings(record=True) as w: pass",
+    ],
+)
+def test_what_time_it_is_and_who_calls_decide_nothing(line: str) -> None:
+    assert not judged("kernels/scale.py", f"{PY}\nimport time\n{line}\n").passed
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "def f(x):\n    start = time.perf_counter()\n    scale(x)\n    return time.perf_counter() - start",
+        "def f(x):\n    t0 = time.time()\n    scale(x)\n    t1 = time.time()\n    return t1 - t0",
+        "best = {}\ndef f(x):\n    times = []\n    for k in (1, 2):\n        start = time.perf_counter_ns()\n        scale(x, k)\n"
+        "        times.append((time.perf_counter_ns() - start, k))\n    best[x.shape] = min(times)[1]",
+        "import warnings\nwith warnings.catch_warnings():\n    warnings.simplefilter('ignore')",
+    ],
+)
+def test_an_autotuner_may_time_its_settings(line: str) -> None:
+    found = judged("kernels/scale.py", f"{PY}\nimport time\n{line}\n")
+    assert found.passed, found.reason
+
+
 def test_clocks_and_subclasses_are_advice_with_their_line() -> None:
-    text = f"{PY}\nimport time\nimport torch\ntime.perf_counter()\nclass L(torch.Tensor): ...\n"
+    text = f"{PY}\nimport time\nimport torch\nt = time.perf_counter\nclass L(torch.Tensor): ...\n"
     advice = judged("kernels/scale.py", text).evidence["advice"]
     assert [line.split(":")[1] for line in advice] == ["13", "14"]
 

@@ -207,6 +207,14 @@ def test_two_paths_that_a_file_system_takes_for_one_are_refused(root: Path, tmp_
         Repository(root).export("HEAD", tmp_path / "out", FOLDERS)
 
 
+def test_no_replaced_object_stands_for_another(root: Path, tmp_path: Path) -> None:
+    repository = Repository(root)
+    other = repository.text("hash-object", "-w", "--stdin", stdin=BETTER.encode())
+    git(root, "replace", git(root, "rev-parse", "HEAD:csrc/scale.cpp"), other)
+    repository.export("HEAD", tmp_path / "out", FOLDERS)
+    assert (tmp_path / "out/csrc/scale.cpp").read_text() == CPP
+
+
 def test_what_git_ignores_is_not_in_a_tree(root: Path, tmp_path: Path) -> None:
     write(root, {".gitignore": ".lab/\ncsrc/hidden.h\n", "csrc/hidden.h": "#define FAST\n"})
     repository = Repository(root)
