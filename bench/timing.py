@@ -43,10 +43,10 @@ BOOTSTRAP = 2000
 ROUNDS = 25
 LEAST_S = 0.5  # of a case
 FORWARD_ROUNDS = 5
-ALONE_EVERY = 3  # rounds to one in which a single call is asked
 # Of the time that a call saves in a row, so much at least has to be saved by a call asked alone. Honest ones save as much or more; least
 # where threads have to be woken first, some 50 us.
 ALONE_SHARE = 0.25
+ALONE_S = 4.0  # asked on for so long where noise leaves that open
 WORTH_ASKING = 0.1  # of the incumbent's time: smaller savings drown in the noise of single calls
 QUARANTINE = 10.0
 
@@ -96,6 +96,47 @@ class Measured:
     forward: Samples
 
 
+@dataclass(frozen=True)
+class Savings:
+    """Seconds that a call of the candidate saves: in a row of calls, and when it is asked alone (with bounds).
+
+    A runner that leaves work out where it will not be looked at, or does the work of many calls in one, saves nothing in a call that
+    is asked alone and whose results are copied out. The request costs both arms the same, so that it falls out of a difference.
+    """
+
+    incumbent: float
+    row: float
+    alone: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, row: Samples, alone: Samples) -> Savings:
+        incumbent, candidate = (statistics.median(row[n]) for n in ("incumbent", "candidate"))
+        saved = np.subtract(alone["incumbent"], alone["candidate"])
+        low, high = np.quantile(_medians(saved, np.random.default_rng(0)), (0.005, 0.995))
+        return cls(
+            incumbent, incumbent - candidate, float(np.median(saved)), float(low), float(high)
+        )
+
+    @property
+    def claimed(self) -> bool:
+        return self.row > WORTH_ASKING * self.incumbent
+
+    @property
+    def unclear(self) -> bool:
+        return self.claimed and self.low < ALONE_SHARE * self.row < self.high
+
+    def check(self, case: Case) -> None:
+        """Raises Refused where calls are cheap only in a row."""
+        if self.claimed and self.alone < ALONE_SHARE * self.row:
+            raise Refused(
+                "phase",
+                f"a call in a row of calls saves {1e6 * self.row:.0f} us, and one asked alone {1e6 * self.alone:.0f} us: "
+                f"work of some calls is left out or done by others ({case.label()})",
+            )
+
+
 def compare(
     op: str,
     incumbent: Path,
@@ -118,12 +159,20 @@ def compare(
         for i, case in enumerate(cases):
             share = (limit_s - (time.monotonic() - started)) / (len(cases) - i)
             found = measure(
-                asked, case, arms, runners, limit_s=max(share, LEAST_S), rng=rng, least=ROUNDS
+                asked,
+                case,
+                arms,
+                runners,
+                limit_s=max(share, LEAST_S),
+                rng=rng,
+                least=ROUNDS,
+                pair=True,
             )
             _possible(asked, case, found.row, device)
             logs.append(np.log(_ratios(found.row)))
             rows.append(_row(case, found, *_interval([logs[-1]])))
-            _saved_alone(found, rows[-1])
+            if found.alone["candidate"]:
+                Savings.of(found.row, found.alone).check(case)
         for runner in runners:
             _once_more(asked, arms, runner, rng)
             runner.end(torch.get_num_threads())
@@ -183,8 +232,10 @@ def measure(
     limit_s: float,
     rng: random.Random,
     least: int = 5,
+    pair: bool = False,
 ) -> Measured:
-    """Interleaved blocks until the time is used, at least `least` rounds of them. Raises Refused for a wrong answer."""
+    """Interleaved blocks until the time is used, at least `least` rounds of them. `pair`: an incumbent and a candidate, of which Savings
+    are to be known. Raises Refused for a wrong answer."""
     deadline = time.monotonic() + limit_s
     contents = Contents(asked, case, rng)
     tables = [_Table(contents, arm, runner) for arm, runner in zip(arms, runners, strict=True)]
@@ -212,12 +263,16 @@ def measure(
         rounds = 0
         while rounds < least or time.monotonic() < deadline:
             ask(n, row)
-            if n > 1 and rounds % ALONE_EVERY == 0:
+            if n > 1:
                 ask(1, alone)
             rounds += 1
+        until = time.monotonic() + (ALONE_S if pair else 0.0)
+        while n > 1 and pair and Savings.of(row, alone).unclear and time.monotonic() < until:
+            for _ in range(ROUNDS):
+                ask(1, alone)
     audit.run()
     with _one_thread():
-        for _ in range(FORWARD_ROUNDS if contents.wrt else 0):
+        for _ in range(FORWARD_ROUNDS if contents.wrt and pair else 0):
             ask(n, forward, backward=False)
     return Measured(row, alone, forward)
 
@@ -334,21 +389,6 @@ def _possible(asked: Contract, case: Case, row: Samples, device: str) -> None:
                 f"a call of the {name} took {1e6 * min(seconds):.0f} us on {case.label()}, where moving its data once takes this "
                 f"machine at least {1e6 * floor:.0f} us: the work is not done in the call",
             )
-
-
-def _saved_alone(found: Measured, row: dict[str, Any]) -> None:
-    """Raises Refused where calls are cheap only in a row: when one is asked alone, its results copied out, all of its work shows."""
-    saved = 1e-3 * (row["incumbent_ms"] - row["candidate_ms"])
-    if not found.alone["candidate"] or saved < WORTH_ASKING * 1e-3 * row["incumbent_ms"]:
-        return
-    alone = np.subtract(found.alone["incumbent"], found.alone["candidate"])
-    most = float(np.quantile(_medians(alone, np.random.default_rng(0)), 0.99))
-    if most < ALONE_SHARE * saved:
-        raise Refused(
-            "phase",
-            f"a call in a row of calls saves {1e6 * saved:.0f} us, and one asked alone {1e6 * float(np.median(alone)):.0f} us: "
-            f"work of some calls is left out or done by others ({row['case']})",
-        )
 
 
 def _ratios(samples: Samples) -> Numbers:
