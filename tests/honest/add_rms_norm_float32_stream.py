@@ -1,4 +1,8 @@
-"""The sum is formed in float32 and rounded once more than it must be."""
+"""The sum is formed in float32 and rounded once, where plain torch adds in the dtype of the inputs.
+
+Odd: the last bit of residual' may differ from x + residual. Right: it is the same sum, rounded once from more digits, and y is the norm of what is
+returned.
+"""
 
 import torch
 

