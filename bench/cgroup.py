@@ -55,9 +55,9 @@ class Group:
         for folder in self.folders:
             events = {**_counts(folder / "memory.events"), **_counts(folder / "memory.oom_control")}
             if events.get("oom_kill"):
-                return "a process was killed because the sandbox ran out of its memory"
+                return "it used more memory than its cgroup allows"
             if _counts(folder / "pids.events").get("max"):
-                return "the sandbox ran out of its processes"
+                return "it ran more processes than its cgroup allows"
         return ""
 
     def remove(self) -> None:

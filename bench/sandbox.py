@@ -38,6 +38,7 @@ RUNNER_FILES = (
     "runner.py",
     "runner_calls.py",
     "runner_state.py",
+    "runner_record.py",
     "runner_blocks.py",
     "runner_trial.py",
     "aot.py",
@@ -182,7 +183,7 @@ def start(
         limits,
         sandbox.kill,
         log=log,
-        count=group is None,
+        counted=group.excess if group is not None else None,
         folders=[*folders, cache] if cache_writable else folders,
     )
     return sandbox

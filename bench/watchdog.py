@@ -30,13 +30,15 @@ class Watchdog:
         kill: Callable[[], None],
         *,
         log: Path,
-        count: bool,
+        counted: Callable[[], str] | None,
         folders: Sequence[Path],
     ) -> None:
-        """count: also memory and processes. folders: what may grow by `limits.disk` together."""
+        """counted: asks a cgroup which limit was met; without one, memory and processes are counted here.
+        folders: what may grow by `limits.disk` together.
+        """
         self.excess = ""
         self._process, self._limits, self._kill = process, limits, kill
-        self._log, self._count, self._folders = log, count, folders
+        self._log, self._counted, self._folders = log, counted, folders
         self._before = _size(folders)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -59,7 +61,10 @@ class Watchdog:
         """Which limit is passed, in words."""
         if self._log.stat().st_size > self._limits.output:
             return f"it printed more than {_megabytes(self._limits.output)}"
-        if self._count:
+        if self._counted is not None:
+            if excess := self._counted():
+                return excess
+        else:
             processes = linux.descendants(self._process)
             if len(processes) > self._limits.processes:
                 return f"it ran more than {self._limits.processes} processes"
