@@ -226,22 +226,27 @@ class _Reader:
         return node.attr in names.CONTEXTS and isinstance(self.parents.get(id(call)), ast.withitem)
 
     def _call(self, node: ast.Call) -> Iterator[str]:
-        function, origin = _name_of(node.func), self.origin(node.func)
+        function = _name_of(node.func)
         if function in names.LOOKUPS:
             yield from self._lookup(node, function)
         elif function == "type" and len(node.args) + len(node.keywords) > 1:
             yield "a class made by calling `type`; write `class ...:`"
+        for origin in self._origins(node.func):
+            yield from self._call_of(node, origin)
+
+    def _call_of(self, node: ast.Call, origin: str) -> Iterator[str]:
+        """What is wrong with a call of something imported."""
         if origin.startswith("importlib.") and not self._loads_kernel(node):
             yield '`importlib` loads `kernels.<op>` and nothing else: importlib.import_module(f"kernels.{op}")'
-        if origin == "kernels.jit.load" and not self.model and not _is_text(node.args[:1]):
+        elif origin == "kernels.jit.load" and not self.model and not _is_text(node.args[:1]):
             yield '`jit.load` of a name that is not written out; write jit.load("<op>")'
-        if origin == "warnings.catch_warnings" and (node.args or node.keywords):
+        elif origin == "warnings.catch_warnings" and (node.args or node.keywords):
             yield "`warnings.catch_warnings` that records: a warning tells who is calling; use it without arguments"
-        if origin == "weakref.ref" and len(node.args) > 1:
+        elif origin == "weakref.ref" and len(node.args) > 1:
             yield "`weakref.ref` with a callback: code that runs when nobody calls it"
-        if origin == "functools.wraps" and isinstance(self.parents.get(id(node)), ast.Call):
+        elif origin == "functools.wraps" and isinstance(self.parents.get(id(node)), ast.Call):
             yield "`functools.wraps` outside a decorator changes the function that it is given"
-        if origin.startswith("torch.library."):
+        elif origin.startswith("torch.library."):
             yield from self._library(node, origin)
 
     def _lookup(self, node: ast.Call, function: str) -> Iterator[str]:
@@ -272,13 +277,9 @@ class _Reader:
             text, called = _beginning(value), self.origin(value)
             if text.split("::")[0] in names.OWN_OPERATORS or called.startswith("torch.ops.aten"):
                 yield f"registers `{text or called}`: torch's own operators stay as they are; use a namespace of your own"
-        takes_name = ("custom_op", "Library", "define", "impl", "triton_op")
-        if origin.split(".")[-1] in takes_name and node.args and not _beginning(node.args[0]):
-            if not self.origin(node.args[0]) and not isinstance(node.args[0], ast.Name):
-                yield f"`{origin}` of a name that is not written out; begin it with your own namespace"
-        if origin.split(".")[-1] in ("custom_op", "Library", "triton_op") and node.args:
-            if isinstance(node.args[0], ast.Name):
-                yield f"`{origin}` of a name that is not written out; begin it with your own namespace"
+        makes_namespace = origin.split(".")[-1] in ("custom_op", "Library", "triton_op")
+        if makes_namespace and node.args and not _beginning(node.args[0]):
+            yield f"`{origin}` of a name that is not written out; begin it with your own namespace"
 
     def _class(self, node: ast.ClassDef) -> Iterator[str]:
         for keyword in node.keywords:
