@@ -17,7 +17,7 @@ import torch
 
 from bench import planting
 from bench.comparison import Standard
-from bench.contracts import Case, contract
+from bench.contracts import Case, captured, contract
 from bench.examination import Examination, Laid, Tensors, same_bits
 from bench.finding import Finding
 from bench.judge import Judge, Refused
@@ -155,6 +155,14 @@ class _Gate:
                 f"{self.of.where(impl, '', laid.case)}: the result does not depend on {name}",
             )
         self.of.verify(laid, answer, impl, what=f"with another {name}")
+
+    def captured(self, impl: str | None) -> None:
+        """What the op was called with in a training run."""
+        for case, values in captured.cases(self.contract.name):
+            laid = self.of.lay(case)
+            for name, each in values.items():
+                self.of.put(laid, name, each)
+            self.of.verify(laid, self.of.ask(laid, impl), impl)
 
     def planted(self, impl: str | None) -> None:
         """A NaN shows wherever it is seen, and nowhere else."""
@@ -301,6 +309,7 @@ class _Gate:
 Check = Callable[[_Gate, str | None], None]
 CHECKS: tuple[Check, ...] = (
     _Gate.values,
+    _Gate.captured,
     _Gate.arguments,
     _Gate.planted,
     _Gate.future,

@@ -1,7 +1,7 @@
 """The only process that imports candidate code. It fills the judge's buffers and answers plain JSON; it decides nothing.
 
 Requests (`do`), each answered once with {"nonce", "ok", ...}; those of a call are in
-runner_calls.py, of a measurement in runner_blocks.py, of a trial in runner_trial.py, and here
+runner_calls.py, of a measurement in runner_blocks.py, of a trial in runner_trial.py, of a recording in runner_record.py, and here
 
     load      {tree, op?}                        put the tree on the path, import kernels.<op>        -> {implementations, default}
     state     {}                                 what of the process's state has changed since before the import  -> {changed}
@@ -24,6 +24,7 @@ from bench.lending import Lent, Refusal
 from bench.protocol import Channel
 from bench.runner_blocks import Blocks
 from bench.runner_calls import Calls
+from bench.runner_record import Recorder
 from bench.runner_state import snapshot
 from bench.runner_trial import Training
 
@@ -38,7 +39,13 @@ class Runner:
         self.device = lent.device
         self.before: dict[str, Any] = {}
         calls = Calls(lent)
-        self.rooms = (self, calls, Blocks(lent, calls), Training(lent, channel.send))
+        self.rooms = (
+            self,
+            calls,
+            Blocks(lent, calls),
+            Training(lent, channel.send),
+            Recorder(lent),
+        )
 
     def serve(self) -> None:
         """Answer requests until the judge closes the connection."""

@@ -13,7 +13,9 @@ __all__ = ["Case", "Contract", "Input", "contract", "ops"]
 def ops() -> list[str]:
     """The ops that have a contract, by file name."""
     folder = Path(__file__).parent
-    return sorted(p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "contract"))
+    return sorted(
+        p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "contract", "captured")
+    )
 
 
 def contract(op: str) -> Contract:
