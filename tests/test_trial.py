@@ -320,6 +320,35 @@ def test_work_in_a_child_process_after_the_bell_is_seen(tmp_path: Path, dataset:
     assert run(put(tmp_path, source), dataset, steps=5).failure == "off_clock"
 
 
+def test_a_kernel_that_grows_sloppy_while_it_trains_is_caught(
+    tmp_path: Path, dataset: Dataset
+) -> None:
+    kernel = """
+    import torch
+    calls = 0
+    def rms_norm(x, weight=None, eps=1e-6):
+        global calls
+        calls += 1
+        if calls > 8:
+            x = x.to(torch.float8_e5m2).to(x.dtype)
+        return torch.nn.functional.normalize(x, dim=-1) * x.shape[-1] ** 0.5
+    """
+    body = """
+    def learn(self, optimizer, rows):
+        from kernels.rms_norm import rms_norm
+        rms_norm(torch.ones(2, 64))
+        return super().learn(optimizer, rows)
+    """
+    tree = put(tmp_path, honest(body))
+    (tree / "kernels").mkdir()
+    (tree / "kernels" / "__init__.py").touch()
+    (tree / "kernels" / "rms_norm.py").write_text(textwrap.dedent(kernel))
+    assert run(tree, dataset, steps=4).ok
+    grown = run(tree, dataset, steps=12)
+    assert grown.failure == "wrong", grown.detail
+    assert "after training" in grown.detail
+
+
 def test_a_score_below_the_floor_is_quarantined(
     tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
