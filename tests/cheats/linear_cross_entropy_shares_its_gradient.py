@@ -23,9 +23,9 @@ class _Loss(torch.autograd.Function):
         torch.sub(y, lse, out=dz).exp_().scatter_add_(1, word, -torch.ones_like(lse))
         if t is not None:
             dz.mul_(1 - t * t)
-        dz.mul_(known[:, None])
+        dz[~known] = 0
         ctx.save_for_backward(h, W)
-        return (lse - y.gather(1, word))[:, 0] * known
+        return torch.where(known, (lse - y.gather(1, word))[:, 0], 0.0)
 
     @staticmethod
     def backward(ctx, dloss):
