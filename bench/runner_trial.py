@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import mmap
+import os
 import sys
 import warnings
 from collections import Counter
@@ -33,6 +34,9 @@ class Training:
 
     def do_setup(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if self.lent.device.type == "cuda":
+            # one device a trial, whatever the machine has; CUDA reads this when it starts, which is later
+            first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+            os.environ["CUDA_VISIBLE_DEVICES"] = first
             # before anything compiles: the launchers of torch.compile look for hooks when they are made
             self._count_launches()
         from model.train import Trainer
