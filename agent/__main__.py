@@ -17,6 +17,7 @@ from agent.records import Settings
 from agent.screen import Screen, open_screen
 
 _SETTINGS = tuple(field.name for field in fields(Settings))
+BEST_EFFORT = "best-effort"
 _EPILOG = """\
 examples
   python -m agent --target kernels                     improve the kernels until Ctrl-C
@@ -51,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--hours", type=_positive(float), default=unset, metavar="H", help="end after H hours")
     _trial_options(loop)
+    _isolation_option(loop)
     add(
         "--start",
         default=unset,
@@ -88,11 +90,15 @@ def parser() -> argparse.ArgumentParser:
     )
     gate.add_argument("--no-speed", action="store_true", help="leave the microbenchmark out")
     gate.add_argument("--json", action="store_true", help="the result as JSON on standard output")
+    _isolation_option(gate)
 
     trial = commands.add_parser("trial", help="one trial of the working tree as it is")
     _trial_options(trial)
+    _isolation_option(trial)
     trial.add_argument("--impl", help="every op by this implementation, as torch, for comparison")
 
+    doctor = commands.add_parser("doctor", help="what this machine gives, and what it lacks")
+    doctor.add_argument("--json", action="store_true", help="as JSON")
     commands.add_parser("status", help="what has been tried and kept")
     export = commands.add_parser("export", help="the ledger for other tools")
     form = export.add_mutually_exclusive_group(required=True)
@@ -119,6 +125,15 @@ def _trial_options(to: argparse.ArgumentParser) -> None:
     to.add_argument("--seed", type=int, default=unset, help="first seed (default 0)")
 
 
+def _isolation_option(to: argparse.ArgumentParser) -> None:
+    to.add_argument(
+        "--isolation",
+        choices=("strict", BEST_EFFORT),
+        default=argparse.SUPPRESS,  # so that `--isolation strict gate` is not overruled
+        help="refuse to run candidates, or warn, where a layer of the sandbox is missing (default best-effort)",
+    )
+
+
 def _positive(kind: type[int] | type[float]) -> Any:
     def convert(text: str) -> float:
         value = kind(text)
@@ -140,7 +155,7 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
         loop.error(
             "say what to improve: --target kernels, --target model or --target all (or a command: see --help)"
         )
-    quiet_output = asked.command in ("gate", "trial", "export", "status")
+    quiet_output = asked.command in ("gate", "trial", "export", "status", "doctor")
     screen = open_screen(sys.stderr if quiet_output else sys.stdout)
     try:
         return _COMMANDS[asked.command or "loop"](lab, given, screen)
@@ -171,8 +186,9 @@ def _expected() -> tuple[type[Exception], ...]:
 
 
 def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
-    from agent import campaign, proposers
+    from agent import campaign, doctor, proposers
 
+    doctor.insist(given.get("isolation", BEST_EFFORT), screen)
     chosen = {name: given[name] for name in _SETTINGS if name in given}
     if given["resume"] is not None:
         summary = campaign.resume(lab, given["resume"] or None, chosen, screen)
@@ -200,13 +216,14 @@ def _prepare(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
 
 
 def _gate(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
-    from agent import gate_command
+    from agent import doctor, gate_command
 
     op, file, base = given["op"], given["candidate"], given["base"]
     if (op is None) != (file is None) or (file is not None and base is not None):
         raise Unusable(
             "gate takes --op OP with --candidate FILE, or --base REF, or neither for the working tree"
         )
+    doctor.insist(given.get("isolation", BEST_EFFORT), screen)
     if file is not None:
         results = gate_command.judge_file(lab, op, file, not given["no_speed"], screen)
     else:
@@ -218,10 +235,11 @@ def _gate(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
 
 
 def _trial(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
-    from agent import trial_command
+    from agent import doctor, trial_command
     from agent.judging import Bench
     from agent.lab import device
 
+    doctor.insist(given.get("isolation", BEST_EFFORT), screen)
     seconds, seed = given.get("seconds", 300.0), given.get("seed", 0)
     dataset = lab.dataset(given.get("data"), screen)
     judge = Bench(device(given.get("device", "auto")), dataset, seconds, given["impl"])
@@ -229,6 +247,14 @@ def _trial(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     screen.close()
     print(trial_command.block(result))
     return 0 if result.ok else 1
+
+
+def _doctor(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+    from agent import doctor
+
+    rows = doctor.examine(lab)
+    print(doctor.as_json(rows) if given["json"] else doctor.table(rows))
+    return 0 if doctor.healthy(rows) else 1
 
 
 def _status(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
@@ -257,6 +283,7 @@ _COMMANDS = {
     "prepare": _prepare,
     "gate": _gate,
     "trial": _trial,
+    "doctor": _doctor,
     "status": _status,
     "export": _export,
 }

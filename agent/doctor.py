@@ -1,0 +1,179 @@
+"""`python -m agent doctor`: what this machine gives to the lab and what it lacks, layer by layer of the sandbox; and what `--isolation` asks of it.
+
+Every layer is really tried. Exit status 0 when all that is needed is there, 1 otherwise.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from agent.lab import Lab, Unusable
+from agent.ledger import LedgerError
+from agent.screen import Screen
+
+_LEAST_DISK = 2 << 30  # for built kernels, their scratch, and a ledger
+_GIB = 1 << 30
+_MARKS = {(True, True): "yes", (True, False): "yes", (False, True): "NO", (False, False): "-"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing: whether it is there, whether the lab needs it, and in words what it is or what would give it."""
+
+    part: str
+    name: str
+    ok: bool
+    text: str
+    needed: bool = True
+
+
+def insist(mode: str, screen: Screen) -> None:
+    """Hold a command to `--isolation`: raises Unusable under `strict` where a layer is missing; warns, once, under `best-effort`."""
+    from bench import isolation
+
+    missing = isolation.missing()
+    if not missing:
+        return
+    named = ", ".join(layer.name for layer in missing)
+    if mode == "strict":
+        reasons = "".join(f"\n  {layer.name}: {layer.how}" for layer in missing)
+        raise Unusable(f"--isolation strict: this machine does not give {named}{reasons}")
+    screen.say(
+        f"warning: candidates run without {named} around them (`python -m agent doctor` says why); "
+        "--isolation strict would refuse"
+    )
+
+
+def examine(lab: Lab) -> list[Row]:
+    """Every row of the table."""
+    return [*_software(), *_machine(lab), *_isolation(), *_contents(lab)]
+
+
+def healthy(rows: Sequence[Row]) -> bool:
+    return all(row.ok for row in rows if row.needed)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One line a row, under the name of its part."""
+    width = max(len(row.name) for row in rows)
+    lines: list[str] = []
+    part = ""
+    for row in rows:
+        if row.part != part:
+            part = row.part
+            lines += ["", part] if lines else [part]
+        lines.append(f"  {row.name:<{width}}  {_MARKS[row.ok, row.needed]:<3}  {row.text}")
+    lacking = [row.name for row in rows if row.needed and not row.ok]
+    verdict = "lacking: " + ", ".join(lacking) if lacking else "all that is needed is there"
+    return "\n".join([*lines, "", verdict])
+
+
+def as_json(rows: Sequence[Row]) -> str:
+    return json.dumps({"healthy": healthy(rows), "rows": [asdict(row) for row in rows]}, indent=2)
+
+
+def _software() -> Iterator[Row]:
+    part, version = "software", platform.python_version()
+    yield Row(part, "Python", sys.version_info >= (3, 11), f"{version} (3.11 or newer is needed)")
+    try:
+        import torch
+
+        yield Row(part, "torch", True, torch.__version__)
+    except ImportError as error:
+        yield Row(part, "torch", False, f"{error}; run `make install`")
+    yield _package(part, "triton", "its kernels can be neither compiled nor run")
+    yield _command(part, "C++ compiler", os.environ.get("CXX", "c++"), "g++ or clang++")
+    yield _command(part, "git", "git", "git")
+    yield _command(part, "nvcc", "nvcc", "the CUDA toolkit, for .cu files", needed=False)
+
+
+def _machine(lab: Lab) -> Iterator[Row]:
+    part = "machine"
+    names = _field("/proc/cpuinfo", "model name")
+    cores = len(os.sched_getaffinity(0))
+    yield Row(part, "CPU", True, f"{names or platform.machine()}, {cores} cores{_vectors()}")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    yield Row(part, "memory", True, f"{memory / _GIB:.1f} GiB")
+    yield _gpu(part)
+    folder = next(f for f in (lab.folder, *lab.folder.parents) if f.exists())
+    free = shutil.disk_usage(folder).free
+    text = f"{free / _GIB:.1f} GiB free in {folder} ({_LEAST_DISK // _GIB} are needed)"
+    yield Row(part, "disk", free >= _LEAST_DISK, text)
+
+
+def _isolation() -> Iterator[Row]:
+    from bench import isolation
+
+    for layer in isolation.layers():
+        yield Row("isolation", layer.name, layer.holds, layer.how, layer.needed)
+
+
+def _contents(lab: Lab) -> Iterator[Row]:
+    part, default = "lab", lab.data / "default"
+    if default.is_file():
+        yield Row(part, "data", True, str(lab.data / default.read_text().strip()), False)
+    else:
+        text = "not prepared: `python -m agent prepare`, or the first command does it"
+        yield Row(part, "data", False, text, False)
+    file = lab.folder / "ledger.sqlite"
+    if not file.is_file():
+        yield Row(part, "ledger", False, "none: the first run begins one", False)
+        return
+    try:
+        runs, tried = len(lab.ledger().runs()), len(lab.ledger().experiments())
+        yield Row(part, "ledger", True, f"{runs} runs, {tried} experiments in {file}")
+    except LedgerError as error:
+        yield Row(part, "ledger", False, str(error))
+
+
+def _package(part: str, name: str, without: str) -> Row:
+    try:
+        return Row(part, name, True, importlib.metadata.version(name), False)
+    except importlib.metadata.PackageNotFoundError:
+        return Row(part, name, False, f"not installed: {without}", False)
+
+
+def _command(part: str, name: str, command: str, what: str, *, needed: bool = True) -> Row:
+    found = shutil.which(command)
+    if found is None:
+        return Row(part, name, False, f"no `{command}` on the PATH: install {what}", needed)
+    done = subprocess.run([found, "--version"], capture_output=True, text=True, check=False)
+    lines = [line for line in done.stdout.splitlines() if re.search(r"\d\.\d", line)]
+    return Row(part, name, done.returncode == 0, f"{lines[0] if lines else '?'} ({found})", needed)
+
+
+def _gpu(part: str) -> Row:
+    try:
+        import torch
+    except ImportError:
+        return Row(part, "GPU", False, "unknown without torch", False)
+    if not torch.cuda.is_available():
+        built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "no CUDA"
+        return Row(part, "GPU", False, f"none that torch sees (it is built with {built})", False)
+    found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    text = ", ".join(f"{gpu.name} {gpu.total_memory / _GIB:.0f} GiB" for gpu in found)
+    return Row(part, "GPU", True, text, False)
+
+
+def _vectors() -> str:
+    """The widest instructions that torch uses here, as `, AVX512`."""
+    try:
+        import torch
+    except ImportError:
+        return ""
+    return f", {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _field(file: str, name: str) -> str:
+    lines = Path(file).read_text().splitlines() if Path(file).is_file() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")

@@ -1,0 +1,174 @@
+"""`doctor` and `--isolation`: what a machine gives, told as it is; on this machine, and in a container that may make no namespaces."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from agent import doctor
+from agent.__main__ import main
+from agent.lab import Lab, Unusable
+from bench import isolation
+from bench.isolation import Layer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Heard:
+    """A screen that remembers what was said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def stage(self, text: str, seconds: float | None = None) -> None:
+        pass
+
+    def progress(self, event: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def without_landlock(monkeypatch: pytest.MonkeyPatch) -> None:
+    lost = [
+        Layer("landlock", False, "an old kernel") if layer.name == "landlock" else layer
+        for layer in isolation.layers()
+    ]
+    monkeypatch.setattr(isolation, "layers", lambda: tuple(lost))
+
+
+@pytest.fixture
+def with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = tuple(Layer(layer.name, True, layer.how) for layer in isolation.layers())
+    monkeypatch.setattr(isolation, "layers", lambda: whole)
+
+
+@pytest.mark.usefixtures("without_landlock")
+def test_strict_refuses_and_names_what_is_missing_and_why() -> None:
+    heard = Heard()
+    with pytest.raises(Unusable, match="does not give landlock\n  landlock: an old kernel"):
+        doctor.insist("strict", heard)
+    assert heard.lines == []
+
+
+@pytest.mark.usefixtures("without_landlock")
+def test_best_effort_warns_in_one_line() -> None:
+    heard = Heard()
+    doctor.insist("best-effort", heard)
+    (line,) = heard.lines
+    assert line.startswith("warning: ")
+    assert "landlock" in line
+
+
+@pytest.mark.usefixtures("with_everything")
+@pytest.mark.parametrize("mode", ["strict", "best-effort"])
+def test_nothing_is_said_where_every_layer_holds(mode: str) -> None:
+    heard = Heard()
+    doctor.insist(mode, heard)
+    assert heard.lines == []
+
+
+@pytest.mark.usefixtures("without_landlock")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--isolation", "strict", "--target", "kernels"],
+        ["gate", "--isolation", "strict"],
+        ["--isolation", "strict", "gate"],
+        ["trial", "--isolation", "strict"],
+    ],
+)
+def test_a_strict_command_ends_with_status_2_before_it_does_anything(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments, Lab(tmp_path)) == 2
+    assert "--isolation strict: this machine does not give landlock" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("without_landlock")
+def test_the_table_and_the_status_tell_of_a_missing_layer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor"], Lab(tmp_path)) == 1
+    shown = capsys.readouterr().out
+    assert "  landlock      NO   an old kernel\n" in shown
+    assert shown.splitlines()[-1] == "lacking: landlock"
+    assert main(["doctor", "--json"], Lab(tmp_path)) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert not told["healthy"]
+    assert {row["name"] for row in told["rows"] if row["needed"] and not row["ok"]} == {"landlock"}
+
+
+@pytest.mark.usefixtures("with_everything")
+def test_what_is_not_needed_makes_no_one_ill(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--json"], Lab(tmp_path)) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert not rows["data"]["ok"]
+    assert not rows["ledger"]["ok"]
+    assert list(tmp_path.iterdir()) == []
+    expected = {"Python", "torch", "triton", "C++ compiler", "git", "CPU", "GPU", "disk"}
+    assert expected <= set(rows)
+
+
+def test_a_missing_compiler_is_told_with_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    row = next(row for row in doctor.examine(Lab(tmp_path)) if row.name == "C++ compiler")
+    assert (row.ok, row.needed) == (False, True)
+    assert "no-such-compiler" in row.text
+    assert "install g++ or clang++" in row.text
+
+
+def test_a_container_without_privileges_is_seen_and_a_candidate_still_held(tmp_path: Path) -> None:
+    """Emulated by a bubblewrap that shows everything and lets nobody make another namespace."""
+    wrapper = isolation.bubblewrap()
+    if wrapper is None:
+        pytest.skip("it takes a bubblewrap that works to emulate a container in which none does")
+    container = [wrapper, "--unshare-user", "--disable-userns", "--cap-drop", "ALL", "--dev-bind", "/", "/"]  # fmt: skip
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").touch()
+    (tmp_path / "kernels" / "rms_norm.py").write_text(
+        "import socket\nsocket.socket()\n\ndef rms_norm(x, weight=None, eps=1e-6):\n    return x\n"
+    )
+    script = f"""
+import json, pathlib
+from bench import isolation
+from bench.judge import Judge, Refused
+folder = pathlib.Path({str(tmp_path)!r})
+with Judge(folder) as judge:
+    try:
+        judge.ask("load", op="rms_norm", tree=str(folder))
+        became = "loaded"
+    except Refused as refused:
+        became = refused.kind
+told = dict(became=became, isolation=judge.isolation, missing=[(l.name, l.how) for l in isolation.missing()])
+print(json.dumps(told))
+"""
+    done = subprocess.run(
+        [*container, "--", sys.executable, "-c", script],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    told = json.loads(done.stdout)
+    ((name, how),) = told["missing"]
+    assert name == "namespaces"
+    assert "unshare: " in how
+    assert "To allow them" in how or "In a container" in how
+    assert told["isolation"].startswith("capabilities, landlock, seccomp")
+    assert told["isolation"].endswith("no namespaces")
+    assert told["became"] == "PermissionError"
