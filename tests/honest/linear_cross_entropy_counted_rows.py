@@ -39,12 +39,13 @@ def gradients(g: Tensor, h: Tensor, W: Tensor, targets: Tensor, softcap: float |
     dz = (y.softmax(-1) - F.one_hot(targets[counted], len(W))) * g[counted, None]
     if softcap is not None:
         dz *= 1 - (y / softcap).square()
-    return torch.zeros_like(h).index_add(0, counted, (dz @ W).to(h.dtype)), (dz.T @ h[counted]).to(W.dtype)  # fmt: skip
+    dh = h.new_zeros(h.shape).index_add(0, counted, (dz @ W).to(h.dtype))
+    return dh, (dz.T @ h[counted]).to(W.dtype).contiguous()
 
 
 @gradients.register_fake
 def _(g: Tensor, h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return torch.empty_like(h), torch.empty_like(W)
+    return h.new_empty(h.shape), W.new_empty(W.shape)
 
 
 def save(ctx, inputs, output):
