@@ -46,6 +46,7 @@ REASONS = ROOT / "results" / "mutants_reasons.tsv"
 REPORT = ROOT / "results" / "mutants.md"
 DRAW = "1"  # another one takes another draw
 
+CONTROL_SEED = 5
 # How many mutants of a file, and the ops that run it.
 SHARES: dict[str, tuple[int, tuple[str, ...]]] = {
     "kernels/rms_norm.py": (18, ("rms_norm",)),
@@ -181,9 +182,14 @@ def plant(mutant: Mutant | None, folder: Path, impl: str = "") -> Path:
 # ---- judging ----
 
 
-def judge(mutant: Mutant, seed: int | None = None) -> Row:
-    """Put a mutant before the gate, op by op until one refuses it; a survivor goes to the oracle."""
+def judge(mutant: Mutant, seed: int | None = None, control: bool = True) -> Row:
+    """Put a mutant before the gate, op by op until one refuses it; a survivor goes to the oracle.
+
+    control: first see, once for each op and implementation, that the gate takes the original in the same form.
+    """
     seed = secrets.randbits(48) if seed is None else seed
+    for op in mutant.ops if control else ():
+        _control(op, mutant.impl)
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         tree = plant(mutant, Path(folder))
@@ -213,6 +219,14 @@ def _originals(impl: str) -> tempfile.TemporaryDirectory[str]:
     folder = tempfile.TemporaryDirectory()
     plant(None, Path(folder.name), impl)
     return folder
+
+
+@functools.cache
+def _control(op: str, impl: str) -> None:
+    """A refused mutant says something only if the same tree without a change is not refused."""
+    finding = check(op, Path(_originals(impl).name), seed=CONTROL_SEED)
+    if not finding.passed:
+        raise SystemExit(f"the original {op} with {impl} alone is refused: {finding.reason}")
 
 
 def campaign(chosen: Sequence[Mutant], jobs: int) -> None:

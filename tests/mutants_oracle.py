@@ -118,7 +118,9 @@ def inputs_of(call: Call) -> dict[str, Tensor]:
     for name, wanted in call.case.inputs.items():
         buffer = torch.zeros(wanted.span() + 1, dtype=getattr(torch, wanted.dtype))
         tensor = buffer.as_strided(wanted.shape, wanted.strides(), int(wanted.layout == "offset"))
-        tensor.copy_(wanted.values(generator))
+        # of an expanded tensor all slices are the first
+        own = slice(0, 1 if wanted.layout == "expanded" else None)
+        tensor[own].copy_(wanted.values(generator)[own])
         if call.non_finite and tensor.is_floating_point():
             for value in (math.nan, math.inf, -math.inf)[: 1 + call.seed % 3]:
                 at = tuple(int(torch.randint(n, (), generator=generator)) for n in tensor.shape)
