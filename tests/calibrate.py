@@ -4,7 +4,8 @@
     python tests/calibrate.py --seeds 3 --only gram   those whose name holds "gram", printed and not kept
 
 One process, one after another, a line as each is done. The table is written after every line; started again, the command goes on
-after the last one that is there with as many seeds and the same source. Exit status 1 if anything was refused.
+after the last one that is there with as many seeds and the same source; after a change of the gate, delete the table. Exit status 1 if
+anything was refused.
 """
 
 from __future__ import annotations
