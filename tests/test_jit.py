@@ -139,8 +139,11 @@ def test_kill_mid_build_then_success(source):
 
 
 def test_unwritable_cache_builds_in_a_private_folder_under_tmpdir(source, tmp_path, monkeypatch):
-    # Refused in os.access and not by chmod: root may write to a read-only folder.
-    monkeypatch.setattr(jit.os, "access", lambda path, mode: False)
+    # Refused here and not by chmod: root may write to a read-only folder.
+    def refuse(dir):
+        raise PermissionError(f"{dir} is read-only")
+
+    monkeypatch.setattr(jit.tempfile, "TemporaryFile", refuse)
     monkeypatch.setattr(jit.tempfile, "gettempdir", lambda: str(tmp_path))
     built = jit.build(source)
     assert built.parent == tmp_path / f"lab-{os.getuid()}"
