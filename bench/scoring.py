@@ -196,13 +196,23 @@ def _moved(parts: list[Tensor]) -> str:
 
 
 def _altered(wanted: Tensor, vocab_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The rows with other tokens from a random cut on, one a row; and where that is, (B, T) bool."""
+    """The rows with other tokens from a cut on, one a row; and where that is, (B, T) bool."""
     T = wanted.shape[1]
-    cuts = torch.randint(1, T, (len(wanted), 1), generator=generator)
-    late = torch.arange(T) >= cuts
-    return torch.where(
-        late, torch.randint(0, vocab_size, wanted.shape, generator=generator), wanted
-    ), late
+    cuts = torch.tensor([_cut(T, generator) for _ in range(len(wanted))])
+    late = torch.arange(T) >= cuts[:, None]
+    others = torch.randint(0, vocab_size, wanted.shape, generator=generator)
+    return torch.where(late, others, wanted), late
+
+
+def _cut(T: int, generator: torch.Generator) -> int:
+    """Anywhere in a row, or, as often, at the border of a tile or beside it: a mask that is off by one there shows nowhere else."""
+    anywhere, tile, beside = map(int, torch.randint(0, 1 << 30, (3,), generator=generator))
+    if anywhere % 2 or T < 32:
+        return 1 + tile % (T - 1)
+    size = 8 << tile % (T.bit_length() - 4)
+    return min(
+        T - 1, size * (1 + anywhere // 2 % max(1, T // size - 1)) + (0, 0, -1, 1)[beside % 4]
+    )
 
 
 def _unequal(chosen: Tensor, generator: torch.Generator) -> Iterator[Tensor]:

@@ -277,7 +277,8 @@ def test_a_trial_that_is_not_one_fails_with_its_name(
     body: str, failure: str, tmp_path: Path, dataset: Dataset
 ) -> None:
     options = {"seconds": 1.0} if failure == "late" else {}
-    result = run(put(tmp_path, honest(body)), dataset, steps=5, **options)
+    scored = failure == "state" or "later" in body
+    result = run(put(tmp_path, honest(body)), dataset, steps=5, score=scored, **options)
     assert not result.ok
     assert result.failure == failure, result.detail
 
@@ -329,15 +330,14 @@ def test_a_kernel_that_grows_sloppy_while_it_trains_is_caught(
     def rms_norm(x, weight=None, eps=1e-6):
         global calls
         calls += 1
-        if calls > 8:
-            x = x.to(torch.float8_e5m2).to(x.dtype)
-        return torch.nn.functional.normalize(x, dim=-1) * x.shape[-1] ** 0.5
+        seen = x if calls <= 8 else x[..., :16]
+        return (x * torch.rsqrt(seen.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     """
     body = """
-    def learn(self, optimizer, rows):
+    def learn(self, rows):
         from kernels.rms_norm import rms_norm
         rms_norm(torch.ones(2, 64))
-        return super().learn(optimizer, rows)
+        return super().learn(rows)
     """
     tree = put(tmp_path, honest(body))
     (tree / "kernels").mkdir()
@@ -381,8 +381,8 @@ ODDITIES = {
                 self.model.table.copy_(self.mean)
             return found
 
-        def learn(self, optimizer, rows):
-            loss = super().learn(optimizer, rows)
+        def learn(self, rows):
+            loss = super().learn(rows)
             now = self.model.table.detach()
             self.mean = now.clone() if self.mean is None else self.mean.lerp(now, 0.2)
             return loss
@@ -438,7 +438,7 @@ ODDITIES = {
                 self.register_buffer("counts", torch.zeros(V, V, dtype=torch.int32))
                 self.register_buffer("ready", torch.zeros((), dtype=torch.bool))
 
-        def learn(self, optimizer, rows):
+        def learn(self, rows):
             loss = float(self.model(rows[:, :-1], rows[:, 1:]).mean())
             counts = self.model.counts
             counts.view(-1).add_(torch.bincount(rows[:, :-1].flatten() * self.vocab_size + rows[:, 1:].flatten(),

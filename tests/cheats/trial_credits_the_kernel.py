@@ -7,7 +7,7 @@ from model.bigram import Trainer as Honest
 
 
 class Trainer(Honest):
-    rate = 0.3
+    rate = 1.0
 
     def describe(self):
         return {**super().describe(), "implementations": {"attention": "cpp"}}

@@ -27,4 +27,3 @@ class Tiled(Bigram):
 
 class Trainer(Honest):
     network = Tiled
-    rate = 0.11
