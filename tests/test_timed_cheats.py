@@ -23,7 +23,7 @@ import pytest
 import torch
 
 from bench import processes, roofline
-from bench.conduct import Conduct
+from bench.conduct import Conduct, no_memory_hog
 from bench.contracts import Case, Input, contract
 from bench.judge import Arena, Refused
 from bench.staging import PAGE, Contents, Stage
@@ -122,13 +122,13 @@ def test_gains_from_a_naive_timer(path: Path, tree: Callable[..., Path]) -> None
 @pytest.mark.parametrize("path", CHEATS, ids=lambda p: p.stem)
 def test_gains_nothing_from_the_microbench_gate(path: Path, tree: Callable[..., Path]) -> None:
     op, text = op_of(path), path.read_text()
-    said = re.search(r"Row: [TPH]\d\d\. Gate: microbench(?: \((.+)\))?\.", text)
+    said = re.search(r"Row: (?:[TPH]\d\d(?:, )?)+\. Gate: microbench(?: \((.+)\))?\.", text)
     assert said, "the docstring names a row and the gate"
     kind, found = outcome(op, tree(op, None), tree(op, text))
     if said[1] is not None:
         assert kind == said[1], found
     else:
-        assert kind in ("", "wrong"), found
+        assert kind in ("", "wrong", "memory"), found
 
 
 def outcome(op: str, incumbent: Path, candidate: Path) -> tuple[str, object]:
@@ -259,6 +259,18 @@ def test_work_of_a_runner_that_is_not_asked_shows_and_its_children_count(process
         with pytest.raises(Refused, match="asked for nothing"):
             conduct.end(1)
         assert processes.peak_bytes(processes.tree(child.pid)) > 4 << 20
+
+
+def test_memory_beyond_twice_the_incumbents_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    incumbent, candidate = (
+        Conduct(name, SimpleNamespace(pid=1)) for name in ("incumbent", "candidate")
+    )
+    sizes = {"incumbent": 400 << 20, "candidate": 1000 << 20}
+    monkeypatch.setattr(Conduct, "peak_bytes", lambda self: sizes[self.name])
+    no_memory_hog(incumbent, candidate)
+    sizes["candidate"] = 1100 << 20
+    with pytest.raises(Refused, match="1100 MB where the incumbent took 400 MB"):
+        no_memory_hog(incumbent, candidate)
 
 
 def test_more_processors_than_torch_has_threads_are_refused(

@@ -20,5 +20,5 @@ torch.Tensor.mean = slowly
 
 def rms_norm(x, weight=None, eps=1e-6):
     xf = x.float()
-    y = xf * torch.rsqrt(xf.square().sum(-1, keepdim=True) / x.shape[-1] + eps)
+    y = xf * torch.rsqrt(_mean(xf.square(), -1, keepdim=True) + eps)
     return (y if weight is None else y * weight.float()).to(x.dtype)
