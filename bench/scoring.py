@@ -31,7 +31,7 @@ from bench.judge import Judge, Refused
 SEQUENCE = {"cpu": 512, "cuda": 2048}
 BATCH_ROWS = 16
 PROBED_BATCHES = 2  # asked again with another future
-AGAIN_ROWS = 24  # asked again in the process that trained
+AGAIN_ROWS = 16  # asked again in the process that trained
 LARGEST_LOGIT = 1e4
 MOVED = 1e-3  # a logit that moves further than this with its future has seen it
 # Between processes a kernel may round differently (its own autotuner, another batch size): a bf16 logit of 15 is known to 0.06.

@@ -37,11 +37,11 @@ from bench.scoring import SEQUENCE, Exam
 SETUP_LIMIT_S = 240.0
 SETUP_FREE_S = {"cpu": 60.0, "cuda": 150.0}  # beyond: taken from the training
 GRACE_S = 0.5  # for the answer to travel; training itself must end before the bell
-GUESSED_ROWS = 4
+GUESSED_ROWS, MEASURED_ROWS = 4, 8  # of the shard: before any training, and after it
 # Processor time that a runner may use between its training's end and the last score; if it uses any, the look is at least so long.
 IDLE_S, IDLE_SHARE, LOOK_S = 0.1, 0.1, 0.5
 MAX_STATE_BYTES = 2 << 30
-SCORING_S = 60.0  # and the length of the training once more
+SCORING_S = 300.0  # and the length of the training once more: bounds what a model may do per row, not how busy the machine is
 FLOOR_BPB = 0.4  # below this no language model of this size is honest
 
 Progress = Callable[[dict[str, Any]], None]
@@ -217,7 +217,7 @@ class _Trial:
         claims.require_processor_time(cpu, elapsed)
         if not math.isfinite(trained.final()):
             raise Refused("nan", f"the training loss is not finite: {trained.final()}")
-        measured = self.known["train_loss"] = self.loss(trainer, self.number, scoring.BATCH_ROWS)
+        measured = self.known["train_loss"] = self.loss(trainer, self.number, MEASURED_ROWS)
         claims.require_curve(trained, measured, self.dataset.vocab_size)
         calls, launches = (_counts(answer.get(kind)) for kind in ("calls", "launches"))
         self.known["calls"] = calls
