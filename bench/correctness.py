@@ -30,6 +30,7 @@ THREADS = (1, 2, 3, 5)
 FUTURES = 4
 LOUD = 30.0  # times the usual size of what comes after the cut
 PLANTED = 2  # cases
+AGE_CALLS, AGE_S = 3000, 1.5  # a 300-second trial makes about 2,000 steps
 
 
 def check(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) -> Finding:
@@ -69,6 +70,7 @@ class _Gate:
         self.contract = of.contract
         self.default = default  # the implementation that the device's choice is
         self.drawn: list[Case] = []
+        self.known: list[tuple[Laid, Standard]] = []
 
     def examine(self, impl: str | None) -> None:
         """All checks of one implementation; None is the public function as the trial calls it."""
@@ -84,15 +86,27 @@ class _Gate:
 
     def finish(self) -> None:
         """Last of all: inference tensors that a kernel keeps from here on are of no use outside; and the process is as it was."""
-        case = self.of.wide(self.drawn)
-        for mode in ("no_grad", "inference"):
-            laid = self.of.lay(case, ())
-            self.of.verify(laid, self.of.ask(laid, None, mode=mode), None, what=mode)
+        self._aged()
+        laid = self.of.lay(self.of.wide(self.drawn), ())
+        answer = self.of.ask(laid, None, mode="inference")
+        self.of.verify(laid, answer, None, what="inference mode")
+        laid, standard = self._known(())
+        answer = self.of.ask(laid, None, mode="inference")
+        self.of.verify(laid, answer, None, what="inference mode", standard=standard)
         changed = self.of.judge.ask("state")["changed"]
         if changed:
             raise Refused(
                 "state", f"the process is not as it was before the import: {'; '.join(changed)}"
             )
+
+    def _aged(self) -> None:
+        """After as many calls as a training run makes in a while, the op is still what it was."""
+        small = self.of.lay(self.contract.telling(self.of.rng)[0])
+        asked: dict[str, Any] = {"op": self.contract.name, "impl": None, "call": small.call}
+        made = self.of.judge.ask("age", n=AGE_CALLS, seconds=AGE_S, **asked)["calls"]
+        laid, standard = self._known()
+        answer = self.of.ask(laid, None)
+        self.of.verify(laid, answer, None, what=f"after {made} more calls", standard=standard)
 
     def differentiable(self, cases: Sequence[Case]) -> list[Case]:
         return [c for c in cases if not c.forward_only] if self.contract.differentiable else []
@@ -105,8 +119,8 @@ class _Gate:
         for i, case in enumerate(self.drawn):
             layout = self.of.rng.choice(("contiguous", "transposed", "expanded"))
             laid = self.of.lay(case, upstream=layout)
-            for _ in range(2):
-                answer = self.of.ask(laid, impl, hold=i < HELD_CASES)
+            for dress in ("lent", self.of.rng.choice(("lent", "alias", "copy"))):
+                answer = self.of.ask(laid, impl, dress=dress, hold=i < HELD_CASES)
                 self.of.verify(laid, answer, impl)
                 if i < HELD_CASES:
                     held.append((case, answer))
@@ -129,12 +143,20 @@ class _Gate:
                         f"{name} changed after it was returned (an output buffer is reused): {case.label()}",
                     )
 
+    def corners(self, impl: str | None) -> None:
+        for case in self.contract.corners(self.of.rng):
+            laid = self.of.lay(case)
+            self.of.verify(laid, self.of.ask(laid, impl), impl)
+
     def arguments(self, impl: str | None) -> None:
         """Every argument varied alone must move the result, to where the reference says."""
         base, scalars = self.contract.telling(self.of.rng)
         laid = self.of.lay(base, ())
         first = self.of.ask(laid, impl)
         self.of.verify(laid, first, impl)
+        usual = self.of.lay(replace(base, scalars={}), ())  # the defaults are part of the op
+        self.of.verify(usual, self.of.ask(usual, impl), impl, what="with its defaults")
+        laid = self.of.again(laid)
         for name, value in scalars.items():
             laid.case = replace(base, scalars={**base.scalars, name: value})
             laid.call["scalars"][name] = value
@@ -207,10 +229,11 @@ class _Gate:
         cases = self.differentiable(self.drawn)[:2]
         if not cases:
             return
-        one, two = self.of.lay(cases[0]), self.of.lay(cases[-1], fresh=False)
-        answers = self.of.ask_all([one, two], impl, "interleave")
-        for laid, answer in zip((one, two), answers, strict=True):
-            self.of.verify(laid, answer, impl, what="forward, forward, backward, backward")
+        for other in {id(case): case for case in (cases[0], cases[-1])}.values():
+            both = [self.of.lay(cases[0]), self.of.lay(other, fresh=False)]
+            answers = self.of.ask_all(both, impl, "interleave")
+            for laid, answer in zip(both, answers, strict=True):
+                self.of.verify(laid, answer, impl, what="forward, forward, backward, backward")
         laid = self.of.lay(cases[0])
         answer = self.of.ask(laid, impl, "accumulate")
         twice = [2 * each.double() for each in laid.upstream]
@@ -239,18 +262,42 @@ class _Gate:
 
     # --- the modes and shapes of a training run ---------------------------------------------------------------------------
 
-    def large(self, impl: str | None) -> None:
-        """A shape that the model uses and one that fits nothing, under other thread counts: every answer is right, however the threads meet."""
-        trial = self.of.rng.choice(self.contract.trial[self.of.judge.device])
-        for case in (self.contract.large(self.of.rng), *([trial] if impl is None else [])):
-            laid = self.of.lay(case, ())
-            answer = self.of.ask(laid, impl, mode="no_grad")
-            self.of.verify(laid, answer, impl, what="no_grad")
+    def trial_shapes(self, impl: str | None) -> None:
+        """Every shape that the model uses, and a crossing of two: the shape of one, the scalars of another, a dtype of theirs or float32."""
+        for case in (*self.trial, self._crossed()):
             laid = self.of.lay(case)
-            first = self.of.ask(laid, impl)
+            answer = self.of.ask(laid, impl, dress="copy")
             standard = self.of.standard(laid)
-            self.of.verify(laid, first, impl, standard=standard)
-            self._repeat(laid, first, standard, impl)
+            self.of.verify(laid, answer, impl, standard=standard)
+            self.known.append((laid, standard))
+
+    def _known(self, wrt: Sequence[str] | None = None) -> tuple[Laid, Standard]:
+        """One of the trial's calls that has been verified, laid out again."""
+        laid, standard = self.of.rng.choice(self.known)
+        return self.of.again(laid, wrt), standard
+
+    @property
+    def trial(self) -> Sequence[Case]:
+        return self.contract.trial[self.of.judge.device]
+
+    def _crossed(self) -> Case:
+        case, other = self.of.rng.choice(self.trial), self.of.rng.choice(self.trial)
+        dtype = self.of.rng.choice(["float32", *(i.dtype for i in other.inputs.values())])
+        return replace(_in(dtype, case), scalars=other.scalars)
+
+    def threads(self, impl: str | None) -> None:
+        """Other numbers of threads, more than there are cores: every answer is right, however they meet."""
+        laid = self.of.lay(self.contract.large(self.of.rng))
+        first = self.of.ask(laid, impl)
+        standard = self.of.standard(laid)
+        self.of.verify(laid, first, impl, standard=standard)
+        self._repeat(laid, first, standard, impl)
+        forward = self.of.again(laid, ())
+        answer = self.of.ask(forward, impl, mode="no_grad")
+        self.of.verify(forward, answer, impl, what="no_grad", standard=standard)
+        if self.known:
+            laid, standard = self._known()
+            self._repeat(laid, self.of.ask(laid, impl), standard, impl)
 
     def _repeat(self, laid: Laid, first: Tensors, standard: Standard, impl: str | None) -> None:
         for i in range(REPEATS):
@@ -263,14 +310,18 @@ class _Gate:
     def compiled(self, impl: str | None) -> None:
         laid = self.of.lay(self.of.wide(self.drawn))
         self.of.verify(laid, self.of.ask(laid, impl, mode="compile"), impl, what="compile")
+        laid, standard = self._known()
+        answer = self.of.ask(laid, impl, mode="compile")
+        self.of.verify(laid, answer, impl, what="compile", standard=standard)
 
     def autocast(self, impl: str | None) -> None:
         if not self.contract.differentiable:
             return
-        laid = self.of.lay(_in_float32(self.of.wide(self.drawn)))
-        answer = self.of.ask(laid, impl, mode="autocast")
-        standard = self.of.standard(laid, working=torch.bfloat16)
-        self.of.verify(laid, answer, impl, what="autocast", standard=standard)
+        for case in (self.of.wide(self.drawn), self.of.rng.choice(self.trial)):
+            laid = self.of.lay(_in("float32", case))
+            answer = self.of.ask(laid, impl, mode="autocast")
+            standard = self.of.standard(laid, working=torch.bfloat16)
+            self.of.verify(laid, answer, impl, what="autocast", standard=standard)
 
     # --- whose work it is ------------------------------------------------------------------------------------------------
 
@@ -310,11 +361,13 @@ Check = Callable[[_Gate, str | None], None]
 CHECKS: tuple[Check, ...] = (
     _Gate.values,
     _Gate.captured,
+    _Gate.corners,
     _Gate.arguments,
     _Gate.planted,
     _Gate.future,
     _Gate.orders,
-    _Gate.large,
+    _Gate.trial_shapes,
+    _Gate.threads,
     _Gate.own_work,
     _Gate.registered,
     _Gate.compiled,
@@ -325,16 +378,16 @@ CHECKS_OF_NAMED: tuple[Check, ...] = (
     _Gate.planted,
     _Gate.future,
     _Gate.orders,
-    _Gate.large,
+    _Gate.threads,
     _Gate.own_work,
 )
 
 
-def _in_float32(case: Case) -> Case:
-    return replace(
-        case,
-        inputs={
-            n: replace(i, dtype="float32") if i.dtype != "int64" else i
-            for n, i in case.inputs.items()
-        },
-    )
+def _in(dtype: str, case: Case) -> Case:
+    """A case in another floating dtype."""
+    if dtype == "int64":
+        return case
+    inputs = {
+        n: replace(i, dtype=dtype) if i.dtype != "int64" else i for n, i in case.inputs.items()
+    }
+    return replace(case, inputs=inputs)

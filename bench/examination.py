@@ -71,6 +71,8 @@ class Examination:
         arena = self.judge.arena
         if fresh:
             arena.reset()
+        # anywhere, also beside a page's edge
+        arena.used += ALIGN * self.rng.randrange(64)
         before = arena.used
         shapes = result_shapes(self.contract, case)
         call = place_call(arena, case, shapes, wrt, upstream=upstream, through=through)
@@ -80,6 +82,16 @@ class Examination:
         arena.bytes(*laid.lent).fill_(0xFF)  # a NaN in every floating dtype
         self.refill(laid)
         return laid
+
+    def again(self, laid: Laid, wrt: Sequence[str] | None = None) -> Laid:
+        """The same contents, laid out once more, elsewhere; a standard made for them still holds."""
+        other = self.lay(laid.case, laid.wrt if wrt is None else wrt)
+        for name, values in laid.inputs.items():
+            self.put(other, name, values)
+        for i, where in enumerate(other.call["upstream"]):
+            self.judge.arena.view(where).copy_(laid.upstream[i])
+        other.upstream = [each.clone() for each in laid.upstream[: len(other.upstream)]]
+        return other
 
     def refill(self, laid: Laid) -> None:
         """Other values at the same addresses."""
@@ -112,11 +124,13 @@ class Examination:
         do: str = "call",
         *,
         mode: str = "eager",
+        dress: str = "lent",
         hold: bool = False,
         threads: int | None = None,
     ) -> Tensors:
         """Poison the room for results, let the runner answer, take the bytes, and check what was lent."""
-        return self.ask_all([laid], impl, do, mode=mode, hold=hold, threads=threads)[0]
+        options = {"mode": mode, "dress": dress, "hold": hold, "threads": threads}
+        return self.ask_all([laid], impl, do, **options)[0]
 
     def ask_all(
         self, laid: Sequence[Laid], impl: str | None, do: str, **options: Any

@@ -29,7 +29,8 @@ from bench.limits import Limits
 from bench.protocol import Channel, ProtocolError, describe, view
 
 ARENA_BYTES = 4 << 30  # sparse: only the pages that are touched exist
-ALIGN = 4096
+ALIGN = 64
+GAP = 256  # bytes between tensors at least: a red zone
 CACHE = Path(__file__).resolve().parent.parent / ".lab" / "cache"
 
 Where = dict[str, Any]
@@ -77,7 +78,7 @@ class Arena:
         )
         itemsize = getattr(torch, dtype).itemsize
         start = self.used + skew * itemsize
-        self.used = -(-(start + span * itemsize) // ALIGN) * ALIGN
+        self.used = -(-(start + span * itemsize + GAP) // ALIGN) * ALIGN
         if self.used > self._size:
             raise MemoryError(f"the arena of {self._size >> 20} MiB is too small for this request")
         return describe(dtype, shape, strides, start)

@@ -49,9 +49,10 @@ class Lent:
                 raise Refusal(
                     f"{what} {i}: expected a plain torch.Tensor, got {type(tensor).__name__}"
                 )
-            if vars(tensor) or tensor.layout != torch.strided:
+            attributes = [name for name in vars(tensor) if not name.startswith("_dynamo")]
+            if attributes or tensor.layout != torch.strided:
                 raise Refusal(
-                    f"{what} {i}: expected a plain dense tensor, got one of layout {tensor.layout} with attributes {sorted(vars(tensor))}"
+                    f"{what} {i}: expected a plain dense tensor, got one of layout {tensor.layout} with attributes {attributes}"
                 )
             if list(tensor.shape) != where["shape"]:
                 raise Refusal(

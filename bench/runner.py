@@ -74,6 +74,9 @@ class Runner:
         sys.path.insert(0, request["tree"])
         if "op" not in request:
             return {}
+        # all of them, as a model does: which are there tells a kernel nothing
+        for path in sorted(Path(request["tree"], "kernels").glob("*.py")):
+            __import__(f"kernels.{path.stem}")
         module = __import__(f"kernels.{request['op']}", fromlist=["_"])
         if not callable(getattr(module, request["op"], None)):
             raise Refusal(f"kernels/{request['op']}.py exports no function {request['op']}")

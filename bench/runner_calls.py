@@ -1,6 +1,7 @@
 """What the runner does with an op: calls of it in every mode that a training run knows.
 
-    call        {op, impl, mode, call, hold, threads}   one call, with gradients if asked
+    call        {op, impl, mode, dress, call, hold, threads}   one call, with gradients if asked
+    age         {op, impl, call, n, seconds}            call after call, as a training run does; no answer is looked at   -> {calls}
     interleave  {op, impl, calls}                       forward of each, then backward of each in the same order
     accumulate  {op, impl, call}                        the same leaves through the op twice, their gradients summed
     recall      {outputs}                               copy the results of held calls out again
@@ -10,12 +11,15 @@
 
 A call is {"inputs": {name: where}, "scalars": {...}, "outputs": [where], "wrt": [names], "through": [result numbers],
 "upstream": [where], "gradients": [where]}; gradients flow back from the results in `through`.
+Dress of the inputs: lent (the judge's buffers, leaves of the graph), copy (a kernel's results of the runner's own, as a model passes
+them on), alias (a view of the leaf).
 Modes: eager, no_grad, inference, autocast, compile (aot_eager: finds graph breaks and missing fakes without paying for code) and inductor.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -52,12 +56,16 @@ class Calls:
             self.functions[key] = call
         return self.functions[key]
 
-    def arguments(self, call: Mapping[str, Any]) -> dict[str, Any]:
+    def arguments(self, call: Mapping[str, Any], dress: str = "lent") -> dict[str, Any]:
         tensors: dict[str, Any] = {
             name: self.lent.read(where) for name, where in call["inputs"].items()
         }
         for name in call["wrt"]:
             tensors[name] = tensors[name].detach().requires_grad_()
+        if dress != "lent":
+            tensors = {
+                n: t.clone() if dress == "copy" else t.view_as(t) for n, t in tensors.items()
+            }
         return {**tensors, **call["scalars"]}
 
     def upstream(self, call: Mapping[str, Any]) -> list[Tensor]:
@@ -126,7 +134,7 @@ class Calls:
     def do_call(self, request: Mapping[str, Any]) -> dict[str, Any]:
         call, mode = request["call"], request["mode"]
         function = self.function(request["op"], request["impl"], mode)
-        arguments, upstream = self.arguments(call), self.upstream(call)
+        arguments, upstream = self.arguments(call, request["dress"]), self.upstream(call)
         with _mode(mode, self.lent.device.type, bool(call["wrt"])), _threads(request["threads"]):
             results, gradients = self.run(function, arguments, call, upstream)
         inputs = [value for value in arguments.values() if isinstance(value, Tensor)]
@@ -159,6 +167,16 @@ class Calls:
             call, runs[-1], list(torch.autograd.grad(through, wanted, [*upstream, *upstream]))
         )
         return {}
+
+    def do_age(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        call = request["call"]
+        function = self.function(request["op"], request["impl"])
+        arguments, upstream = self.arguments(call, "copy"), self.upstream(call)
+        deadline, calls = time.monotonic() + request["seconds"], 0
+        while calls < request["n"] and time.monotonic() < deadline:
+            self.run(function, arguments, call, upstream)
+            calls += 1
+        return {"calls": calls}
 
     def do_recall(self, request: Mapping[str, Any]) -> dict[str, Any]:
         for tensors, outputs in zip(self.held, request["outputs"], strict=True):

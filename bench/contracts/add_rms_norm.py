@@ -30,6 +30,11 @@ def telling(rng: random.Random) -> tuple[Case, dict[str, float]]:
     return Case({"x": case.inputs["x"], "residual": case.inputs["x"], **case.inputs}, case.scalars), scalars  # fmt: skip
 
 
+def corners(rng: random.Random) -> list[Case]:
+    cases = [case.inputs["x"] for case in rms_norm.corners(rng)]
+    return [Case({"x": x, "residual": x}, {"eps": 1e-5}) for x in cases]
+
+
 def large(rng: random.Random) -> Case:
     case = rms_norm.large(rng)
     return Case({"x": case.inputs["x"], "residual": case.inputs["x"], **case.inputs}, case.scalars)
@@ -47,6 +52,7 @@ CONTRACT = Contract(
     draw=draw,
     telling=telling,
     large=large,
+    corners=corners,
     trial={
         "cpu": (_pair(2048, 192, "bfloat16"), _pair(8192, 512)),
         "cuda": (_pair(131072, 512, "bfloat16"),),

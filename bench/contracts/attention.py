@@ -56,6 +56,18 @@ def telling(rng: random.Random) -> tuple[Case, dict[str, object]]:
     return Case(inputs, {"causal": True, "window": window}), {"causal": False, "window": window + 3}
 
 
+def corners(rng: random.Random) -> list[Case]:
+    """Scores whose exponentials overflow float32; one query; one key a query."""
+    T, D = rng.randint(20, 70), rng.choice((16, 64))
+    loud = Input((1, 2, T, D), scale=15.0)
+    one, plain = Input((2, 2, 1, D)), Input((1, 2, T, D), rng.choice(FLOATS))
+    return [
+        Case({"q": loud, "k": loud, "v": Input((1, 2, T, D))}, {"causal": True}),
+        Case({"q": one, "k": one, "v": one}, forward_only=True),
+        Case({"q": plain, "k": plain, "v": plain}, {"window": 1}, forward_only=True),
+    ]
+
+
 def large(rng: random.Random) -> Case:
     T, dtype = rng.randint(200, 330), rng.choice(FLOATS)  # one head of keys: threads share it
     inputs = {"q": Input((1, 2, T, 64), dtype), "k": Input((1, 1, T, 64), dtype)}
@@ -88,6 +100,7 @@ CONTRACT = Contract(
     draw=draw,
     telling=telling,
     large=large,
+    corners=corners,
     trial={
         "cpu": (_qkv(4, 3, 512, 64, "bfloat16", 64), _qkv(4, 3, 512, 64, "float32", None)),
         "cuda": (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -81,6 +81,9 @@ class Input:
             x.view(-1)[int(torch.randint(x.numel(), (1,), generator=generator))] = 10.0
         elif self.family == "rank_one":
             x = x[..., :1] * x[..., :1, :] if x.ndim > 1 else x
+        elif self.family == "edges" and x.numel():  # the first and the last are the largest
+            x[0] *= 4
+            x[-1] *= 4
         elif self.family == "constant":
             x = torch.full(self.shape, 0.7, dtype=torch.float64)
         elif self.family == "zero":
@@ -128,6 +131,8 @@ class Contract:
     telling: Callable[[random.Random], tuple[Case, Mapping[str, Any]]]
     # A case for several threads, tiles and chunks, none of which it fills, with every optional argument.
     large: Callable[[random.Random], Case]
+    # Cases that are asked every time: what overflows, what is empty.
+    corners: Callable[[random.Random], Sequence[Case]]
     trial: Mapping[str, tuple[Case, ...]]  # by device: the shapes of the trial, heaviest first
     least_bytes: Callable[[Case], int]  # forward, every tensor touched once
     flops: Callable[[Case], int]  # forward; backward is counted as twice this

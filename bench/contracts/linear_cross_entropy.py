@@ -27,6 +27,8 @@ from bench.contracts.contract import (
 
 def reference(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     z = h @ W.T
+    if z.dtype != torch.float64:
+        z = z.float()  # the loss is float32, so is what it is summed from
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
     loss = F.cross_entropy(z.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=-100)
@@ -58,6 +60,17 @@ def telling(rng: random.Random) -> tuple[Case, dict[str, float]]:
         "targets": Input((N,), "int64", below=V),
     }
     return Case(inputs, {"softcap": 8.0}), {"softcap": 4.0}
+
+
+def corners(rng: random.Random) -> list[Case]:
+    """Logits whose exponentials overflow float32, the largest in the first or the last column; a cap that does not prevent it."""
+    N, D, V = rng.randint(5, 40), rng.choice((16, 33, 64)), rng.randint(20, 300)
+    inputs = {
+        "h": Input((N, D)),
+        "W": Input((V, D), family="edges", scale=100 / math.sqrt(D)),
+        "targets": Input((N,), "int64", below=V),
+    }
+    return [Case(inputs), Case(inputs, {"softcap": rng.uniform(90, 200)})]
 
 
 def large(rng: random.Random) -> Case:
@@ -94,6 +107,7 @@ CONTRACT = Contract(
     draw=draw,
     telling=telling,
     large=large,
+    corners=corners,
     trial={
         "cpu": (_head(2048, 192, 8192, "bfloat16"), _head(2048, 192, 8192, "float32")),
         "cuda": (_head(65536, 512, 8192, "bfloat16"),),

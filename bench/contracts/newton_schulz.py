@@ -61,6 +61,15 @@ def telling(rng: random.Random) -> tuple[Case, dict[str, int]]:
     return Case({"G": G}, {"steps": 2}), {"steps": 6}
 
 
+def corners(rng: random.Random) -> list[Case]:
+    """Nothing, one direction, one row."""
+    return [
+        Case({"G": Input((2, 20, 33), family="zero")}),
+        Case({"G": Input((33, 20), rng.choice(("float32", "bfloat16")), family="rank_one")}),
+        Case({"G": Input((1, rng.randint(2, 50)))}),
+    ]
+
+
 def large(rng: random.Random) -> Case:
     shape = rng.choice(((3, 200, 200), (2, 130, 390), (2, 390, 130)))
     G = Input(shape, rng.choice(("float32", "bfloat16")), family="decades")
@@ -131,6 +140,7 @@ CONTRACT = Contract(
     draw=draw,
     telling=telling,
     large=large,
+    corners=corners,
     trial={
         # the banks of the model: query, key, value and output of every layer; down; up
         "cpu": (

@@ -32,6 +32,12 @@ def telling(rng: random.Random) -> tuple[Case, dict[str, float]]:
     return Case({"x": x, "weight": weight}, {"eps": 1e-6}), {"eps": 1e-4}
 
 
+def corners(rng: random.Random) -> list[Case]:
+    """Rows of nothing, and rows of one element."""
+    zeros = Input((5, rng.randint(2, 90)), rng.choice(FLOATS), family="zero")
+    return [Case({"x": zeros}, {"eps": 1e-5}), Case({"x": Input((7, 1))}, {"eps": 1e-5})]
+
+
 def large(rng: random.Random) -> Case:
     rows, dtype = rng.randint(500, 700), rng.choice(FLOATS)
     inputs = {"x": Input((rows, 192), dtype), "weight": Input((192,), dtype, family="offset")}
@@ -46,6 +52,7 @@ CONTRACT = Contract(
     draw=draw,
     telling=telling,
     large=large,
+    corners=corners,
     trial={
         # (B T, D), and queries and keys by head: (B, T, 2 H, head_dim)
         "cpu": (Case({"x": Input((2048, 192), "bfloat16")}), Case({"x": Input((4, 512, 6, 64))})),
