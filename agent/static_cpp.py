@@ -43,6 +43,10 @@ _FAMILIES = (
     "cooperative_groups/",
     "vector_",
 )
+# Parts of these families that reach the interpreter, other libraries, files, the environment or threads of their own.
+_REACHING = re.compile(
+    r"python|pybind|/py|env\.h|DynamicLibrary|/jit/|/distributed/|/profiler/|/dynamo/|/serialize|tempfile|thread_pool|FileSystem"
+)
 _HINTS = {
     "thread": "; torch::stable::parallel_for is the pool to use",
     "future": "; torch::stable::parallel_for is the pool to use",
@@ -54,13 +58,16 @@ _WORDS = re.compile(
     r"setenv|putenv|environ|syscall|ptrace|process_vm_(?:read|write)v|mprotect|mremap|memfd_create|shm_open|fopen|freopen|fdopen|fmemopen|"
     r"openat|opendir|ifstream|ofstream|basic_[io]?fstream|filebuf|pthread_create|pthread_kill|jthread|thrd_create|quick_exit|_exit|_Exit|"
     r"at_quick_exit|atexit|dup[23]?|setsid|pwrite|pread|unlink|readlink|sigaction|sigprocmask|setjmp|longjmp|setitimer|"
+    r"Py[A-Z][A-Za-z]*_\w+|pybind11|DynamicLibrary|tmpfile|tmpnam|mkstemp|intraop_launch|"
     r"timer_create|sched_setaffinity|pthread_setaffinity_np|setrlimit|prctl|random_device|sleep_for|sleep_until|LD_PRELOAD)\b"
 )
 # Common enough as names of one's own: only as a plain call.
 _CALLS = re.compile(
     r"(?<![\w.>:])(?:::|std\s*::\s*)?(open|socket|connect|kill|signal|raise|exit|mmap|clone|async|u?sleep|nanosleep)\s*\("
 )
-_THREADS = re.compile(r"\bstd\s*::\s*(thread|async|packaged_task|this_thread)\b")
+_THREADS = re.compile(
+    r"\bat\s*::\s*launch\b|\bstd\s*::\s*(thread|async|packaged_task|this_thread)\b"
+)
 _CLOCKS = re.compile(
     r"\b(steady_clock|high_resolution_clock|system_clock|clock_gettime|gettimeofday|__rdtscp?|_rdtsc|clock64|globaltimer)\b"
 )
@@ -318,7 +325,9 @@ def _include(kind: str, name: str) -> Iterator[str]:
         return
     if kind != "include" or system is None or ".." in name:
         yield f'#{kind} {name}: include a header of csrc/ as "name.h", or a system header by its name'
-    elif system[1] not in _STANDARD and not system[1].startswith(_FAMILIES):
+    elif _REACHING.search(system[1]) or (
+        system[1] not in _STANDARD and not system[1].startswith(_FAMILIES)
+    ):
         hint = _HINTS.get(
             system[1], "; a kernel needs arithmetic, torch's headers and the C++ containers"
         )
