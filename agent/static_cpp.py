@@ -58,7 +58,7 @@ _WORDS = re.compile(
     r"setenv|putenv|environ|syscall|ptrace|process_vm_(?:read|write)v|mprotect|mremap|memfd_create|shm_open|fopen|freopen|fdopen|fmemopen|"
     r"openat|opendir|ifstream|ofstream|basic_[io]?fstream|filebuf|pthread_create|pthread_kill|jthread|thrd_create|quick_exit|_exit|_Exit|"
     r"at_quick_exit|atexit|dup[23]?|setsid|pwrite|pread|unlink|readlink|sigaction|sigprocmask|setjmp|longjmp|setitimer|"
-    r"Py[A-Z][A-Za-z]*_\w+|pybind11|DynamicLibrary|tmpfile|tmpnam|mkstemp|intraop_launch|"
+    r"Py(?:Run|Eval|Object|Frame|Import|Err|Dict|Module|Thread|Sys|GIL|Code|Interp|List|Tuple|Call|Function|Gen|Type)\w*_\w+|pybind11|DynamicLibrary|tmpfile|tmpnam|mkstemp|intraop_launch|"
     r"timer_create|sched_setaffinity|pthread_setaffinity_np|setrlimit|prctl|random_device|sleep_for|sleep_until|LD_PRELOAD)\b"
 )
 # Common enough as names of one's own: only as a plain call.
@@ -66,7 +66,7 @@ _CALLS = re.compile(
     r"(?<![\w.>:])(?:::|std\s*::\s*)?(open|socket|connect|kill|signal|raise|exit|mmap|clone|async|u?sleep|nanosleep)\s*\("
 )
 _THREADS = re.compile(
-    r"\bat\s*::\s*launch\b|\bstd\s*::\s*(thread|async|packaged_task|this_thread)\b"
+    r"\b(at\s*::\s*launch|std\s*::\s*(?:thread|async|packaged_task|this_thread))\b"
 )
 _CLOCKS = re.compile(
     r"\b(steady_clock|high_resolution_clock|system_clock|clock_gettime|gettimeofday|__rdtscp?|_rdtsc|clock64|globaltimer)\b"
@@ -341,7 +341,7 @@ def _words(path: str, code: str) -> Iterator[str]:
     for match in _CALLS.finditer(code):
         yield f"call of `{match[1]}`: a kernel has no business with processes, files or the network"
     for match in _THREADS.finditer(code):
-        yield f"`std::{match[1]}`: use torch::stable::parallel_for, the pool that the trial counts on"
+        yield f"`{match[1]}`: use torch::stable::parallel_for, the pool that the trial counts on"
     for match in _ATTRIBUTES.finditer(code):
         yield f"attribute `{match[1]}`: code that runs at load time or replaces another symbol"
 

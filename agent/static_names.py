@@ -74,7 +74,7 @@ _PARTS = {
     "torch.compiler": "load_cache_artifacts save_cache_artifacts",
     "torch.nn.modules.module": "register_module_forward_hook register_module_forward_pre_hook register_module_backward_hook "
     "register_module_full_backward_hook register_module_full_backward_pre_hook register_module_parameter_registration_hook",
-    "torch.autograd": "profiler_util",
+    "torch.autograd": "profiler_util _profiler_enabled _profiler_type",
     "numpy": "load save savez savez_compressed loadtxt savetxt genfromtxt fromfile memmap ctypeslib f2py distutils DataSource fromregex "
     "testing core _core",
     "numpy.lib": "format npyio _npyio_impl DataSource _datasource",
