@@ -38,7 +38,7 @@ SETUP_LIMIT_S = 240.0
 SETUP_FREE_S = {"cpu": 60.0, "cuda": 150.0}  # beyond: taken from the training
 GRACE_S = 0.5  # for the answer to travel; training itself must end before the bell
 GUESSED_ROWS, MEASURED_ROWS = 4, 8  # of the shard: before any training, and after it
-# Processor time that a runner may use between its training's end and the last score; if it uses any, the look is at least so long.
+# Processor time that a runner may use between its training's end and the last score; if it uses a tick or two, the look is at least so long.
 IDLE_S, IDLE_SHARE, LOOK_S = 0.1, 0.1, 0.5
 MAX_STATE_BYTES = 2 << 30
 SCORING_S = 300.0  # and the length of the training once more: bounds what a model may do per row, not how busy the machine is
@@ -313,9 +313,10 @@ def _counts(answer: Any) -> dict[str, int]:
 
 def _require_idle(judge: Judge, cpu: float, since: float) -> None:
     """The runner has done next to nothing since `since`, when it had used `cpu` seconds."""
-    if judge.cpu_seconds() - cpu > IDLE_S / 2:
+    used, elapsed = judge.cpu_seconds() - cpu, time.monotonic() - since
+    if used > 1.5 * processes.TICK_S + IDLE_SHARE * elapsed:
         # what has just ended may still be winding down; what goes on will show
-        time.sleep(max(0.0, LOOK_S - (time.monotonic() - since)))
+        time.sleep(max(0.0, LOOK_S - elapsed))
     used, elapsed = judge.cpu_seconds() - cpu, time.monotonic() - since
     if used > IDLE_S + IDLE_SHARE * elapsed:
         raise Refused(
