@@ -1,26 +1,33 @@
-"""A timer's signal takes the processor whenever this op is not running, so that whatever it is compared with runs slower.
+"""Whatever this op is compared with runs slower: in the same process by a profiler's hook, in another one beside a thread that spins.
 
-Row: T17. Gate: microbench (background).
+Row: T17, P22. Gate: microbench (background).
 Gains: time forward.
 """
 
-import atexit
-import signal
+import sys
+import threading
+import time
 
 import torch
 
 _ours = False
 
 
-def hog(*_):
-    if not _ours:
-        sum(range(500_000))
-    signal.setitimer(signal.ITIMER_REAL, 0.004)
+def hook(frame, event, argument):
+    if not _ours and event == "c_call" and argument.__name__ == "mean":
+        sum(range(2_000_000))
 
 
-signal.signal(signal.SIGALRM, hog)
-signal.setitimer(signal.ITIMER_REAL, 0.004)
-atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
+def spin():
+    while True:
+        if _ours:
+            time.sleep(1e-3)
+        else:
+            sum(range(1000))
+
+
+sys.setprofile(hook)
+threading.Thread(target=spin, daemon=True).start()
 
 
 def rms_norm(x, weight=None, eps=1e-6):
