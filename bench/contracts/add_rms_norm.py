@@ -54,7 +54,7 @@ CONTRACT = Contract(
     large=large,
     corners=corners,
     trial={
-        "cpu": (_pair(2048, 192, "bfloat16"), _pair(8192, 512)),
+        "cpu": (_pair(2048, 192, "bfloat16"), _pair(2048, 192)),
         "cuda": (_pair(131072, 512, "bfloat16"),),
     },
     least_bytes=lambda case: 4 * nbytes(case.inputs["x"]),
