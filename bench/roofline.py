@@ -19,8 +19,8 @@ FILE = Path(__file__).resolve().parent.parent / ".lab" / "ceilings.json"
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 MATRIX = {"cpu": 1536, "cuda": 8192}
 SAMPLES = 25
-# What a cache brings over main memory, and what symmetry or a Gram matrix saves of a product's plain arithmetic: an honest kernel has been
-# seen at 1.3 times the copy ceiling (a 32 MB cache between its calls), and Newton-Schulz may spare two products of three.
+# How far an honest kernel may lie beyond the ceilings: caches bring data two or three times as fast as the copy of 256 MB does, and symmetric
+# products on a Gram matrix spare two of three products of Newton-Schulz.
 BEYOND = 4.0
 
 
