@@ -26,6 +26,7 @@ DRAWN_CASES = 8
 DRAWN_FOR_NAMED = 3  # an implementation asked for by name; what the trial runs is the default
 HELD_CASES = 3
 REPEATS = 12  # of a call under other thread counts: each a chance for a race to show
+FEW_REPEATS = 4  # where a call is long, or the implementation not the device's choice
 THREADS = (1, 2, 3, 5)
 FUTURES = 4
 LOUD = 30.0  # times the usual size of what comes after the cut
@@ -292,16 +293,18 @@ class _Gate:
         first = self.of.ask(laid, impl)
         standard = self.of.standard(laid)
         self.of.verify(laid, first, impl, standard=standard)
-        self._repeat(laid, first, standard, impl)
+        self._repeat(laid, first, standard, impl, REPEATS if impl is None else FEW_REPEATS)
         forward = self.of.again(laid, ())
         answer = self.of.ask(forward, impl, mode="no_grad")
         self.of.verify(forward, answer, impl, what="no_grad", standard=standard)
         if self.known:
             laid, standard = self._known()
-            self._repeat(laid, self.of.ask(laid, impl), standard, impl)
+            self._repeat(laid, self.of.ask(laid, impl), standard, impl, FEW_REPEATS)
 
-    def _repeat(self, laid: Laid, first: Tensors, standard: Standard, impl: str | None) -> None:
-        for i in range(REPEATS):
+    def _repeat(
+        self, laid: Laid, first: Tensors, standard: Standard, impl: str | None, times: int
+    ) -> None:
+        for i in range(times):
             threads = THREADS[i % len(THREADS)]
             answer = self.of.ask(laid, impl, threads=threads)
             if not all(same_bits(answer[name], first[name]) for name in answer):

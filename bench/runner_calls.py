@@ -246,10 +246,18 @@ def _own_memory(results: Sequence[Tensor], others: Sequence[Tensor]) -> None:
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether an element of one lies where an element of the other lies; two may share a buffer in turns."""
     if type(a) is not Tensor or a.numel() == 0 or b.numel() == 0 or a.device != b.device:
         return False
     (a0, a1), (b0, b1) = ((t.data_ptr(), t.data_ptr() + _extent(t)) for t in (a, b))
-    return a0 < b1 and b0 < a1
+    if a0 >= b1 or b0 >= a1:
+        return False
+    if a.itemsize != b.itemsize:
+        return True
+    start, end = min(a0, b0), max(a1, b1)
+    taken = torch.zeros((end - start) // a.itemsize, dtype=torch.bool)
+    taken.as_strided(a.shape, a.stride(), (a0 - start) // a.itemsize).fill_(True)
+    return bool(taken.as_strided(b.shape, b.stride(), (b0 - start) // b.itemsize).any())
 
 
 def _extent(t: Tensor) -> int:

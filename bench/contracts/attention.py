@@ -25,8 +25,10 @@ def reference(
     seen = j <= i if causal else torch.ones(T, T, dtype=torch.bool)
     if window is not None:
         seen = seen & (i - j < window) & (j - i < window)
+    # added and not filled in: a NaN may spread to what is masked, as it does in torch's own attention
+    mask = torch.zeros(T, T, dtype=q.dtype).masked_fill(~seen, -math.inf).to(q.device)
     scores = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
-    return scores.masked_fill(~seen.to(q.device), -math.inf).softmax(-1) @ v
+    return (scores + mask).softmax(-1) @ v
 
 
 def draw(rng: random.Random) -> Case:

@@ -31,8 +31,10 @@ def reference(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None = Non
         z = z.float()  # the loss is float32, so is what it is summed from
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
-    loss = F.cross_entropy(z.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=-100)
-    return loss.view(targets.shape)
+    kept = targets != -100
+    wanted = torch.where(kept, targets, 0)
+    loss = F.cross_entropy(z.flatten(0, -2), wanted.flatten(), reduction="none")
+    return loss.view(targets.shape) * kept
 
 
 def draw(rng: random.Random) -> Case:
