@@ -13,8 +13,10 @@ lab: install
 	@$(BIN)/python -m agent --target kernels --op linear_cross_entropy --proposer sweep \
 	    --start examples --experiments 4 --seconds 15 --device $(DEVICE)
 
+# What measures time runs alone, everything else on all cores, a test a core.
 test: install check
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not alone"
+	$(BIN)/python -m pytest -q -m alone
 
 check: install
 	$(BIN)/ruff check .

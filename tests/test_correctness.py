@@ -1,4 +1,4 @@
-"""The correctness gate refuses every cheat in tests/cheats/ and no honest oddity in tests/honest/, and passes the shipped kernels."""
+"""The correctness gate passes what ships, repeats itself under a seed, and reports which check a candidate failed."""
 
 from __future__ import annotations
 
@@ -7,49 +7,33 @@ from pathlib import Path
 
 import pytest
 
-from bench.contracts import ops
+from bench.contracts import captured, contract, ops
 from bench.correctness import check
 
 ROOT = Path(__file__).resolve().parent.parent
-CHEATS = sorted((ROOT / "tests" / "cheats").glob("*.py"))
 SEED = 7  # the gate draws a secret one; a test that fails should fail again
-HONEST = sorted((ROOT / "tests" / "honest").glob("*.py"))
+PLAIN = """import torch
 
 
-def op_of(path: Path) -> str:
-    return next(op for op in sorted(ops(), key=len, reverse=True) if path.stem.startswith(op))
+def rms_norm(x, weight=None, eps=1e-6):
+    y = (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    {body}
+    return y if weight is None else y * weight
+"""
 
 
 @pytest.fixture
-def tree_with(tmp_path: Path):
-    """The project's kernels with one file replaced."""
+def tree(tmp_path: Path):
+    """The project's kernels with another rms_norm."""
 
-    def build(candidate: Path) -> Path:
+    def make(body: str) -> Path:
         for folder in ("kernels", "csrc"):
-            shutil.copytree(
-                ROOT / folder,
-                tmp_path / folder,
-                ignore=shutil.ignore_patterns("build", "__pycache__"),
-            )
-        shutil.copy(candidate, tmp_path / "kernels" / f"{op_of(candidate)}.py")
+            ignored = shutil.ignore_patterns("build", "__pycache__")
+            shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+        (tmp_path / "kernels" / "rms_norm.py").write_text(PLAIN.format(body=body))
         return tmp_path
 
-    return build
-
-
-@pytest.mark.parametrize("cheat", CHEATS, ids=lambda p: p.stem)
-def test_cheat_is_refused(cheat: Path, tree_with) -> None:
-    finding = check(op_of(cheat), tree_with(cheat), seed=SEED)
-    assert not finding.passed, f"{cheat.stem} passed: {finding.evidence}"
-    assert finding.evidence["kind"] not in ("timeout", "crash", "ImportError", "SyntaxError"), (
-        finding.reason
-    )
-
-
-@pytest.mark.parametrize("oddity", HONEST, ids=lambda p: p.stem)
-def test_honest_oddity_passes(oddity: Path, tree_with) -> None:
-    finding = check(op_of(oddity), tree_with(oddity), seed=SEED)
-    assert finding.passed, finding.reason
+    return make
 
 
 @pytest.mark.parametrize("op", ops())
@@ -57,3 +41,45 @@ def test_shipped_kernel_passes(op: str) -> None:
     finding = check(op, ROOT, seed=SEED)
     assert finding.passed, finding.reason
     assert "cpp" in [row["impl"] for row in finding.evidence["implementations"]]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("y = y * 1.01", "wrong"),
+        ("y = torch.nan_to_num(y)", "nan"),
+        ("y = y.detach()", "structure"),
+        ("eps = 1e-6; y = (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)", "wrong"),
+        ("y = torch.nn.functional.rms_norm(x, (x.shape[-1],), None, eps)", "library"),
+        ("y = torch.nn.Parameter(y)", "structure"),
+        ("torch.rand(1)", "state"),
+        ("x.mul_(2) if not x.requires_grad else None", "mutation"),
+    ],
+    ids=["value", "swallowed-nan", "cut-graph", "argument", "library", "graph", "global-state", "mutation"],
+)  # fmt: skip
+def test_a_refusal_names_its_check(body: str, kind: str, tree) -> None:
+    finding = check("rms_norm", tree(body), seed=SEED)
+    assert not finding.passed
+    assert finding.evidence["kind"] == kind, finding.reason
+
+
+def test_the_evidence_says_how_much_of_the_tolerance_was_used(tree) -> None:
+    finding = check("rms_norm", tree(""), seed=SEED)
+    assert finding.passed, finding.reason
+    (row,) = finding.evidence["implementations"]
+    assert {each["tensor"] for each in row["tensors"]} == {"y", "dx", "dweight"}
+    assert all(0 <= each["used"] <= 1 for each in row["tensors"])
+
+
+@pytest.mark.parametrize("op", ops())
+def test_every_op_has_captured_arguments_of_its_own_signature(op: str) -> None:
+    found = captured.cases(op)
+    assert found
+    for case, values in found:
+        inputs = {n: t.double() if t.is_floating_point() else t for n, t in values.items()}
+        results = contract(op).reference(**inputs, **case.scalars)
+        results = results if isinstance(results, tuple) else (results,)
+        assert all(bool(result.isfinite().all()) for result in results)
+        # recorded, not drawn: neither constant nor of unit variance
+        first = next(iter(values.values())).double()
+        assert float(first.std()) > 0

@@ -18,6 +18,7 @@ OURS = set(ALLOWED)
 # The one place where the towers meet: the runner, a child process that loads candidate code by name.
 MEETING_PLACE = {
     "bench/runner.py": {"kernels"},
+    "bench/runner_calls.py": {"kernels"},
     "bench/runner_trial.py": {"model"},
     "bench/runner_record.py": {"model"},
 }

@@ -14,6 +14,8 @@ from bench.judge import Refused
 from bench.parity import probe
 from bench.timing import compare
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parent.parent
 NORM = '''"""RMSNorm that makes `repeats` passes; from call `honest_calls` on it returns its input."""
 import torch
