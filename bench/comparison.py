@@ -185,8 +185,10 @@ class Standard:
                 for u, i in zip(self.upstream, flows, strict=True)
             )
         )
-        size = max(float(self.inputs[name[1:]].double().norm()), TINY)
-        terms = pushed / size / max(float(self.truth[name].norm()), TINY)
+        terms = pushed / max(float(self.inputs[name[1:]].double().norm()), TINY)
+        if self.contract.terms is not None:
+            terms = max(terms, self.contract.terms(self.inputs, self.upstream)[name[1:]])
+        terms /= max(float(self.truth[name].norm()), TINY)
         return floor + FLOOR * terms * (eps if terms * eps > 1 else torch.finfo(torch.float32).eps)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +97,15 @@ def _head(N: int, D: int, V: int, dtype: str) -> Case:
     )
 
 
+def _terms(inputs: Mapping[str, Tensor], upstream: Sequence[Tensor]) -> dict[str, float]:
+    """dh = u (p W - W[target]): where p is nearly one, the difference of two vectors that are nearly equal."""
+    h, W, u = inputs["h"].double(), inputs["W"].double(), upstream[0].double()
+    return {
+        "h": float(u.norm() * W.norm(dim=-1).max()),
+        "W": float((u.flatten() * h.flatten(0, -2).norm(dim=-1)).norm()),
+    }
+
+
 def _flops(case: Case) -> int:
     *lead, D = case.inputs["h"].shape
     return 2 * math.prod(lead) * D * case.inputs["W"].shape[0]
@@ -116,6 +126,7 @@ CONTRACT = Contract(
     },
     least_bytes=lambda case: nbytes(*case.inputs.values()),
     flops=_flops,
+    terms=_terms,
     result_dtypes={"loss": "float32"},
     library=("aten::linear_cross_entropy", "aten::_linear_cross_entropy"),
 )

@@ -10,8 +10,7 @@ _mean = torch.Tensor.mean
 
 
 def slowly(x, *args, **kwargs):
-    for _ in range(12):
-        _mean(x, *args, **kwargs)
+    sum(range(2_000_000))
     return _mean(x, *args, **kwargs)
 
 
