@@ -126,7 +126,7 @@ def test_gains_nothing_from_the_microbench_gate(path: Path, tree: Callable[..., 
     assert said, "the docstring names a row and the gate"
     kind, found = outcome(op, tree(op, None), tree(op, text))
     if said[1] is not None:
-        assert kind == said[1], found
+        assert kind in said[1].split(" or "), found
     else:
         assert kind in ("", "wrong", "memory"), found
 

@@ -1,6 +1,6 @@
 """Looks at who calls: inside a timing loop nothing is computed but the one answer that will be looked at.
 
-Row: T14. Gate: microbench (phase).
+Row: T14. Gate: microbench (phase or impossible).
 Gains: time forward.
 """
 
