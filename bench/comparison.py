@@ -8,8 +8,8 @@ and 7e-2, an honest one 1e-2), and one that reads its input as float8 (5e-2). It
 relative to the largest. Never a constant: a tolerance that fits 1e-3 lets everything pass at 1e-6.
 
 A gradient may cancel to nearly nothing (RMSNorm over one element, a softmax over one key) where the terms it is made of do not. Its terms are of size
-|upstream| |result| / |input|; FLOOR float32 units of that are always allowed, and FLOOR units of the working dtype where the exact gradient is smaller than
-one such unit.
+|upstream| |result| / |input|, or what the contract says they are; FLOOR float32 units of that are always allowed, and more towards FLOOR units
+of the working dtype the nearer the exact gradient comes to one such unit.
 """
 
 from __future__ import annotations
@@ -172,11 +172,20 @@ class Standard:
         return HALF_FACTOR + (FACTOR - HALF_FACTOR) * luck
 
     def _slack(self, name: str) -> float:
-        """What is always allowed: FLOOR units of the tensor, and for a gradient of the terms that it is the sum of."""
-        eps = torch.finfo(self.working).eps
+        """What is always allowed: a floor of units of the tensor, and of the terms that it is the sum of."""
+        eps, single = torch.finfo(self.working).eps, torch.finfo(torch.float32).eps
         floor = (FLOOR if self.working == torch.float32 else HALF_FLOOR) * eps
+        terms = self._terms(name) / max(float(self.truth[name].norm()), TINY)
         if name in self.contract.results:
-            return floor
+            return floor + FLOOR * terms * single
+        return floor + FLOOR * terms * max(single, eps * min(1.0, terms * eps))
+
+    def _terms(self, name: str) -> float:
+        """Norm of the terms of a gradient, and of what the contract names."""
+        named = self.contract.terms
+        found = {} if named is None else named(self.inputs, self.upstream, self.case.scalars)
+        if name in self.contract.results:
+            return found.get(name, 0.0)
         flows = range(len(self.contract.results)) if self.through is None else self.through
         pushed = math.sqrt(
             sum(
@@ -185,11 +194,8 @@ class Standard:
                 for u, i in zip(self.upstream, flows, strict=True)
             )
         )
-        terms = pushed / max(float(self.inputs[name[1:]].double().norm()), TINY)
-        if self.contract.terms is not None:
-            terms = max(terms, self.contract.terms(self.inputs, self.upstream)[name[1:]])
-        terms /= max(float(self.truth[name].norm()), TINY)
-        return floor + FLOOR * terms * (eps if terms * eps > 1 else torch.finfo(torch.float32).eps)
+        size = max(float(self.inputs[name[1:]].double().norm()), TINY)
+        return max(found.get(name, 0.0), pushed / size)
 
 
 class _Spread:

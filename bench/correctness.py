@@ -173,7 +173,9 @@ class _Gate:
 
     def _moved(self, laid: Laid, first: Tensors, name: str, impl: str | None) -> None:
         answer = self.of.ask(laid, impl)
-        if all(same_bits(answer[r], first[r]) for r in self.contract.results):
+        # a property may be reached in other ways than by doing as many steps as asked
+        exact = self.contract.judge is None
+        if exact and all(same_bits(answer[r], first[r]) for r in self.contract.results):
             raise Refused(
                 "ignored",
                 f"{self.of.where(impl, '', laid.case)}: the result does not depend on {name}",

@@ -72,18 +72,23 @@ def _judge(
         sees = (one[name] != others[0][name]) | (one[name] != others[1][name])
         blown = ~torch.isfinite(planted[name])
         shows = ~torch.isfinite(got.cpu())
+        if got.shape[-1:] == laid.inputs[plant.name].shape[-1:] and got.ndim > 1:
+            # what shares a sum with it may show it as well: a compensated sum of an infinity is a NaN
+            shared = sees.any(-1, keepdim=True).expand_as(sees)
+        else:
+            shared = sees
         where = f"{plant.value} in {plant.name}[{plant.index}]"
         if bool((sees & blown & ~shows).any()):
             raise Refused(
                 "nan",
                 f"{examination.where(impl, '', case)}: {where} is swallowed: {name} stays finite where it depends on it",
             )
-        if bool((shows & ~blown & ~sees).any()):
+        if bool((shows & ~blown & ~shared).any()):
             raise Refused(
                 "nan",
                 f"{examination.where(impl, '', case)}: {where} spreads to elements of {name} that do not depend on it",
             )
-        free = sees | shows
+        free = shared | shows
         repaired[name] = torch.where(free, one[name], got.cpu().double()).to(got.dtype)
     if contract.judge is None:
         finite = Laid(case, laid.call, plant.into(laid.inputs, ordinary), [], laid.lent)

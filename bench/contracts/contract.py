@@ -144,8 +144,12 @@ class Contract:
     # in an implementation of a name that says so.
     library: tuple[str, ...] = ()
     library_names: tuple[str, ...] = ()
-    # Norms of the terms whose difference a gradient is, by input, where they can be far larger than |upstream| |result| / |input|.
-    terms: Callable[[Mapping[str, Tensor], Sequence[Tensor]], Mapping[str, float]] | None = None
+    # Norms of the terms whose difference a result or a gradient is, by its name, where they can be far larger than itself:
+    # (inputs, upstream, scalars) -> norms.
+    terms: (
+        Callable[[Mapping[str, Tensor], Sequence[Tensor], Mapping[str, Any]], Mapping[str, float]]
+        | None
+    ) = None
     # Inputs in which an infinity has one honest outcome; a NaN has one in all.
     infinite: tuple[str, ...] = ()
     judge: Callable[[Case, Mapping[str, Tensor], Tensor, Tensor], str] | None = None

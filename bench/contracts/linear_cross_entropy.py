@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,13 +98,18 @@ def _head(N: int, D: int, V: int, dtype: str) -> Case:
     )
 
 
-def _terms(inputs: Mapping[str, Tensor], upstream: Sequence[Tensor]) -> dict[str, float]:
-    """dh = u (p W - W[target]): where p is nearly one, the difference of two vectors that are nearly equal."""
-    h, W, u = inputs["h"].double(), inputs["W"].double(), upstream[0].double()
-    return {
-        "h": float(u.norm() * W.norm(dim=-1).max()),
-        "W": float((u.flatten() * h.flatten(0, -2).norm(dim=-1)).norm()),
-    }
+def _terms(
+    inputs: Mapping[str, Tensor], upstream: Sequence[Tensor], scalars: Mapping[str, Any]
+) -> dict[str, float]:
+    """loss = logsumexp(z) - z[target] and dh = u (p W - W[target]): where p is nearly one, differences of what is nearly equal."""
+    h, W = inputs["h"].double().flatten(0, -2), inputs["W"].double()
+    largest = float((h @ W.T).abs().max())
+    found = {"loss": min(largest, scalars.get("softcap") or largest) * math.sqrt(len(h))}
+    if upstream:
+        u = upstream[0].double()
+        found["dh"] = float(u.norm() * W.norm(dim=-1).max())
+        found["dW"] = float((u.flatten() * h.norm(dim=-1)).norm())
+    return found
 
 
 def _flops(case: Case) -> int:

@@ -58,7 +58,7 @@ def draw(rng: random.Random) -> Case:
 
 def telling(rng: random.Random) -> tuple[Case, dict[str, int]]:
     G = Input((rng.randint(20, 40), rng.randint(41, 60)), family="decades")
-    return Case({"G": G}, {"steps": 2}), {"steps": 6}
+    return Case({"G": G}, {"steps": 5}), {"steps": 8}
 
 
 def corners(rng: random.Random) -> list[Case]:
@@ -79,9 +79,12 @@ def large(rng: random.Random) -> Case:
 def judge(case: Case, inputs: Mapping[str, Tensor], result: Tensor, plain: Tensor) -> str:
     """Compare spectra in float64: `result` written in G's singular basis should be diagonal with entries near one."""
     G, steps = inputs["G"], case.scalars.get("steps", 5)
-    coarse = reference(G.bfloat16(), steps)
-    stacks = [t.double().reshape(-1, *t.shape[-2:]) for t in (G, result, plain, coarse)]
-    for g, o, fine, rough in zip(*stacks, strict=True):
+    # In bfloat16 rounding carries a weak direction nearer to one, or further from it, by luck: an exact quintic lost to two
+    # references in 2 of 157 cases, and in none of 400 to these six.
+    rough = [reference(_moved(G, k).bfloat16(), steps) for k in range(4)]
+    others = [reference(G.double(), steps), plain, *rough]
+    stacks = [t.double().reshape(-1, *t.shape[-2:]) for t in (G, result, *others)]
+    for g, o, *near in zip(*stacks, strict=True):
         if not torch.isfinite(o).all():
             return "a result is not finite"
         if g.norm() == 0:
@@ -90,7 +93,7 @@ def judge(case: Case, inputs: Mapping[str, Tensor], result: Tensor, plain: Tenso
             continue
         basis = _Basis(g)
         values, error = basis.spectrum(o)
-        references = [basis.spectrum(r) for r in (fine, rough)]
+        references = [basis.spectrum(each) for each in near]
         tolerance = max(VECTOR_ERROR, *(NOISE_FACTOR * lost for _, lost in references))
         if error > tolerance:
             return f"singular vectors are not kept: {error:.2e} of the result is elsewhere, tolerance {tolerance:.0e}"
@@ -104,6 +107,15 @@ def judge(case: Case, inputs: Mapping[str, Tensor], result: Tensor, plain: Tenso
                 f"{float(references[0][0][worst]):.3f} (input {float(basis.sizes[worst]):.1e} of the largest)"
             )
     return ""
+
+
+def _moved(G: Tensor, k: int) -> Tensor:
+    """G itself, or with every element one unit of bfloat16 up or down."""
+    if k == 0:
+        return G
+    generator = torch.Generator().manual_seed(k)
+    sign = torch.randint(0, 2, G.shape, generator=generator).to(G.device) * 2.0 - 1.0
+    return (G.double() * (1 + sign * 2**-8)).to(G.dtype)
 
 
 class _Basis:
