@@ -138,7 +138,11 @@ class Savings:
         )
         if self.unclear:
             raise Refused("noise", f"{measured}: run it again when this machine does nothing else")
-        raise Refused("phase", f"{measured}: work of some calls is left out or done by others")
+        raise Refused(
+            "phase",
+            f"{measured}: work of some calls is left out or done by others; if it is not, "
+            "run it again when this machine does nothing else",
+        )
 
 
 def compare(
