@@ -6,9 +6,11 @@ plain version that it wraps: a memo of contents that never come again answers ri
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -241,7 +243,8 @@ def process() -> Callable[[str], subprocess.Popen[bytes]]:
 
     yield start
     for child in started:
-        child.kill()
+        for pid in processes.tree(child.pid):  # a child of its own would outlive it
+            os.kill(pid, signal.SIGKILL)
         child.wait()
 
 
