@@ -115,6 +115,8 @@ class Standard:
             (self.plain,) = self._evaluate(self.inputs, self.working).values()
             return
         self.truth = self._evaluate(self.inputs, torch.float64)
+        named = contract.terms
+        self.terms = {} if named is None else named(self.inputs, self.upstream, case.scalars)
         spread = self._spread()
         slack = {name: self._slack(name) for name in self.truth}
         self.allowed = {
@@ -182,10 +184,8 @@ class Standard:
 
     def _terms(self, name: str) -> float:
         """Norm of the terms of a gradient, and of what the contract names."""
-        named = self.contract.terms
-        found = {} if named is None else named(self.inputs, self.upstream, self.case.scalars)
         if name in self.contract.results:
-            return found.get(name, 0.0)
+            return self.terms.get(name, 0.0)
         flows = range(len(self.contract.results)) if self.through is None else self.through
         pushed = math.sqrt(
             sum(
@@ -195,7 +195,7 @@ class Standard:
             )
         )
         size = max(float(self.inputs[name[1:]].double().norm()), TINY)
-        return max(found.get(name, 0.0), pushed / size)
+        return max(self.terms.get(name, 0.0), pushed / size)
 
 
 class _Spread:

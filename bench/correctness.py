@@ -7,6 +7,7 @@ A runner of this gate allocates poisoned memory: what was never written reads as
 
 from __future__ import annotations
 
+import itertools
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,7 +33,7 @@ FUTURES = 4
 LOUD = 30.0  # times the usual size of what comes after the cut
 PLANTED = 2  # cases
 # Of a trial's 34,000 calls in 300 seconds, as many as there is time for.
-AGE_CALLS, AGE_S = 20_000, 2.0
+AGE_CALLS, AGE_S = 20_000, 1.0
 
 
 def check(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) -> Finding:
@@ -267,8 +268,14 @@ class _Gate:
     # --- the modes and shapes of a training run ---------------------------------------------------------------------------
 
     def trial_shapes(self, impl: str | None) -> None:
-        """Every shape that the model uses, and a crossing of two: the shape of one, the scalars of another, a dtype of theirs or float32."""
-        for case in (*self.trial, self._crossed()):
+        """Every shape that the model uses, and every crossing of them: the shape of one, the dtype of another, the scalars of a third."""
+        crossed = list(self.trial)
+        for case, other, third in itertools.product(self.trial, repeat=3):
+            dtype = next(iter(other.inputs.values())).dtype
+            each = replace(_in(dtype, case), scalars=third.scalars)
+            if each not in crossed:
+                crossed.append(each)
+        for case in crossed:
             laid = self.of.lay(case)
             answer = self.of.ask(laid, impl, dress="copy")
             standard = self.of.standard(laid)
@@ -283,11 +290,6 @@ class _Gate:
     @property
     def trial(self) -> Sequence[Case]:
         return self.contract.trial[self.of.judge.device]
-
-    def _crossed(self) -> Case:
-        case, other = self.of.rng.choice(self.trial), self.of.rng.choice(self.trial)
-        dtype = self.of.rng.choice(["float32", *(i.dtype for i in other.inputs.values())])
-        return replace(_in(dtype, case), scalars=other.scalars)
 
     def threads(self, impl: str | None) -> None:
         """Other numbers of threads, more than there are cores: every answer is right, however they meet."""
@@ -323,11 +325,11 @@ class _Gate:
     def autocast(self, impl: str | None) -> None:
         if not self.contract.differentiable:
             return
-        for case in (self.of.wide(self.drawn), self.of.rng.choice(self.trial)):
-            laid = self.of.lay(_in("float32", case))
-            answer = self.of.ask(laid, impl, mode="autocast")
-            standard = self.of.standard(laid, working=torch.bfloat16)
-            self.of.verify(laid, answer, impl, what="autocast", standard=standard)
+        case = self.of.rng.choice((self.of.wide(self.drawn), self.of.rng.choice(self.trial)))
+        laid = self.of.lay(_in("float32", case))
+        answer = self.of.ask(laid, impl, mode="autocast")
+        standard = self.of.standard(laid, working=torch.bfloat16)
+        self.of.verify(laid, answer, impl, what="autocast", standard=standard)
 
     # --- whose work it is ------------------------------------------------------------------------------------------------
 
@@ -340,7 +342,8 @@ class _Gate:
         trial = list(self.contract.trial[self.of.judge.device])
         self.of.rng.shuffle(trial)
         if (impl or self.default) not in self.contract.library_names:
-            self._no_library(self.of.lay(trial[0]), impl)
+            case = trial[0] if impl is None else self.contract.large(self.of.rng)
+            self._no_library(self.of.lay(case), impl)
         if (impl or self.default) == "cpp":
             spoiled = (self.of.ask(self.of.lay(case), impl, "spoil") for case in trial)
             if all(bool(torch.isfinite(t).all()) for each in spoiled for t in each.values()):

@@ -64,7 +64,8 @@ def corners(rng: random.Random) -> list[Case]:
     loud = Input((1, 2, T, D), scale=15.0)
     one, plain = Input((2, 2, 1, D)), Input((1, 2, T, D), rng.choice(FLOATS))
     return [
-        Case({"q": loud, "k": loud, "v": Input((1, 2, T, D))}, {"causal": True}),
+        # the softmax is one-hot: gradients are what rounding leaves of zero
+        Case({"q": loud, "k": loud, "v": Input((1, 2, T, D))}, {"causal": True}, forward_only=True),
         Case({"q": one, "k": one, "v": one}, forward_only=True),
         Case({"q": plain, "k": plain, "v": plain}, {"window": 1}, forward_only=True),
     ]
