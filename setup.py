@@ -36,4 +36,16 @@ class BuildKernels(Command):
                 print(f"{source.name} {target}: {built.relative_to(ROOT)}")
 
 
-setup(packages=["kernels", "model", "bench", "agent"], cmdclass={"build_ext": BuildKernels})
+setup(
+    packages=[
+        "kernels",
+        "model",
+        "bench",
+        "bench.contracts",
+        "bench.runner",
+        "bench.sandbox",
+        "agent",
+        "agent.proposers",
+    ],
+    cmdclass={"build_ext": BuildKernels},
+)

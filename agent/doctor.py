@@ -39,7 +39,7 @@ class Row:
 
 def insist(mode: str, screen: Screen) -> None:
     """Hold a command to `--isolation`: raises Unusable under `strict` where a layer is missing; warns, once, under `best-effort`."""
-    from bench import isolation
+    from bench.sandbox import isolation
 
     missing = isolation.missing()
     if not missing:
@@ -112,7 +112,7 @@ def _machine(lab: Lab) -> Iterator[Row]:
 
 
 def _isolation() -> Iterator[Row]:
-    from bench import isolation
+    from bench.sandbox import isolation
 
     for layer in isolation.layers():
         yield Row("isolation", layer.name, layer.holds, layer.how, layer.needed)

@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench import processes
 from bench.judge import Judge, Refused
+from bench.sandbox import processes
 
 # Import and first call: an honest autotuner needs seconds, torch.compile half a minute. What takes longer moves work out of the clock, and is
 # paid in every trial. Libraries are built by the gate before, off this clock.

@@ -23,10 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import processes, sandbox
+from bench import sandbox
 from bench.contracts import Case, Input
-from bench.limits import Limits
 from bench.protocol import Channel, ProtocolError, describe, view
+from bench.sandbox import processes
+from bench.sandbox.limits import Limits
 
 ARENA_BYTES = 4 << 30  # sparse: only the pages that are touched exist
 ALIGN = 64

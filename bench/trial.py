@@ -26,12 +26,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench import claims, contracts, processes, scoring, shard
+from bench import claims, contracts, scoring, shard
 from bench.claims import Described, Trained
 from bench.data import Dataset
 from bench.examination import Examination
 from bench.judge import Judge, Refused
 from bench.roofline import peak_flops
+from bench.sandbox import processes
 from bench.scoring import SEQUENCE, Exam
 
 SETUP_LIMIT_S = 240.0

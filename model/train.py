@@ -60,7 +60,7 @@ def batch(device: torch.device, config: GPTConfig) -> Batch:
 
 
 class Trainer:
-    """What a trial runs: see bench/runner.py for who calls it when."""
+    """What a trial runs: see bench/runner/__main__.py for who calls it when."""
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self.device = torch.device(spec["device"])

@@ -12,8 +12,8 @@ import pytest
 from agent import doctor
 from agent.__main__ import main
 from agent.lab import Lab, Unusable
-from bench import isolation
-from bench.isolation import Layer
+from bench.sandbox import isolation
+from bench.sandbox.isolation import Layer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -145,7 +145,7 @@ def test_a_container_without_privileges_is_seen_and_a_candidate_still_held(tmp_p
     )
     script = f"""
 import json, pathlib
-from bench import isolation
+from bench.sandbox import isolation
 from bench.judge import Judge, Refused
 folder = pathlib.Path({str(tmp_path)!r})
 with Judge(folder) as judge:

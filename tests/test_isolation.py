@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from bench import cgroup, isolation, linux, seccomp
-from bench.confine import Terms
-from bench.limits import Limits, default
-from bench.watchdog import Watchdog
+from bench.sandbox import cgroup, isolation, linux, seccomp
+from bench.sandbox.confine import Terms
+from bench.sandbox.limits import Limits, default
+from bench.sandbox.watchdog import Watchdog
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADERS = {
@@ -103,9 +103,7 @@ def test_the_filter_refuses_what_it_names_and_nothing_else(
 
 def confined(terms: Terms, script: str) -> str:
     """What a script prints in a process that took these terms on."""
-    program = (
-        f"from bench import confine\nconfine.apply(confine.Terms(**{terms.__dict__!r}))\n{script}"
-    )
+    program = f"from bench.sandbox import confine\nconfine.apply(confine.Terms(**{terms.__dict__!r}))\n{script}"
     done = subprocess.run(
         [sys.executable, "-P", "-c", program],
         env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},

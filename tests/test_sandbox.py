@@ -21,9 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import isolation
 from bench.judge import CACHE, Judge, Refused
-from bench.limits import Limits
+from bench.sandbox import isolation
+from bench.sandbox.limits import Limits
 
 ROOT = Path(__file__).resolve().parent.parent
 ESCAPES = Path(__file__).with_name("escapes.py")

@@ -24,10 +24,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench import processes, roofline
+from bench import roofline
 from bench.conduct import Conduct, no_memory_hog
 from bench.contracts import Case, Input, contract
 from bench.judge import Arena, Refused
+from bench.sandbox import processes
 from bench.staging import PAGE, Contents, Stage
 from bench.timing import Comparison, Savings, compare
 

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 import torch
 
-from bench import claims, processes, scoring, shard, trial
+from bench import claims, scoring, shard, trial
 from bench.claims import Described, Trained
 from bench.data import Dataset, prepare
 from bench.judge import Refused
+from bench.sandbox import processes
 from bench.trial import TrialResult, run_trial
 
 TESTS = Path(__file__).resolve().parent

@@ -1,9 +1,9 @@
 """Start the runner where it can do no harm: the one place in this tree that starts a process around candidate code.
 
 From outside to inside: a control group; namespaces with an allow-list of read-only mounts and one writable scratch folder in memory, made by
-bubblewrap or by our own launcher; then bench/confine.py drops capabilities, and takes on Landlock, seccomp and rlimits, before it becomes the
+bubblewrap or by our own launcher; then bench/sandbox/confine.py drops capabilities, and takes on Landlock, seccomp and rlimits, before it becomes the
 runner. A watchdog in the judge bounds what no kernel does. The environment is built from nothing. Which layers a machine gives is found
-out by bench/isolation.py; `Sandbox.isolation` names those in use, and is written to the ledger with every result.
+out by bench/sandbox/isolation.py; `Sandbox.isolation` names those in use, and is written to the ledger with every result.
 """
 
 from __future__ import annotations
@@ -20,28 +20,17 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import cgroup, isolation
-from bench.confine import Terms
-from bench.limits import Limits, default
-from bench.watchdog import Watchdog
+from bench.sandbox import cgroup, isolation
+from bench.sandbox.confine import Terms
+from bench.sandbox.limits import Limits, default
+from bench.sandbox.watchdog import Watchdog
 
-RUNTIME = Path(__file__).resolve().parent
-# These files are copied for the runner, which sees nothing else of bench.
+BENCH = Path(__file__).resolve().parent.parent
+# Copied for the runner, which sees nothing else of bench: what it is, and what confines it.
 RUNNER_FILES = (
-    "confine.py",
-    "linux.py",
-    "namespaces.py",
-    "landlock.py",
-    "seccomp.py",
-    "protocol.py",
-    "lending.py",
-    "runner.py",
-    "runner_calls.py",
-    "runner_state.py",
-    "runner_record.py",
-    "runner_blocks.py",
-    "runner_trial.py",
-    "aot.py",
+    *("protocol.py", "aot.py"),
+    *(f"runner/{path.name}" for path in sorted((BENCH / "runner").glob("*.py"))),
+    *(f"sandbox/{name}.py" for name in ("confine", "linux", "namespaces", "landlock", "seccomp")),
 )
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt/cuda", "/usr/local")
 # What programs look up of the machine: shared libraries, `c++` on Debian, user names, the time zone.
@@ -153,7 +142,15 @@ def start(
     launch, own = _prepare(scratch)
     cache.mkdir(parents=True, exist_ok=True)
     terms = _terms(tree, launch, own, cache, cache_writable, device, limits, layers)
-    command = [sys.executable, "-P", "-m", "bench.confine", terms.as_json(), module, *arguments]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "bench.sandbox.confine",
+        terms.as_json(),
+        module,
+        *arguments,
+    ]
     if terms.wrapped:
         command = [*_bubblewrap(terms), "--chdir", str(own), "--", *command]
     group = None
@@ -200,10 +197,11 @@ def _sweep() -> None:
 def _prepare(scratch: Path) -> tuple[Path, Path]:
     """The folder with the runner's code, and the one that is the runner's own."""
     home = scratch / "judge" / "bench"
-    home.mkdir(parents=True)
-    (home / "__init__.py").touch()
+    for folder in (home, home / "runner", home / "sandbox"):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
     for name in RUNNER_FILES:
-        shutil.copy(RUNTIME / name, home / name)
+        shutil.copy(BENCH / name, home / name)
     for name in ("tmp", "root"):
         (scratch / name).mkdir()
     return home.parent, scratch / "tmp"

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.lending import Lent
-from bench.runner_calls import Calls
+from bench.runner.calls import Calls
+from bench.runner.lending import Lent
 
 
 class Blocks:

@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench import linux
-from bench.limits import Limits
+from bench.sandbox import linux
+from bench.sandbox.limits import Limits
 
 EVERY_S = 0.1  # a look takes 0.07 ms of a core with a cgroup, and 0.2 ms without one
 DISK_EVERY = 5  # looks; walking a folder takes longer

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bench.lending import Lent, Refusal
+from bench.runner.lending import Lent, Refusal
 
 # Gradients are compared with float64, and compiling is a mode of its own: the other two opchecks would say it again.
 _OPCHECKS = ("test_schema", "test_faketensor")

@@ -12,7 +12,7 @@ import stat
 import struct
 from collections.abc import Iterable
 
-from bench.linux import memory, syscall
+from bench.sandbox.linux import memory, syscall
 
 _CREATE, _ADD, _RESTRICT = 444, 445, 446  # the same on every architecture
 _VERSION, _PATH_BENEATH = 1, 1

@@ -1,7 +1,7 @@
 """The only process that imports candidate code. It fills the judge's buffers and answers plain JSON; it decides nothing.
 
-Requests (`do`), each answered once with {"nonce", "ok", ...}; those of a call are in
-runner_calls.py, of a measurement in runner_blocks.py, of a trial in runner_trial.py, of a recording in runner_record.py, and here
+Requests (`do`), each answered once with {"nonce", "ok", ...}; those of a call are in calls.py, of a measurement in
+blocks.py, of a trial in training.py, of a recording in recording.py, and here
 
     load      {tree, op?}                        put the tree on the path, import kernels.<op>        -> {implementations, default}
     state     {}                                 what of the process's state has changed since before the import  -> {changed}
@@ -20,13 +20,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.lending import Lent, Refusal
 from bench.protocol import Channel
-from bench.runner_blocks import Blocks
-from bench.runner_calls import Calls
-from bench.runner_record import Recorder
-from bench.runner_state import snapshot
-from bench.runner_trial import Training
+from bench.runner.blocks import Blocks
+from bench.runner.calls import Calls
+from bench.runner.lending import Lent, Refusal
+from bench.runner.recording import Recorder
+from bench.runner.state import snapshot
+from bench.runner.training import Training
 
 MAX_ERROR = 6000
 LAST_FRAMES = 4  # of a traceback: those of the candidate, not ours
@@ -118,7 +118,7 @@ class Runner:
 
 
 def main() -> None:
-    """`python -m bench.runner SOCKET_FD ARENA_FD DEVICE`, started by bench/sandbox.py."""
+    """`python -m bench.runner SOCKET_FD ARENA_FD DEVICE`, started by bench/sandbox/__init__.py."""
     channel = Channel(socket.socket(fileno=int(sys.argv[1])))
     arena = mmap.mmap(int(sys.argv[2]), 0)
     Runner(channel, arena, sys.argv[3]).serve()

@@ -12,7 +12,7 @@ import os
 import struct
 from collections.abc import Iterable, Iterator
 
-from bench.linux import NEW_NAMESPACES, machine, memory, syscall
+from bench.sandbox.linux import NEW_NAMESPACES, machine, memory, syscall
 
 # Numbers on x86_64 and aarch64; -1 where there is no such call.
 REFUSED = {

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.lending import Lent, Refusal
+from bench.runner.lending import Lent, Refusal
 
 
 class Training:

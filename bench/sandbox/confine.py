@@ -1,7 +1,7 @@
 """Second stage of the sandbox: runs inside it, takes from itself what a candidate has no use for, and becomes the runner.
 
-    python -m bench.confine TERMS MODULE ARGUMENTS...      TERMS as JSON, written by bench/sandbox.py
-    python -m bench.confine probe                          what this machine gives, as JSON: {layer: why not, or null}
+    python -m bench.sandbox.confine TERMS MODULE ARGUMENTS...      TERMS as JSON, written by bench/sandbox/__init__.py
+    python -m bench.sandbox.confine probe                          what this machine gives, as JSON: {layer: why not, or null}
 
 The order matters: namespaces first, because Landlock forbids mounts; then no_new_privs, which Landlock and seccomp ask for; seccomp last.
 A layer that was asked for and does not hold ends the process before candidate code is read: nothing is left out in silence.
@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from bench import landlock, linux, namespaces, seccomp
+from bench.sandbox import landlock, linux, namespaces, seccomp
 
 NODES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 TO_PROBE = ("/usr", "/bin", "/lib", "/lib64")

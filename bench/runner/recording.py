@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.lending import Lent
+from bench.runner.lending import Lent
 
 KEPT = 4  # last calls of each op
 

@@ -1,6 +1,6 @@
 """What holds a candidate on this machine: each layer of the sandbox really tried, once a process, with the reason where it does not hold.
 
-Sandboxes use what holds (bench/sandbox.py); `python -m agent doctor` shows it, and `--isolation strict` refuses to go on without it.
+Sandboxes use what holds (bench/sandbox/__init__.py); `python -m agent doctor` shows it, and `--isolation strict` refuses to go on without it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench import cgroup, landlock, linux, seccomp
+from bench.sandbox import cgroup, landlock, linux, seccomp
 
 NAMESPACES = ("user", "pid", "network", "ipc", "uts", "mount")
-_ROOT = Path(__file__).resolve().parent.parent
+_ROOT = Path(__file__).resolve().parent.parent.parent
 _TO_PROBE = ("/usr", "/bin", "/lib", "/lib64")
 _TIMEOUT_S = 20
 
@@ -129,7 +129,7 @@ def _version(wrapper: str) -> str:
 
 def _probe() -> dict[str, str | None]:
     """The layers that a process takes on by itself, tried by the very code that a runner starts with."""
-    command = [sys.executable, "-P", "-m", "bench.confine", "probe"]
+    command = [sys.executable, "-P", "-m", "bench.sandbox.confine", "probe"]
     environment = {"PYTHONPATH": str(_ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
