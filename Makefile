@@ -15,7 +15,7 @@ lab: install
 
 # What measures time runs alone, everything else on all cores, a test a core.
 test: install check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m "not alone"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest -q -m alone
 
 check: install

@@ -1,6 +1,6 @@
 """None of the honest oddities in tests/honest/ is refused: by the static gate, by the build, by the correctness gate.
 
-The many seeds are those of tests/calibrate.py; here every file meets one that all share, and every fourth a seed of its own (a check takes 4 s).
+The many seeds are those of tests/calibrate.py; here every file meets one that all share, and every eighth a seed of its own (a check takes 4 s).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bench.contracts import ops
 from bench.correctness import check
 
 FILES = honest_files()
-AGAIN = FILES[::4]
+AGAIN = FILES[::8]
 SEED = 7  # the gate draws a secret one; a test that fails should fail again
 
 
