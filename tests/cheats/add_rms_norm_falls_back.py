@@ -1,6 +1,6 @@
 """Tries a kernel that refuses every call, and takes the library's where it fails.
 
-Row: S02, S01. Gate: correctness. Gains: time backward.
+Row: S02, S01. Gate: correctness. Gains: a pass.
 """
 
 import torch.nn.functional as F
