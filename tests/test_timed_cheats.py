@@ -32,6 +32,8 @@ from bench.sandbox import processes
 from bench.staging import PAGE, Contents, Stage
 from bench.timing import Comparison, Savings, compare
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).resolve().parent.parent
 CHEATS = sorted((ROOT / "tests" / "cheats").glob("*_timed_*.py"))
 SEED = 7

@@ -26,6 +26,8 @@ from bench.judge import Refused
 from bench.sandbox import processes
 from bench.trial import TrialResult, run_trial
 
+pytestmark = pytest.mark.alone
+
 TESTS = Path(__file__).resolve().parent
 CHEATS = sorted((TESTS / "cheats").glob("trial_*.py"))
 STEPS = 20
