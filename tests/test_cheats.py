@@ -82,6 +82,7 @@ def honest_cpp(op: str) -> naive.Result:
     return naive.judge(op, ROOT)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("path", KERNELS, ids=lambda p: p.name)
 def test_gains_from_a_naive_judge(path: Path, tmp_path: Path) -> None:
     cheat = read(path)

@@ -115,6 +115,7 @@ def tree(tmp_path: Path) -> Callable[[str, str | None], Path]:
     return make
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("path", CHEATS, ids=lambda p: p.stem)
 def test_gains_from_a_naive_timer(path: Path, tree: Callable[..., Path]) -> None:
     part = re.search(r"Gains: time (forward|backward)\.", path.read_text())

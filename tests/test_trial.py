@@ -216,6 +216,7 @@ def test_more_processor_time_than_cores_times_seconds_is_refused() -> None:
 # ---- cheats ----
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("cheat", CHEATS, ids=lambda p: p.stem.removeprefix("trial_"))
 def test_a_naive_harness_is_pleased_with_a_cheat(
     cheat: Path, tmp_path: Path, dataset: Dataset, naive_baseline: float, monkeypatch: pytest.MonkeyPatch
