@@ -18,7 +18,8 @@ from bench.trial import TrialResult, run_trial
 STEPS = 12
 LIMIT_S = 120.0
 PARTING = 4.0
-FLOOR_NATS = 0.02
+# While the loss still falls by a nat a step: two honest bf16 norms, rounded in another order, parted by 0.027.
+FLOOR_NATS = 0.05
 
 
 def probe(
