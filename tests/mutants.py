@@ -238,6 +238,9 @@ def campaign(chosen: Sequence[Mutant], jobs: int) -> None:
     built = build(ROOT, ["csrc/lab.h"])
     if not built.passed:
         raise SystemExit(built.reason)
+    for impl in {mutant.impl for mutant in waiting}:
+        # Two threads that miss the cache together would plant two trees, and one is removed under the other's feet.
+        _originals(impl)
     ROWS.parent.mkdir(exist_ok=True)
     names = [f.name for f in fields(Row)]
     with ROWS.open("a", newline="") as handle, ThreadPoolExecutor(jobs) as pool:
