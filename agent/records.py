@@ -9,7 +9,9 @@ from typing import Any
 
 # How an experiment ends. `lost`: the loop was stopped or killed while it was in flight.
 KEEP, DROP, REFUSE, CRASH, LOST = "keep", "drop", "refuse", "crash", "lost"
-RUNNING = "running"
+# How it stands before that: at the gates, or through those that need no quiet machine and waiting for its trial.
+RUNNING, READY = "running", "ready"
+OPEN = (RUNNING, READY)
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,16 @@ class Settings:
     target: str = "kernels"
     op: str | None = None
     proposer: str = "sweep"
+    models: tuple[str, ...] = ()  # the provider's default, if empty
+    base_url: str | None = None  # of an OpenAI-compatible endpoint
+    prices: tuple[str, ...] = ()  # MODEL=IN/OUT, USD per million tokens, before the table's
+    command: str | None = None  # of the proposer `command`
+    recording: str | None = None  # of the proposer `replay`
     experiments: int | None = None
     hours: float | None = None
+    gpu_hours: float | None = None  # of trials
+    usd: float | None = None
+    tokens: int | None = None  # in and out, cached ones included
     seconds: float = 300.0  # length of a trial
     data: str = ""  # directory of the prepared data
     start: str | None = None
@@ -28,17 +38,25 @@ class Settings:
     seed: int = 0
     judge: str = ""  # hash of the judge's files when the run was opened or gone on with
 
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Settings:
+        """Settings as the ledger keeps them: JSON knows lists, a frozen value has tuples."""
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+
 
 @dataclass(frozen=True)
 class Proposal:
     """A hypothesis and the whole new text of each file that it changes (None: the file is deleted).
 
-    `notes` come back to the proposer with the outcome and must be plain JSON.
+    `notes` come back to the proposer with the outcome and must be plain JSON. Money and tokens are those of the whole research
+    that led here, its repairs included.
     """
 
     hypothesis: str
     files: Mapping[str, str | None]
     proposer: str
+    model: str = ""
+    expected: str = ""  # the effect that the proposer predicts
     notes: Mapping[str, Any] = field(default_factory=dict)
     cost_usd: float = 0.0
     tokens_in: int = 0
@@ -130,21 +148,51 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Experiment:
-    """A proposal and what became of it, as the ledger remembers it."""
+class Past:
+    """A proposal and what became of it, in short: what thousands of which can be held and gone through."""
 
     id: int
     run: str
     number: int
     proposer: str
+    model: str
     hypothesis: str
+    expected: str
+    paths: tuple[str, ...]
     notes: Mapping[str, Any]
     parent: str
     commit: str
-    patch: str
     outcome: Outcome
-    gates: tuple[GateResult, ...]
+    refused_by: str | None  # the gate
     started: float
+    cost_usd: float
+
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """Stems of the kernel files that it changed, which are names of ops (or of a shared header)."""
+        stems = {Path(path).stem for path in self.paths if path.startswith(("kernels/", "csrc/"))}
+        return tuple(sorted(stems))
+
+
+@dataclass(frozen=True)
+class Experiment(Past):
+    """A proposal and what became of it, whole: with the patch, and the evidence of each gate."""
+
+    patch: str = ""
+    gates: tuple[GateResult, ...] = ()
+
+
+@dataclass(frozen=True)
+class CallTotals:
+    """What the calls of a run came to. Calls in flight are in `in_flight_usd` and in the tokens at their upper bound."""
+
+    usd: float = 0.0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    count: int = 0
+    in_flight_usd: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -1,40 +1,96 @@
 """Proposers: one file each, found by its name, behind one small protocol.
 
-`agent/proposers/<name>.py` defines `create() -> Proposer`. A proposer learns how its proposals ended from `Context.history`, which is
-the ledger, so that a killed run forgets nothing.
+`agent/proposers/<name>.py` defines `create(workshop) -> Proposer`. A proposer learns how its proposals ended from `Context.history`, which
+is the ledger, so that a killed run forgets nothing.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import os
+import threading
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from agent.records import Experiment, Proposal
+from agent.git import Repository
+from agent.judging import Judging
+from agent.ledger import Ledger
+from agent.machine import Machine
+from agent.records import GateResult, Past, Proposal, Settings
+from agent.screen import Screen
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a proposer is told."""
+    """What a proposer is told, for one proposal."""
 
     run: str
-    incumbent: Path  # the tree to improve
+    commit: str  # of the incumbent
+    incumbent: Path  # its tree, which nothing changes while the run lasts
     target: str
     op: str | None
     device: str
     seed: int
-    history: Sequence[Experiment] = ()  # of all runs, oldest first
+    history: Sequence[Past] = ()  # of all runs, oldest first
     agenda: str = ""  # program.md
     brought: tuple[str, ...] = ()  # files of --start: what the person asks to refine
 
 
+@dataclass(frozen=True)
+class Workshop:
+    """What a proposer may use, for a whole run. `stop` is set when the run ends: what waits then has to give up."""
+
+    settings: Settings
+    run: str
+    start: str  # the commit that the run began with
+    folder: Path  # for its own files; removed when the run ends
+    ledger: Ledger
+    repository: Repository
+    judge: Judging
+    machine: Machine
+    screen: Screen
+    stop: threading.Event
+
+
+class NoProposal(Exception):
+    """Work was done and nothing to judge came of it: a row of the ledger, with what it cost."""
+
+    def __init__(
+        self,
+        reason: str,
+        *,
+        hypothesis: str = "",
+        model: str = "",
+        cost_usd: float = 0.0,
+        tokens_in: int = 0,
+        tokens_out: int = 0,
+    ) -> None:
+        super().__init__(reason)
+        self.reason, self.hypothesis, self.model = reason, hypothesis, model
+        self.cost_usd, self.tokens_in, self.tokens_out = cost_usd, tokens_in, tokens_out
+
+
+class Stopped(Exception):
+    """The run ended while a proposal was being made."""
+
+
 class Proposer(Protocol):
     name: str
+    ahead: int  # how many proposals it prepares while a trial runs: 0 or 1
 
     def propose(self, context: Context) -> Proposal | None:
-        """The next proposal; None when there is nothing left to try."""
+        """The next proposal; None when there is nothing left to try.
+
+        Raises NoProposal where nothing came of it, Stopped when the run ended meanwhile, agent.spending.BudgetSpent to end the run.
+        """
+        ...
+
+    def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
+        """The same idea, mended after a gate refused it; None gives it up. Raises as `propose` does."""
         ...
 
 
@@ -45,9 +101,27 @@ def names() -> list[str]:
     )
 
 
-def create(name: str) -> Proposer:
-    """Raises ValueError with the list if there is none of that name."""
-    if name not in names():
-        raise ValueError(f"no proposer {name!r}: expected one of {', '.join(names())}")
-    made: Proposer = importlib.import_module(f"agent.proposers.{name}").create()
+def choose(settings: Settings, environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
+    """The proposer that `auto` means with what is configured here, and why. Raises ValueError for a name that there is none of."""
+    if settings.proposer != AUTO:
+        if settings.proposer not in names():
+            known = ", ".join([AUTO, *names()])
+            raise ValueError(f"--proposer {settings.proposer}: expected one of {known}")
+        return settings.proposer, "as asked"
+    if settings.recording:
+        return "replay", "--recording is given"
+    if settings.command:
+        return "command", "--command is given"
+    if settings.base_url:
+        return "openai", "--base-url is given"
+    if environment.get("ANTHROPIC_API_KEY"):
+        return "anthropic", "ANTHROPIC_API_KEY is set"
+    if environment.get("OPENAI_API_KEY"):
+        return "openai", "OPENAI_API_KEY is set"
+    return "sweep", "no key is set (ANTHROPIC_API_KEY, OPENAI_API_KEY): it searches constants alone"
+
+
+def create(name: str, workshop: Workshop) -> Proposer:
+    """The proposer of this name, ready to work. Raises what it needs and lacks: agent.lab.Unusable, in one line."""
+    made: Proposer = importlib.import_module(f"agent.proposers.{name}").create(workshop)
     return made

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from agent import surface, tunables
-from agent.proposers import Context
-from agent.records import LOST, RUNNING, Experiment, Proposal
+from agent.proposers import Context, Workshop
+from agent.records import LOST, OPEN, GateResult, Past, Proposal
 from agent.tunables import Tunable
 
 NAME = "sweep"
@@ -57,12 +57,17 @@ class Space:
 
 class Sweep:
     name = NAME
+    ahead = 0  # the next setting follows from how the last one ended
+
+    def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
+        """A setting that fails is not mended: another one is tried."""
+        return None
 
     def propose(self, context: Context) -> Proposal | None:
         mine = [
             e
             for e in context.history
-            if e.proposer == NAME and e.outcome.status not in (LOST, RUNNING)
+            if e.proposer == NAME and e.outcome.status not in (LOST, *OPEN)
         ]
         here = [e for e in mine if e.run == context.run]
 
@@ -85,7 +90,7 @@ class Sweep:
         return None
 
 
-def create() -> Sweep:
+def create(workshop: Workshop) -> Sweep:
     return Sweep()
 
 
@@ -115,7 +120,7 @@ def _runs(path: str, context: Context) -> bool:
     return not path.endswith(".cpp")
 
 
-def chain(space: Space, experiments: Iterable[Experiment]) -> dict[Setting, float]:
+def chain(space: Space, experiments: Iterable[Past]) -> dict[Setting, float]:
     """A score for every setting that was measured, lower is better; the first one seen has 0."""
     scores: dict[Setting, float] = {}
     for experiment in experiments:

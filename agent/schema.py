@@ -1,0 +1,65 @@
+"""The tables of the ledger, and the steps that bring a file of an older version to this one."""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 2
+
+SCHEMA = """
+CREATE TABLE runs (
+  id TEXT PRIMARY KEY, settings TEXT NOT NULL, base TEXT NOT NULL, start TEXT NOT NULL, incumbent TEXT NOT NULL,
+  started REAL NOT NULL, ended REAL
+) STRICT;
+CREATE TABLE experiments (
+  id INTEGER PRIMARY KEY, run TEXT NOT NULL REFERENCES runs, number INTEGER NOT NULL,
+  proposer TEXT NOT NULL, hypothesis TEXT NOT NULL, notes TEXT NOT NULL,
+  parent TEXT NOT NULL, commit_hash TEXT NOT NULL, patch TEXT NOT NULL, patch_hash TEXT NOT NULL,
+  status TEXT NOT NULL, reason TEXT NOT NULL, started REAL NOT NULL, ended REAL,
+  speed REAL, val_bpb REAL, bpb_change REAL, peak_memory_mb REAL, device_seconds REAL NOT NULL DEFAULT 0,
+  cost_usd REAL NOT NULL DEFAULT 0, tokens_in INTEGER NOT NULL DEFAULT 0, tokens_out INTEGER NOT NULL DEFAULT 0,
+  model TEXT NOT NULL DEFAULT '', expected TEXT NOT NULL DEFAULT '', paths TEXT NOT NULL DEFAULT '[]',
+  sketch TEXT NOT NULL DEFAULT '[]',
+  UNIQUE (run, number)
+) STRICT;
+CREATE TABLE gates (
+  experiment INTEGER NOT NULL REFERENCES experiments, position INTEGER NOT NULL, name TEXT NOT NULL,
+  passed INTEGER NOT NULL, reason TEXT NOT NULL, evidence TEXT NOT NULL, seconds REAL NOT NULL,
+  PRIMARY KEY (experiment, position)
+) STRICT;
+CREATE TABLE trials (
+  id INTEGER PRIMARY KEY, run TEXT REFERENCES runs,
+  tree TEXT NOT NULL, judge TEXT NOT NULL, machine TEXT NOT NULL, dataset TEXT NOT NULL, device TEXT NOT NULL,
+  seconds REAL NOT NULL, seed INTEGER NOT NULL, split TEXT NOT NULL,
+  ok INTEGER NOT NULL, val_bpb REAL, tokens_per_second REAL, result TEXT NOT NULL, at REAL NOT NULL
+) STRICT;
+CREATE INDEX trials_by_key ON trials (tree, dataset, device, seconds, seed);
+CREATE TABLE confirmations (
+  run TEXT NOT NULL REFERENCES runs, op TEXT NOT NULL, incumbent TEXT NOT NULL,
+  ratio REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL, at REAL NOT NULL
+) STRICT;
+"""
+
+# What a model was asked, and for how long a run was worked on: money and time that survive a kill.
+_SPENDING = """
+CREATE TABLE calls (
+  id INTEGER PRIMARY KEY, run TEXT NOT NULL REFERENCES runs, model TEXT NOT NULL, in_flight INTEGER NOT NULL,
+  tokens_in INTEGER NOT NULL, tokens_out INTEGER NOT NULL, cache_read INTEGER NOT NULL, cache_write INTEGER NOT NULL,
+  usd REAL NOT NULL, at REAL NOT NULL
+) STRICT;
+CREATE INDEX calls_by_run ON calls (run);
+CREATE TABLE stretches (
+  id INTEGER PRIMARY KEY, run TEXT NOT NULL REFERENCES runs, began REAL NOT NULL, until REAL NOT NULL,
+  device_seconds REAL NOT NULL
+) STRICT;
+"""
+SCHEMA += _SPENDING
+
+# From the version of the key to the next.
+STEPS = {
+    1: """
+ALTER TABLE experiments ADD COLUMN model TEXT NOT NULL DEFAULT '';
+ALTER TABLE experiments ADD COLUMN expected TEXT NOT NULL DEFAULT '';
+ALTER TABLE experiments ADD COLUMN paths TEXT NOT NULL DEFAULT '[]';
+ALTER TABLE experiments ADD COLUMN sketch TEXT NOT NULL DEFAULT '[]';
+"""
+    + _SPENDING,
+}
