@@ -1,0 +1,80 @@
+"""Waiting out a server that is busy or away: for ever, in growing steps, until the run is told to stop.
+
+A night must outlive an outage of hours, so nothing here gives up by itself. The wait is what the server asked for, else 1, 2, 4 ... up to
+300 seconds, drawn from the upper half of that step so that several labs do not come back at the same moment.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable
+from typing import Protocol, TypeVar
+
+from agent.research.messages import Transient
+
+FIRST_S, LONGEST_S = 1.0, 300.0  # of the steps that double
+LONGEST_ASKED_S = 3600.0  # a server that asks for more is tried again after this
+SAY_EVERY_S = 60.0
+
+Answer = TypeVar("Answer")
+
+
+class Stop(Protocol):
+    """What ends a wait; a threading.Event is one."""
+
+    def is_set(self) -> bool: ...
+
+    def wait(self, timeout: float) -> bool: ...
+
+
+class Stopped(Exception):
+    """The run was told to stop while a model was waited for; the message says why it was waited for."""
+
+
+class Patience:
+    """Carries requests through what is Transient. `say` gets a line at the first failure, then one a minute."""
+
+    def __init__(
+        self,
+        stop: Stop,
+        say: Callable[[str], None],
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stop, self._say, self._clock = stop, say, clock
+        self._rng = rng or random.Random()
+
+    def until_answered(self, attempt: Callable[[], Answer]) -> Answer:
+        """The answer of the first attempt that is not Transient; raises Stopped, and whatever else `attempt` raises."""
+        failures, began, spoke = 0, self._clock(), -math.inf
+        while True:
+            if self._stop.is_set():
+                raise Stopped("stopped before the request was sent")
+            try:
+                return attempt()
+            except Transient as error:
+                said, seconds = str(error), self.pause(failures, error.retry_after)
+            failures += 1
+            spoke = self._wait(seconds, said, began, spoke)
+
+    def pause(self, failures: int, asked: float | None) -> float:
+        """Seconds to wait after `failures` failures before this one, where the server asked for `asked`."""
+        if asked is not None and math.isfinite(asked) and asked > 0:
+            return min(asked, LONGEST_ASKED_S) * self._rng.uniform(1.0, 1.1)
+        step = min(FIRST_S * 2.0 ** min(failures, 16), LONGEST_S)
+        return step * self._rng.uniform(0.5, 1.0)
+
+    def _wait(self, seconds: float, said: str, began: float, spoke: float) -> float:
+        """Wait `seconds`, speaking once a minute; when it last spoke."""
+        until = self._clock() + seconds
+        while (left := until - self._clock()) > 0:
+            if self._clock() - spoke >= SAY_EVERY_S:
+                waited = self._clock() - began
+                so_far = f" ({waited:.0f} s so far)" if waited >= 1 else ""
+                self._say(f"  {said}; trying again in {left:.0f} s{so_far}")
+                spoke = self._clock()
+            if self._stop.wait(min(left, spoke + SAY_EVERY_S - self._clock())):
+                raise Stopped(f"stopped while waiting: {said}")
+        return spoke
