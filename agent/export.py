@@ -1,4 +1,5 @@
-"""The ledger for other tools: results.tsv as autoresearch writes it, with more columns after its five, and JSON with everything."""
+"""The ledger for other tools: results.tsv as autoresearch writes it, with more columns after its five, JSON with everything, and a
+recording that agent/proposers/replay.py proposes again."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from agent.git import Repository
 from agent.ledger import Ledger
-from agent.records import Experiment
+from agent.records import LOST, OPEN, Experiment, Past
 
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 MORE = ("run", "number", "proposer", "speed", "bpb_change", "device_seconds", "reason")
@@ -53,5 +55,35 @@ def as_json(ledger: Ledger, run: str | None = None) -> str:
     for each in ledger.runs():
         if run in (None, each.id):
             experiments = [asdict(experiment) for experiment in ledger.experiments(each.id)]
-            runs.append(asdict(each) | {"spent": ledger.spent(each.id), "experiments": experiments})
+            runs.append(
+                asdict(each) | {"spent": _spent(ledger, each.id), "experiments": experiments}
+            )
     return json.dumps({"runs": runs}, indent=2)
+
+
+def _spent(ledger: Ledger, run: str) -> dict[str, float]:
+    """Money, tokens and requests of a run, and the seconds that it was worked on and held the device."""
+    seconds, device_seconds = ledger.worked(run)
+    return asdict(ledger.calls(run)) | {"seconds": seconds, "device_seconds": device_seconds}
+
+
+def recording(ledger: Ledger, repository: Repository, run: str) -> str:
+    """JSON lines, one an experiment of the run, with the whole text of each file that it proposed. What was lost in flight is left out.
+
+    Raises GitError where git has thrown away a commit that nothing points to, as it may after two weeks.
+    """
+    ended = [past for past in ledger.history(run) if past.outcome.status not in (LOST, *OPEN)]
+    return "".join(json.dumps(_line(past, repository)) + "\n" for past in ended)
+
+
+def _line(past: Past, repository: Repository) -> dict[str, Any]:
+    row = {
+        "hypothesis": past.hypothesis,
+        "expected": past.expected,
+        "proposer": past.proposer,
+        "model": past.model,
+    }
+    changes = repository.changes(past.parent, past.commit)
+    if not changes:
+        return row | {"gave_up": past.outcome.reason or "nothing was proposed"}
+    return row | {"files": {c.path: None if c.after is None else c.text() for c in changes}}

@@ -1,0 +1,189 @@
+"""A recorded night proposed again, without a model: for tests and demonstrations, and to judge old ideas by a judge that has changed.
+
+A recording is JSON lines, one proposal a line, in the order in which they come:
+
+    {"hypothesis": "four rows", "files": {"csrc/scale.cpp": "the whole text", "csrc/old.cpp": null}, "proposer": "anthropic", "model": "..."}
+    {"hypothesis": "four rows", "edits": [{"path": "csrc/scale.cpp", "old": "kRows = 1", "new": "kRows = 4"}],
+     "repairs": [{"edits": [...]}]}
+    {"hypothesis": "no idea", "gave_up": "the model declined"}
+
+The `old` of an edit stands exactly once in the incumbent's file, that of a repair in the proposal's. `python -m agent export --recording`
+writes a run so. The ledger remembers which lines it holds, so that a resumed run goes on behind them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agent.lab import Unusable
+from agent.proposers import Context, NoProposal, Workshop
+from agent.records import LOST, GateResult, Past, Proposal
+
+NAME = "replay"
+_KEYS = frozenset(
+    {"hypothesis", "expected", "files", "edits", "proposer", "model", "gave_up", "repairs"}
+)
+_REPAIR = frozenset({"hypothesis", "files", "edits"})
+
+
+class RecordingError(ValueError):
+    """The file is no recording; the message names the line and what was expected there."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    path: str
+    old: str
+    new: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """One recorded proposal, or the repair of one. `gave_up`: why nothing came of it; empty where something did."""
+
+    number: int  # from 1
+    hypothesis: str
+    files: Mapping[str, str | None]
+    edits: tuple[Edit, ...]
+    expected: str = ""
+    source: str = ""  # who proposed it when it was recorded
+    model: str = ""
+    gave_up: str = ""
+    repairs: tuple[Line, ...] = ()
+
+
+def read(file: Path) -> tuple[Line, ...]:
+    """The lines of a recording. Raises RecordingError, and OSError where there is no such file."""
+    rows = [row for row in enumerate(file.read_text().splitlines(), 1) if row[1].strip()]
+    if not rows:
+        raise RecordingError(f"{file}: empty; expected one JSON object a line")
+    lines = []
+    for number, text in rows:
+        try:
+            lines.append(_line(number, json.loads(text), _KEYS))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            said = f"{type(error).__name__}: {error}"
+            raise RecordingError(f"{file}, line {number}: no proposal ({said})") from None
+    return tuple(lines)
+
+
+def _line(number: int, row: Mapping[str, Any], known: frozenset[str]) -> Line:
+    if unknown := sorted(set(row) - known):
+        raise ValueError(f"unknown {', '.join(unknown)}; expected {', '.join(sorted(known))}")
+    files, gave_up = row.get("files", {}), row.get("gave_up", "")
+    if any(not isinstance(text, str | None) for text in files.values()):
+        raise ValueError("files: expected the whole text of each, or null")
+    edits = tuple(Edit(**edit) for edit in row.get("edits", ()))
+    if not (files or edits or gave_up):
+        raise ValueError("expected files, edits or gave_up")
+    return Line(
+        number=number, hypothesis=row.get("hypothesis", ""), files=files, edits=edits, expected=row.get("expected", ""),
+        source=row.get("proposer", ""), model=row.get("model", ""), gave_up=gave_up,
+        repairs=tuple(_line(number, repair, _REPAIR) for repair in row.get("repairs", ())),
+    )  # fmt: skip
+
+
+class Replay:
+    """Proposes the lines of a recording; nothing of it costs anything."""
+
+    name = NAME
+    ahead = 0  # so that every edit meets the incumbent that it met when it was recorded
+
+    def __init__(self, lines: Sequence[Line], recording: str) -> None:
+        """recording: a name for these very lines, by which the ledger knows them again."""
+        self._lines, self._recording = tuple(lines), recording
+        self._given: set[int] = set()
+        self._incumbent = Path()
+
+    def propose(self, context: Context) -> Proposal | None:
+        self._incumbent = context.incumbent
+        held = self._given | set(self._held(context))
+        line = next((line for line in self._lines if line.number not in held), None)
+        if line is None:
+            return None
+        self._given.add(line.number)
+        if line.gave_up:
+            raise NoProposal(line.gave_up, hypothesis=line.hypothesis, model=line.model)
+        notes = {"recording": self._recording, "line": line.number, "recorded": line.source}
+        try:
+            files = self._files(line, {})
+        except ValueError as error:
+            raise NoProposal(str(error), hypothesis=line.hypothesis, model=line.model) from None
+        return Proposal(
+            line.hypothesis, files, NAME, notes=notes | {"repairs": 0}, model=line.model, expected=line.expected
+        )  # fmt: skip
+
+    def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
+        (line,) = (line for line in self._lines if line.number == proposal.notes["line"])
+        done = proposal.notes["repairs"]
+        if done == len(line.repairs):
+            return None
+        repair = line.repairs[done]
+        try:
+            files = {**proposal.files, **self._files(repair, proposal.files)}
+        except ValueError:
+            return None
+        return replace(
+            proposal,
+            hypothesis=repair.hypothesis or proposal.hypothesis,
+            files=files,
+            notes={**proposal.notes, "repairs": done + 1},
+        )
+
+    def _held(self, context: Context) -> Iterator[int]:
+        """Numbers of the lines that the ledger holds: by its notes, and by the hypothesis where nothing came of a line."""
+        mine = [past for past in context.history if self._is_mine(past, context.run)]
+        numbers = {past.notes.get("line") for past in mine}
+        unnumbered = Counter(past.hypothesis for past in mine if "line" not in past.notes)
+        for line in self._lines:
+            if line.number in numbers:
+                yield line.number
+            elif unnumbered[line.hypothesis] > 0:
+                unnumbered[line.hypothesis] -= 1
+                yield line.number
+
+    def _is_mine(self, past: Past, run: str) -> bool:
+        """A row of this run and of this recording; one that was lost in flight is proposed again."""
+        same = past.notes.get("recording", self._recording) == self._recording
+        return past.run == run and past.proposer == NAME and same and past.outcome.status != LOST
+
+    def _files(self, line: Line, drafted: Mapping[str, str | None]) -> dict[str, str | None]:
+        """The files of a line: its whole texts, and its edits upon what was drafted, else upon the incumbent's.
+
+        Raises ValueError for an edit that does not apply.
+        """
+        files = dict(line.files)
+        for edit in line.edits:
+            text = files.get(edit.path, drafted.get(edit.path))
+            if text is None:
+                text = self._text(edit.path)
+            if (places := text.count(edit.old)) != 1:
+                raise ValueError(
+                    f"line {line.number} of the recording: {edit.old!r} stands in {places} places of {edit.path}, expected one"
+                )
+            files[edit.path] = text.replace(edit.old, edit.new)
+        return files
+
+    def _text(self, path: str) -> str:
+        file = self._incumbent / path
+        return file.read_text() if file.is_file() else ""
+
+
+def create(workshop: Workshop) -> Replay:
+    """Raises Unusable where --recording is missing or names no recording."""
+    if workshop.settings.recording is None:
+        raise Unusable(
+            "--proposer replay: expected --recording FILE (python -m agent export --recording writes one)"
+        )
+    file = Path(workshop.settings.recording)
+    try:
+        lines = read(file)
+    except (OSError, UnicodeDecodeError, RecordingError) as error:
+        raise Unusable(f"--recording {file}: {error}") from None
+    return Replay(lines, hashlib.sha256(file.read_bytes()).hexdigest()[:16])
