@@ -1,0 +1,109 @@
+"""What models cost and take: prices.toml, with the date and the source of each figure, and what a person says with --price."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from agent.research.messages import Usage
+
+TABLE = Path(__file__).with_name("prices.toml")
+MTOK = 1e6
+WRITE = 1.25  # price of a cache write in those of input, the highest in the table
+SNAPSHOT = re.compile(r"-(\d{8}|\d{4}-\d{2}-\d{2})$")  # the date at the end of a name
+
+
+class UnknownPrice(Exception):
+    """The message ends with what to type."""
+
+    def __init__(self, model: str) -> None:
+        super().__init__(
+            f"no price is known for {model}: give it in USD per million tokens, --price {model}=IN/OUT (0/0 for a local one)"
+        )
+
+
+@dataclass(frozen=True)
+class Price:
+    """USD per million tokens."""
+
+    input: float
+    output: float
+    cache_read: float
+    cache_write: float
+
+    def cost(self, usage: Usage) -> float:
+        """USD of what was used."""
+        return (
+            usage.input * self.input
+            + usage.output * self.output
+            + usage.cache_read * self.cache_read
+            + usage.cache_write * self.cache_write
+        ) / MTOK
+
+    def most(self, tokens_in: int, tokens_out: int) -> float:
+        """USD that a request can cost at most, however much of its prompt is read from or written to a cache."""
+        dearest = max(self.input, self.cache_read, self.cache_write)
+        return (tokens_in * dearest + tokens_out * self.output) / MTOK
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the table. `request` is what every request to it carries, in the words of its provider."""
+
+    price: Price
+    window: int  # tokens
+    max_output: int  # tokens
+    date: datetime.date
+    source: str
+    request: Mapping[str, Any] = field(default_factory=dict)
+
+
+@functools.cache
+def table() -> Mapping[str, Entry]:
+    """Every model of prices.toml by name."""
+    rows = tomllib.loads(TABLE.read_text())
+    return {name: _entry(dict(row)) for name, row in rows.items()}
+
+
+def _entry(row: dict[str, Any]) -> Entry:
+    price = Price(*(float(row.pop(name)) for name in Price.__dataclass_fields__))
+    return Entry(price, **row)
+
+
+def find(model: str) -> Entry | None:
+    """The entry of a model or of what it is a dated snapshot of; None if the table has neither."""
+    return table().get(model) or table().get(SNAPSHOT.sub("", model))
+
+
+def price_of(model: str, given: Sequence[str] = ()) -> Price:
+    """The price that `given` (each MODEL=IN/OUT or MODEL=IN/OUT/READ/WRITE) or else the table has. Raises UnknownPrice, ValueError."""
+    named = dict(_parse(each) for each in given)
+    entry = find(model)
+    if model in named:
+        return named[model]
+    if entry is None:
+        raise UnknownPrice(model)
+    return entry.price
+
+
+def _parse(given: str) -> tuple[str, Price]:
+    """Without the last two, what is read from a cache costs as input does, and what is written WRITE times that."""
+    model, _, figures = given.rpartition("=")
+    try:
+        values = [float(each) for each in figures.split("/")]
+    except ValueError:
+        values = []
+    if not model or len(values) not in (2, 4) or not all(0 <= v < math.inf for v in values):
+        raise ValueError(
+            f"--price {given}: expected MODEL=IN/OUT or MODEL=IN/OUT/READ/WRITE in USD per million tokens, as in my-model=0.5/2"
+        )
+    return model, Price(*values) if len(values) == 4 else Price(
+        *values, cache_read=values[0], cache_write=WRITE * values[0]
+    )

@@ -1,0 +1,118 @@
+"""The purse of a run: no request is sent that could spend more than what is allowed.
+
+Before a request goes out, the most that it can cost is written to the ledger; when it is answered, what it really cost takes that place.
+A request in flight when the loop is killed stays at its upper bound, since the provider may have billed it.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from agent.prices import Price, UnknownPrice
+from agent.records import CallTotals
+from agent.research.messages import Usage
+
+MARGIN = 1.05  # a prompt may have so many times the tokens that it was counted to have
+
+
+class Calls(Protocol):
+    """Where the calls of a run are kept; agent.ledger.Ledger is one."""
+
+    def open_call(
+        self, run: str, model: str, tokens_in: int, tokens_out: int, usd: float
+    ) -> int: ...
+
+    def close_call(
+        self,
+        call: int,
+        *,
+        tokens_in: int,
+        tokens_out: int,
+        cache_read: int,
+        cache_write: int,
+        usd: float,
+    ) -> None: ...
+
+    def calls(self, run: str) -> CallTotals: ...
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that a run may spend, over all its stretches; None: as much as it likes."""
+
+    usd: float | None = None
+    tokens: int | None = None  # in and out, cached ones included
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a run has spent so far; calls in flight are in `usd` and `tokens` at their upper bound."""
+
+    usd: float
+    tokens: int
+    in_flight_usd: float
+
+
+class BudgetSpent(Exception):
+    """The next request could pass a limit; the message is one line for the person."""
+
+
+class Purse:
+    """Pays for the calls of a run. Several threads may use it."""
+
+    def __init__(
+        self, ledger: Calls, run: str, prices: Mapping[str, Price], limits: Limits
+    ) -> None:
+        self._ledger, self._run, self._prices, self._limits = ledger, run, prices, limits
+        self._in_flight: dict[int, str] = {}  # model by call
+        self._lock = threading.Lock()
+
+    def reserve(self, model: str, tokens_in: int, max_output: int) -> int:
+        """Enter a call at the most that it can cost; its id. Raises BudgetSpent where that could pass a limit, UnknownPrice."""
+        if model not in self._prices:
+            raise UnknownPrice(model)
+        most_in = math.ceil(MARGIN * tokens_in)
+        usd = self._prices[model].most(most_in, max_output)
+        with self._lock:
+            self._afford(usd, most_in + max_output)
+            call = self._ledger.open_call(self._run, model, most_in, max_output, usd)
+            self._in_flight[call] = model
+        return call
+
+    def settle(self, call: int, usage: Usage) -> float:
+        """The call was answered; what it cost, USD."""
+        with self._lock:
+            usd = self._prices[self._in_flight.pop(call)].cost(usage)
+            self._ledger.close_call(
+                call,
+                tokens_in=usage.input,
+                tokens_out=usage.output,
+                cache_read=usage.cache_read,
+                cache_write=usage.cache_write,
+                usd=usd,
+            )
+        return usd
+
+    def release(self, call: int, billed: Usage | None) -> float:
+        """The call failed, and only what is `billed` was used; what it cost, USD."""
+        return self.settle(call, billed or Usage())
+
+    def spent(self) -> Spent:
+        totals = self._ledger.calls(self._run)
+        tokens = totals.tokens_in + totals.tokens_out + totals.cache_read + totals.cache_write
+        return Spent(totals.usd, tokens, totals.in_flight_usd)
+
+    def _afford(self, usd: float, tokens: int) -> None:
+        spent, limits = self.spent(), self._limits
+        if limits.usd is not None and spent.usd + usd > limits.usd:
+            raise BudgetSpent(
+                f"{spent.usd:.2f} of {limits.usd:.2f} USD are spent, and the next request could cost {usd:.2f}"
+            )
+        if limits.tokens is not None and spent.tokens + tokens > limits.tokens:
+            raise BudgetSpent(
+                f"{spent.tokens:,} of {limits.tokens:,} tokens are spent, and the next request could take {tokens:,}"
+            )
