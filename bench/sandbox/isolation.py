@@ -20,7 +20,6 @@ from bench.sandbox import cgroup, landlock, linux, seccomp
 
 NAMESPACES = ("user", "pid", "network", "ipc", "uts", "mount")
 _ROOT = Path(__file__).resolve().parent.parent.parent
-_TO_PROBE = ("/usr", "/bin", "/lib", "/lib64")
 _TIMEOUT_S = 20
 
 
