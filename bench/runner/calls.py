@@ -6,8 +6,8 @@
     accumulate  {op, impl, call}                        the same leaves through the op twice, their gradients summed
     recall      {outputs}                               copy the results of held calls out again
     trace       {op, impl, call}                        names of all operators that one call runs                    -> {operators}
-    register    {op, impl, call}                        check the custom ops that one call runs, by torch's opcheck  -> {checked}
-    spoil       {op, impl, call}                        one call in which every C++ result is replaced by NaN        -> {calls}
+    register    {op, impl, call}                        check the custom ops that one call runs, by torch's opcheck
+    spoil       {op, impl, call}                        one call in which every C++ result is replaced by NaN
 
 A call is {"inputs": {name: where}, "scalars": {...}, "outputs": [where], "wrt": [names], "through": [result numbers],
 "upstream": [where], "gradients": [where]}; gradients flow back from the results in `through`.
@@ -201,18 +201,17 @@ class Calls:
                 torch.library.opcheck(op, args, kwargs, test_utils=_OPCHECKS)
             except OpCheckError as error:
                 raise Refusal(f"torch.library.opcheck of {op}: {error}") from None
-        return {"checked": [str(op) for op in seen.calls]}
+        return {}
 
     def do_spoil(self, request: Mapping[str, Any]) -> dict[str, Any]:
         from kernels import jit
 
-        before = jit.calls.copy()
         jit.spoil = _spoil
         try:
             self.answer(request["call"], *self.whole(request))
         finally:
             jit.spoil = None
-        return {"calls": dict(jit.calls - before)}
+        return {}
 
 
 @contextlib.contextmanager
