@@ -104,6 +104,5 @@ def _parse(given: str) -> tuple[str, Price]:
         raise ValueError(
             f"--price {given}: expected MODEL=IN/OUT or MODEL=IN/OUT/READ/WRITE in USD per million tokens, as in my-model=0.5/2"
         )
-    return model, Price(*values) if len(values) == 4 else Price(
-        *values, cache_read=values[0], cache_write=WRITE * values[0]
-    )
+    read, write = values[2:] or (values[0], WRITE * values[0])
+    return model, Price(values[0], values[1], read, write)

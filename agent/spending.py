@@ -6,7 +6,6 @@ A request in flight when the loop is killed stays at its upper bound, since the 
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from typing import Protocol
 from agent.prices import Price, UnknownPrice
 from agent.records import CallTotals
 from agent.research.messages import Usage
-
-MARGIN = 1.05  # a prompt may have so many times the tokens that it was counted to have
 
 
 class Calls(Protocol):
@@ -72,14 +69,16 @@ class Purse:
         self._lock = threading.Lock()
 
     def reserve(self, model: str, tokens_in: int, max_output: int) -> int:
-        """Enter a call at the most that it can cost; its id. Raises BudgetSpent where that could pass a limit, UnknownPrice."""
+        """Enter a call at the most that it can cost; its id. Raises BudgetSpent where that could pass a limit, UnknownPrice.
+
+        `tokens_in` is the most that the prompt can have: a count that may be 5 % too low is raised by that before.
+        """
         if model not in self._prices:
             raise UnknownPrice(model)
-        most_in = math.ceil(MARGIN * tokens_in)
-        usd = self._prices[model].most(most_in, max_output)
+        usd = self._prices[model].most(tokens_in, max_output)
         with self._lock:
-            self._afford(usd, most_in + max_output)
-            call = self._ledger.open_call(self._run, model, most_in, max_output, usd)
+            self._afford(usd, tokens_in + max_output)
+            call = self._ledger.open_call(self._run, model, tokens_in, max_output, usd)
             self._in_flight[call] = model
         return call
 
