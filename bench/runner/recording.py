@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import mmap
-import warnings
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from bench.runner import shards
 from bench.runner.lending import Lent
 
 KEPT = 4  # last calls of each op
@@ -32,11 +30,7 @@ class Recorder:
             self._watch(op)
         from model.train import Trainer
 
-        shard = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-        with warnings.catch_warnings():
-            # torch notes that the buffer is read-only: that is the point
-            warnings.simplefilter("ignore", UserWarning)
-            tokens = torch.frombuffer(shard, dtype=getattr(torch, request["dtype"]))
+        tokens = shards.mapped(fd, request["dtype"])
         trainer = Trainer(request["spec"])
         trainer.train(tokens, request["seed"], float("inf"), lambda _: None, request["steps"])
         return {

@@ -10,10 +10,8 @@ logits    {rows, out, training}              map token rows to logits; training:
 from __future__ import annotations
 
 import functools
-import mmap
 import os
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.runner import shards
 from bench.runner.lending import Lent, Refusal
 
 
@@ -48,12 +47,7 @@ class Training:
         return {"describe": self.trainer.describe(), "bytes": self._bytes()}
 
     def do_train(self, request: Mapping[str, Any], fd: int) -> dict[str, Any]:
-        # private: shared mappings of sealed memory are refused by Linux before 6.7
-        shard = mmap.mmap(fd, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
-        with warnings.catch_warnings():
-            # torch notes that the buffer is read-only: that is the point
-            warnings.simplefilter("ignore", UserWarning)
-            tokens = torch.frombuffer(shard, dtype=getattr(torch, request["dtype"]))
+        tokens = shards.mapped(fd, request["dtype"])
 
         def report(progress: Mapping[str, Any]) -> None:
             self.send({"nonce": request["nonce"], "progress": dict(progress)})
