@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from agent.proposers import Stopped
 from agent.research.messages import Rejected, Transient
-from agent.research.patience import LONGEST_ASKED_S, LONGEST_S, SAY_EVERY_S, Patience, Stopped
+from agent.research.patience import LONGEST_ASKED_S, LONGEST_S, SAY_EVERY_S, Patience
 
 
 @dataclass
@@ -116,7 +117,7 @@ def test_stop_ends_a_real_wait_within_a_second() -> None:
 
 def test_nothing_is_asked_once_the_run_has_stopped() -> None:
     server = Server()
-    with pytest.raises(Stopped, match="before the request"):
+    with pytest.raises(Stopped, match="told to stop"):
         patience(Hours(stop_at=0.0)).until_answered(server)
     assert server.asked == 0
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
+from agent.proposers import Stopped
 from agent.research.messages import Transient
 
 FIRST_S, LONGEST_S = 1.0, 300.0  # of the steps that double
@@ -29,10 +30,6 @@ class Stop(Protocol):
     def wait(self, timeout: float) -> bool: ...
 
 
-class Stopped(Exception):
-    """The run was told to stop while a model was waited for; the message says why it was waited for."""
-
-
 class Patience:
     """Carries requests through what is Transient. `say` gets a line at the first failure, then one a minute."""
 
@@ -46,12 +43,16 @@ class Patience:
         self._stop, self._say, self._clock = stop, say, clock
         self._rng = rng or random.Random()
 
+    def check(self) -> None:
+        """Raises Stopped if the run was told to stop."""
+        if self._stop.is_set():
+            raise Stopped("the run was told to stop")
+
     def until_answered(self, attempt: Callable[[], Answer]) -> Answer:
         """The answer of the first attempt that is not Transient; raises Stopped, and whatever else `attempt` raises."""
         failures, began, spoke = 0, self._clock(), -math.inf
         while True:
-            if self._stop.is_set():
-                raise Stopped("stopped before the request was sent")
+            self.check()
             try:
                 return attempt()
             except Transient as error:
