@@ -118,6 +118,20 @@ def run_trial(
     return TrialResult(ok, failure, detail, **{**trial.known, "total_seconds": total})
 
 
+def specification(
+    dataset: Dataset, device: str, seconds: float, impl: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What `model.train.Trainer` is built from. `impl`: implementations by op, where not the device's choice."""
+    return {
+        "vocab_size": dataset.vocab_size,
+        "bos": dataset.bos,
+        "sequence_length": SEQUENCE[device],
+        "device": device,
+        "seconds": seconds,
+        "impl": dict(impl) if impl else None,
+    }
+
+
 class _Trial:
     """The course of one trial; `known` fills with the figures of its result."""
 
@@ -133,14 +147,7 @@ class _Trial:
     def set_up(self, trainer: Judge, scorer: Judge | None, impl: Mapping[str, str] | None) -> None:
         """Bring both runners up, warm the trainer's model up, and see that it knows nothing."""
         self.tell({"phase": "set-up"})
-        self.spec = {
-            "vocab_size": self.dataset.vocab_size,
-            "bos": self.dataset.bos,
-            "sequence_length": SEQUENCE[self.device],
-            "device": self.device,
-            "seconds": self.seconds,
-            "impl": dict(impl) if impl else None,
-        }
+        self.spec = specification(self.dataset, self.device, self.seconds, impl)
         for judge in filter(None, (trainer, scorer)):
             judge.ask("load", tree=str(judge.tree))
         trainer.arena.reset()
