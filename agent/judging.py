@@ -43,6 +43,15 @@ class Judging(Protocol):
 
     def parity(self, incumbent: Path, candidate: Path) -> Finding: ...
 
+    def profile(self, op: str | None, tree: Path, beside: Path | None = None) -> Mapping[str, Any]:
+        """Where time goes, for advice and never for a verdict: bench/profile.py describes it. None is a training step of the tree;
+        `beside` is a second tree for an op to be timed with. Raises Unfit if the tree does not run."""
+        ...
+
+    def inspect(self, op: str, tree: Path) -> Mapping[str, Any]:
+        """What compilers make of an op: bench/inspection.py describes it. Raises Unfit if it does not compile."""
+        ...
+
     def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult: ...
 
     def revive(self, row: dict[str, Any]) -> TrialResult:
@@ -109,6 +118,27 @@ class Bench:
         from bench import parity
 
         return parity.probe(incumbent, candidate, self._data(), device=self.device)
+
+    def profile(self, op: str | None, tree: Path, beside: Path | None = None) -> Mapping[str, Any]:
+        from bench import profile
+        from bench.judge import Refused
+
+        try:
+            if op is not None:
+                return profile.of_op(op, tree, beside=beside, device=self.device)
+            data = self._data()
+            return profile.of_step(tree, data.vocab_size, data.bos, device=self.device)
+        except Refused as refused:
+            raise Unfit(str(refused)) from None
+
+    def inspect(self, op: str, tree: Path) -> Mapping[str, Any]:
+        from bench import inspection
+        from bench.judge import Refused
+
+        try:
+            return inspection.of_op(op, tree)
+        except Refused as refused:
+            raise Unfit(str(refused)) from None
 
     def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult:
         from bench import trial

@@ -1,10 +1,12 @@
-"""Compile Triton kernels ahead of time for GPUs that need not be here, and read off what each costs: registers, spills, shared memory."""
+"""Compile Triton kernels ahead of time for GPUs that need not be here, and read off what each costs: registers, spills, shared memory, and
+what its hot loop is made of."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,24 +19,57 @@ from triton.compiler import ASTSource
 Entry = tuple[Any, Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]
 
 
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"  # that Triton ships
+EXCERPT, WIDTH = 16, 100  # lines and characters
+MIX = 20  # instructions, the most frequent first
+# Of a loop, the lines that move data, multiply tiles or wait make the excerpt; arithmetic is counted in the mix.
+_TELLING = re.compile(
+    r"(LD[GSL]|ST[GSL]|RED|ATOM|UTMA|[HIQD]G?MMA|BAR|DEPBAR|SYNCS|WARPGROUP)"  # SASS
+    r"|(ld|st|red|atom|cp|mma|wgmma|ldmatrix|stmatrix|bar|mbarrier)\.(?!param)"  # PTX
+)
+
+
 def compile_all(entries: Iterable[Entry], targets: Sequence[int]) -> list[dict[str, Any]]:
     """One row a kernel and target (80, 90, 100). Raises what Triton raises where a kernel does not compile."""
+    return [_row(entry, _compile(entry, arch), arch) for entry in entries for arch in targets]
+
+
+def inspect_all(entries: Iterable[Entry], arch: int) -> list[dict[str, Any]]:
+    """Rows as of `compile_all`, each with its constexprs and options, and of its hot loop the instruction mix and excerpts of SASS and PTX."""
     rows = []
-    for kernel, signature, constants, options in entries:
-        types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
-        for arch in targets:
-            source = ASTSource(
-                kernel,
-                types,
-                dict(constants),
-                attrs=_aligned([types[name] for name in kernel.arg_names]),
-            )
-            compiled = triton.compile(
-                source, target=GPUTarget("cuda", arch, 32), options=dict(options)
-            )
-            usage = {**_usage(compiled.asm["cubin"]), "shared_bytes": int(compiled.metadata.shared)}
-            rows.append({"kernel": kernel.fn.__name__, "arch": arch, **usage})
+    for entry in entries:
+        compiled = _compile(entry, arch, whole=True)
+        _, _, constants, options = entry
+        sass = _hot_loop(_sass(compiled.asm["cubin"]))
+        ptx = _hot_loop(_ptx(compiled.asm["ptx"]))
+        rows.append(
+            _row(entry, compiled, arch)
+            | {
+                "constants": {k: v for k, v in {**constants, **options}.items() if _is_plain(k, v)},
+                "loop_instructions": len(sass),
+                "mix": dict(Counter(map(_opcode, sass)).most_common(MIX)),
+                "sass": _excerpt(sass),
+                "ptx": _excerpt(ptx),
+            }
+        )
     return rows
+
+
+def _compile(entry: Entry, arch: int, whole: bool = False) -> Any:
+    """`whole`: integers are multiples of 16 too, as the trial's sizes are; without that its wide accesses would not show."""
+    kernel, signature, constants, options = entry
+    types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
+    attributes = _aligned([types[name] for name in kernel.arg_names])
+    if whole:
+        integers = [i for i, kind in enumerate(types.values()) if kind in ("i32", "i64")]
+        attributes |= {(i,): [["tt.divisibility", 16]] for i in integers}
+    source = ASTSource(kernel, types, dict(constants), attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(options))
+
+
+def _row(entry: Entry, compiled: Any, arch: int) -> dict[str, Any]:
+    usage = {**_usage(compiled.asm["cubin"]), "shared_bytes": int(compiled.metadata.shared)}
+    return {"kernel": entry[0].fn.__name__, "arch": arch, **usage}
 
 
 def _aligned(types: Sequence[Any]) -> dict[tuple[int, ...], list[list[Any]]]:
@@ -50,13 +85,67 @@ def _aligned(types: Sequence[Any]) -> dict[tuple[int, ...], list[list[Any]]]:
 
 
 def _usage(cubin: bytes) -> dict[str, int]:
-    """Registers and stack (spills) of a cubin, by the cuobjdump that Triton ships."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    """Registers and stack (spills) of a cubin."""
+    found = dict(
+        re.findall(r"(REG|STACK):(\d+)", _told(cubin, "cuobjdump", "--dump-resource-usage"))
+    )
+    return {"registers": int(found["REG"]), "stack_bytes": int(found["STACK"])}
+
+
+def _told(cubin: bytes, tool: str, *options: str) -> str:
+    """What one of NVIDIA's tools says of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         done = subprocess.run(
-            [tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True
+            [_TOOLS / tool, *options, file.name], capture_output=True, text=True, check=True
         )
-    found = dict(re.findall(r"(REG|STACK):(\d+)", done.stdout))
-    return {"registers": int(found["REG"]), "stack_bytes": int(found["STACK"])}
+    return done.stdout
+
+
+def _sass(cubin: bytes) -> list[str]:
+    """Instructions and labels (ending in a colon), without addresses."""
+    lines = [line.strip() for line in _told(cubin, "nvdisasm", "-c").splitlines()]
+    code = [re.sub(r"^/\*[0-9a-f]+\*/\s*|\s*;$", "", line) for line in lines]
+    return [line for line in code if line and (not line.startswith(".") or _is_label(line))]
+
+
+def _ptx(text: str) -> list[str]:
+    """Instructions and labels that a branch may name, without comments, directives and notes of the source's lines."""
+    code = [re.sub(r"\s+", " ", line.split("//")[0]).strip(" ;{}") for line in text.splitlines()]
+    return [line for line in code if line and not line.startswith((".", "$L__tmp", "$L__func"))]
+
+
+def _is_label(line: str) -> bool:
+    return re.fullmatch(r"[.$]L\w+:", line) is not None
+
+
+def _hot_loop(code: Sequence[str]) -> list[str]:
+    """The instructions of the longest loop that has no other inside; the whole kernel if it has none."""
+    labels = {line[:-1]: i for i, line in enumerate(code) if _is_label(line)}
+    loops = []
+    for i, line in enumerate(code):
+        aim = re.search(r"\b(?:BRA|bra)\b.*?([.$]L\w+)", line)
+        # A branch to itself is how a kernel's padding ends.
+        if aim and labels.get(aim[1], i) < i - 1:
+            loops.append((labels[aim[1]], i))
+    innermost = [
+        one
+        for one in loops
+        if not any(one != o and one[0] <= o[0] and o[1] <= one[1] for o in loops)
+    ]
+    first, last = max(innermost, key=lambda loop: loop[1] - loop[0], default=(0, len(code)))
+    return [line for line in code[first : last + 1] if not _is_label(line)]
+
+
+def _excerpt(code: Sequence[str]) -> list[str]:
+    return [line[:WIDTH] for line in code if _TELLING.match(_opcode(line))][:EXCERPT]
+
+
+def _is_plain(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, int | float | str | None)
+
+
+def _opcode(line: str) -> str:
+    """LDG.E.128 of "@!P0 LDG.E.128 R8, ..."."""
+    return re.sub(r"^@\S+ +", "", line).split()[0]

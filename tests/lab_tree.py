@@ -122,6 +122,17 @@ class Rules:
         self.calls.append("parity")
         return Finding(True, "same curve")
 
+    def profile(self, op: str | None, tree: Path, beside: Path | None = None) -> Mapping[str, Any]:
+        self.calls.append(f"profile {op}")
+        row = {"name": op or "scale", "op": op or "scale", "calls": 1, "limit_ms": 0.25}
+        ms = 1 / constant(tree, "csrc/scale.cpp", "kRows")
+        row |= {"ms": ms, "share": 0.5, "percent_of_limit": 25.0 / ms, "case": "x[4]"}
+        return {"of": op or "a training step", "step_ms": 2.0, "rows": [row]}
+
+    def inspect(self, op: str, tree: Path) -> Mapping[str, Any]:
+        self.calls.append(f"inspect {op}")
+        return {"op": op, "kernels": [], "loops": []}
+
     def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult:
         self.calls.append(f"trial {seed}")
         if progress is not None:

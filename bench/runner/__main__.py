@@ -1,7 +1,7 @@
 """The only process that imports candidate code. It fills the judge's buffers and answers plain JSON; it decides nothing.
 
 Requests (`do`), each answered once with {"nonce", "ok", ...}; those of a call are in calls.py, of a measurement in
-blocks.py, of a trial in training.py, of a recording in recording.py, and here
+blocks.py, of a trial in training.py, of a recording in recording.py, of advice in profiling.py and inspecting.py, and here
 
     load      {tree, op?}                        put the tree on the path, import kernels.<op>        -> {implementations, default}
     state     {}                                 what of the process's state has changed since before the import  -> {changed}
@@ -23,7 +23,9 @@ from typing import Any
 from bench.protocol import Channel
 from bench.runner.blocks import Blocks
 from bench.runner.calls import Calls
+from bench.runner.inspecting import Inspecting
 from bench.runner.lending import Lent, Refusal
+from bench.runner.profiling import Profiling
 from bench.runner.recording import Recorder
 from bench.runner.state import snapshot
 from bench.runner.training import Training
@@ -45,6 +47,8 @@ class Runner:
             Blocks(lent, calls),
             Training(lent, channel.send),
             Recorder(lent),
+            Profiling(lent),
+            Inspecting(),
         )
 
     def serve(self) -> None:

@@ -1,0 +1,27 @@
+"""What compilers make of an op, without running it: for advice, never for a verdict.
+
+`of_op` returns plain JSON: "kernels", a row for each Triton kernel compiled ahead of time for ARCH (bench/aot.py), and "loops", what the C++
+compiler says of vectorising each loop of csrc/<op>.cpp and the headers it takes in, with the flags of kernels/jit.py. Both compilers run in
+the sandbox: candidate code could make them read files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bench.judge import Judge
+
+ARCH = 90  # H100
+TIMEOUT_S = 240.0
+
+
+def of_op(op: str, tree: Path) -> dict[str, Any]:
+    """Raises Refused where a kernel or a source does not compile."""
+    with Judge(tree) as judge:
+        judge.ask("load", op=op, tree=str(judge.tree))
+        kernels = judge.ask("inspect", timeout=TIMEOUT_S, op=op, arch=ARCH)["kernels"]
+        source, loops = judge.tree / "csrc" / f"{op}.cpp", []
+        if source.is_file():
+            loops = judge.ask("remarks", timeout=TIMEOUT_S, source=str(source))["loops"]
+    return {"op": op, "arch": ARCH, "kernels": kernels, "loops": loops}

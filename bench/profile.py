@@ -1,0 +1,186 @@
+"""Where time goes: an op's implementations beside each other, or a training step by op and operator. For advice, never for a verdict.
+
+An op is timed by bench/timing.py on the shapes of the trial. A step is run by the runner under torch.profiler; candidate code shares that
+process, so the figures are its own word. Two runs of different length are profiled and their difference is divided by the steps between them:
+what a run costs once (drawing weights, first touches of memory) falls out.
+
+Both answers are plain JSON with "of", "device" and "rows", the longest first. A row has "name", "ms" (of one call, forward and backward; in a
+step, of all calls), "limit_ms" (the least time for its traffic and arithmetic by bench/roofline.py; None where that is not known) and
+"percent_of_limit". Rows of an op also have "case", "tree" (draft or incumbent), "default" and "quartiles_ms"; those of a step have "op" (None outside the
+ops), "calls" and "share" of "step_ms".
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.contracts import Case, Contract, Input, contract, ops
+from bench.judge import Judge, Refused
+from bench.protocol import DTYPES
+from bench.roofline import bound_seconds
+from bench.scoring import SEQUENCE
+from bench.timing import Arm, sample
+
+CASE_S = 2.0  # of timing, a case of an op
+LENGTHS = (2, 2, 8)  # steps of the runs; the first is thrown away, it starts the profiler
+STEP_LIMIT_S = 240.0
+MAX_ROWS = 40
+WARM_UP_ROWS = 256
+
+
+def of_op(op: str, tree: Path, *, beside: Path | None = None, device: str) -> dict[str, Any]:
+    """Each implementation of an op that the device runs, on each case of the trial; the default one of `beside` joins as "incumbent".
+
+    Raises Refused if one fails.
+    """
+    names, default = _implementations(op, tree, device)
+    arms = [Arm(f"draft {name}", tree, name) for name in names]
+    if beside is not None:
+        arms.append(Arm(f"incumbent {_implementations(op, beside, device)[1]}", beside))
+    asked, rows = contract(op), []
+    for case in asked.trial[device]:
+        limit = _limit_s(asked, case, device, trained=not case.forward_only)
+        for name, seconds in sample(op, case, arms, device=device, limit_s=CASE_S).items():
+            which, impl = name.split()
+            rows.append(
+                {
+                    "name": impl,
+                    "tree": which,
+                    "default": impl == default or which == "incumbent",
+                    "case": case.label(),
+                    **_figures(statistics.median(seconds), limit),
+                    "quartiles_ms": _quartiles(seconds),
+                }
+            )
+    return {"of": op, "device": device, "rows": rows}
+
+
+def of_step(tree: Path, vocab_size: int, bos: int, *, device: str) -> dict[str, Any]:
+    """A training step of the tree's model on random tokens. Raises Refused if it does not train."""
+    spec = {
+        "vocab_size": vocab_size,
+        "bos": bos,
+        "sequence_length": SEQUENCE[device],
+        "device": device,
+        "seconds": STEP_LIMIT_S,
+        "impl": None,
+    }
+    with Judge(tree, device=device) as judge:
+        judge.ask("load", tree=str(judge.tree))
+        tokens = judge.arena.place("int32", (SEQUENCE[device] * WARM_UP_ROWS,))
+        judge.arena.view(tokens).copy_(torch.randint(0, vocab_size, tuple(tokens["shape"])))
+        answer = judge.ask(
+            "profile",
+            timeout=STEP_LIMIT_S,
+            spec=spec,
+            ops=ops(),
+            tokens=tokens,
+            lengths=list(LENGTHS),
+            seed=0,
+        )
+    try:
+        return {"of": "a training step", "device": device, **_step(answer["runs"], device)}
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise Refused("structure", f"the profile is not what was asked for: {error!r}") from None
+
+
+def _implementations(op: str, tree: Path, device: str) -> tuple[list[str], str]:
+    """Names of those that the device runs, and its choice."""
+    with Judge(tree, device=device) as judge:
+        judge.ask("load", op=op, tree=str(judge.tree))
+        answer = judge.ask("runnable", op=op)
+    names, default = answer.get("names"), answer.get("default")
+    if not isinstance(names, list) or default not in names:
+        raise Refused("structure", f"implementations {names} with the default {default}")
+    return [str(name).split()[0] for name in names], str(default)
+
+
+def _step(runs: list[dict[str, Any]], device: str) -> dict[str, Any]:
+    """The difference of the last two runs, a step."""
+    short, long = runs[-2:]
+    steps = LENGTHS[-1] - LENGTHS[-2]
+
+    def a_step(kind: str, name: str) -> tuple[float, int]:
+        """Milliseconds and calls."""
+        (us, calls), (longer_us, more_calls) = (
+            run[kind].get(name, (0.0, 0)) for run in (short, long)
+        )
+        ms = max(0.0, float(longer_us) - float(us)) / 1e3
+        return ms / steps, round((more_calls - calls) / steps)
+
+    step_ms = max(1e3 * (float(long["seconds"]) - float(short["seconds"])) / steps, 1e-6)
+    rows: list[dict[str, Any]] = []
+    for op in ops():
+        ms, calls = a_step("ops", op)
+        limit = _least_s(op, long["calls"].get(op, []), LENGTHS[-1], device)
+        rows.append({"name": op, "op": op, "calls": calls, **_figures(ms / 1e3, limit)})
+    for name in long["rest"]:
+        ms, calls = a_step("rest", name)
+        if calls:  # the rest is noise of what a run does once
+            rows.append(
+                {"name": _shown(name), "op": None, "calls": calls, **_figures(ms / 1e3, None)}
+            )
+    idle = max(0.0, step_ms - sum(row["ms"] for row in rows))
+    name = "nothing on the device" if device == "cuda" else "Python, between operators"
+    rows.append({"name": name, "op": None, "calls": 1, **_figures(idle / 1e3, None)})
+    rows.sort(key=lambda row: -float(row["ms"]))
+    for row in rows:
+        row["share"] = round(row["ms"] / step_ms, 4)
+    kept = [row for i, row in enumerate(rows) if i < MAX_ROWS or row["op"]]
+    return {"step_ms": round(step_ms, 2), "rows": kept}
+
+
+def _least_s(op: str, calls: Iterable[Any], steps: int, device: str) -> float | None:
+    """Least seconds of a step for the calls of an op that were seen in so many; None if none was (torch.compile hides them)."""
+    asked, least = contract(op), 0.0
+    for arguments, count in calls:
+        case, trained = _case(arguments)
+        least += int(count) * _limit_s(asked, case, device, trained)
+    return least / steps or None
+
+
+def _case(arguments: Mapping[str, Any]) -> tuple[Case, bool]:
+    """A case of the shapes that a call had, and whether gradients flowed."""
+    inputs, scalars, trained = {}, {}, False
+    for name, value in arguments.items():
+        if not isinstance(value, list):
+            scalars[name] = value
+            continue
+        dtype, shape, grad = value
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
+        inputs[name] = Input(tuple(int(n) for n in shape), dtype)
+        trained = trained or bool(grad)
+    return Case(inputs, scalars), trained
+
+
+def _limit_s(asked: Contract, case: Case, device: str, trained: bool) -> float:
+    """The bound of a call. Backward: twice the arithmetic and, at least, twice the traffic."""
+    passes = 3 if asked.differentiable and trained else 1
+    dtype = next(i.dtype for i in case.inputs.values() if i.dtype != "int64")
+    moved, flops = passes * asked.least_bytes(case), passes * asked.flops(case)
+    return bound_seconds(moved, flops, dtype, device)
+
+
+def _figures(seconds: float, limit_s: float | None) -> dict[str, Any]:
+    percent = None if not limit_s or not seconds else round(100 * limit_s / seconds, 1)
+    return {
+        "ms": round(1e3 * seconds, 4),
+        "limit_ms": None if limit_s is None else round(1e3 * limit_s, 4),
+        "percent_of_limit": percent,
+    }
+
+
+def _quartiles(seconds: list[float]) -> list[float]:
+    low, _, high = statistics.quantiles(seconds, n=4)
+    return [round(1e3 * low, 4), round(1e3 * high, 4)]
+
+
+def _shown(name: Any) -> str:
+    """A name that the runner gave, fit to be shown."""
+    return "".join(c if c.isprintable() else "?" for c in str(name))[:100]

@@ -1,0 +1,176 @@
+"""What the runner does for bench/profile.py: say where a training step spends its time. Advice for a researcher, never a verdict.
+
+runnable    {op}                                           the implementations that run on this device, and its choice  -> {names, default}
+profile     {spec, ops, seed, tokens, lengths}             train so many steps, twice, under torch.profiler             -> {runs}
+
+A run is {"seconds", "step_ms", "ops": {op: [us, calls]}, "rest": {name: [us, calls]}, "calls": {op: [[arguments, count]]}}. What an op takes is
+all that it calls, and the backward pass of it; `rest` is what lies outside the ops, each by its own time. On a GPU both are the
+device's time. `calls` are those that Python sees: none inside torch.compile.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.profiler_util import FunctionEvent
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from bench.runner.lending import Lent
+
+MAX_ROWS = 300  # of the rest, the longest first
+_SCOPE = "op "  # how an op's calls are named in the profile
+_BACKWARD = "autograd::engine::evaluate_function"
+
+
+class Profiling:
+    def __init__(self, lent: Lent) -> None:
+        self.lent = lent
+        self.calls: dict[str, Counter[str]] = {}
+
+    def do_runnable(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        from kernels import choose
+
+        known = __import__(f"kernels.{request['op']}", fromlist=["_"]).IMPLEMENTATIONS
+        return {
+            "names": [name for name in known if _runs(choose, known, name, self.lent.device)],
+            "default": choose(known, None, self.lent.device),
+        }
+
+    def do_profile(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        for op in request["ops"]:
+            self._watch(op)
+        from model.train import Trainer
+
+        trainer = Trainer(request["spec"])
+        tokens = self.lent.read(request["tokens"]).cpu()
+        trainer.warm_up(tokens)
+        runs = [self._run(trainer, tokens, request["seed"], n) for n in request["lengths"]]
+        return {"runs": runs}
+
+    def _run(self, trainer: Any, tokens: Tensor, seed: int, steps: int) -> dict[str, Any]:
+        for counts in self.calls.values():
+            counts.clear()
+        on_gpu = self.lent.device.type == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+        with profile(activities=activities) as profiler:
+            started = time.monotonic()
+            trained = trainer.train(tokens, seed, float("inf"), lambda _: None, steps)
+            seconds = time.monotonic() - started
+        events = [e for e in profiler.events() or () if e.device_type.name == "CPU"]
+        ops, rest = split(events, list(self.calls), on_gpu)
+        longest = sorted(rest.items(), key=lambda row: -row[1][0])[:MAX_ROWS]
+        return {
+            "seconds": seconds,
+            "step_ms": trained["step_ms"],
+            "ops": ops,
+            "rest": dict(longest),
+            "calls": {
+                op: [[json.loads(form), count] for form, count in counts.items()]
+                for op, counts in self.calls.items()
+            },
+        }
+
+    def _watch(self, op: str) -> None:
+        """Put a function that names its calls in the op's place, before the model takes hold of it."""
+        module = __import__(f"kernels.{op}", fromlist=["_"])
+        function = getattr(module, op)
+        signature = inspect.signature(function)
+        counts = self.calls[op] = Counter()
+
+        @functools.wraps(function)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            if torch.compiler.is_compiling():
+                return function(*args, **kwargs)
+            counts[_form(signature.bind(*args, **kwargs).arguments)] += 1
+            with record_function(_SCOPE + op):
+                return function(*args, **kwargs)
+
+        setattr(module, op, watched)
+
+
+def split(
+    events: Iterable[FunctionEvent], ops: list[str], on_gpu: bool
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Time [us] and calls of each op, and of everything else by name; together all the time of the events, none twice."""
+    events = list(events)
+    of_ops: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    rest: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    forward = _forward_ops(events, ops)
+    open_ends = [event for event in events if event.cpu_parent is None]
+    while open_ends:
+        event = open_ends.pop()
+        named = _op_named(event.name, ops)
+        op = named or (forward.get(event.sequence_nr) if event.name.startswith(_BACKWARD) else None)
+        if op is not None:
+            row, taken = of_ops[op], event.device_time_total if on_gpu else event.cpu_time_total
+            row[1] += named is not None and not event.name.endswith("backward")
+        else:
+            row, taken = rest[event.name], _own_time(event, on_gpu)
+            row[1] += 1
+            open_ends += event.cpu_children
+        row[0] += taken
+    return dict(of_ops), dict(rest)
+
+
+def _own_time(event: FunctionEvent, on_gpu: bool) -> float:
+    return float(event.self_device_time_total if on_gpu else event.self_cpu_time_total)
+
+
+def _op_named(name: str, ops: list[str]) -> str | None:
+    """The op that an event belongs to by its name: a watched call, or one of its custom ops, which is all that torch.compile leaves."""
+    for op in ops:
+        if name == _SCOPE + op or name == f"kernels::{op}" or name.startswith(f"kernels::{op}_"):
+            return op
+    return None
+
+
+def _forward_ops(events: list[FunctionEvent], ops: list[str]) -> dict[int, str]:
+    """Sequence number of autograd -> the op whose call made the node; of the calls that carry a number, the last has made it."""
+    made: dict[int, tuple[float, str | None]] = {}
+    for event in events:
+        names = [e.name for e in _outwards(event)]
+        if event.sequence_nr < 0 or any(name.startswith(_BACKWARD) for name in names):
+            continue
+        outermost = next((op for name in reversed(names) if (op := _op_named(name, ops))), None)
+        started = event.time_range.start
+        if started >= made.get(event.sequence_nr, (started, None))[0]:
+            made[event.sequence_nr] = (started, outermost)
+    return {number: op for number, (_, op) in made.items() if op is not None}
+
+
+def _outwards(event: FunctionEvent | None) -> Iterator[FunctionEvent]:
+    """The event, and those that it lies in."""
+    while event is not None:
+        yield event
+        event = event.cpu_parent
+
+
+def _runs(choose: Any, known: Any, name: str, device: torch.device) -> bool:
+    try:
+        choose(known, name, device)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _form(arguments: Mapping[str, Any]) -> str:
+    """The arguments of a call as JSON: tensors as [dtype, shape, whether a gradient flows], numbers as they are; `impl` is no part of the op."""
+    grad = torch.is_grad_enabled()
+    return json.dumps(
+        {
+            name: [str(v.dtype)[6:], list(v.shape), grad and v.requires_grad]
+            if isinstance(v, Tensor)
+            else v
+            for name, v in arguments.items()
+            if name != "impl"
+        },
+        default=str,
+    )
