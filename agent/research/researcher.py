@@ -1,0 +1,149 @@
+"""The proposer that all LLM providers share: plan, choose a model, research in one session, submit; mend what a gate refuses.
+
+What it knows of earlier proposals comes from the ledger with every call, so a killed run forgets nothing. It holds the session of the
+latest proposal, for its repairs, and the profile of one incumbent.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from agent import bandit, search
+from agent.judging import Unfit
+from agent.lab import Unusable
+from agent.machine import DEVICE
+from agent.prices import UnknownPrice, price_of
+from agent.proposers import Context, Workshop
+from agent.records import GateResult, Proposal
+from agent.research import amdahl, memory, prompt
+from agent.research.draft import Draft
+from agent.research.messages import Model, ModelUnusable
+from agent.research.patience import Patience
+from agent.research.session import RULES, Rules, Session
+from agent.research.tools import Submission, Toolbox
+from agent.spending import BudgetSpent, Limits, Purse
+
+
+class Researcher:
+    """Proposes what its models find; with several, a bandit moves the work to those whose proposals are kept.
+
+    Each model is asked once whether it can be used. Raises Unusable, in one line, where one cannot, or has no price.
+    """
+
+    ahead = 1
+
+    def __init__(
+        self, name: str, workshop: Workshop, models: Sequence[Model], rules: Rules = RULES
+    ) -> None:
+        self.name, self._workshop, self._rules = name, workshop, rules
+        self._models = {model.name: model for model in models}
+        self._purse = _purse(workshop, models)
+        self._patience = Patience(workshop.stop, workshop.screen.say)
+        self._failing: set[str] = set()  # models that said of themselves that they are unusable
+        self._spent: BudgetSpent | None = None
+        self._profile: tuple[str, Mapping[str, Any] | None] | None = None
+        self._latest: tuple[int, Session, search.Plan] | None = None
+
+    def propose(self, context: Context) -> Proposal:
+        """Raises NoProposal, Stopped, BudgetSpent."""
+        if self._spent is not None:
+            raise self._spent
+        plan = self._plan(context)
+        if plan.kind == search.COMBINE:
+            return Proposal(plan.why, plan.files, self.name, notes=_notes(plan))
+        number = 1 if self._latest is None else self._latest[0] + 1
+        session = self._session(context, plan)
+        self._latest = number, session, plan
+        submission = self._carried(session, session.run)
+        return self._proposal(submission, number, session, plan)
+
+    def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
+        """The latest proposal, mended in the session that made it; None for any other, and after two repairs."""
+        if self._latest is None or proposal.notes.get("session") != self._latest[0]:
+            return None
+        number, session, plan = self._latest
+        submission = self._carried(session, lambda: session.repair(refusal))
+        return None if submission is None else self._proposal(submission, number, session, plan)
+
+    def _plan(self, context: Context) -> search.Plan:
+        ops = [context.op] if context.op is not None else self._workshop.judge.ops()
+        return search.plan(
+            context.history, context.run, context.commit, ops, context.seed, self._workshop.repository
+        )  # fmt: skip
+
+    def _session(self, context: Context, plan: search.Plan) -> Session:
+        working = [name for name in self._models if name not in self._failing] or [*self._models]
+        rng = random.Random(f"{context.run} {context.seed} {len(context.history)}")
+        model = self._models[bandit.choose(working, context.history, rng)]
+        draft = Draft(
+            context.incumbent, self._workshop.folder, context.target, context.op, plan.files
+        )
+        known = memory.digest(context.history, context.target, context.op, context.run)
+        first = prompt.first(context, plan, known, amdahl.table(self._profiled(context)))
+        toolbox = Toolbox(draft, self._workshop, context)
+        about = plan.op or context.op or context.target
+        self._workshop.screen.say(f"researching {about} with {model.name}: {plan.why}")
+        return Session(
+            model, toolbox, self._purse, self._patience, prompt.system(context), first, self._rules
+        )
+
+    def _profiled(self, context: Context) -> Mapping[str, Any] | None:
+        """The profile of a training step of the incumbent, measured once; None where it cannot be."""
+        if self._profile is None or self._profile[0] != context.commit:
+            with self._workshop.machine.hold(DEVICE):
+                try:
+                    found = self._workshop.judge.profile(None, context.incumbent)
+                except Unfit as unfit:
+                    self._workshop.screen.say(f"  the incumbent's step has no profile: {unfit}")
+                    found = None
+            self._profile = context.commit, found
+        return self._profile[1]
+
+    def _carried(
+        self, session: Session, work: Callable[[], Submission | None]
+    ) -> Submission | None:
+        """What `work` submits. An end of the money in mid-session is told at the next call, so that this one leaves its row."""
+        try:
+            submission = work()
+        except BudgetSpent as spent:
+            if not session.turns:
+                raise
+            self._spent = spent
+            raise session.nothing(f"the budget ended the session: {spent}") from spent
+        except ModelUnusable as unusable:
+            self._failing.add(session.model.name)
+            raise session.nothing(str(unusable)) from unusable
+        self._failing.discard(session.model.name)
+        return submission
+
+    def _proposal(
+        self, submission: Submission, number: int, session: Session, plan: search.Plan
+    ) -> Proposal:
+        return Proposal(
+            hypothesis=submission.hypothesis,
+            files=submission.files,
+            proposer=self.name,
+            model=session.model.name,
+            expected=submission.expected,
+            notes=_notes(plan) | {"session": number, "turns": session.turns, "op": submission.op},
+            cost_usd=session.cost_usd,
+            tokens_in=session.tokens_in,
+            tokens_out=session.tokens_out,
+        )
+
+
+def _notes(plan: search.Plan) -> dict[str, Any]:
+    return {"kind": plan.kind, "op": plan.op, "parents": list(plan.parents)}
+
+
+def _purse(workshop: Workshop, models: Sequence[Model]) -> Purse:
+    settings = workshop.settings
+    try:
+        prices = {model.name: price_of(model.name, settings.prices) for model in models}
+        for model in models:
+            model.check()
+    except (UnknownPrice, ValueError, ModelUnusable) as error:
+        raise Unusable(str(error)) from error
+    return Purse(workshop.ledger, workshop.run, prices, Limits(settings.usd, settings.tokens))
