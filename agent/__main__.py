@@ -16,12 +16,14 @@ from agent.ledger import LedgerError
 from agent.records import Settings
 from agent.screen import Screen, open_screen
 
-_SETTINGS = tuple(field.name for field in fields(Settings))
+# `command` is also where argparse puts the name of a subcommand.
+_SETTINGS = tuple(field.name for field in fields(Settings) if field.name != "command")
 BEST_EFFORT = "best-effort"
 _EPILOG = """\
 examples
   python -m agent --target kernels                     improve the kernels until Ctrl-C
-  python -m agent --target kernels --op attention --hours 8
+  python -m agent --target kernels --op attention --hours 8 --usd 20
+  python -m agent --target all --usd 20 --dry-run      what such a night will cost
   python -m agent --resume                             go on with the latest run
   python -m agent gate --op rms_norm --candidate my_rms_norm.cpp
 """
@@ -38,19 +40,8 @@ def parser() -> argparse.ArgumentParser:
     add = loop.add_argument
     add("--target", choices=("kernels", "model", "all"), default=unset, help="what may be edited")
     add("--op", default=unset, help="only this op's files, as rms_norm")
-    add(
-        "--proposer",
-        default=unset,
-        help="who proposes: a file of agent/proposers/ (default sweep, which needs no key)",
-    )
-    add(
-        "--experiments",
-        type=_positive(int),
-        default=unset,
-        metavar="N",
-        help="end after N experiments",
-    )
-    add("--hours", type=_positive(float), default=unset, metavar="H", help="end after H hours")
+    _proposer_options(loop)
+    _budget_options(loop)
     _trial_options(loop)
     _isolation_option(loop)
     add(
@@ -106,8 +97,74 @@ def parser() -> argparse.ArgumentParser:
         "--tsv", action="store_true", help="one line an experiment, autoresearch's columns first"
     )
     form.add_argument("--json", action="store_true", help="everything")
+    form.add_argument(
+        "--recording", action="store_true", help="the proposals of a run, for --proposer replay"
+    )
     export.add_argument("--run", help="only this run")
     return loop
+
+
+def _proposer_options(to: argparse.ArgumentParser) -> None:
+    unset = argparse.SUPPRESS
+    group = to.add_argument_group("who proposes")
+    group.add_argument(
+        "--proposer",
+        default=unset,
+        metavar="NAME",
+        help="anthropic, openai, command, replay, sweep, or auto: by what is configured (default)",
+    )
+    group.add_argument(
+        "--model",
+        action="append",
+        dest="models",
+        default=unset,
+        metavar="NAME",
+        help="the model; given several times, spending moves to the one whose proposals are kept",
+    )
+    group.add_argument(
+        "--base-url",
+        default=unset,
+        metavar="URL",
+        help="an OpenAI-compatible endpoint, as http://localhost:11434/v1",
+    )
+    group.add_argument(
+        "--price",
+        action="append",
+        dest="prices",
+        default=unset,
+        metavar="MODEL=IN/OUT",
+        help="USD per million tokens, for a model that the table does not have (0/0 for a local one)",
+    )
+    group.add_argument(
+        "--command",
+        dest="coder",
+        default=unset,
+        metavar="LINE",
+        help="a coding agent that runs headless, as 'claude -p {prompt}'; its changes are the proposal",
+    )
+    group.add_argument(
+        "--recording",
+        default=unset,
+        metavar="FILE",
+        help="what `export --recording` wrote, to replay",
+    )
+
+
+def _budget_options(to: argparse.ArgumentParser) -> None:
+    group = to.add_argument_group("until when (whatever comes first; Ctrl-C always)")
+    for flag, kind, metavar, says in (
+        ("--experiments", int, "N", "end after N experiments"),
+        ("--hours", float, "H", "end after H hours of work, those before a --resume included"),
+        ("--gpu-hours", float, "H", "end when the device was used for H hours"),
+        ("--usd", float, "USD", "send no request to a model that could spend more"),
+        ("--tokens", int, "N", "send no request to a model that could take more tokens"),
+    ):
+        group.add_argument(
+            flag, type=_positive(kind), default=argparse.SUPPRESS, metavar=metavar, help=says
+        )
+    group.add_argument(
+        "--dry-run", action="store_true", help="estimate what the night will cost, and stop"
+    )
 
 
 def _trial_options(to: argparse.ArgumentParser) -> None:
@@ -186,18 +243,20 @@ def _expected() -> tuple[type[Exception], ...]:
 
 
 def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
-    from agent import campaign, doctor, proposers
+    from agent import campaign, doctor
 
-    doctor.insist(given.get("isolation", BEST_EFFORT), screen)
     chosen = {name: given[name] for name in _SETTINGS if name in given}
+    if "coder" in given:
+        chosen["command"] = given["coder"]
+    chosen |= {name: tuple(chosen[name]) for name in ("models", "prices") if name in chosen}
+    settings = replace(Settings(device="auto"), **chosen)
+    if given["dry_run"]:
+        print(campaign.dry_run(lab, settings, screen))
+        return 0
+    doctor.insist(given.get("isolation", BEST_EFFORT), screen)
     if given["resume"] is not None:
         summary = campaign.resume(lab, given["resume"] or None, chosen, screen)
     else:
-        settings = replace(Settings(device="auto"), **chosen)
-        if settings.proposer not in proposers.names():
-            raise Unusable(
-                f"--proposer {settings.proposer}: expected one of {', '.join(proposers.names())}"
-            )
         summary = campaign.run(lab, settings, screen)
     screen.close()
     print(summary, flush=True)
@@ -268,13 +327,14 @@ def _status(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
 def _export(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     from agent import export
 
-    ledger = lab.ledger()
-    if given["run"] is not None:
-        ledger.run(given["run"])
-    print(
-        export.tsv(ledger, given["run"]) if given["tsv"] else export.as_json(ledger, given["run"]),
-        end="",
-    )
+    ledger, run = lab.ledger(), given["run"]
+    if run is not None or given["recording"]:
+        run = ledger.run(run).id
+    if given["recording"]:
+        text = export.recording(ledger, lab.repository(), run)
+    else:
+        text = export.tsv(ledger, run) if given["tsv"] else export.as_json(ledger, run)
+    print(text, end="")
     return 0
 
 

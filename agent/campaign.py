@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -15,6 +16,8 @@ from agent.judging import Bench, Judging
 from agent.lab import Lab, Unusable, device, overlay
 from agent.ledger import Ledger
 from agent.loop import Loop
+from agent.machine import Machine
+from agent.proposers import Workshop
 from agent.records import Run, Settings, TrialKey
 from agent.screen import Screen
 from agent.surface import FOLDERS
@@ -29,7 +32,8 @@ def run(lab: Lab, settings: Settings, screen: Screen, judge: Judging | None = No
         if settings.op is not None and settings.op not in judge.ops():
             raise Unusable(f"--op {settings.op}: expected one of {', '.join(judge.ops())}")
         ledger = lab.ledger()
-        return _go(lab, _open(lab, ledger, settings, screen), ledger, judge, screen)
+        opened = _open(lab, ledger, settings, screen)
+        return _go(lab, opened, ledger, judge, screen, begin=lambda: ledger.start_run(opened))
 
 
 def resume(
@@ -58,19 +62,21 @@ def resume(
             screen.say(
                 "the judge has changed since this run was last open: trials are measured anew"
             )
-        settings = replace(settings, judge=seal)
-        lost = ledger.reopen_run(found.id, settings)
-        screen.say(
-            f"going on with run {found.id}"
-            + (f"; {lost} experiment was in flight and is lost" if lost else "")
-        )
-        return _go(lab, ledger.run(found.id), ledger, judge, screen)
+        opened = replace(found, settings=replace(settings, judge=seal))
+
+        def begin() -> None:
+            lost = ledger.reopen_run(opened.id, opened.settings)
+            said = f"; {lost} experiment was in flight and is lost" if lost else ""
+            screen.say(f"going on with run {opened.id}{said}")
+
+        return _go(lab, opened, ledger, judge, screen, begin)
 
 
 def _ready(
     lab: Lab, settings: Settings, screen: Screen, judge: Judging | None
 ) -> tuple[Settings, Judging]:
     """Settings with device and data found, and the judge that measures under them."""
+    _choose(settings)
     if judge is not None:
         return settings, judge
     dataset = lab.dataset(settings.data or None, screen)
@@ -94,25 +100,39 @@ def _open(lab: Lab, ledger: Ledger, settings: Settings, screen: Screen) -> Run:
     taken = {run.id for run in ledger.runs()}
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = next(n for n in (stamp, *(f"{stamp}-{i}" for i in range(2, 100))) if n not in taken)
-    run = Run(name, settings, base, start, start, time.time())
-    ledger.start_run(run)
-    return run
+    return Run(name, settings, base, start, start, time.time())
 
 
-def _go(lab: Lab, run: Run, ledger: Ledger, judge: Judging, screen: Screen) -> str:
+def _go(
+    lab: Lab,
+    run: Run,
+    ledger: Ledger,
+    judge: Judging,
+    screen: Screen,
+    begin: Callable[[], None],
+) -> str:
+    """Work on a run until it ends. Nothing is written down before `begin`, which is called when nothing can be missing any more."""
     repository = lab.repository()
     clear_leftovers(lab.folder)
     workspace = Workspace(repository, lab.folder, run.id)
+    settings, machine, stop = run.settings, Machine(run.settings.device), threading.Event()
+    workshop = Workshop(
+        settings, run.id, run.start, workspace.folder, ledger, repository, judge, machine, screen, stop
+    )  # fmt: skip
+    name, why = _choose(settings)
+    if settings.proposer == proposers.AUTO:
+        screen.say(f"proposer {name}: {why}")
+    proposer = proposers.create(name, workshop)
+    begin()
     workspace.advance(run.incumbent)
-    settings = run.settings
     key = TrialKey(
         tree="", judge=trials.judge_hash(lab.root / "bench"), machine=trials.machine(), dataset=Path(settings.data).name,
         device=settings.device, seconds=settings.seconds, seed=settings.seed,
     )  # fmt: skip
-    measured = trials.Trials(ledger, judge, screen, run.id, key, workspace.tree_hash)
+    measured = trials.Trials(ledger, judge, screen, run.id, key, workspace.tree_hash, machine)
     loop = Loop(
         run, ledger=ledger, repository=repository, workspace=workspace, judge=judge, trials=measured, screen=screen,
-        proposer=proposers.create(settings.proposer), agenda=lab.agenda(), brought=brought(settings),
+        machine=machine, stop=stop, proposer=proposer, agenda=lab.agenda(), brought=brought(settings),
         seal=integrity.of_judge(lab.root),
     )  # fmt: skip
     screen.say(f"run {run.id}: {describe(settings)}; Ctrl-C ends it with a summary")
@@ -129,9 +149,17 @@ def _go(lab: Lab, run: Run, ledger: Ledger, judge: Judging, screen: Screen) -> s
         except KeyboardInterrupt:
             screen.say("left without measuring the kept kernels again")
     finally:
+        stop.set()
         workspace.close()
     ledger.end_run(run.id)
     return report.summary(ledger, ledger.run(run.id), measured, why, lab.folder / "ledger.sqlite")
+
+
+def _choose(settings: Settings) -> tuple[str, str]:
+    try:
+        return proposers.choose(settings)
+    except ValueError as unknown:
+        raise Unusable(str(unknown)) from None
 
 
 def _until_stopped(loop: Loop) -> str:
@@ -147,6 +175,9 @@ def describe(settings: Settings) -> str:
     what = settings.op or settings.target
     limits = [f"{settings.experiments} experiments"] if settings.experiments else []
     limits += [f"{settings.hours:g} hours"] if settings.hours else []
+    limits += [f"{settings.gpu_hours:g} hours of the device"] if settings.gpu_hours else []
+    limits += [f"{settings.usd:.2f} USD"] if settings.usd is not None else []
+    limits += [f"{settings.tokens:,} tokens"] if settings.tokens else []
     until = " or ".join(limits) or "until you stop it"
     return f"{what}, proposer {settings.proposer}, {until}, trials of {settings.seconds:g} s on {settings.device}"
 

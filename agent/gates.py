@@ -7,13 +7,15 @@
     microbench   faster on the trial's shapes, beyond the measurement's own interval
     parity       the first training steps go as before, and no slower
 
-A new gate is a function here, its place in GATES, and a cheat in tests/cheats/ that only it stops.
+A new gate is a function here, its place in GATES (and in USES, if it builds, runs or times), and a cheat in tests/cheats/ that only it
+stops.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 from agent import (
     integrity,
     literals,
+    similarity,
     static_cpp,
     static_exports,
     static_object,
@@ -29,6 +32,7 @@ from agent import (
 )
 from agent import scope as rules
 from agent.judging import Judging, Unfit
+from agent.machine import CORES, DEVICE, NOTHING, Machine
 from agent.records import Candidate, Change, GateResult
 from bench.finding import Finding
 
@@ -38,12 +42,14 @@ class Context:
     """What the gates know beside the candidate.
 
     `earlier`: patch hash to experiment number of this run's proposals; None for a person's change, which may repeat itself, may
-    touch documents and tests (not judged here), and has only to be no slower where `must_win` is False.
+    touch documents and tests (not judged here), and has only to be no slower where `must_win` is False. `sketches`: the same
+    proposals by number, as `similarity` sketches them.
     """
 
     judge: Judging
     op: str | None = None
     earlier: Mapping[str, int] | None = None
+    sketches: Sequence[tuple[int, tuple[int, ...]]] = ()
     must_win: bool = True
     complete: bool = True  # the tree must stay whole: IMPLEMENTATIONS in each kernel file
     ops: Sequence[str] = field(default_factory=tuple)
@@ -84,6 +90,10 @@ def scope(candidate: Candidate, context: Context) -> Finding:
     if twin is not None:
         refusals.append(
             f"the same change as experiment {twin} of this run; its outcome is in the ledger: try another idea"
+        )
+    elif (near := similarity.nearest(candidate.changes, context.sketches)) is not None:
+        refusals.append(
+            f"the same change as experiment {near} of this run in all but names and layout; its outcome is in the ledger: try another idea"
         )
     if refusals:
         return Finding(False, "; ".join(refusals), evidence | {"refusals": refusals})
@@ -216,7 +226,8 @@ def parity(candidate: Candidate, context: Context) -> Finding:
     return context.judge.parity(candidate.incumbent, candidate.tree)
 
 
-GATES: tuple[tuple[str, Gate], ...] = (
+Steps = Sequence[tuple[str, Gate]]
+GATES: Steps = (
     ("scope", scope),
     ("static", static),
     ("build", build),
@@ -224,27 +235,35 @@ GATES: tuple[tuple[str, Gate], ...] = (
     ("microbench", microbench),
     ("parity", parity),
 )
+# What a gate needs of the machine while it runs; those that are not named need nothing.
+USES = {"build": CORES, "correctness": DEVICE, "microbench": DEVICE, "parity": DEVICE}
+# Those that compare with the incumbent, which may change until a proposal's turn has come.
+MEASURING = ("microbench", "parity")
 
 
 def run(
     candidate: Candidate,
     context: Context,
-    gates: Sequence[tuple[str, Gate]] = GATES,
+    gates: Steps = GATES,
     announce: Callable[[str], None] = lambda name: None,
+    machine: Machine | None = None,
 ) -> Iterator[GateResult]:
-    """Each gate's result as it comes; the first refusal is the last. The tree has to stay what it was before the first gate."""
+    """Each gate's result as it comes; the first refusal is the last. The tree has to stay what it was before the first gate.
+
+    Each gate waits for its turn on `machine` where that is shared. Its seconds are those of the work alone.
+    """
     sealed = integrity.of_tree(candidate.tree)
     for name, gate in gates:
         announce(name)
-        started = time.monotonic()
-        finding = _of_links(sealed) or gate(candidate, context)
+        with machine.hold(USES.get(name, NOTHING)) if machine else nullcontext():
+            started = time.monotonic()
+            finding = _of_links(sealed) or gate(candidate, context)
+            seconds = time.monotonic() - started
         changed = sealed.changed()
         if changed:
             reason = f"{', '.join(changed[:5])} changed while it was judged: what runs has to be what was read"
             finding = Finding(False, reason, {"changed": changed})
-        yield GateResult(
-            name, finding.passed, finding.reason, finding.evidence, time.monotonic() - started
-        )
+        yield GateResult(name, finding.passed, finding.reason, finding.evidence, seconds)
         if not finding.passed:
             return
 

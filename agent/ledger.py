@@ -180,6 +180,10 @@ class Ledger:
         """Put a mended proposal in the place of the one that a gate refused; the gates' results stay."""
         self._update(experiment, _proposed(proposal, commit, patch, patch_hash, sketch))
 
+    def rebase_experiment(self, experiment: int, parent: str, commit: str, patch: str) -> None:
+        """The same proposal, now on another incumbent."""
+        self._update(experiment, {"parent": parent, "commit_hash": commit, "patch": patch})
+
     def add_gate(self, experiment: int, result: GateResult) -> None:
         with self._transaction():
             (position,) = self._db.execute(
@@ -265,16 +269,16 @@ class Ledger:
     def patch_numbers(self, run: str) -> dict[str, int]:
         """Number of the experiment that first carried each patch hash; those lost in flight may come again."""
         rows = self._rows(
-            "SELECT patch_hash, number FROM experiments WHERE run = ? AND status NOT IN (?, ?) ORDER BY number DESC",
-            (run, LOST, RUNNING),
+            "SELECT patch_hash, number FROM experiments WHERE run = ? AND status <> ? ORDER BY number DESC",
+            (run, LOST),
         )
         return {patch: number for patch, number in rows}
 
     def sketches(self, run: str) -> list[tuple[int, tuple[int, ...]]]:
         """(number, sketch) of every proposal of a run that has one, those lost in flight left out."""
         rows = self._rows(
-            "SELECT number, sketch FROM experiments WHERE run = ? AND status NOT IN (?, ?) AND sketch <> '[]' ORDER BY number",
-            (run, LOST, RUNNING),
+            "SELECT number, sketch FROM experiments WHERE run = ? AND status <> ? AND sketch <> '[]' ORDER BY number",
+            (run, LOST),
         )
         return [(row["number"], tuple(json.loads(row["sketch"]))) for row in rows]
 
@@ -323,6 +327,17 @@ class Ledger:
             (run,),
         )
         return CallTotals(**dict(row))
+
+    def spent(self, run: str) -> dict[str, float]:
+        """Money (USD), tokens, hours at work and seconds on the device of a run so far."""
+        calls, (seconds, device) = self.calls(run), self.worked(run)
+        tokens = calls.tokens_in + calls.tokens_out + calls.cache_read + calls.cache_write
+        return {
+            "usd": calls.usd,
+            "tokens": tokens,
+            "hours": seconds / 3600,
+            "device_seconds": device,
+        }
 
     def begin_stretch(self, run: str) -> int:
         """From here on the run is worked on; the id to `tick` with."""

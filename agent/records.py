@@ -20,7 +20,7 @@ class Settings:
 
     target: str = "kernels"
     op: str | None = None
-    proposer: str = "sweep"
+    proposer: str = "auto"
     models: tuple[str, ...] = ()  # the provider's default, if empty
     base_url: str | None = None  # of an OpenAI-compatible endpoint
     prices: tuple[str, ...] = ()  # MODEL=IN/OUT, USD per million tokens, before the table's
@@ -41,7 +41,8 @@ class Settings:
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Settings:
         """Settings as the ledger keeps them: JSON knows lists, a frozen value has tuples."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
+        return cls(**plain)
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agent.ledger import Ledger
-from agent.records import CRASH, DROP, KEEP, REFUSE, Experiment, Run
+from agent.records import CRASH, DROP, KEEP, READY, REFUSE, RUNNING, Experiment, Past, Run
 from agent.screen import duration
 from agent.trials import Trials
 
-_PAST = {KEEP: "kept", DROP: "dropped", REFUSE: "refused", CRASH: "crashed"}
+_PAST = {
+    KEEP: "kept",
+    DROP: "dropped",
+    REFUSE: "refused",
+    CRASH: "crashed",
+    RUNNING: "at work",
+    READY: "waiting for a trial",
+}
 
 
 def summary(ledger: Ledger, run: Run, trials: Trials, why: str, file: Path) -> str:
@@ -24,6 +31,7 @@ def summary(ledger: Ledger, run: Run, trials: Trials, why: str, file: Path) -> s
     lines += ["", _counts(experiments)]
     lines += _figures(run, trials)
     lines += _confirmations(ledger, run)
+    lines += [spending(ledger, run.id)]
     lines += ["", f"ledger   {file}", *_next(run, experiments)]
     return "\n".join(lines)
 
@@ -37,19 +45,27 @@ def status(ledger: Ledger, file: Path, running: bool) -> str:
     for run in runs:
         state = "running" if running and run is runs[-1] else "ended" if run.ended else "stopped"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started))
-        lines.append(f"{run.id}  {when}  {state:8} {_counts(ledger.experiments(run.id))}")
+        lines.append(f"{run.id}  {when}  {state:8} {_counts(ledger.history(run.id))}")
     latest = runs[-1]
     lines += ["", f"run {latest.id}"]
     for experiment in ledger.experiments(latest.id):
         lines += _experiment(experiment)
-    spent = ledger.spent(latest.id)
-    lines += [
-        "",
-        f"spent: {duration(spent['device_seconds'])} in trials, {spent['cost_usd']:.2f} USD",
-    ]
+    lines += ["", spending(ledger, latest.id)]
     if not running:
         lines.append(f"go on with it: python -m agent --resume {latest.id}")
     return "\n".join(lines)
+
+
+def spending(ledger: Ledger, run: str) -> str:
+    """`spent: 7:30:12 at work, 6:58:40 on the device, 3.41 USD, 1,204,331 tokens`."""
+    spent = ledger.spent(run)
+    parts = [
+        f"{duration(spent['hours'] * 3600)} at work",
+        f"{duration(spent['device_seconds'])} on the device",
+    ]
+    if spent["tokens"]:
+        parts += [f"{spent['usd']:.2f} USD", f"{spent['tokens']:,.0f} tokens"]
+    return f"spent: {', '.join(parts)}"
 
 
 def _experiment(experiment: Experiment) -> Iterator[str]:
@@ -63,13 +79,11 @@ def _experiment(experiment: Experiment) -> Iterator[str]:
     yield f"{'':13}{_short(outcome.reason)}"
 
 
-def _counts(experiments: list[Experiment]) -> str:
+def _counts(experiments: Sequence[Past]) -> str:
     if not experiments:
         return "no experiment"
     statuses = Counter(experiment.outcome.status for experiment in experiments)
-    refused = Counter(
-        e.gates[-1].name for e in experiments if e.outcome.status == REFUSE and e.gates
-    )
+    refused = Counter(e.refused_by for e in experiments if e.refused_by)
     by_gate = f" ({', '.join(f'{n} by {gate}' for gate, n in refused.items())})" if refused else ""
     words = [f"{n} {_PAST.get(s, s)}{by_gate if s == REFUSE else ''}" for s, n in statuses.items()]
     return f"{len(experiments)} experiments: {', '.join(words)}"

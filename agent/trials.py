@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent.judging import Judging, as_row
 from agent.ledger import Ledger
+from agent.machine import DEVICE, Machine
 from agent.records import TrialKey
 from agent.screen import Screen
 
@@ -46,9 +47,10 @@ class Trials:
         run: str,
         key: TrialKey,
         tree_hash: Callable[[str], str],
+        machine: Machine,
     ) -> None:
         self._ledger, self._judge, self._screen, self._run = ledger, judge, screen, run
-        self._key, self._tree_hash = key, tree_hash
+        self._key, self._tree_hash, self._machine = key, tree_hash, machine
         self.seconds = 0.0  # spent on trials so far, those that were remembered left out
 
     def result(self, commit: str, tree: Path, seed: int, what: str) -> TrialResult:
@@ -57,10 +59,11 @@ class Trials:
         row = self._ledger.find_trial(key, since=time.time() - FRESH_S)
         if row is not None:
             return self._judge.revive(row)
-        self._screen.stage(f"{what}, seed {seed}: trial", key.seconds)
-        started = time.monotonic()
-        result = self._judge.trial(tree, seed, self._screen.progress)
-        self.seconds += time.monotonic() - started
+        with self._machine.hold(DEVICE):
+            self._screen.stage(f"{what}, seed {seed}: trial", key.seconds)
+            started = time.monotonic()
+            result = self._judge.trial(tree, seed, self._screen.progress)
+            self.seconds += time.monotonic() - started
         self._ledger.add_trial(self._run, key, as_row(result))
         if result.ok:
             said = f"val_bpb {result.val_bpb:.4f}, {result.tokens_per_second:,.0f} tokens/s, {result.num_steps:,} steps"

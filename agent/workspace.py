@@ -1,12 +1,9 @@
-"""Where candidates live: plain files under .lab/runs/<run>/ and a branch lab/<run>; the user's own tree is never touched.
+"""Where candidates live: plain files under .lab/runs/<run>/trees/<commit>/ and a branch lab/<run>; the user's own tree is never touched.
 
-    .lab/runs/<run>/start        the tree the run began with
-    .lab/runs/<run>/incumbent    the best so far
-    .lab/runs/<run>/candidate    the proposal under judgement
-
-The trees are written from a commit's own bytes and git knows nothing of them, so that no attribute, filter or hook comes between what is
-read and what runs; the branch is moved by plumbing, so that a person may check it out at any time. What is kept is what the ledger says is
-kept: `advance` can be repeated, and a killed run leaves folders that `clear_leftovers` removes.
+A tree is written from a commit's own bytes and git knows nothing of it, so that no attribute, filter or hook comes between what is
+read and what runs; the branch is moved by plumbing, so that a person may check it out at any time. Several threads may read a tree, so it
+never changes: one that was changed is left alone, and the commit is written anew beside it. What is kept is what the ledger says is kept:
+`advance` can be repeated, and a killed run leaves folders that `clear_leftovers` removes.
 """
 
 from __future__ import annotations
@@ -14,15 +11,18 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from agent import integrity
 from agent.git import Repository
 from agent.records import Candidate, Proposal
 from agent.surface import FOLDERS
 
-TREES = ("start", "incumbent", "candidate")
+TREES = "trees"
+DRAFT = "draft"  # a proposer's own files
 
 
 class Busy(RuntimeError):
@@ -36,24 +36,36 @@ class Workspace:
         self.repository = repository
         self.folder = lab / "runs" / run
         self.branch = f"lab/{run}"
+        self._lock = threading.Lock()
+        self._trees: dict[str, list[integrity.Seal]] = {}  # by commit, the last is the one in use
 
-    def checkout(self, name: str, commit: str) -> Path:
-        """The tree `name`, holding exactly the editable files of `commit`."""
-        tree = self.folder / name
-        _remove(tree)
-        self.repository.export(commit, tree, FOLDERS)
-        return tree
+    def checkout(self, commit: str) -> Path:
+        """A tree that holds exactly the editable files of `commit`, the same for every caller."""
+        with self._lock:
+            sealed = self._trees.setdefault(commit, [])
+            if not sealed or sealed[-1].changed():
+                tree = self.folder / TREES / f"{commit[:12]}-{len(sealed)}"
+                _remove(tree)
+                self.repository.export(commit, tree, FOLDERS)
+                sealed.append(integrity.of_tree(tree))
+            return sealed[-1].root
+
+    def forget(self, commit: str) -> None:
+        """Remove the trees of a commit that nothing reads any more."""
+        with self._lock:
+            for sealed in self._trees.pop(commit, []):
+                _remove(sealed.root)
 
     def commit(self, parent: str, proposal: Proposal) -> str:
-        """The proposal as a commit on `parent`; unreferenced until `advance`."""
+        """The proposal as a commit on `parent`; unreferenced until `hold` or `advance`."""
         return self.repository.commit(parent, proposal.files, f"lab: {proposal.hypothesis}\n")
 
     def candidate(self, target: str, parent: str, commit: str) -> Candidate:
         """The trees of parent and commit, side by side, and what differs between them."""
         return Candidate(
             target=target,
-            incumbent=self.checkout("incumbent", parent),
-            tree=self.checkout("candidate", commit),
+            incumbent=self.checkout(parent),
+            tree=self.checkout(commit),
             changes=self.repository.changes(parent, commit),
             patch=self.repository.patch(parent, commit),
         )
@@ -66,9 +78,13 @@ class Workspace:
         """Point the run's branch at `commit`."""
         self.repository.text("update-ref", f"refs/heads/{self.branch}", commit)
 
+    def hold(self, experiment: int, commit: str) -> None:
+        """Keep a commit that no branch holds: its trial may come later, its idea may be taken up again."""
+        self.repository.text("update-ref", f"refs/lab/{self.folder.name}/{experiment}", commit)
+
     def close(self) -> None:
         """Remove the trees; branch and logs stay."""
-        for name in TREES:
+        for name in (TREES, DRAFT):
             _remove(self.folder / name)
 
 
@@ -105,10 +121,10 @@ def is_held(lab: Path) -> bool:
 
 def clear_leftovers(lab: Path) -> int:
     """Remove the trees that killed runs left; call under `lock`. How many there were."""
-    trees = [tree for name in TREES for tree in (lab / "runs").glob(f"*/{name}")]
-    for tree in trees:
-        _remove(tree)
-    return len(trees)
+    left = [folder for name in (TREES, DRAFT) for folder in (lab / "runs").glob(f"*/{name}")]
+    for folder in left:
+        _remove(folder)
+    return len(left)
 
 
 def _remove(tree: Path) -> None:

@@ -75,7 +75,7 @@ def test_help_names_every_command_and_few_flags() -> None:
             "expected a .py, .cpp or .cu",
         ),
         (("gate", "--base", "no-such-ref"), "names no commit"),
-        (("--target", "kernels", "--proposer", "oracle"), "expected one of sweep"),
+        (("--target", "kernels", "--proposer", "oracle"), "expected one of auto, "),
         (("export", "--tsv", "--run", "no-such-run"), "no run no-such-run"),
     ],
 )

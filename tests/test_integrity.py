@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab_tree import CPP, Rules, Transcript, make, write
+from lab_tree import CPP, Rules, Transcript, constant, make, write
 
 from agent import campaign, gate_command, gates, integrity, trial_command
 from agent.lab import Lab, Unusable
 from agent.loop import LoopError
-from agent.records import KEEP, LOST, REFUSE, Candidate, Change, Settings
+from agent.records import KEEP, LOST, OPEN, REFUSE, Candidate, Change, Settings
 from bench.finding import Finding
 from bench.trial import TrialResult
 
-SETTINGS = Settings(seconds=5.0, data="corpus-1", experiments=7)
+SETTINGS = Settings(proposer="sweep", seconds=5.0, data="corpus-1", experiments=7)
 RULE = "bench/rule.py"
 
 
@@ -86,7 +86,7 @@ def test_a_judge_that_changes_while_what_was_kept_is_measured_again_confirms_not
 ) -> None:
     class AtTheEnd(Rules):
         def compare(self, op, incumbent, candidate):  # type: ignore[no-untyped-def]
-            if incumbent.name == "start":
+            if not any(past.outcome.status in OPEN for past in lab.ledger().history()):
                 write(lab.root, {RULE: "LIMIT = 100\n"})
             return super().compare(op, incumbent, candidate)
 
@@ -108,7 +108,7 @@ def test_a_tree_that_changes_during_a_gate_is_refused(lab: Lab) -> None:
 def test_a_tree_that_changes_during_its_trial_is_refused(lab: Lab) -> None:
     class Rewriting(Rules):
         def trial(self, tree, seed, progress) -> TrialResult:  # type: ignore[no-untyped-def]
-            if tree.name == "candidate":
+            if constant(tree, "csrc/scale.cpp", "kRows") != 1:
                 write(tree, {"kernels/scale.py": "fast = True\n"})
             return super().trial(tree, seed, progress)
 

@@ -8,13 +8,26 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from agent import export
-from agent.ledger import SCHEMA_VERSION, Ledger, LedgerError
-from agent.records import DROP, KEEP, LOST, GateResult, Outcome, Proposal, Run, Settings, TrialKey
+from agent.ledger import Ledger, LedgerError
+from agent.records import (
+    DROP,
+    KEEP,
+    LOST,
+    REFUSE,
+    GateResult,
+    Outcome,
+    Proposal,
+    Run,
+    Settings,
+    TrialKey,
+)
+from agent.schema import SCHEMA_VERSION
 
 KEY = TrialKey("tree", "judge", "machine", "corpus-1", "cpu", 20.0, 0)
 RESULT = {"ok": True, "val_bpb": 2.5, "tokens_per_second": 1000.0, "seed": 0}
@@ -29,15 +42,15 @@ def ledger(tmp_path: Path) -> Ledger:
 
 def propose(ledger: Ledger, digest: str = "d1", run: str = "r1") -> int:
     proposal = Proposal(
-        "rows 1 -> 4", {"csrc/a.cpp": "x"}, "sweep", {"values": {"kRows": "4"}}, 0.5, 100, 20
+        "rows 1 -> 4", {"csrc/a.cpp": "x"}, "sweep", notes={"values": {"kRows": "4"}}, cost_usd=0.5
     )
-    return ledger.open_experiment(run, proposal, "parent", "commit", "+patch\n", digest)
+    return ledger.open_experiment(run, proposal, "parent", "commit", "+patch\n", digest, (1, 2))
 
 
 def test_an_experiment_comes_back_with_its_gates_and_outcome(ledger: Ledger) -> None:
     number = propose(ledger)
     result = GateResult("build", True, "built", {"a.cpp": 2.5}, 3.0)
-    ledger.add_gate(number, 0, result)
+    ledger.add_gate(number, result)
     ledger.close_experiment(
         number, Outcome(KEEP, "faster", speed=0.8, val_bpb=2.4, bpb_change=-0.01), "commit"
     )
@@ -69,11 +82,111 @@ def test_reopening_marks_what_was_in_flight_as_lost_and_its_patch_may_come_again
     assert ledger.run("r1").settings.experiments == 9
 
 
-def test_money_of_lost_experiments_is_not_forgotten(ledger: Ledger) -> None:
-    propose(ledger), propose(ledger)
-    ledger.reopen_run("r1", Settings())
-    assert ledger.spent("r1")["cost_usd"] == 1.0
-    assert ledger.spent("r1")["tokens_in"] == 200
+def test_what_waits_for_its_trial_is_not_lost_until_it_is_taken(ledger: Ledger) -> None:
+    waits, taken = propose(ledger, "d1"), propose(ledger, "d2")
+    ledger.ready_experiment(waits)
+    ledger.ready_experiment(taken)
+    ledger.take_experiment(taken)
+    assert ledger.reopen_run("r1", Settings()) == 1
+    assert [e.id for e in ledger.waiting("r1")] == [waits]
+    assert ledger.counts("r1") == {LOST: 1, "ready": 1}
+
+
+def test_a_call_in_flight_at_a_kill_counts_at_its_upper_bound(ledger: Ledger) -> None:
+    answered = ledger.open_call("r1", "m", 1000, 500, 0.9)
+    ledger.open_call("r1", "m", 2000, 500, 1.5)
+    ledger.close_call(
+        answered, tokens_in=100, tokens_out=40, cache_read=800, cache_write=60, usd=0.2
+    )
+    ledger.close()
+    again = Ledger(ledger.path)
+    again.reopen_run("r1", Settings())
+    totals = again.calls("r1")
+    assert totals.usd == pytest.approx(1.7)
+    assert totals.in_flight_usd == 1.5
+    assert (totals.tokens_in, totals.tokens_out, totals.count) == (2100, 540, 2)
+    assert again.spent("r1")["tokens"] == 2100 + 540 + 800 + 60
+
+
+def test_time_at_work_adds_up_over_the_lives_of_a_run(ledger: Ledger) -> None:
+    for device_seconds in (3.0, 4.0):
+        stretch = ledger.begin_stretch("r1")
+        time.sleep(0.05)
+        ledger.tick(stretch, device_seconds)
+        time.sleep(0.05)  # after the last tick: what a kill loses
+    worked, held = ledger.worked("r1")
+    assert 0.1 <= worked < 0.2
+    assert held == 7.0
+
+
+def test_the_short_rows_say_what_the_whole_ones_do(ledger: Ledger) -> None:
+    number = propose(ledger)
+    ledger.add_gate(number, GateResult("scope", True, "one file", {}, 0.1))
+    ledger.add_gate(number, GateResult("build", False, "error: x", {}, 0.1))
+    ledger.close_experiment(number, Outcome(REFUSE, "build: error: x"))
+    (short,), (whole,) = ledger.history(), ledger.experiments()
+    assert short.refused_by == "build"
+    assert short.paths == ("csrc/a.cpp",)
+    assert short.ops == ("a",)
+    assert {f.name: getattr(whole, f.name) for f in fields(short)} == vars(short)
+    assert ledger.find("r1", 1) == ledger.experiment(number) == whole
+    assert ledger.find("r1", 2) is None
+    assert ledger.sketches("r1") == [(1, (1, 2))]
+
+
+def test_a_repair_takes_the_place_of_what_was_refused_and_the_refusal_stays(ledger: Ledger) -> None:
+    number = propose(ledger)
+    ledger.add_gate(number, GateResult("build", False, "error: x", {}, 0.1))
+    mended = Proposal("rows 1 -> 4", {"csrc/b.cpp": "y"}, "sweep", cost_usd=0.7)
+    ledger.amend_experiment(number, mended, "other", "+better\n", "d9")
+    ledger.add_gate(number, GateResult("build", True, "built", {}, 0.1))
+    found = ledger.experiment(number)
+    assert (found.commit, found.patch, found.cost_usd) == ("other", "+better\n", 0.7)
+    assert [gate.passed for gate in found.gates] == [False, True]
+    assert found.refused_by is None
+
+
+SCHEMA_1 = """
+CREATE TABLE runs (
+  id TEXT PRIMARY KEY, settings TEXT NOT NULL, base TEXT NOT NULL, start TEXT NOT NULL, incumbent TEXT NOT NULL,
+  started REAL NOT NULL, ended REAL
+) STRICT;
+CREATE TABLE experiments (
+  id INTEGER PRIMARY KEY, run TEXT NOT NULL REFERENCES runs, number INTEGER NOT NULL,
+  proposer TEXT NOT NULL, hypothesis TEXT NOT NULL, notes TEXT NOT NULL,
+  parent TEXT NOT NULL, commit_hash TEXT NOT NULL, patch TEXT NOT NULL, patch_hash TEXT NOT NULL,
+  status TEXT NOT NULL, reason TEXT NOT NULL, started REAL NOT NULL, ended REAL,
+  speed REAL, val_bpb REAL, bpb_change REAL, peak_memory_mb REAL, device_seconds REAL NOT NULL DEFAULT 0,
+  cost_usd REAL NOT NULL DEFAULT 0, tokens_in INTEGER NOT NULL DEFAULT 0, tokens_out INTEGER NOT NULL DEFAULT 0,
+  UNIQUE (run, number)
+) STRICT;
+CREATE TABLE gates (
+  experiment INTEGER NOT NULL REFERENCES experiments, position INTEGER NOT NULL, name TEXT NOT NULL,
+  passed INTEGER NOT NULL, reason TEXT NOT NULL, evidence TEXT NOT NULL, seconds REAL NOT NULL,
+  PRIMARY KEY (experiment, position)
+) STRICT;
+INSERT INTO runs VALUES ('old', '{"proposer": "sweep", "seconds": 15.0}', 'b', 's', 's', 1.0, NULL);
+INSERT INTO experiments (run, number, proposer, hypothesis, notes, parent, commit_hash, patch, patch_hash, status, reason, started)
+  VALUES ('old', 1, 'sweep', 'rows', '{}', 's', 'c', '+x', 'd', 'drop', 'no better', 2.0);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_ledger_of_the_version_before_is_brought_up_to_date_with_all_it_holds(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "ledger.sqlite"
+    with sqlite3.connect(file) as db:
+        db.executescript(SCHEMA_1)
+    db.close()
+    ledger = Ledger(file)
+    assert ledger.run("old").settings.seconds == 15.0
+    (experiment,) = ledger.experiments("old")
+    assert (experiment.hypothesis, experiment.model, experiment.paths) == ("rows", "", ())
+    assert propose(ledger, run="old") == 2
+    assert ledger.calls("old").count == 0
+    ledger.close()
+    assert len(Ledger(file).history()) == 2
 
 
 def test_a_trial_is_found_only_under_the_same_key_and_while_fresh(ledger: Ledger) -> None:
@@ -106,9 +219,7 @@ def test_tsv_begins_with_the_columns_of_autoresearch_and_keeps_one_line_a_row(
 
 def test_json_export_holds_runs_gates_and_patches(ledger: Ledger) -> None:
     number = propose(ledger)
-    ledger.add_gate(
-        number, 0, GateResult("scope", False, "outside", {"paths": ["bench/x.py"]}, 0.1)
-    )
+    ledger.add_gate(number, GateResult("scope", False, "outside", {"paths": ["bench/x.py"]}, 0.1))
     (run,) = json.loads(export.as_json(ledger))["runs"]
     assert run["experiments"][0]["gates"][0]["evidence"] == {"paths": ["bench/x.py"]}
     assert run["experiments"][0]["patch"] == "+patch\n"
@@ -139,7 +250,7 @@ ledger = Ledger(Path(sys.argv[1]))
 ledger.start_run(Run("k", Settings(), "b", "s", "s", time.time()))
 for i in range(10_000):
     number = ledger.open_experiment("k", Proposal(f"idea {i}", {}, "sweep"), "p", f"c{i}", "", f"d{i}")
-    ledger.add_gate(number, 0, GateResult("scope", True, "", {}, 0.0))
+    ledger.add_gate(number, GateResult("scope", True, "", {}, 0.0))
     ledger.close_experiment(number, Outcome("keep", "faster"), f"c{i}")
     print(i, flush=True)
 """

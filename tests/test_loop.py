@@ -20,11 +20,11 @@ from agent.lab import Lab, Unusable
 from agent.ledger import Ledger
 from agent.loop import LoopError
 from agent.proposers import Context
-from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, Proposal, Settings
+from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, GateResult, Proposal, Settings
 from bench.finding import Finding
 from bench.trial import TrialResult
 
-SETTINGS = Settings(seconds=5.0, data="corpus-1", experiments=7)
+SETTINGS = Settings(proposer="sweep", seconds=5.0, data="corpus-1", experiments=7)
 
 
 @pytest.fixture
@@ -36,12 +36,16 @@ class Fixed:
     """Proposes the same files for ever."""
 
     name = "fixed"
+    ahead = 0
 
     def __init__(self, files: Mapping[str, str]) -> None:
         self.files = files
 
     def propose(self, context: Context) -> Proposal | None:
         return Proposal("again", self.files, self.name)
+
+    def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
+        return None
 
 
 ROWS_8 = {"csrc/scale.cpp": CPP.replace("kRows = 1", "kRows = 8")}
@@ -97,7 +101,7 @@ def test_every_gate_of_an_experiment_is_in_the_ledger_up_to_the_refusal(lab: Lab
 def test_after_a_refusal_nothing_dearer_is_asked(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], gate: str
 ) -> None:
-    monkeypatch.setattr(campaign.proposers, "create", lambda name: Fixed(files))
+    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: Fixed(files))
     rules = Rules()
     campaign.run(lab, replace(SETTINGS, experiments=1), Transcript(), rules)
     (experiment,) = lab.ledger().experiments()
@@ -243,7 +247,7 @@ def test_resume_refuses_settings_that_would_break_comparability(lab: Lab) -> Non
 def test_what_scope_refuses_costs_no_trial(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, proposer: Any, words: str
 ) -> None:
-    monkeypatch.setattr(campaign.proposers, "create", lambda name: proposer)
+    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: proposer)
     rules = Rules(
         fail_trial="nan"
     )  # so that nothing is kept and the same patch meets the same parent
@@ -258,7 +262,7 @@ class Broken(Rules):
     """A judge that trips over every candidate's build."""
 
     def build(self, tree: Path, changed: Sequence[str]) -> Finding:
-        if tree.name == "candidate":
+        if constant(tree, "csrc/scale.cpp", "kRows") != 1:
             raise TypeError("cannot unpack")
         return super().build(tree, changed)
 
@@ -277,7 +281,9 @@ def test_a_judge_that_trips_counts_as_a_crash_and_ends_the_run_only_when_it_repe
 def test_a_path_that_git_does_not_take_is_a_refusal(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(campaign.proposers, "create", lambda name: Fixed({"../outside.py": "x"}))
+    monkeypatch.setattr(
+        campaign.proposers, "create", lambda name, workshop: Fixed({"../outside.py": "x"})
+    )
     campaign.run(lab, replace(SETTINGS, experiments=1), Transcript(), Rules())
     (experiment,) = lab.ledger().experiments()
     assert experiment.outcome.status == REFUSE
@@ -308,7 +314,7 @@ class Shout(Transcript):
         print("say", flush=True)
 
 lab = Lab(Path(sys.argv[1]))
-settings = Settings(seconds=5.0, data="corpus-1", experiments=7)
+settings = Settings(proposer="sweep", seconds=5.0, data="corpus-1", experiments=7)
 if lab.ledger().runs():
     campaign.resume(lab, None, {}, Shout(), Slow())
 else:

@@ -11,8 +11,8 @@ import pytest
 from lab_tree import CPP, FILES, write
 
 from agent import tunables
-from agent.proposers import Context, create, names, sweep
-from agent.records import DROP, KEEP, LOST, REFUSE, Experiment, Outcome, Proposal
+from agent.proposers import Context, choose, names, sweep
+from agent.records import DROP, KEEP, LOST, REFUSE, Outcome, Past, Proposal, Settings
 
 TWO = "constexpr int kRows = 1;  // tune: 1 2 4 8 16\nconstexpr int kCols = 16;  // tune: 16 32 64 128\n"
 
@@ -26,11 +26,12 @@ class Night:
     target: str = "kernels"
     device: str = "cpu"
     brought: tuple[str, ...] = ()
-    history: list[Experiment] = field(default_factory=list)
+    history: list[Past] = field(default_factory=list)
 
     def context(self) -> Context:
         return Context(
             self.run,
+            "incumbent",
             self.root,
             self.target,
             None,
@@ -42,25 +43,28 @@ class Night:
         )
 
     def propose(self) -> Proposal | None:
-        return sweep.create().propose(self.context())
+        return sweep.Sweep().propose(self.context())
 
     def end(self, proposal: Proposal, outcome: Outcome) -> None:
         number = len(self.history) + 1
         self.history.append(
-            Experiment(
-                number,
-                self.run,
-                number,
-                "sweep",
-                proposal.hypothesis,
-                proposal.notes,
-                "p",
-                "c",
-                "",
-                outcome,
-                (),
-                0.0,
-            )
+            Past(
+                id=number,
+                run=self.run,
+                number=number,
+                proposer="sweep",
+                model="",
+                hypothesis=proposal.hypothesis,
+                expected="",
+                paths=tuple(proposal.files),
+                notes=proposal.notes,
+                parent="p",
+                commit="c",
+                outcome=outcome,
+                refused_by=None,
+                started=0.0,
+                cost_usd=0.0,
+            )  # fmt: skip
         )
         if outcome.status == KEEP:
             write(
@@ -140,7 +144,7 @@ def test_settings_that_never_met_are_ordered_through_the_incumbents_between_them
             "from": {"kRows": before, "kCols": "16"}, "values": {"kRows": after, "kCols": "16"},
         }  # fmt: skip
         night.end(
-            Proposal("", {"csrc/scale.cpp": text}, "sweep", notes), Outcome(DROP, "", speed=ratio)
+            Proposal("", {"csrc/scale.cpp": text}, "sweep", notes=notes), Outcome(DROP, "", speed=ratio)
         )
     (space,) = sweep.spaces(night.context())
     scores = {values[0]: score for values, score in sweep.chain(space, night.history).items()}
@@ -221,8 +225,21 @@ def test_a_model_s_settings_are_ordered_by_bpb(tmp_path: Path) -> None:
     }
 
 
-def test_a_proposer_is_found_by_its_file_name() -> None:
+def test_auto_takes_what_is_configured_and_says_why() -> None:
+    keys = {"ANTHROPIC_API_KEY": "a", "OPENAI_API_KEY": "o"}
+    for settings, environment, name in (
+        (Settings(), keys, "anthropic"),
+        (Settings(), {"OPENAI_API_KEY": "o"}, "openai"),
+        (Settings(base_url="http://localhost:1/v1"), keys, "openai"),
+        (Settings(command="coder {prompt}"), keys, "command"),
+        (Settings(recording="night.jsonl"), keys, "replay"),
+        (Settings(), {}, "sweep"),
+        (Settings(proposer="sweep"), keys, "sweep"),
+    ):
+        chosen, why = choose(settings, environment)
+        assert chosen == name
+        assert why
+        assert not any(key in why.split() for key in keys.values())
     assert "sweep" in names()
-    assert create("sweep").name == "sweep"
-    with pytest.raises(ValueError, match="expected one of .*sweep"):
-        create("oracle")
+    with pytest.raises(ValueError, match="expected one of auto, .*sweep"):
+        choose(Settings(proposer="oracle"), {})

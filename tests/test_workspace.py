@@ -56,7 +56,7 @@ def test_a_candidate_lies_beside_its_incumbent_and_the_user_s_tree_stays(root: P
     workspace.advance(commit)
     assert git(root, "rev-parse", "lab/r1") == commit
     workspace.close()
-    assert not (root / ".lab/runs/r1/candidate").exists()
+    assert not (root / ".lab/runs/r1/trees").exists()
     assert git(root, "worktree", "list").count("\n") == 0
     assert state(root) == before
     assert (root / "kernels/scale.py").read_text() == "mine, half done"
@@ -73,23 +73,23 @@ def test_the_patch_in_the_ledger_makes_the_candidate_again(root: Path, tmp_path:
     assert git(root, "write-tree") == git(root, "rev-parse", f"{commit}^{{tree}}")
 
 
-def test_a_tree_that_a_candidate_littered_is_clean_for_the_next(root: Path) -> None:
+def test_a_tree_that_was_littered_is_written_anew_and_the_old_one_left_to_its_readers(
+    root: Path,
+) -> None:
     repository = Repository(root)
     workspace = Workspace(repository, root / ".lab", "r1")
     head = repository.resolve("HEAD")
-    tree = workspace.checkout("candidate", head)
-    write(
-        tree,
-        {
-            "kernels/left.py": "x",
-            "csrc/scale.cpp": "changed",
-            "kernels/__pycache__/a.pyc": "ignored by git",
-        },
-    )
-    workspace.checkout("candidate", head)
-    assert (tree / "csrc/scale.cpp").read_text() == CPP
-    assert not (tree / "kernels/left.py").exists()
-    assert not (tree / "kernels/__pycache__").exists()
+    tree = workspace.checkout(head)
+    assert workspace.checkout(head) == tree
+    write(tree, {"kernels/left.py": "x", "csrc/scale.cpp": "changed"})
+    again = workspace.checkout(head)
+    assert again != tree
+    assert (again / "csrc/scale.cpp").read_text() == CPP
+    assert not (again / "kernels/left.py").exists()
+    assert tree.exists()
+    workspace.forget(head)
+    assert not tree.exists()
+    assert not again.exists()
 
 
 def test_no_hook_of_the_user_s_runs(root: Path) -> None:
@@ -225,7 +225,7 @@ def test_what_git_ignores_is_not_in_a_tree(root: Path, tmp_path: Path) -> None:
 def test_a_tree_holds_no_executable_and_nothing_of_git(root: Path) -> None:
     repository = Repository(root)
     workspace = Workspace(repository, root / ".lab", "r1")
-    tree = workspace.checkout("candidate", repository.resolve("HEAD"))
+    tree = workspace.checkout(repository.resolve("HEAD"))
     assert sorted(p.name for p in tree.iterdir()) == ["csrc", "kernels", "model"]
     assert not any(p.stat().st_mode & 0o111 for p in tree.rglob("*.*"))
 
@@ -260,7 +260,7 @@ from agent.workspace import Workspace, lock
 root = Path(sys.argv[1])
 with lock(root / ".lab"):
     workspace = Workspace(Repository(root), root / ".lab", "dead")
-    workspace.checkout("candidate", "HEAD")
+    workspace.checkout("HEAD")
     print("ready", flush=True)
     time.sleep(60)
 """
@@ -281,4 +281,4 @@ def test_one_loop_a_checkout_and_a_killed_one_leaves_nothing_for_long(root: Path
     with lock(root / ".lab"):
         assert clear_leftovers(root / ".lab") == 1
     assert git(root, "worktree", "list").count("\n") == 0
-    assert not (root / ".lab/runs/dead/candidate").exists()
+    assert not (root / ".lab/runs/dead/trees").exists()

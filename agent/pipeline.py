@@ -1,0 +1,63 @@
+"""The next thing is made while the present one is used: one thread, one result ahead."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Generic, TypeVar
+
+Made = TypeVar("Made")
+PATIENCE_S = 10.0  # for the thread to see that it is no longer wanted; it is a daemon, so that it cannot hold the program
+
+
+class Ahead(Generic[Made]):
+    """`next()` gives what `make` returns, or raises what it raised. With `depth` 1, the one after is being made meanwhile.
+
+    `stop` is set on leaving; `make` has to look at it where it waits.
+    """
+
+    def __init__(self, make: Callable[[], Made], depth: int, stop: threading.Event) -> None:
+        if depth not in (0, 1):
+            raise ValueError(f"depth: expected 0 or 1, got {depth}")
+        self._make, self._depth, self._stop = make, depth, stop
+        self._asked = threading.Semaphore(1)
+        self._done: queue.SimpleQueue[Made | BaseException] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._work, name="ahead", daemon=True)
+
+    def __enter__(self) -> Ahead[Made]:
+        if self._depth:
+            self._thread.start()
+        return self
+
+    def next(self) -> Made:
+        if not self._depth:
+            return self._make()
+        made = self._done.get()
+        if isinstance(made, BaseException):
+            raise made
+        self._asked.release()
+        return made
+
+    def _work(self) -> None:
+        while True:
+            self._asked.acquire()
+            if self._stop.is_set():
+                return
+            try:
+                self._done.put(self._make())
+            except BaseException as error:  # the boundary of the thread: `next` raises it
+                self._done.put(error)
+                return
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._asked.release()
+        if self._depth:
+            self._thread.join(PATIENCE_S)

@@ -1,0 +1,350 @@
+"""A proposal on its way to a trial: made, written down, put through the gates that need no quiet machine, mended where one refuses it.
+
+All of it may go on in a thread of its own while a trial runs. What is ready waits in the ledger, with its commit held by a ref, so that
+a kill loses neither the work nor the money in it.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from agent import gates, integrity, merging, scope, similarity
+from agent.git import GitError, Repository
+from agent.judging import Judging
+from agent.ledger import Ledger
+from agent.machine import Machine
+from agent.proposers import Context, NoProposal, Proposer, Stopped
+from agent.records import (
+    CRASH,
+    LOST,
+    OPEN,
+    REFUSE,
+    Candidate,
+    Experiment,
+    GateResult,
+    Outcome,
+    Proposal,
+    Run,
+)
+from agent.screen import Screen, duration
+from agent.spending import BudgetSpent
+from agent.workspace import Workspace
+
+REPAIRS = 2  # times a refused proposal goes back to who made it
+MAX_FAILURES = 3  # of the judge in a row, after which the run ends
+LONGEST_PAUSE_S = 300.0  # between attempts of a proposer from which nothing comes
+
+
+class LoopError(RuntimeError):
+    """The loop cannot go on: its start does not train, or the judge is broken."""
+
+
+class BaseMoved(Exception):
+    """The incumbent has changed since, in the very lines that the proposal changes."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A proposal that is worth a trial. `number` is the ledger's id of its experiment."""
+
+    number: int
+    hypothesis: str
+    parent: str
+    commit: str
+    candidate: Candidate
+
+
+@dataclass
+class Watched:
+    """An experiment in work: what it comes to, and the commit that it has come to by then."""
+
+    ledger: Ledger
+    number: int
+    commit: str = ""
+    outcome: Outcome = field(default_factory=lambda: Outcome(CRASH, "it was never judged"))
+
+    def close(self, device_seconds: float = 0.0) -> Outcome:
+        """Write the outcome; a keep moves the run's incumbent."""
+        outcome = replace(self.outcome, device_seconds=device_seconds)
+        self.ledger.close_experiment(
+            self.number, outcome, self.commit if outcome.status == "keep" else None
+        )
+        return outcome
+
+
+class Guard:
+    """No experiment stays open and no fault passes for a result, however the judging of one ends."""
+
+    def __init__(self, ledger: Ledger, folder: Path, seal: integrity.Seal | None) -> None:
+        self._ledger, self._folder, self._seal = ledger, folder, seal
+        self._failures = 0
+
+    @contextmanager
+    def watch(self, number: int) -> Iterator[Watched]:
+        """Judge the experiment inside; a candidate that trips the judge must not end the night, nor pass."""
+        watched = Watched(self._ledger, number)
+        try:
+            yield watched
+            self._failures = 0
+        except (LoopError, Stopped) as ended:
+            self._ledger.close_experiment(number, Outcome(LOST, str(ended) or "the run ended"))
+            raise
+        except KeyboardInterrupt:
+            self._ledger.close_experiment(number, Outcome(LOST, "stopped by Ctrl-C"))
+            raise
+        except (
+            Exception
+        ) as error:  # the boundary of an experiment: it is the candidate's, until it repeats
+            watched.outcome = self._failed(number, error)
+
+    def verify(self) -> None:
+        """Raises LoopError if the judge's files have changed since the run was opened."""
+        try:
+            if self._seal is not None:
+                integrity.verify(self._seal)
+        except integrity.Tampered as tampered:
+            raise LoopError(f"{tampered}; nothing is lost: python -m agent --resume") from None
+
+    def _failed(self, number: int, error: Exception) -> Outcome:
+        """What to record; a judge that fails again and again is itself broken, and the run ends."""
+        self._failures += 1
+        log = self._folder / f"error-{number}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(traceback.format_exception(error)))
+        outcome = Outcome(
+            CRASH, f"the judge could not finish: {type(error).__name__}: {error}; see {log}"
+        )
+        if self._failures >= MAX_FAILURES:
+            self._ledger.close_experiment(number, outcome)
+            raise LoopError(
+                f"the judge failed {self._failures} times in a row: {outcome.reason}"
+            ) from error
+        return outcome
+
+
+def gate_by_gate(
+    ledger: Ledger,
+    screen: Screen,
+    machine: Machine,
+    number: int,
+    candidate: Candidate,
+    context: gates.Context,
+    steps: gates.Steps,
+) -> list[GateResult]:
+    """Put a candidate through gates; every result is written down as it comes."""
+    results = []
+    for result in gates.run(
+        candidate, context, steps, lambda name: screen.stage(f"  {name}"), machine
+    ):
+        ledger.add_gate(number, result)
+        results.append(result)
+        said = "passed" if result.passed else "refused"
+        screen.say(f"  {result.name} {said} in {duration(result.seconds)}: {result.reason}")
+    return results
+
+
+class Preparing:
+    """From a proposer's idea to a candidate that is worth a trial. `incumbent` is moved by the loop."""
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        ledger: Ledger,
+        repository: Repository,
+        workspace: Workspace,
+        judge: Judging,
+        proposer: Proposer,
+        screen: Screen,
+        machine: Machine,
+        stop: threading.Event,
+        guard: Guard,
+        agenda: str,
+        brought: Sequence[str],
+        steps: gates.Steps,
+    ) -> None:
+        self.settings, self.run_id, self.incumbent = run.settings, run.id, run.incumbent
+        self.ledger, self.repository, self.workspace = ledger, repository, workspace
+        self.judge, self.proposer, self.screen, self.machine = judge, proposer, screen, machine
+        self.stop, self.guard = stop, guard
+        self.agenda, self.brought, self.steps = agenda, tuple(brought), steps
+        self._empty = 0  # proposals in a row of which nothing came
+
+    # ---- from idea to candidate
+
+    def next(self) -> Prepared | str | None:
+        """A proposal that is worth a trial; None if this one was not; why there is none at all, in words."""
+        parent = self.incumbent
+        context = self._context(parent)
+        try:
+            proposal = self.proposer.propose(context)
+        except NoProposal as nothing:
+            self._nothing(parent, nothing)
+            return None
+        except BudgetSpent as spent:
+            return str(spent)
+        if proposal is None:
+            return f"proposer {self.proposer.name} has nothing left to try"
+        self._empty = 0
+        self.guard.verify()
+        try:
+            commit = self.workspace.commit(parent, proposal)
+        except GitError as error:
+            self._not_applied(parent, proposal, error)
+            return None
+        return self._judge(proposal, parent, commit)
+
+    def _judge(self, proposal: Proposal, parent: str, commit: str) -> Prepared | None:
+        candidate = self.workspace.candidate(self.settings.target, parent, commit)
+        earlier = gates.Context(
+            self.judge, self.settings.op,
+            self.ledger.patch_numbers(self.run_id), self.ledger.sketches(self.run_id),
+        )  # fmt: skip
+        number = self.ledger.open_experiment(
+            self.run_id, proposal, parent, commit, *_patch(candidate)
+        )
+        self.screen.say(f"experiment {self._count()}: {proposal.hypothesis}")
+        with self.guard.watch(number) as watched:
+            for repairs_left in reversed(range(REPAIRS + 1)):
+                results = self._gates(number, candidate, earlier)
+                refusal = results[-1] if results and not results[-1].passed else None
+                mended = (
+                    self._mended(parent, proposal, refusal) if refusal and repairs_left else None
+                )
+                if refusal is None or mended is None:
+                    break
+                self.workspace.forget(commit)
+                proposal, commit = mended
+                candidate = self.workspace.candidate(self.settings.target, parent, commit)
+                self.ledger.amend_experiment(number, proposal, commit, *_patch(candidate))
+            self.guard.verify()
+            if refusal is None:
+                self.workspace.hold(number, commit)
+                self.ledger.ready_experiment(number)
+                return Prepared(number, proposal.hypothesis, parent, commit, candidate)
+            watched.outcome = Outcome(REFUSE, f"{refusal.name}: {refusal.reason}")
+        self.workspace.forget(commit)
+        self.screen.say(f"  {watched.close().status}")
+        return None
+
+    def _gates(self, number: int, candidate: Candidate, context: gates.Context) -> list[GateResult]:
+        results = gate_by_gate(
+            self.ledger, self.screen, self.machine, number, candidate, context, self.steps
+        )
+        if self.stop.is_set():
+            raise Stopped("the run ended")
+        return results
+
+    def _mended(
+        self, parent: str, proposal: Proposal, refusal: GateResult
+    ) -> tuple[Proposal, str] | None:
+        """What the proposer makes of a refusal, and its commit; None if it gives up, or nothing came of it."""
+        try:
+            mended = self.proposer.repair(proposal, refusal)
+            commit = self.workspace.commit(parent, mended) if mended is not None else ""
+        except (NoProposal, BudgetSpent, GitError) as nothing:
+            self.screen.say(f"  not mended: {nothing}")
+            return None
+        if mended is None:
+            return None
+        self.screen.say("  mended, and judged again")
+        return mended, commit
+
+    def _nothing(self, parent: str, nothing: NoProposal) -> None:
+        """A row for what was spent; then a pause that doubles, so that a broken proposer does not fill the ledger."""
+        empty = Proposal(
+            nothing.hypothesis or "no proposal", {}, self.proposer.name, nothing.model, cost_usd=nothing.cost_usd,
+            tokens_in=nothing.tokens_in, tokens_out=nothing.tokens_out,
+        )  # fmt: skip
+        number = self.ledger.open_experiment(self.run_id, empty, parent, parent, "", "")
+        self.ledger.close_experiment(number, Outcome(CRASH, f"no proposal: {nothing.reason}"))
+        self.screen.say(f"experiment {self._count()}: no proposal: {nothing.reason}")
+        self.stop.wait(min(LONGEST_PAUSE_S, 0.5 * 2**self._empty))
+        self._empty += 1
+
+    def _not_applied(self, parent: str, proposal: Proposal, error: GitError) -> None:
+        """Record a proposal whose files git does not take."""
+        outcome = Outcome(
+            REFUSE, f"the files cannot be written: {error}; name paths of the surface"
+        )
+        number = self.ledger.open_experiment(self.run_id, proposal, parent, parent, "", "")
+        self.ledger.close_experiment(number, outcome)
+        self.screen.say(f"experiment {self._count()}: {proposal.hypothesis}")
+        self.screen.say(f"  {outcome.status}: {outcome.reason}")
+
+    # ---- what waits for its trial
+
+    def waiting(self) -> Iterator[Prepared]:
+        """What an earlier life of this run had ready."""
+        for experiment in self.ledger.waiting(self.run_id):
+            self.screen.say(f"experiment {experiment.number} was ready: {experiment.hypothesis}")
+            yield self._of(experiment)
+
+    def _of(self, experiment: Experiment) -> Prepared:
+        candidate = self.workspace.candidate(
+            self.settings.target, experiment.parent, experiment.commit
+        )
+        return Prepared(
+            experiment.id, experiment.hypothesis, experiment.parent, experiment.commit, candidate
+        )
+
+    def rebased(self, prepared: Prepared) -> Prepared:
+        """The proposal on the incumbent of now, through the gates again if that is another. Raises BaseMoved.
+
+        Two changes that are right apart can be wrong together.
+        """
+        parent = self.incumbent
+        if prepared.parent == parent:
+            return prepared
+        files = merging.onto(self.repository, prepared.parent, prepared.commit, parent)
+        if files is None:
+            raise BaseMoved("the incumbent has changed in the same lines since this was proposed")
+        past = self.ledger.experiment(prepared.number)
+        proposal = Proposal(
+            past.hypothesis, files, past.proposer, past.model, past.expected, past.notes
+        )
+        commit = self.workspace.commit(parent, proposal)
+        candidate = self.workspace.candidate(self.settings.target, parent, commit)
+        self.ledger.rebase_experiment(prepared.number, parent, commit, candidate.patch)
+        context = gates.Context(self.judge, self.settings.op, earlier={})
+        results = self._gates(prepared.number, candidate, context)
+        if not results[-1].passed:
+            raise BaseMoved(
+                f"on the incumbent of now {results[-1].name} refuses it: {results[-1].reason}"
+            )
+        return Prepared(prepared.number, prepared.hypothesis, parent, commit, candidate)
+
+    # ---- how the run stands
+
+    def finished(self) -> int:
+        counts = self.ledger.counts(self.run_id)
+        return sum(n for status, n in counts.items() if status not in (LOST, *OPEN))
+
+    def begun(self) -> int:
+        return sum(n for s, n in self.ledger.counts(self.run_id).items() if s != LOST)
+
+    def _count(self) -> str:
+        limit = self.settings.experiments
+        return f"{self.begun()} of {limit}" if limit else str(self.begun())
+
+    def _context(self, commit: str) -> Context:
+        settings = self.settings
+        return Context(
+            run=self.run_id, commit=commit, incumbent=self.workspace.checkout(commit), target=settings.target,
+            op=settings.op, device=settings.device, seed=settings.seed, history=self.ledger.history(),
+            agenda=self.agenda, brought=self.brought,
+        )  # fmt: skip
+
+
+def _patch(candidate: Candidate) -> tuple[str, str, tuple[int, ...]]:
+    """A candidate's patch, its hash and its sketch, by which it will be known again."""
+    return (
+        candidate.patch,
+        scope.patch_hash(candidate.changes),
+        similarity.sketch(candidate.changes),
+    )

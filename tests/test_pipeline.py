@@ -1,0 +1,356 @@
+"""One result is made while the last one is used; the machine is nobody's twice; a proposal meets the incumbent of its own time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab_tree import CPP, MODEL, Rules, Transcript, git, make
+
+from agent import campaign, merging, proposers
+from agent.git import Repository
+from agent.judging import Progress
+from agent.lab import Lab
+from agent.machine import CORES, DEVICE, NOTHING, Machine
+from agent.pipeline import Ahead
+from agent.proposers import Context, NoProposal, Stopped
+from agent.records import CRASH, DROP, KEEP, LOST, READY, REFUSE, GateResult, Proposal, Settings
+from agent.spending import BudgetSpent
+from bench.finding import Finding
+from bench.trial import TrialResult
+from bench.verdict import Verdict
+
+SETTINGS = Settings(seconds=5.0, data="corpus-1", target="all")
+
+
+def rows(value: int) -> dict[str, str | None]:
+    return {"csrc/scale.cpp": CPP.replace("kRows = 1", f"kRows = {value}")}
+
+
+def rate(value: float) -> dict[str, str | None]:
+    return {"model/optim.py": MODEL.replace("LR = 0.04", f"LR = {value}")}
+
+
+# ---- Ahead
+
+
+def test_the_next_result_is_made_while_the_last_one_is_used_and_no_more_than_one() -> None:
+    made: list[int] = []
+    stop = threading.Event()
+
+    def make_one() -> int:
+        made.append(len(made))
+        return made[-1]
+
+    with Ahead(make_one, 1, stop) as ahead:
+        assert ahead.next() == 0
+        time.sleep(0.1)
+        assert made == [0, 1]
+        assert ahead.next() == 1
+        time.sleep(0.1)
+        assert made == [0, 1, 2]
+    assert stop.is_set()
+
+
+def test_without_working_ahead_a_result_is_made_when_it_is_asked_for() -> None:
+    made: list[int] = []
+    with Ahead(lambda: made.append(1), 0, threading.Event()) as ahead:
+        assert made == []
+        ahead.next()
+        assert made == [1]
+
+
+def test_what_goes_wrong_ahead_is_raised_where_the_result_is_asked_for() -> None:
+    def fail() -> int:
+        raise ValueError("the idea broke")
+
+    with Ahead(fail, 1, threading.Event()) as ahead, pytest.raises(ValueError, match="the idea"):
+        ahead.next()
+
+
+# ---- Machine
+
+
+@pytest.mark.parametrize(
+    ("device", "one", "other", "together"),
+    [
+        ("cpu", CORES, DEVICE, False),
+        ("cpu", DEVICE, DEVICE, False),
+        ("cpu", NOTHING, DEVICE, True),
+        ("cuda", CORES, DEVICE, True),
+        ("cuda", DEVICE, DEVICE, False),
+    ],
+)
+def test_who_shares_the_machine(device: str, one: str, other: str, together: bool) -> None:
+    machine = Machine(device)
+    inside = threading.Event()
+
+    def work() -> None:
+        with machine.hold(other):
+            inside.set()
+
+    with machine.hold(one):
+        threading.Thread(target=work, daemon=True).start()
+        assert inside.wait(0.1) == together
+    assert inside.wait(5)
+
+
+def test_the_time_that_the_device_is_held_is_counted_once() -> None:
+    now = [0.0]
+    machine = Machine("cpu", clock=lambda: now[0])
+    with machine.hold(DEVICE):
+        now[0] = 2.0
+        with machine.hold(DEVICE):
+            now[0] = 3.0
+            assert machine.device_seconds == 3.0
+    with machine.hold(CORES):
+        now[0] = 9.0
+    assert machine.device_seconds == 3.0
+
+
+# ---- merging
+
+
+def test_a_change_is_put_on_another_commit_where_they_do_not_meet(tmp_path: Path) -> None:
+    root = make(tmp_path / "checkout")
+    repository = Repository(root)
+    head = repository.resolve("HEAD")
+    changed = repository.commit(head, rows(8) | rate(0.02), "mine")
+    theirs: dict[str, str | None] = {"csrc/scale.cpp": CPP + "// faster\n", "model/other.py": "x\n"}
+    target = repository.commit(head, theirs, "theirs")
+    merged = merging.onto(repository, head, changed, target)
+    assert merged is not None
+    assert sorted(merged) == ["csrc/scale.cpp", "model/optim.py"]
+    assert "kRows = 8" in (merged["csrc/scale.cpp"] or "")
+    assert "// faster" in (merged["csrc/scale.cpp"] or "")
+    assert merging.onto(repository, head, changed, changed) == {}
+
+
+def test_changes_of_the_same_line_do_not_merge(tmp_path: Path) -> None:
+    repository = Repository(make(tmp_path / "checkout"))
+    head = repository.resolve("HEAD")
+    ours, theirs = (repository.commit(head, rows(n), "m") for n in (2, 8))
+    gone = repository.commit(head, {"csrc/scale.cpp": None}, "m")
+    assert merging.onto(repository, head, ours, theirs) is None
+    assert merging.onto(repository, head, ours, gone) is None
+
+
+# ---- the loop with a proposer that works ahead
+
+Move = Proposal | Exception | Callable[[Context], Proposal]
+
+
+@dataclass
+class Scripted:
+    """Proposes what it is given, one after another; `mend` answers refusals."""
+
+    moves: list[Move]
+    mend: Callable[[Proposal, GateResult], Proposal | None] = lambda proposal, refusal: None
+    ahead: int = 1
+    name: str = "scripted"
+    seen: list[Context] = field(default_factory=list)
+
+    def propose(self, context: Context) -> Proposal | None:
+        self.seen.append(context)
+        if not self.moves:
+            return None
+        move = self.moves.pop(0)
+        if isinstance(move, Exception):
+            raise move
+        return move(context) if callable(move) else move
+
+    def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
+        return self.mend(proposal, refusal)
+
+
+def idea(files: Mapping[str, str | None], says: str = "an idea") -> Proposal:
+    return Proposal(says, files, "scripted")
+
+
+def night(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, proposer: Scripted, judge: Rules | None = None
+) -> Transcript:
+    monkeypatch.setattr(proposers, "create", lambda name, workshop: proposer)
+    screen = Transcript()
+    campaign.run(lab, replace(SETTINGS, proposer="sweep"), screen, judge or Rules())
+    return screen
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(make(tmp_path / "checkout"))
+
+
+class SlowTrials(Rules):
+    """Long enough that whatever works ahead has worked."""
+
+    def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult:
+        time.sleep(0.1)
+        return super().trial(tree, seed, progress)
+
+
+def test_a_proposal_made_while_another_was_kept_is_judged_on_top_of_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposer = Scripted([idea(rows(4), "rows"), idea(rate(0.02), "rate")])
+    night(lab, monkeypatch, proposer, SlowTrials())
+    first, second = lab.ledger().experiments()
+    assert proposer.seen[0].commit == proposer.seen[1].commit  # made before the keep
+    assert [first.outcome.status, second.outcome.status] == [KEEP, KEEP]
+    assert second.parent == first.commit
+    shown = git(lab.root, "show", f"{lab.ledger().run().incumbent}:csrc/scale.cpp")
+    assert "kRows = 4" in shown
+    assert [gate.name for gate in second.gates].count("correctness") == 2  # again, on the new one
+
+
+def test_a_proposal_on_lines_that_were_changed_meanwhile_is_dropped_untried(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rules = SlowTrials()
+    night(lab, monkeypatch, Scripted([idea(rows(4)), idea(rows(2))]), rules)
+    first, second = (e.outcome for e in lab.ledger().experiments())
+    assert first.status == KEEP
+    assert second.status == DROP
+    assert "changed in the same lines" in second.reason
+
+
+def test_a_refusal_goes_back_to_the_proposer_and_what_it_mends_is_kept(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {"csrc/scale.cpp": CPP.replace("kUnroll = 1", "kUnroll = 2")}
+    refusals: list[GateResult] = []
+
+    def mend(proposal: Proposal, refusal: GateResult) -> Proposal:
+        refusals.append(refusal)
+        return replace(proposal, files=rows(4), cost_usd=0.5)
+
+    night(lab, monkeypatch, Scripted([idea(broken)], mend))
+    (experiment,) = lab.ledger().experiments()
+    assert [refusal.name for refusal in refusals] == ["build"]
+    assert experiment.outcome.status == KEEP
+    assert experiment.cost_usd == 0.5
+    assert "kRows = 4" in experiment.patch
+    assert [gate.passed for gate in experiment.gates].count(False) == 1
+
+
+def test_a_proposal_that_stays_broken_is_refused_after_two_repairs(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def mend(proposal: Proposal, refusal: GateResult) -> Proposal:
+        asked.append(refusal.reason)
+        text = CPP.replace("kUnroll = 1", "kUnroll = 2").replace(
+            "kRows = 1", f"kRows = {len(asked)}"
+        )
+        return replace(proposal, files={"csrc/scale.cpp": text})
+
+    broken = {"csrc/scale.cpp": CPP.replace("kUnroll = 1", "kUnroll = 2")}
+    night(lab, monkeypatch, Scripted([idea(broken)], mend))
+    (experiment,) = lab.ledger().experiments()
+    assert len(asked) == 2
+    assert experiment.outcome.status == REFUSE
+    assert experiment.refused_by == "build"
+
+
+def test_money_without_a_proposal_is_a_row_and_the_night_goes_on(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = NoProposal("the answer was cut 3 times", model="m", cost_usd=0.25, tokens_in=10)
+    night(lab, monkeypatch, Scripted([nothing, idea(rows(4))]))
+    first, second = lab.ledger().experiments()
+    assert (first.outcome.status, first.cost_usd, first.model) == (CRASH, 0.25, "m")
+    assert first.outcome.reason == "no proposal: the answer was cut 3 times"
+    assert second.outcome.status == KEEP
+
+
+def test_a_spent_budget_ends_the_night_after_what_was_ready_was_tried(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = night(
+        lab,
+        monkeypatch,
+        Scripted([idea(rows(4)), BudgetSpent("12.00 USD are spent")]),
+        SlowTrials(),
+    )
+    assert [e.outcome.status for e in lab.ledger().experiments()] == [KEEP]
+    assert any("ending: 12.00 USD are spent" in line for line in screen.lines)
+
+
+class Pressed(SlowTrials):
+    """Ctrl-C in the trial of the first candidate."""
+
+    def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult:
+        if "kRows = 1" not in (tree / "csrc/scale.cpp").read_text():
+            time.sleep(0.3)
+            raise KeyboardInterrupt
+        return super().trial(tree, seed, progress)
+
+
+class PressedLate(Rules):
+    """Ctrl-C while the first verdict is made, when the machine is free for the gates of the next proposal."""
+
+    def decide(self, *arguments: Any) -> Verdict:
+        time.sleep(1.0)
+        raise KeyboardInterrupt
+
+
+def test_what_was_ready_when_the_loop_was_stopped_is_tried_when_it_goes_on(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves: list[Move] = [idea(rows(2), "first"), idea(rate(0.02), "second")]
+    night(lab, monkeypatch, Scripted(moves), PressedLate())
+    ledger = lab.ledger()
+    assert [e.outcome.status for e in ledger.experiments()] == [LOST, READY]
+    git(lab.root, "gc", "--prune=now", "-q")
+    monkeypatch.setattr(proposers, "create", lambda name, workshop: Scripted([]))
+    campaign.resume(lab, None, {}, Transcript(), Rules())
+    assert [e.outcome.status for e in ledger.experiments()] == [LOST, KEEP]
+
+
+class SlowGates(Pressed):
+    """A gate during which the run ends."""
+
+    def build(self, tree: Path, changed: object) -> Finding:  # type: ignore[override]
+        if "kRows = 8" in (tree / "csrc/scale.cpp").read_text():
+            time.sleep(0.5)
+        return Finding(True, "built")
+
+
+def test_a_candidate_at_the_gates_when_the_run_ends_is_lost_and_not_left_open(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night(lab, monkeypatch, Scripted([idea(rows(2)), idea(rows(8))]), SlowGates())
+    assert {e.outcome.status for e in lab.ledger().experiments()} == {LOST}
+    assert not list((lab.folder / "runs").glob("*/trees"))
+
+
+def test_a_proposer_that_waits_is_told_that_the_run_has_ended(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = threading.Event()
+
+    class Waiting(Scripted):
+        stop: threading.Event
+
+        def propose(self, context: Context) -> Proposal | None:
+            if self.moves:
+                return super().propose(context)
+            assert self.stop.wait(20)
+            told.set()
+            raise Stopped("the run ended")
+
+    proposer = Waiting([idea(rows(2))])
+
+    def create(name: str, workshop: proposers.Workshop) -> Scripted:
+        proposer.stop = workshop.stop
+        return proposer
+
+    monkeypatch.setattr(proposers, "create", create)
+    campaign.run(lab, replace(SETTINGS, proposer="sweep"), Transcript(), Pressed())
+    assert told.wait(5)
