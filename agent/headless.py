@@ -1,0 +1,177 @@
+"""A person's own program, run without a terminal until it ends, its time is over or the run stops; what it prints is kept, secrets left out.
+
+It runs as the person: with the person's rights and environment, because it needs a key of its own. It is no sandbox; what comes
+of it is judged like any other proposal.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from bench.sandbox import linux
+
+MAX_LOG = 1 << 20  # bytes of a log; of what comes after only the end is kept
+MAX_TAIL = (
+    1 << 18
+)  # bytes of the end that are given back: an agent may end with one long line of JSON
+GRACE_S = 3.0  # between asking the processes to end and ending them
+LOOK_S = 0.1
+_SECRET_NAMES = ("KEY", "TOKEN", "SECRET")
+_MIN_SECRET = 8  # characters; a shorter value is a switch or a number, which stands in any text
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a program ended. `stopped`: why it was ended before it was done, empty if it was not."""
+
+    status: int
+    tail: str
+    stopped: str = ""
+
+
+class Secrets:
+    """The values of the environment's variables with KEY, TOKEN or SECRET in their names."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        named = {
+            value.encode(): f"[{name}]".encode()
+            for name, value in environment.items()
+            if len(value) >= _MIN_SECRET and any(word in name.upper() for word in _SECRET_NAMES)
+        }
+        # The longest first: one value may be the beginning of another.
+        self._named = sorted(named.items(), key=lambda pair: -len(pair[0]))
+        self.longest = max((len(value) for value in named), default=0)
+
+    def scrub(self, text: bytes) -> bytes:
+        """The text with the name of the variable in the place of each value."""
+        for value, name in self._named:
+            text = text.replace(value, name)
+        return text
+
+    def named_in(self, text: str) -> list[str]:
+        """Names of the variables whose values stand in the text."""
+        return [name.decode()[1:-1] for value, name in self._named if value in text.encode()]
+
+
+class Log:
+    """Output as it comes, into a file of bounded size and a bounded tail."""
+
+    def __init__(self, file: Path, secrets: Secrets) -> None:
+        self._file, self._secrets = file, secrets
+        self._held, self._tail, self._written = b"", b"", 0
+        self._lock = threading.Lock()
+
+    def follow(self, pipe: int) -> None:
+        """Read until the pipe ends."""
+        with self._file.open("wb") as file:
+            while piece := os.read(pipe, 1 << 16):
+                self._take(file, piece)
+
+    def _take(self, file: IO[bytes], piece: bytes) -> None:
+        scrubbed = self._secrets.scrub(self._held + piece)
+        # A value may be cut by the end of what has come so far.
+        safe = len(scrubbed) - max(0, self._secrets.longest - 1)
+        with self._lock:
+            ready, self._held = scrubbed[: max(0, safe)], scrubbed[max(0, safe) :]
+            self._tail = (self._tail + ready)[-MAX_TAIL:]
+        file.write(ready[: max(0, MAX_LOG - self._written)])
+        file.flush()
+        self._written += len(ready)
+
+    def finish(self) -> str:
+        """Write what was held back, and the end of what was left out; the tail."""
+        with self._lock:
+            rest = self._secrets.scrub(self._held)
+            tail = (self._tail + rest)[-MAX_TAIL:]
+        with self._file.open("ab") as file:
+            if self._written + len(rest) > MAX_LOG:
+                file.write(f"\n[... of {self._written:,} bytes the last are:]\n".encode() + tail)
+            else:
+                file.write(rest)
+        return tail.decode(errors="replace")
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    folder: Path,
+    prompt: Path,
+    log: Path,
+    seconds: float,
+    stop: threading.Event,
+    environment: Mapping[str, str] = os.environ,
+) -> Ended:
+    """Run the program in `folder` with `prompt` on its standard input, for at most `seconds`; then end it and all that it started.
+
+    Raises OSError where there is no such program.
+    """
+    kept = Log(log, Secrets(environment))
+    with prompt.open("rb") as text:
+        process = subprocess.Popen(
+            arguments, cwd=folder, stdin=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=dict(environment), start_new_session=True, preexec_fn=_die_with_the_parent,
+        )  # fmt: skip
+    assert process.stdout is not None
+    reader = threading.Thread(target=kept.follow, args=(process.stdout.fileno(),), daemon=True)
+    reader.start()
+    try:
+        stopped = _wait(process, time.monotonic() + seconds, stop)
+    finally:
+        _end(process)
+        # What left its group and its tree may hold the pipe open for ever.
+        reader.join(GRACE_S)
+    if not reader.is_alive():
+        process.stdout.close()
+    return Ended(process.returncode, kept.finish(), stopped)
+
+
+def _wait(process: subprocess.Popen[bytes], deadline: float, stop: threading.Event) -> str:
+    """Until the program is done, without reaping it, so that its group's number stays its own. Why it is to be ended, or empty."""
+    began = time.monotonic()
+    while not _done(process):
+        if time.monotonic() > deadline:
+            return f"it took longer than {time.monotonic() - began:.0f} s"
+        if stop.wait(LOOK_S):
+            return "the run was stopped"
+    return ""
+
+
+def _done(process: subprocess.Popen[bytes]) -> bool:
+    return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the group, and what left the group but is still a descendant: agents start their shells in sessions of their own."""
+    known = linux.descendants(process.pid)
+    _signal_group(process.pid, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE_S
+    while not _done(process) and time.monotonic() < deadline:
+        time.sleep(LOOK_S / 10)
+    known += linux.descendants(process.pid)
+    _signal_group(process.pid, signal.SIGKILL)
+    for pid in set(known):
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    process.wait()
+
+
+def _signal_group(group: int, number: int) -> None:
+    try:
+        os.killpg(group, number)
+    except ProcessLookupError:
+        return  # all of it has ended
+
+
+def _die_with_the_parent() -> None:
+    """So that a loop that is killed leaves no agent behind that goes on spending."""
+    linux.prctl(linux.SET_PDEATHSIG, signal.SIGKILL)

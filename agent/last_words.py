@@ -1,0 +1,57 @@
+"""What a coding agent says at its end: words for a person, or the JSON object with its costs that some print."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from agent.research.messages import Usage
+
+MAX_HYPOTHESIS = 500  # characters
+_EXPECTED = "expected:"
+_USAGE = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # colours and cursor moves of a terminal
+
+
+@dataclass(frozen=True)
+class Said:
+    """What an agent's output comes to: the first line of its last words, and what it says that it spent."""
+
+    words: str
+    usd: float = 0.0
+    usage: Usage = Usage()
+
+
+def understood(output: str) -> Said:
+    """Read the end of an agent's output: a JSON object in its last line, or plain words."""
+    text = _ESCAPES.sub("", output).strip()
+    try:
+        last = json.loads(text.splitlines()[-1]) if text else None
+    except (ValueError, RecursionError):
+        last = None
+    if not isinstance(last, dict):
+        paragraph = re.split(r"\n\s*\n", text)[-1]
+        return Said(paragraph.strip().split("\n")[0])
+    used = last.get("usage")
+    used = used if isinstance(used, dict) else {}
+    words = str(last.get("result") or "").strip().split("\n")[0]
+    usage = Usage(*(int(_number(used.get(name))) for name in _USAGE))
+    return Said(words, _number(last.get("total_cost_usd")), usage)
+
+
+def parted(text: str) -> tuple[str, str]:
+    """Hypothesis and expected effect of a text that is written as PLACE asks."""
+    lines = [line.strip().lstrip("#").strip() for line in text.splitlines() if line.strip()]
+    marked = [line for line in lines if line.lower().startswith(_EXPECTED)]
+    first = next((line for line in lines if line not in marked), "")
+    expected = marked[0][len(_EXPECTED) :].strip() if marked else ""
+    return first[:MAX_HYPOTHESIS], expected[:MAX_HYPOTHESIS]
+
+
+def _number(value: Any) -> float:
+    """A figure that an agent prints; 0 for what is none."""
+    known = isinstance(value, int | float) and 0 <= value < math.inf
+    return float(value) if known else 0.0

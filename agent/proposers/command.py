@@ -1,0 +1,261 @@
+"""Any coding agent, run headless in a folder of its own (agent/desk.py); what it changed there is the proposal.
+
+The command is split as a shell would split it, but no shell runs it. `{prompt}` stands for the path of the prompt, which is on
+standard input too:
+
+    --command 'claude -p --output-format json --permission-mode acceptEdits'
+    --command 'codex exec --full-auto -'
+    --command 'aider --yes --message-file {prompt}'
+
+The agent runs as the person does, with the person's environment and rights, because it needs a key of its own. What it leaves is read
+as data and judged like any other proposal. Its output stays in .lab/runs/<run>/command-<n>.log. What it spends is known only where its
+last line is a JSON object with `total_cost_usd`, as the first of these commands prints.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from agent import headless, search, surface
+from agent.desk import HYPOTHESIS, PROGRAM, Desk, Taken
+from agent.headless import Ended, Secrets
+from agent.lab import Unusable
+from agent.last_words import Said, parted, understood
+from agent.proposers import Context, NoProposal, Stopped, Workshop
+from agent.records import GateResult, Proposal
+from agent.research.messages import Usage
+from agent.screen import duration
+from agent.search import COMBINE, Plan
+
+NAME = "command"
+CONTRACTS = "bench/contracts"
+LIMIT_S = 1800.0  # for a proposal, and again for each repair of it
+MAX_REPAIRS = 2
+WAIT_S, LONGEST_WAIT_S = 5.0, 300.0  # after a failure, doubled with each one in a row
+DESKS = 2  # that are kept: the one at the gates and the one being worked at
+MAX_TAIL = 1_500  # characters of a log that a ledger row holds
+MAX_EVIDENCE = 4_000  # characters of a refusal's evidence that the agent is shown
+
+PLACE = """\
+You work in a folder of plain files: a copy of the part of a laboratory that you may change, and of what you should read. {program} is the
+agenda, {contracts}/ says what each op has to compute. You may change {surface}, and nothing else: what you change elsewhere is
+not taken. The judge is not here; it builds, checks, times and trains what you leave, with secret inputs. Make one change, and stop
+within {minutes:.0f} minutes. Then write {hypothesis}: in the first line what you changed and why it should help, in the second
+`Expected: ` and the effect that you predict, with a figure.
+"""
+REFUSED = """\
+
+# What became of your change
+
+The gate `{gate}` refused it: {reason}
+
+{evidence}
+
+Your change still lies in this folder. Mend it: the same idea, so that this gate passes. If the idea itself is wrong, leave the files as they are.
+"""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one proposal is to be, and what the agent is told of it."""
+
+    plan: Plan
+    text: str
+
+
+class Command:
+    """Proposes what the command changes in a desk."""
+
+    name = NAME
+    ahead = 1
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        workshop: Workshop,
+        task: Callable[[Context], Task],
+        *,
+        seconds: float = LIMIT_S,
+        wait: float = WAIT_S,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
+        """seconds: for one run of the command. wait: after a failure, s."""
+        self._arguments, self._workshop, self._task = tuple(arguments), workshop, task
+        self._seconds, self._wait, self._environment = seconds, wait, environment
+        self._program = Path(arguments[0]).name
+        self._secrets = Secrets(environment)
+        self._logs = workshop.folder.parent
+        self._desks: dict[int, tuple[Desk, str]] = {}  # by number, with the prompt
+        self._failures = 0  # in a row
+
+    def propose(self, context: Context) -> Proposal | None:
+        self._pause()
+        number = 1 + len(list(self._logs.glob("command-*.log")))
+        task = self._task(context)
+        notes: dict[str, Any] = {
+            "kind": task.plan.kind,
+            "op": task.plan.op,
+            "parents": list(task.plan.parents),
+        }
+        if task.plan.kind == COMBINE:
+            return Proposal(task.plan.why, task.plan.files, NAME, notes=notes)
+        desk = self._desk(number, context, task)
+        prompt = f"{self._place(context)}\n{task.text}\n"
+        self._desks[number] = desk, prompt
+        notes |= {"desk": number, "repairs": 0}
+        began = Proposal("", desk.taken().files, NAME, notes=notes)
+        self._failures += 1
+        proposal = self._run(desk, prompt, f"command-{number}.log", began)
+        self._failures = 0
+        return proposal
+
+    def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
+        number, done = proposal.notes.get("desk", 0), proposal.notes.get("repairs", 0)
+        if number not in self._desks or done == MAX_REPAIRS:
+            return None
+        desk, prompt = self._desks[number]
+        evidence = json.dumps(dict(refusal.evidence), indent=1, default=str)[:MAX_EVIDENCE]
+        prompt += REFUSED.format(gate=refusal.name, reason=refusal.reason, evidence=evidence)
+        self._desks[number] = desk, prompt
+        again = replace(proposal, notes={**proposal.notes, "repairs": done + 1})
+        try:
+            return self._run(desk, prompt, f"repair-{number}-{done + 1}.log", again)
+        except NoProposal:
+            return None
+
+    def _pause(self) -> None:
+        """A command that fails again and again, as with a wrong key, is not to fill the ledger with it. Raises Stopped."""
+        if self._failures:
+            seconds = min(LONGEST_WAIT_S, self._wait * 2 ** (self._failures - 1))
+            self._workshop.screen.say(
+                f"  {self._program} came to nothing {self._failures} times in a row: waiting {duration(seconds)}"
+            )
+            self._workshop.stop.wait(seconds)
+        if self._workshop.stop.is_set():
+            raise Stopped("the run was stopped")
+
+    def _run(self, desk: Desk, prompt: str, log: str, began: Proposal) -> Proposal:
+        """Let the agent work: `began` with the files that it left and its cost added. Raises NoProposal, Stopped."""
+        desk.prompt.write_text(prompt)
+        file = self._logs / log
+        ended = headless.run(
+            [part.replace("{prompt}", str(desk.prompt)) for part in self._arguments],
+            folder=desk.folder, prompt=desk.prompt, log=file, seconds=self._seconds,
+            stop=self._workshop.stop, environment=self._environment,
+        )  # fmt: skip
+        said = understood(ended.tail)
+        self._enter(said)
+        if self._workshop.stop.is_set():
+            raise Stopped("the run was stopped")
+        taken = desk.taken()
+        text = self._secrets.scrub((desk.hypothesis() or said.words).encode())
+        hypothesis, expected = parted(text.decode())
+        proposal = replace(
+            began,
+            hypothesis=hypothesis or began.hypothesis or f"{self._program} gave no hypothesis",
+            expected=expected or began.expected,
+            files=taken.files,
+            model=self._program,
+            notes={**began.notes, "not_taken": list(taken.outside[:20])},
+            cost_usd=began.cost_usd + said.usd,
+            tokens_in=began.tokens_in + said.usage.input + said.usage.cache_read + said.usage.cache_write,
+            tokens_out=began.tokens_out + said.usage.output,
+        )  # fmt: skip
+        if problem := self._problem(ended, taken, began.files):
+            last = ended.tail[-MAX_TAIL:].strip() or "none"
+            raise NoProposal(
+                f"{problem}; its whole output: {file}; the end of it: {last}",
+                hypothesis=proposal.hypothesis, model=proposal.model, cost_usd=proposal.cost_usd,
+                tokens_in=proposal.tokens_in, tokens_out=proposal.tokens_out,
+            )  # fmt: skip
+        return proposal
+
+    def _problem(self, ended: Ended, taken: Taken, before: Mapping[str, str | None]) -> str:
+        """Why there is nothing to judge, or empty."""
+        if ended.stopped:
+            return f"{self._program}: {ended.stopped}"
+        if ended.status:
+            return f"{self._program} ended with exit status {ended.status}"
+        if dict(taken.files) == dict(before):
+            elsewhere = f" ({', '.join(taken.outside[:5])} is not of it)" if taken.outside else ""
+            return f"{self._program} changed nothing of the surface{elsewhere}"
+        texts = [text for text in taken.files.values() if text is not None]
+        if secrets := [name for text in texts for name in self._secrets.named_in(text)]:
+            return f"{self._program} wrote the value of {', '.join(secrets)} into a file"
+        return ""
+
+    def _enter(self, said: Said) -> None:
+        """What a run of the command spent, as far as it says so, into the ledger."""
+        used, ledger = said.usage, self._workshop.ledger
+        if said.usd or used != Usage():
+            call = ledger.open_call(self._workshop.run, self._program, 0, 0, said.usd)
+            ledger.close_call(
+                call, tokens_in=used.input, tokens_out=used.output, cache_read=used.cache_read,
+                cache_write=used.cache_write, usd=said.usd,
+            )  # fmt: skip
+
+    def _desk(self, number: int, context: Context, task: Task) -> Desk:
+        for old in sorted(self._desks)[: -(DESKS - 1)]:
+            desk, _ = self._desks.pop(old)
+            shutil.rmtree(desk.folder)
+        contracts = sorted((self._workshop.repository.root / CONTRACTS).glob("*.py"))
+        documents = {f"{CONTRACTS}/{file.name}": file.read_text() for file in contracts}
+        return Desk(
+            self._workshop.folder / str(number), incumbent=context.incumbent, overlay=task.plan.files,
+            documents=documents | {PROGRAM: context.agenda}, target=context.target, op=context.op,
+        )  # fmt: skip
+
+    def _place(self, context: Context) -> str:
+        return PLACE.format(
+            program=PROGRAM, contracts=CONTRACTS, surface=surface.describe(context.target, context.op),
+            minutes=self._seconds / 60, hypothesis=HYPOTHESIS,
+        )  # fmt: skip
+
+
+def create(workshop: Workshop) -> Command:
+    """Raises Unusable where --command is missing, or names a program that is not there."""
+    arguments = _split(workshop.settings.command)
+    limits = workshop.settings.usd, workshop.settings.tokens
+    if limits != (None, None):
+        workshop.screen.say(
+            "--usd and --tokens count what the command says that it spent: a JSON object with total_cost_usd in its last line"
+        )
+    return Command(arguments, workshop, _asker(workshop))
+
+
+def _split(command: str | None) -> list[str]:
+    if not command or not command.strip():
+        raise Unusable(
+            "--proposer command: expected --command, as in --command 'claude -p --permission-mode acceptEdits'"
+        )
+    try:
+        arguments = shlex.split(command)
+    except ValueError as error:
+        raise Unusable(f"--command {command}: {error}") from None
+    if shutil.which(arguments[0]) is None:
+        raise Unusable(f"--command {command}: no program {arguments[0]} on the PATH")
+    return arguments
+
+
+def _asker(workshop: Workshop) -> Callable[[Context], Task]:
+    """What the search plans for the next proposal, and what the ledger remembers."""
+    from agent.research import memory
+
+    def task(context: Context) -> Task:
+        ops = [context.op] if context.op else workshop.judge.ops()
+        plan = search.plan(
+            context.history, context.run, context.commit, ops, context.seed, workshop.repository,
+            target=context.target, op=context.op,
+        )  # fmt: skip
+        known = memory.digest(context.history, context.target, context.op, context.run)
+        aim = f"{plan.kind} {plan.op or 'the model'}: {plan.why}"
+        return Task(plan, f"# Plan\n\n{aim}\n\n# What is known\n\n{known}")
+
+    return task

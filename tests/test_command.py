@@ -1,0 +1,422 @@
+"""A coding agent works in a folder of its own: what it changes of the surface is taken, what it starts is ended, what it knows stays secret."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from lab_tree import CPP, MODEL, Rules, Transcript, git, make, write
+
+from agent.git import Repository
+from agent.judging import Judging
+from agent.lab import Unusable
+from agent.last_words import parted, understood
+from agent.ledger import Ledger
+from agent.machine import Machine
+from agent.proposers import Context, NoProposal, Stopped, Workshop
+from agent.proposers.command import Command, Task, create
+from agent.records import GateResult, Proposal, Run, Settings
+from agent.search import COMBINE, IMPROVE, Plan
+
+FASTER = "csrc/scale.cpp", CPP.replace("kRows = 1", "kRows = 4")
+REFUSAL = GateResult("build", False, "scale.cpp:3: error: cannot unroll", {"line": 3}, 0.1)
+SECRET = "sk-0123456789abcdef"
+
+
+@dataclass
+class Bench:
+    """A checkout and all that a proposer may use of it."""
+
+    root: Path
+    settings: Settings = field(default_factory=Settings)
+    stop: threading.Event = field(default_factory=threading.Event)
+    screen: Transcript = field(default_factory=Transcript)
+
+    def __post_init__(self) -> None:
+        write(self.root, {"bench/contracts/scale.py": "# y = factor x\n"})
+        self.repository = Repository(self.root)
+        self.base = self.repository.resolve("HEAD")
+        self.run = self.root / ".lab" / "runs" / "night"
+        self.run.mkdir(parents=True)
+        self.incumbent = self.run / "trees" / "base"
+        self.repository.export(self.base, self.incumbent, ("kernels", "csrc", "model"))
+        self.ledger = Ledger(self.root / ".lab" / "ledger.sqlite")
+        self.ledger.start_run(Run("night", self.settings, self.base, self.base, self.base, 0.0))
+
+    def workshop(self) -> Workshop:
+        judge: Judging = Rules()
+        return Workshop(
+            self.settings, "night", self.base, self.run / "draft", self.ledger, self.repository,
+            judge, Machine("cpu"), self.screen, self.stop,
+        )  # fmt: skip
+
+    def context(self, target: str = "kernels") -> Context:
+        return Context(
+            "night", self.base, self.incumbent, target, None, "cpu", 0, agenda="be brave"
+        )
+
+    def agent(
+        self,
+        script: str,
+        *arguments: str,
+        plan: Plan | None = None,
+        seconds: float = 30.0,
+        environment: Mapping[str, str] = os.environ,
+    ) -> Command:
+        """A coding agent that is this Python script."""
+        file = self.root / ".lab" / "agent.py"
+        file.write_text("import json, os, pathlib, subprocess, sys, time\n" + script)
+        task = Task(plan or Plan(IMPROVE, "scale"), "make scale faster")
+        return Command(
+            [sys.executable, str(file), *arguments], self.workshop(), lambda context: task,
+            seconds=seconds, wait=0.2, environment=environment,
+        )  # fmt: skip
+
+    def logs(self) -> str:
+        return "".join(file.read_text() for file in sorted(self.run.glob("*.log")))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(make(tmp_path / "checkout"))
+
+
+def put(path: str, text: str) -> str:
+    """A line of script that writes a file."""
+    return f"pathlib.Path({path!r}).write_text({text!r})\n"
+
+
+def proposed(agent: Command, context: Context) -> Proposal:
+    proposal = agent.propose(context)
+    assert proposal is not None
+    return proposal
+
+
+def test_what_changed_of_the_surface_is_taken_and_the_rest_reported(bench: Bench) -> None:
+    script = (
+        put(*FASTER) + put("csrc/rows.h", "// rows\n") + "os.remove('kernels/scale.py')\n"
+        + put("kernels/jit.py", "evil") + put("model/optim.py", "LR = 9") + put("notes.txt", "x")
+        + put("bench/contracts/scale.py", "easier") + "os.makedirs('bench/x')\n" + put("bench/x/y.py", "")
+    )  # fmt: skip
+    proposal = proposed(bench.agent(script), bench.context())
+    assert dict(proposal.files) == dict([FASTER, ("csrc/rows.h", "// rows\n"), ("kernels/scale.py", None)])  # fmt: skip
+    outside = ["bench/contracts/scale.py", "bench/x/y.py", "kernels/jit.py", "model/optim.py", "notes.txt"]  # fmt: skip
+    assert proposal.notes["not_taken"] == outside
+
+
+def test_links_and_what_is_no_sane_text_are_not_taken(bench: Bench) -> None:
+    script = (
+        put(*FASTER) + "os.remove('kernels/scale.py'); os.symlink('/etc/passwd', 'kernels/scale.py')\n"
+        "pathlib.Path('csrc/blob.h').write_bytes(bytes([255, 254]))\n"
+        "pathlib.Path('csrc/long.h').write_text('x' * (2 << 20))\n"
+        "os.symlink('/', 'csrc/all')\n"
+    )  # fmt: skip
+    proposal = proposed(bench.agent(script), bench.context())
+    assert list(proposal.files) == ["csrc/scale.cpp"]
+    assert proposal.notes["not_taken"] == ["csrc/all", "csrc/blob.h", "csrc/long.h", "kernels/scale.py"]  # fmt: skip
+
+
+def test_the_prompt_is_on_standard_input_and_by_its_path(bench: Bench) -> None:
+    script = (
+        put(*FASTER)
+        + "assert pathlib.Path(sys.argv[1]).read_text() == sys.stdin.read()\n"
+        + "assert pathlib.Path('program.md').read_text() == 'be brave'\n"
+        + "assert 'factor x' in pathlib.Path('bench/contracts/scale.py').read_text()\n"
+        + "print(pathlib.Path(sys.argv[1]).read_text())\n"
+    )
+    proposed(bench.agent(script, "{prompt}"), bench.context())
+    assert "make scale faster" in bench.logs()
+    assert "kernels/*.py (not __init__.py, jit.py)" in bench.logs()
+
+
+def test_arguments_meet_no_shell(bench: Bench) -> None:
+    script = put(*FASTER) + "assert sys.argv[1:] == ['; touch x', '$HOME', '*']\n"
+    proposed(bench.agent(script, "; touch x", "$HOME", "*"), bench.context())
+
+
+def test_the_hypothesis_is_read_from_its_file(bench: Bench) -> None:
+    text = "# Four rows at a time\n\nbecause loads overlap\nExpected: half the time\n"
+    proposal = proposed(bench.agent(put(*FASTER) + put("HYPOTHESIS.md", text)), bench.context())
+    assert proposal.hypothesis == "Four rows at a time"
+    assert proposal.expected == "half the time"
+
+
+def test_without_the_file_it_is_the_first_line_of_the_last_words(bench: Bench) -> None:
+    script = put(*FASTER) + "print('thinking\\n\\n\\x1b[1mFour rows\\x1b[0m\\nand more')"
+    assert proposed(bench.agent(script), bench.context()).hypothesis == "Four rows"
+
+
+def test_what_the_agent_says_it_spent_is_in_the_ledger(bench: Bench) -> None:
+    said = {
+        "result": "Four rows\nindeed", "total_cost_usd": 0.25,
+        "usage": {"input_tokens": 10, "output_tokens": 20, "cache_read_input_tokens": 300, "cache_creation_input_tokens": 4},
+    }  # fmt: skip
+    script = put(*FASTER) + f"print('starting')\nprint({json.dumps(said)!r})\n"
+    proposal = proposed(bench.agent(script), bench.context())
+    assert proposal.hypothesis == "Four rows"
+    assert (proposal.cost_usd, proposal.tokens_in, proposal.tokens_out) == (0.25, 314, 20)
+    totals = bench.ledger.calls("night")
+    assert (totals.usd, totals.tokens_in, totals.cache_read, totals.in_flight_usd) == (0.25, 10, 300, 0.0)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "usd"),
+    [('{"total_cost_usd": "much"}', 0), ('{"total_cost_usd": Infinity}', 0), ('{"total_cost_usd": -1}', 0),
+     ('{"total_cost_usd": 2, "usage": [1]}', 2), ("[" * 10_000, 0), ("[1]", 0), ("", 0)],
+)  # fmt: skip
+def test_figures_that_make_no_sense_count_as_nothing(line: str, usd: float) -> None:
+    assert understood(line).usd == usd
+
+
+def test_an_expectation_alone_is_no_hypothesis() -> None:
+    assert parted("Expected: 3 %\n") == ("", "3 %")
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("print('I would rather not')", "changed nothing of the surface; .*I would rather not"),
+        (put("kernels/jit.py", "x"), r"changed nothing of the surface \(kernels/jit.py is not of it\)"),
+        (put(*FASTER) + "print('no credit'); sys.exit(3)", "ended with exit status 3; .*no credit"),
+    ],
+)  # fmt: skip
+def test_without_a_change_or_with_a_failure_there_is_no_proposal(
+    bench: Bench, script: str, words: str
+) -> None:
+    with pytest.raises(NoProposal, match=f"(?s){words}"):
+        bench.agent(script).propose(bench.context())
+
+
+# A child in the agent's group and one in a session of its own; both say who they are.
+FAMILY = """
+code = "import time; time.sleep(60)"
+for alone in (False, True):
+    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=alone)
+    with open(sys.argv[1], "a") as file: file.write(f"{child.pid}\\n")
+"""
+
+
+def alive(pids: Path) -> list[int]:
+    """Those of the processes that still run; a zombie does not."""
+    found = []
+    for line in pids.read_text().split():
+        stat = Path(f"/proc/{line}/stat")
+        if stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z":
+            found.append(int(line))
+    return found
+
+
+def gone(pids: Path) -> bool:
+    deadline = time.monotonic() + 5
+    while alive(pids) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not alive(pids)
+
+
+def test_after_the_time_limit_all_that_it_started_is_ended(bench: Bench, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    agent = bench.agent(put(*FASTER) + FAMILY + "time.sleep(60)", str(pids), seconds=1.5)
+    began = time.monotonic()
+    with pytest.raises(NoProposal, match="it took longer than"):
+        agent.propose(bench.context())
+    assert time.monotonic() - began < 10
+    assert len(pids.read_text().split()) == 2
+    assert gone(pids)
+
+
+def test_what_it_leaves_running_in_its_group_is_ended_with_it(bench: Bench, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    script = put(*FASTER) + FAMILY.replace("(False, True)", "(False,)")
+    proposed(bench.agent(script, str(pids)), bench.context())
+    assert gone(pids)
+
+
+def test_stop_ends_it_at_once(bench: Bench, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    agent = bench.agent(put(*FASTER) + FAMILY + "time.sleep(60)", str(pids))
+    threading.Timer(1.0, bench.stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        agent.propose(bench.context())
+    assert time.monotonic() - began < 10
+    assert gone(pids)
+    with pytest.raises(Stopped):
+        agent.propose(bench.context())
+
+
+LOOP = """
+import sys, threading
+from pathlib import Path
+from agent import headless
+folder = Path(sys.argv[1])
+(folder / "prompt").write_text("")
+headless.run(
+    [sys.executable, "-c", "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"],
+    folder=folder, prompt=folder / "prompt", log=folder / "log", seconds=60, stop=threading.Event(),
+)
+"""
+
+
+def test_the_agent_dies_with_a_loop_that_is_killed(tmp_path: Path) -> None:
+    loop = subprocess.Popen([sys.executable, "-c", LOOP, str(tmp_path)])
+    pid, deadline = tmp_path / "pid", time.monotonic() + 20
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert alive(pid)
+    os.kill(loop.pid, signal.SIGKILL)
+    loop.wait()
+    assert gone(pid)
+
+
+def test_a_repair_goes_on_in_the_same_folder_with_the_refusal_in_the_prompt(bench: Bench) -> None:
+    mended = CPP.replace("kRows = 1", "kRows = 2")
+    script = (
+        "said = sys.stdin.read()\n"
+        f"if 'cannot unroll' in said:\n assert 'kRows = 4' in pathlib.Path('csrc/scale.cpp').read_text()\n {put('csrc/scale.cpp', mended)}"
+        f"else:\n {put(*FASTER)}"
+        "print(json.dumps({'total_cost_usd': 1, 'result': said[:5]}))"
+    )
+    agent = bench.agent(script)
+    first = proposed(agent, bench.context())
+    second = agent.repair(first, REFUSAL)
+    assert second is not None
+    assert dict(second.files) == {"csrc/scale.cpp": mended}
+    assert second.cost_usd == 2.0
+    assert agent.repair(second, REFUSAL) is None  # it left everything as it was
+
+
+def test_there_are_two_repairs_at_most(bench: Bench) -> None:
+    script = (
+        "text = pathlib.Path('csrc/scale.cpp'); text.write_text(text.read_text() + '// more\\n')"
+    )
+    agent = bench.agent(script)
+    first = proposed(agent, bench.context())
+    second = agent.repair(first, REFUSAL)
+    assert second is not None
+    third = agent.repair(second, REFUSAL)
+    assert third is not None
+    assert str(third.files["csrc/scale.cpp"]).count("more") == 3
+    assert agent.repair(third, REFUSAL) is None
+
+
+def test_the_proposal_before_can_be_repaired_while_the_next_is_made(bench: Bench) -> None:
+    script = (
+        "text = pathlib.Path('csrc/scale.cpp'); text.write_text(text.read_text() + '// more\\n')"
+    )
+    agent = bench.agent(script)
+    first = proposed(agent, bench.context())
+    proposed(agent, bench.context())
+    assert agent.repair(first, REFUSAL) is not None
+    proposed(agent, bench.context())
+    assert agent.repair(first, REFUSAL) is None
+    assert len(list((bench.run / "draft").iterdir())) == 2
+
+
+def test_it_begins_with_the_files_of_the_plan_and_is_judged_against_the_incumbent(
+    bench: Bench,
+) -> None:
+    plan = Plan(IMPROVE, "scale", (7,), dict([FASTER, ("kernels/scale.py", None)]))
+    script = (
+        "assert 'kRows = 4' in pathlib.Path('csrc/scale.cpp').read_text()\n"
+        "assert not os.path.exists('kernels/scale.py')\n"
+    )
+    more = put("csrc/rows.h", "// rows\n")
+    proposal = proposed(bench.agent(script + more, plan=plan), bench.context())
+    assert dict(proposal.files) == dict([FASTER, ("csrc/rows.h", "// rows\n"), ("kernels/scale.py", None)])  # fmt: skip
+    assert proposal.notes["parents"] == [7]
+    with pytest.raises(NoProposal, match="changed nothing"):
+        bench.agent(script, plan=plan).propose(bench.context())
+
+
+def test_a_combination_needs_no_agent(bench: Bench) -> None:
+    plan = Plan(COMBINE, "scale", (3, 4), dict([FASTER]), "3 with 4")
+    agent = bench.agent("sys.exit(1)", plan=plan)
+    proposal = proposed(agent, bench.context())
+    assert (proposal.hypothesis, dict(proposal.files)) == ("3 with 4", dict([FASTER]))
+    assert agent.repair(proposal, REFUSAL) is None
+
+
+def test_secrets_are_in_no_log_no_ledger_and_no_file(bench: Bench) -> None:
+    environment = dict(os.environ) | {"SOME_API_KEY": SECRET, "my_token": "t0ken-" + SECRET}
+    script = (
+        put("HYPOTHESIS.md", f"use {SECRET}") + f"key = {SECRET!r}\n"
+        "assert os.environ['SOME_API_KEY'] == key\n"
+        "print('whole', key, 't0ken-' + key)\n"
+        "for piece in (key[:7], key[7:]):\n sys.stdout.write(piece); sys.stdout.flush(); time.sleep(0.3)\n"
+    )  # fmt: skip
+    proposal = proposed(
+        bench.agent(put(*FASTER) + script, environment=environment), bench.context()
+    )
+    assert "whole [SOME_API_KEY] [my_token]" in bench.logs()
+    assert bench.logs().count("[SOME_API_KEY]") == 2
+    assert "0123456789" not in bench.logs()
+    assert proposal.hypothesis == "use [SOME_API_KEY]"
+    leak = put("csrc/scale.cpp", f"{CPP}// {SECRET}\n")
+    with pytest.raises(NoProposal, match="wrote the value of SOME_API_KEY into a file") as raised:
+        bench.agent(leak + "print(os.environ['SOME_API_KEY'])", environment=environment).propose(bench.context())  # fmt: skip
+    assert "0123456789" not in str(raised.value)
+
+
+def test_a_log_has_a_bound_and_keeps_the_end(bench: Bench) -> None:
+    script = put(*FASTER) + "for i in range(300_000): print('line', i)\nprint('\\nFour rows')"
+    proposal = proposed(bench.agent(script), bench.context())
+    assert proposal.hypothesis == "Four rows"
+    assert len(bench.logs()) < 1.5 * (1 << 20)
+    assert bench.logs().startswith("line 0\n")
+    assert bench.logs().endswith("line 299999\n\nFour rows\n")
+
+
+def test_an_agent_that_commits_does_so_in_its_own_folder(bench: Bench) -> None:
+    before = git(bench.root, "rev-parse", "HEAD"), git(bench.root, "branch", "-a")
+    commit = "['git', '-c', 'user.name=a', '-c', 'user.email=a@b', 'commit', '-qam', 'mine']"
+    script = put(*FASTER) + f"subprocess.run({commit}, check=True)\n"
+    assert list(proposed(bench.agent(script), bench.context()).files) == ["csrc/scale.cpp"]
+    assert (git(bench.root, "rev-parse", "HEAD"), git(bench.root, "branch", "-a")) == before
+
+
+def test_the_incumbent_and_the_checkout_stay_as_they_were(bench: Bench) -> None:
+    proposed(bench.agent(put(*FASTER) + put("model/optim.py", "LR = 9")), bench.context("all"))
+    assert (bench.incumbent / "csrc/scale.cpp").read_text() == CPP
+    assert (bench.root / "model/optim.py").read_text() == MODEL
+
+
+def test_after_failures_in_a_row_it_waits_longer_each_time(bench: Bench) -> None:
+    agent = bench.agent("sys.exit(1)")
+    for _ in range(3):
+        with pytest.raises(NoProposal):
+            agent.propose(bench.context())
+    assert [line.split(":")[-1].strip() for line in bench.screen.lines] == ["waiting 0.2 s", "waiting 0.4 s"]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [(None, "expected --command"), (" ", "expected --command"), ("x 'y", "No closing quotation"),
+     ("no-such-agent -p", "no program no-such-agent on the PATH")],
+)  # fmt: skip
+def test_a_command_that_cannot_work_is_one_line_at_the_start(
+    tmp_path: Path, command: str | None, words: str
+) -> None:
+    bench = Bench(make(tmp_path / "checkout"), Settings(command=command))
+    with pytest.raises(Unusable, match=words):
+        create(bench.workshop())
+
+
+def test_the_proposer_tells_the_agent_the_plan_and_what_is_known(tmp_path: Path) -> None:
+    script = tmp_path / "agent.py"
+    script.write_text(f"import pathlib, sys\n{put(*FASTER)}print(sys.stdin.read())\n")
+    command = shlex.join([sys.executable, str(script)])
+    bench = Bench(make(tmp_path / "checkout"), Settings(command=command, usd=5.0))
+    proposed(create(bench.workshop()), bench.context())
+    assert "# Plan\n\n" in bench.logs()
+    assert "# What is known\n\n" in bench.logs()
+    assert "--usd and --tokens count what the command says" in bench.screen.lines[0]
