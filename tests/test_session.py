@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_tree import CPP, Rules, Transcript, make
+from lab_tree import CPP, PY, Rules, Transcript, make
 from scripted_model import Move, Scripted, call, calls, last, malformed, says, texts
 
 from agent.lab import Lab, Unusable
@@ -19,8 +19,7 @@ from agent.ledger import Ledger
 from agent.machine import Machine
 from agent.prices import Price
 from agent.proposers import Context, NoProposal, Stopped, Workshop
-from agent.records import GateResult, Proposal, Run, Settings
-from agent.research import session
+from agent.records import DROP, GateResult, Outcome, Past, Proposal, Run, Settings
 from agent.research.draft import Draft
 from agent.research.messages import (
     CUT,
@@ -37,7 +36,7 @@ from agent.research.messages import (
 )
 from agent.research.patience import Patience
 from agent.research.researcher import Researcher
-from agent.research.session import Session
+from agent.research.session import Bounds, Session
 from agent.research.tools import Submission, Toolbox
 from agent.spending import BudgetSpent, Limits, Purse
 
@@ -58,13 +57,13 @@ class Setting:
     def ledger(self) -> Ledger:
         return self.workshop.ledger
 
-    def session(self, model: Scripted, **rules: Any) -> Session:
+    def session(self, model: Scripted, **bounds: Any) -> Session:
         draft = Draft(self.context.incumbent, self.workshop.folder, "kernels", None)
         toolbox = Toolbox(draft, self.workshop, self.context)
         purse = Purse(self.ledger, "r", {"scripted": Price(4.0, 20.0, 0.4, 5.0)}, Limits())
         patience = Patience(self.workshop.stop, self.screen.say)
         return Session(
-            model, toolbox, purse, patience, ("Rules.",), "Make scale faster.", session.Rules(**rules),
+            model, toolbox, purse, patience, ("Rules.",), "Make scale faster.", Bounds(**bounds),
         )  # fmt: skip
 
     def researcher(self, *models: Scripted, **settings: Any) -> Researcher:
@@ -478,6 +477,28 @@ def test_a_failed_session_s_money_is_carried_and_the_next_one_starts_afresh(lab:
     assert caught.value.cost_usd > 0
     assert (caught.value.tokens_in > 0, caught.value.tokens_out > 0) == (True, True)
     assert mind.propose(lab.context).cost_usd == pytest.approx(lab.ledger.calls("r").usd - spent)
+
+
+def test_two_near_misses_that_merge_are_proposed_without_asking_a_model(lab: Setting) -> None:
+    repository, base = lab.workshop.repository, lab.context.commit
+    rows = {PATH: CPP.replace("kRows = 1", "kRows = 4")}
+    fused = {"kernels/scale.py": PY.replace("x * factor", "factor * x")}
+    near = Outcome(DROP, "not sure", speed=0.97, val_bpb=2.0, bpb_change=-0.001)
+    history = [
+        Past(
+            id=n, run="r", number=n, proposer="scripted", model="scripted", hypothesis="h", expected="", paths=(*files,), notes={},
+            parent=base, commit=repository.commit(base, files, f"{n}"), outcome=near, refused_by=None, started=0.0, cost_usd=0.0,
+        )
+        for n, files in ((1, rows), (2, fused))
+    ]  # fmt: skip
+    mind = lab.researcher(Scripted([move for _ in range(40) for move in (edit(2), submit())]))
+    made = [mind.propose(replace(lab.context, history=history, seed=seed)) for seed in range(12)]
+    combined = [each for each in made if not each.model]
+    assert 0 < len(combined) < 12
+    assert combined[0].files == {**rows, **fused}
+    assert combined[0].cost_usd == 0
+    assert combined[0].notes == {"kind": "combine", "op": "scale", "parents": [1, 2]}
+    assert mind.repair(combined[0], REFUSED) is None
 
 
 def test_a_model_that_becomes_unusable_is_left_alone_while_another_works(lab: Setting) -> None:

@@ -57,6 +57,7 @@ class Patience:
                 return attempt()
             except Transient as error:
                 said, seconds = str(error), self.pause(failures, error.retry_after)
+            self.check()
             failures += 1
             spoke = self._wait(seconds, said, began, spoke)
 

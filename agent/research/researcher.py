@@ -21,7 +21,7 @@ from agent.research import amdahl, memory, prompt
 from agent.research.draft import Draft
 from agent.research.messages import Model, ModelUnusable
 from agent.research.patience import Patience
-from agent.research.session import RULES, Rules, Session
+from agent.research.session import BOUNDS, Bounds, Session
 from agent.research.tools import Submission, Toolbox
 from agent.spending import BudgetSpent, Limits, Purse
 
@@ -35,9 +35,9 @@ class Researcher:
     ahead = 1
 
     def __init__(
-        self, name: str, workshop: Workshop, models: Sequence[Model], rules: Rules = RULES
+        self, name: str, workshop: Workshop, models: Sequence[Model], bounds: Bounds = BOUNDS
     ) -> None:
-        self.name, self._workshop, self._rules = name, workshop, rules
+        self.name, self._workshop, self._bounds = name, workshop, bounds
         self._models = {model.name: model for model in models}
         self._purse = _purse(workshop, models)
         self._patience = Patience(workshop.stop, workshop.screen.say)
@@ -50,6 +50,7 @@ class Researcher:
         """Raises NoProposal, Stopped, BudgetSpent."""
         if self._spent is not None:
             raise self._spent
+        self._patience.check()
         plan = self._plan(context)
         if plan.kind == search.COMBINE:
             return Proposal(plan.why, plan.files, self.name, notes=_notes(plan))
@@ -69,8 +70,10 @@ class Researcher:
 
     def _plan(self, context: Context) -> search.Plan:
         ops = [context.op] if context.op is not None else self._workshop.judge.ops()
+        profile = self._profiled(context)
         return search.plan(
-            context.history, context.run, context.commit, ops, context.seed, self._workshop.repository
+            context.history, context.run, context.commit, ops, context.seed, self._workshop.repository,
+            target=context.target, op=context.op, shares=amdahl.shares(profile) if profile else {},
         )  # fmt: skip
 
     def _session(self, context: Context, plan: search.Plan) -> Session:
@@ -86,7 +89,7 @@ class Researcher:
         about = plan.op or context.op or context.target
         self._workshop.screen.say(f"researching {about} with {model.name}: {plan.why}")
         return Session(
-            model, toolbox, self._purse, self._patience, prompt.system(context), first, self._rules
+            model, toolbox, self._purse, self._patience, prompt.system(context), first, self._bounds
         )
 
     def _profiled(self, context: Context) -> Mapping[str, Any] | None:

@@ -47,8 +47,8 @@ SUBMIT = "Call `submit` when the draft is what you propose; otherwise go on with
 
 
 @dataclass(frozen=True)
-class Rules:
-    """The bounds of a session."""
+class Bounds:
+    """How far a session goes."""
 
     turns: int = 40  # repairs included
     remind: int = 5  # turns before the end at which the model is told
@@ -59,7 +59,7 @@ class Rules:
     share: float = 0.7  # of the context, above which the conversation is compacted
 
 
-RULES = Rules()
+BOUNDS = Bounds()
 
 
 class Tools(Protocol):
@@ -89,12 +89,12 @@ class Session:
         patience: Patience,
         system: tuple[str, ...],
         first: str,
-        rules: Rules = RULES,
+        bounds: Bounds = BOUNDS,
     ) -> None:
-        self.model, self.rules = model, rules
+        self.model, self.bounds = model, bounds
         self._tools, self._purse, self._patience = tools, purse, patience
         self._prompt = Prompt(system, tools.tools, (User(first),))
-        self._bound = int(rules.share * min(model.window, rules.context))
+        self._bound = int(bounds.share * min(model.window, bounds.context))
         self._submitted: _Submitted | None = None
         self._silent = self._mishaps = 0
         self.turns = self.repairs = 0
@@ -102,24 +102,24 @@ class Session:
 
     def run(self) -> Submission:
         """Raises NoProposal, with what the session cost, when it ends without a submission."""
-        while self.turns < self.rules.turns:
+        while self.turns < self.bounds.turns:
             reply = self._ask()
             self.turns += 1
             submission = self._answer(reply)
             if submission is not None:
                 return submission
-        raise self.nothing(f"nothing was submitted in {self.rules.turns} turns")
+        raise self.nothing(f"nothing was submitted in {self.bounds.turns} turns")
 
     def repair(self, refusal: GateResult) -> Submission | None:
         """The submission mended after a gate refused it; None once the repairs or the turns are used up. Raises as `run` does."""
-        if self.repairs >= self.rules.repairs or self.turns >= self.rules.turns:
+        if self.repairs >= self.bounds.repairs or self.turns >= self.bounds.turns:
             return None
         if self._submitted is None:
             raise ValueError("repair: there is no submission to mend; call `run` first")
         self.repairs += 1
         done, self._submitted = self._submitted, None
         submit, *after = done.calls
-        left = self.rules.repairs - self.repairs
+        left = self.bounds.repairs - self.repairs
         said = (
             f"Refused by the gate `{refusal.name}`: {refusal.reason[:MAX_REASON]}\n\n"
             f"Mend it in the draft and submit again, with the same idea; {left} more repairs are possible after this one."
@@ -143,7 +143,7 @@ class Session:
         try:
             self._prompt, tokens = compaction.compact(self._prompt, self._bound, self._count)
             most = math.ceil(tokens / (1 - COUNT_ERROR))
-            room = min(self.model.max_output, self.rules.output, self.model.window - most)
+            room = min(self.model.max_output, self.bounds.output, self.model.window - most)
             if room < LEAST_OUTPUT:
                 raise self._too_long(tokens)
             return self._patience.until_answered(lambda: self._request(most, room))
@@ -202,7 +202,7 @@ class Session:
     def _mishap(self, wrong: str) -> None:
         """A reply that cannot be used does not enter the conversation: providers refuse half a call or half a thought."""
         self._mishaps += 1
-        if self._mishaps > self.rules.mishaps:
+        if self._mishaps > self.bounds.mishaps:
             raise self.nothing(f"{self._mishaps} unusable answers, the last: {wrong}")
         self._tell((), f"{wrong} Nothing of that answer was carried out.")
 
@@ -217,8 +217,8 @@ class Session:
 
     def _tell(self, results: Sequence[ToolResult], note: str = "") -> None:
         """Add what the lab has to say, and how many turns are left where that is news."""
-        left = self.rules.turns - self.turns
-        if left in (self.rules.remind, 1):
+        left = self.bounds.turns - self.turns
+        if left in (self.bounds.remind, 1):
             turns = f"{left} turns are" if left > 1 else "One turn is"
             note = f"{note} {turns} left in this session. {SUBMIT}".strip()
         turn = Results(_fitting(results, self._bound), note) if results else User(note)
