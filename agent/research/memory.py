@@ -1,0 +1,161 @@
+"""What a researcher is told of earlier experiments: a page whose length does not grow with their number.
+
+The most useful comes first: what was kept and by how much, near misses worth combining, what failed and why (reasons that differ only in
+figures are one), what was tried for each op. Each section has its share of the page; what does not fit is counted, and the `history` tool has
+it. Hypotheses and reasons stem from models and candidates: they are cut to one line here, and agent/research/prompt.py quotes the page.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from agent import surface
+from agent.archive import gain, is_kernel, is_near_miss
+from agent.records import CRASH, DROP, KEEP, REFUSE, Past
+from agent.search import since_keep
+
+MAX_MEMORY = 7_000  # characters, about 2,000 tokens
+KEPT, NEAR, FAILED, TRIED = 2_000, 1_400, 2_000, 1_500  # characters of each section
+
+REASONS = 4  # a gate
+LAST = 3  # ideas an op
+IDEA, REASON = 130, 170  # characters of a line that a hypothesis or a reason gets
+
+_NUMBERS = re.compile(r"\d[\d.,e+x%-]*")
+
+
+def digest(history: Sequence[Past], target: str, op: str | None, run: str) -> str:
+    """At most MAX_MEMORY characters on the judged experiments of all runs that touch the surface of `target` (and `op`)."""
+    judged = [past for past in history if past.outcome.status in (KEEP, DROP, REFUSE, CRASH)]
+    relevant = [past for past in judged if _concerns(past, target, op)]
+    ours = [past for past in judged if past.run == run]
+    kept = [past for past in relevant if past.outcome.status == KEEP]
+    kept.sort(key=lambda past: (past.run != run, -gain(past)))
+    near = sorted(filter(is_near_miss, relevant), key=gain, reverse=True)
+    about = op or f"target {target}"
+    head = (
+        f"This run: {_counted(ours)}, {since_keep(ours)} since the last keep. "
+        f"All runs, {about}: {_counted(relevant)}."
+    )
+    sections = [
+        _section(
+            "Kept (this run's are in the incumbent)", (_line(p, run) for p in kept), len(kept), KEPT
+        ),
+        _section(
+            "Near misses: better, but not beyond the noise; worth combining or finishing",
+            (_line(past, run) for past in near),
+            len(near),
+            NEAR,
+        ),
+        _failed(relevant),
+        _tried(relevant),
+    ]
+    return "\n\n".join([head, *filter(None, sections)])[:MAX_MEMORY]
+
+
+def _concerns(past: Past, target: str, op: str | None) -> bool:
+    """A row without files (no proposal came of it) concerns everybody."""
+    if op is not None:
+        return op in past.ops or (not past.paths and past.notes.get("op") in (op, None))
+    if target == "all" or not past.paths:
+        return True
+    return any(surface.is_kernel(path) == (target == "kernels") for path in past.paths)
+
+
+def _counted(rows: Sequence[Past]) -> str:
+    kept = sum(past.outcome.status == KEEP for past in rows)
+    return f"{len(rows)} experiment{'' if len(rows) == 1 else 's'}, {kept} kept"
+
+
+def _section(title: str, lines: Iterable[str], total: int, limit: int) -> str:
+    """As many lines as fit, and how many are left out; "" without any."""
+    if not total:
+        return ""
+    shown = [f"{title}:"]
+    room = limit - len(title) - 60
+    for line in lines:
+        room -= len(line) + 1
+        if room < 0:
+            shown.append(f"  ... {total - len(shown) + 1} more: the tool `history` has them")
+            break
+        shown.append(line)
+    return "\n".join(shown)
+
+
+def _line(past: Past, run: str) -> str:
+    where = f"{past.number}" if past.run == run else f"{past.number} of {past.run}"
+    what = ", ".join(past.ops) if is_kernel(past) else "model"
+    return f"  {where} [{what}] {_figures(past)}: {_short(past.hypothesis, IDEA)}"
+
+
+def _figures(past: Past) -> str:
+    outcome = past.outcome
+    speed = "" if outcome.speed is None else f"{outcome.speed:.3f}x time"
+    bpb = "" if outcome.bpb_change is None else f"{outcome.bpb_change:+.4f} BPB"
+    return ", ".join(filter(None, (speed, bpb))) or "no figure"
+
+
+def _failed(rows: Sequence[Past]) -> str:
+    """By gate, the most frequent reasons, each with its latest wording."""
+    reasons: dict[str, Counter[str]] = defaultdict(Counter)
+    wording: dict[tuple[str, str], str] = {}
+    for past in rows:
+        if past.outcome.status == KEEP:
+            continue
+        gate, reason = _ending(past), past.outcome.reason[: 2 * REASON]
+        kind = _NUMBERS.sub("#", reason)[:REASON]
+        reasons[gate][kind] += 1
+        wording[gate, kind] = reason
+    gates = sorted(reasons, key=lambda gate: -reasons[gate].total())
+    return _section("Failed, and why", _grouped(gates, reasons, wording), len(gates), FAILED)
+
+
+def _grouped(
+    gates: Sequence[str],
+    reasons: dict[str, Counter[str]],
+    wording: dict[tuple[str, str], str],
+) -> Iterator[str]:
+    """A block of lines a gate, so that one gate's reasons do not push another out of the page."""
+    for gate in gates:
+        total, each = reasons[gate].total(), max(1, REASONS - (len(gates) > 3) - (len(gates) > 5))
+        lines = [f"  {gate}: {total}"]
+        for kind, times in reasons[gate].most_common(each):
+            words = _short(wording[gate, kind].removeprefix(f"{gate}: "), REASON)
+            lines.append(f"    {times}x {words}")
+        yield "\n".join(lines)
+
+
+def _ending(past: Past) -> str:
+    if past.refused_by:
+        return past.refused_by
+    if past.outcome.status == DROP:
+        return "trial, dropped"
+    return "crashed" if past.paths else "no proposal"
+
+
+def _tried(rows: Sequence[Past]) -> str:
+    """For each op, the most worked on first: how often, how it ended, the last ideas."""
+    by_op: dict[str, list[Past]] = defaultdict(list)
+    for past in rows:
+        for op in past.ops:
+            by_op[op].append(past)
+        if past.paths and not is_kernel(past):
+            by_op["model"].append(past)
+    order = sorted(by_op, key=lambda op: (-len(by_op[op]), op))
+    lines = ("\n".join(_of_op(op, by_op[op])) for op in order)
+    return _section("Tried", lines, len(order), TRIED)
+
+
+def _of_op(op: str, rows: Sequence[Past]) -> Iterator[str]:
+    ends = Counter(past.outcome.status for past in rows)
+    counted = ", ".join(f"{ends[s]} {s}" for s in (KEEP, DROP, REFUSE, CRASH) if ends[s])
+    yield f"  {op}: {len(rows)} ({counted}); the last:"
+    for past in rows[: -LAST - 1 : -1]:
+        yield f"    {past.outcome.status}: {_short(past.hypothesis, IDEA)}"
+
+
+def _short(text: str, width: int) -> str:
+    line = " ".join(text[: 2 * width].split())
+    return line if len(line) <= width else f"{line[: width - 3]}..."
