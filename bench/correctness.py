@@ -122,12 +122,13 @@ class _Gate:
         for i, case in enumerate(self.drawn):
             layout = self.of.rng.choice(("contiguous", "transposed", "expanded"))
             laid = self.of.lay(case, upstream=layout)
-            for dress in ("lent", self.of.rng.choice(("lent", "alias", "copy"))):
+            for again, dress in enumerate(("lent", self.of.rng.choice(("lent", "alias", "copy")))):
+                if again:
+                    self.of.refill(laid)
                 answer = self.of.ask(laid, impl, dress=dress, hold=i < HELD_CASES)
                 self.of.verify(laid, answer, impl)
                 if i < HELD_CASES:
                     held.append((case, answer))
-                self.of.refill(laid)
         self._recall(held)
 
     def _recall(self, held: Sequence[tuple[Case, Tensors]]) -> None:
@@ -186,9 +187,7 @@ class _Gate:
     def captured(self, impl: str | None) -> None:
         """What the op was called with in a training run."""
         for case, values in captured.cases(self.contract.name):
-            laid = self.of.lay(case)
-            for name, each in values.items():
-                self.of.put(laid, name, each)
+            laid = self.of.lay(case, values=values)
             self.of.verify(laid, self.of.ask(laid, impl), impl)
 
     def planted(self, impl: str | None) -> None:

@@ -64,8 +64,13 @@ class Examination:
         upstream: str = "contiguous",
         through: Sequence[int] | None = None,
         fresh: bool = True,
+        values: Tensors | None = None,
+        pushed: Sequence[Tensor] | None = None,
     ) -> Laid:
-        """Lay out and fill a call. `upstream` is how its gradients lie: contiguous, transposed, or expanded from one value."""
+        """Lay out and fill a call. `upstream` is how its gradients lie: contiguous, transposed, or expanded from one value.
+
+        `values` are its inputs and `pushed` its gradients from upstream where they are not to be drawn; `fresh` forgets what is laid.
+        """
         if wrt is None:
             wrt = () if case.forward_only else self.contract.differentiable
         arena = self.judge.arena
@@ -80,27 +85,28 @@ class Examination:
         start = min((where["offset"] for where in lent), default=before) // ALIGN * ALIGN
         laid = Laid(case, call, {}, [], (start, arena.used))
         arena.bytes(*laid.lent).fill_(0xFF)  # a NaN in every floating dtype
-        self.refill(laid)
+        self._fill(laid, values, pushed)
         return laid
 
     def again(self, laid: Laid, wrt: Sequence[str] | None = None) -> Laid:
         """The same contents, laid out once more, elsewhere; a standard made for them still holds."""
-        other = self.lay(laid.case, laid.wrt if wrt is None else wrt)
-        for name, values in laid.inputs.items():
-            self.put(other, name, values)
-        for i, where in enumerate(other.call["upstream"]):
-            self.judge.arena.view(where).copy_(laid.upstream[i])
-        other.upstream = [each.clone() for each in laid.upstream[: len(other.upstream)]]
-        return other
+        wrt = laid.wrt if wrt is None else wrt
+        return self.lay(laid.case, wrt, values=laid.inputs, pushed=laid.upstream)
 
     def refill(self, laid: Laid) -> None:
         """Other values at the same addresses."""
+        self._fill(laid, None, None)
+
+    def _fill(self, laid: Laid, values: Tensors | None, pushed: Sequence[Tensor] | None) -> None:
         for name, wanted in laid.case.inputs.items():
-            self.put(laid, name, wanted.values(self.generator))
+            each = wanted.values(self.generator) if values is None else values[name]
+            self.put(laid, name, each)
         laid.upstream = []
-        for where in laid.call["upstream"]:
+        for i, where in enumerate(laid.call["upstream"]):
             buffer = self.judge.arena.view(where)
-            if 0 in buffer.stride() and buffer.numel() > 1:
+            if pushed is not None:
+                buffer.copy_(pushed[i])
+            elif 0 in buffer.stride() and buffer.numel() > 1:
                 buffer.as_strided((1,), (1,)).fill_(self.rng.uniform(-1, 1))
             else:
                 drawn = torch.randn(buffer.shape, generator=self.generator)

@@ -30,7 +30,7 @@ def cases(op: str) -> list[tuple[Case, dict[str, Tensor]]]:
 
 def _case(row: dict[str, Any]) -> tuple[Case, dict[str, Tensor]]:
     inputs = {
-        name: Input(tuple(each["shape"]), each["dtype"], family="captured", below=1)
+        name: Input(tuple(each["shape"]), each["dtype"], family="captured")
         for name, each in row["inputs"].items()
     }
     values = {
