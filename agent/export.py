@@ -55,16 +55,8 @@ def as_json(ledger: Ledger, run: str | None = None) -> str:
     for each in ledger.runs():
         if run in (None, each.id):
             experiments = [asdict(experiment) for experiment in ledger.experiments(each.id)]
-            runs.append(
-                asdict(each) | {"spent": _spent(ledger, each.id), "experiments": experiments}
-            )
+            runs.append(asdict(each) | {"spent": ledger.spent(each.id), "experiments": experiments})
     return json.dumps({"runs": runs}, indent=2)
-
-
-def _spent(ledger: Ledger, run: str) -> dict[str, float]:
-    """Money, tokens and requests of a run, and the seconds that it was worked on and held the device."""
-    seconds, device_seconds = ledger.worked(run)
-    return asdict(ledger.calls(run)) | {"seconds": seconds, "device_seconds": device_seconds}
 
 
 def recording(ledger: Ledger, repository: Repository, run: str) -> str:
@@ -85,5 +77,7 @@ def _line(past: Past, repository: Repository) -> dict[str, Any]:
     }
     changes = repository.changes(past.parent, past.commit)
     if not changes:
-        return row | {"gave_up": past.outcome.reason or "nothing was proposed"}
+        return row | {
+            "gave_up": past.outcome.reason.removeprefix("no proposal: ") or "no reason given"
+        }
     return row | {"files": {c.path: None if c.after is None else c.text() for c in changes}}

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -27,6 +27,7 @@ from agent.proposers import Context, NoProposal, Stopped, Workshop
 from agent.proposers.command import Command, Task, create
 from agent.records import GateResult, Proposal, Run, Settings
 from agent.search import COMBINE, IMPROVE, Plan
+from agent.spending import BudgetSpent
 
 FASTER = "csrc/scale.cpp", CPP.replace("kRows = 1", "kRows = 4")
 REFUSAL = GateResult("build", False, "scale.cpp:3: error: cannot unroll", {"line": 3}, 0.1)
@@ -56,7 +57,7 @@ class Bench:
     def workshop(self) -> Workshop:
         judge: Judging = Rules()
         return Workshop(
-            self.settings, "night", self.base, self.run / "draft", self.ledger, self.repository,
+            self.settings, "night", self.base, self.run, self.ledger, self.repository,
             judge, Machine("cpu"), self.screen, self.stop,
         )  # fmt: skip
 
@@ -79,7 +80,7 @@ class Bench:
         task = Task(plan or Plan(IMPROVE, "scale"), "make scale faster")
         return Command(
             [sys.executable, str(file), *arguments], self.workshop(), lambda context: task,
-            seconds=seconds, wait=0.2, environment=environment,
+            seconds=seconds, environment=environment,
         )  # fmt: skip
 
     def logs(self) -> str:
@@ -169,6 +170,19 @@ def test_what_the_agent_says_it_spent_is_in_the_ledger(bench: Bench) -> None:
     assert (totals.usd, totals.tokens_in, totals.cache_read, totals.in_flight_usd) == (0.25, 10, 300, 0.0)  # fmt: skip
 
 
+@pytest.mark.parametrize("settings", [Settings(usd=0.5), Settings(tokens=600)])
+def test_no_agent_is_started_when_what_they_said_has_come_to_a_limit(
+    tmp_path: Path, settings: Settings
+) -> None:
+    bench = Bench(make(tmp_path / "checkout"), settings)
+    said = {"total_cost_usd": 0.25, "usage": {"input_tokens": 300}}
+    agent = bench.agent(put(*FASTER) + f"print({json.dumps(said)!r})\n")
+    for _ in range(2):
+        proposed(agent, bench.context())
+    with pytest.raises(BudgetSpent, match="are spent"):
+        agent.propose(bench.context())
+
+
 @pytest.mark.parametrize(
     ("line", "usd"),
     [('{"total_cost_usd": "much"}', 0), ('{"total_cost_usd": Infinity}', 0), ('{"total_cost_usd": -1}', 0),
@@ -250,8 +264,6 @@ def test_stop_ends_it_at_once(bench: Bench, tmp_path: Path) -> None:
         agent.propose(bench.context())
     assert time.monotonic() - began < 10
     assert gone(pids)
-    with pytest.raises(Stopped):
-        agent.propose(bench.context())
 
 
 LOOP = """
@@ -282,7 +294,7 @@ def test_a_repair_goes_on_in_the_same_folder_with_the_refusal_in_the_prompt(benc
     mended = CPP.replace("kRows = 1", "kRows = 2")
     script = (
         "said = sys.stdin.read()\n"
-        f"if 'cannot unroll' in said:\n assert 'kRows = 4' in pathlib.Path('csrc/scale.cpp').read_text()\n {put('csrc/scale.cpp', mended)}"
+        f"if 'too slow' in said:\n pass\nelif 'cannot unroll' in said:\n assert 'kRows = 4' in pathlib.Path('csrc/scale.cpp').read_text()\n {put('csrc/scale.cpp', mended)}"
         f"else:\n {put(*FASTER)}"
         "print(json.dumps({'total_cost_usd': 1, 'result': said[:5]}))"
     )
@@ -292,21 +304,8 @@ def test_a_repair_goes_on_in_the_same_folder_with_the_refusal_in_the_prompt(benc
     assert second is not None
     assert dict(second.files) == {"csrc/scale.cpp": mended}
     assert second.cost_usd == 2.0
-    assert agent.repair(second, REFUSAL) is None  # it left everything as it was
-
-
-def test_there_are_two_repairs_at_most(bench: Bench) -> None:
-    script = (
-        "text = pathlib.Path('csrc/scale.cpp'); text.write_text(text.read_text() + '// more\\n')"
-    )
-    agent = bench.agent(script)
-    first = proposed(agent, bench.context())
-    second = agent.repair(first, REFUSAL)
-    assert second is not None
-    third = agent.repair(second, REFUSAL)
-    assert third is not None
-    assert str(third.files["csrc/scale.cpp"]).count("more") == 3
-    assert agent.repair(third, REFUSAL) is None
+    with pytest.raises(NoProposal, match="changed nothing"):
+        agent.repair(second, replace(REFUSAL, reason="too slow"))
 
 
 def test_the_proposal_before_can_be_repaired_while_the_next_is_made(bench: Bench) -> None:
@@ -390,14 +389,6 @@ def test_the_incumbent_and_the_checkout_stay_as_they_were(bench: Bench) -> None:
     assert (bench.root / "model/optim.py").read_text() == MODEL
 
 
-def test_after_failures_in_a_row_it_waits_longer_each_time(bench: Bench) -> None:
-    agent = bench.agent("sys.exit(1)")
-    for _ in range(3):
-        with pytest.raises(NoProposal):
-            agent.propose(bench.context())
-    assert [line.split(":")[-1].strip() for line in bench.screen.lines] == ["waiting 0.2 s", "waiting 0.4 s"]  # fmt: skip
-
-
 @pytest.mark.parametrize(
     ("command", "words"),
     [(None, "expected --command"), (" ", "expected --command"), ("x 'y", "No closing quotation"),
@@ -419,4 +410,4 @@ def test_the_proposer_tells_the_agent_the_plan_and_what_is_known(tmp_path: Path)
     proposed(create(bench.workshop()), bench.context())
     assert "# Plan\n\n" in bench.logs()
     assert "# What is known\n\n" in bench.logs()
-    assert "--usd and --tokens count what the command says" in bench.screen.lines[0]
+    assert "--usd and --tokens hold as far as the command says" in bench.screen.lines[0]

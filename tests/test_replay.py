@@ -17,6 +17,7 @@ from agent.ledger import Ledger
 from agent.proposers import Context, NoProposal
 from agent.proposers.replay import RecordingError, Replay, read
 from agent.records import (
+    CRASH,
     DROP,
     KEEP,
     LOST,
@@ -196,7 +197,7 @@ def test_an_exported_run_reads_as_the_proposals_it_was(tree: Path, tmp_path: Pat
         opened = ledger.open_experiment("night", proposal, base, commit, "patch", "hash")
         ledger.close_experiment(opened, Outcome(status, "why"))
     nothing = ledger.open_experiment("night", Proposal("", {}, "anthropic"), base, base, "", "")
-    ledger.close_experiment(nothing, Outcome(DROP, "the model declined"))
+    ledger.close_experiment(nothing, Outcome(CRASH, "no proposal: the model declined"))
     file = tmp_path / "night.jsonl"
     file.write_text(export.recording(ledger, repository, "night"))
     lines = read(file)

@@ -31,14 +31,13 @@ from agent.last_words import Said, parted, understood
 from agent.proposers import Context, NoProposal, Stopped, Workshop
 from agent.records import GateResult, Proposal
 from agent.research.messages import Usage
-from agent.screen import duration
 from agent.search import COMBINE, Plan
+from agent.spending import BudgetSpent
+from agent.workspace import DRAFT
 
 NAME = "command"
 CONTRACTS = "bench/contracts"
 LIMIT_S = 1800.0  # for a proposal, and again for each repair of it
-MAX_REPAIRS = 2
-WAIT_S, LONGEST_WAIT_S = 5.0, 300.0  # after a failure, doubled with each one in a row
 DESKS = 2  # that are kept: the one at the gates and the one being worked at
 MAX_TAIL = 1_500  # characters of a log that a ledger row holds
 MAX_EVIDENCE = 4_000  # characters of a refusal's evidence that the agent is shown
@@ -83,21 +82,18 @@ class Command:
         task: Callable[[Context], Task],
         *,
         seconds: float = LIMIT_S,
-        wait: float = WAIT_S,
         environment: Mapping[str, str] = os.environ,
     ) -> None:
-        """seconds: for one run of the command. wait: after a failure, s."""
+        """seconds: for one run of the command."""
         self._arguments, self._workshop, self._task = tuple(arguments), workshop, task
-        self._seconds, self._wait, self._environment = seconds, wait, environment
+        self._seconds, self._environment = seconds, environment
         self._program = Path(arguments[0]).name
         self._secrets = Secrets(environment)
-        self._logs = workshop.folder.parent
         self._desks: dict[int, tuple[Desk, str]] = {}  # by number, with the prompt
-        self._failures = 0  # in a row
 
     def propose(self, context: Context) -> Proposal | None:
-        self._pause()
-        number = 1 + len(list(self._logs.glob("command-*.log")))
+        self._afford()
+        number = 1 + len(list(self._workshop.folder.glob("command-*.log")))
         task = self._task(context)
         notes: dict[str, Any] = {
             "kind": task.plan.kind,
@@ -111,40 +107,23 @@ class Command:
         self._desks[number] = desk, prompt
         notes |= {"desk": number, "repairs": 0}
         began = Proposal("", desk.taken().files, NAME, notes=notes)
-        self._failures += 1
-        proposal = self._run(desk, prompt, f"command-{number}.log", began)
-        self._failures = 0
-        return proposal
+        return self._run(desk, prompt, f"command-{number}.log", began)
 
     def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
         number, done = proposal.notes.get("desk", 0), proposal.notes.get("repairs", 0)
-        if number not in self._desks or done == MAX_REPAIRS:
+        if number not in self._desks:
             return None
         desk, prompt = self._desks[number]
         evidence = json.dumps(dict(refusal.evidence), indent=1, default=str)[:MAX_EVIDENCE]
         prompt += REFUSED.format(gate=refusal.name, reason=refusal.reason, evidence=evidence)
         self._desks[number] = desk, prompt
         again = replace(proposal, notes={**proposal.notes, "repairs": done + 1})
-        try:
-            return self._run(desk, prompt, f"repair-{number}-{done + 1}.log", again)
-        except NoProposal:
-            return None
-
-    def _pause(self) -> None:
-        """A command that fails again and again, as with a wrong key, is not to fill the ledger with it. Raises Stopped."""
-        if self._failures:
-            seconds = min(LONGEST_WAIT_S, self._wait * 2 ** (self._failures - 1))
-            self._workshop.screen.say(
-                f"  {self._program} came to nothing {self._failures} times in a row: waiting {duration(seconds)}"
-            )
-            self._workshop.stop.wait(seconds)
-        if self._workshop.stop.is_set():
-            raise Stopped("the run was stopped")
+        return self._run(desk, prompt, f"repair-{number}-{done + 1}.log", again)
 
     def _run(self, desk: Desk, prompt: str, log: str, began: Proposal) -> Proposal:
         """Let the agent work: `began` with the files that it left and its cost added. Raises NoProposal, Stopped."""
         desk.prompt.write_text(prompt)
-        file = self._logs / log
+        file = self._workshop.folder / log
         ended = headless.run(
             [part.replace("{prompt}", str(desk.prompt)) for part in self._arguments],
             folder=desk.folder, prompt=desk.prompt, log=file, seconds=self._seconds,
@@ -191,6 +170,14 @@ class Command:
             return f"{self._program} wrote the value of {', '.join(secrets)} into a file"
         return ""
 
+    def _afford(self) -> None:
+        """Raises BudgetSpent when what the command said that it spent has come to a limit: what a run of it will cost, nobody knows."""
+        spent, settings = self._workshop.ledger.spent(self._workshop.run), self._workshop.settings
+        if settings.usd is not None and spent["usd"] >= settings.usd:
+            raise BudgetSpent(f"{spent['usd']:.2f} of {settings.usd:.2f} USD are spent")
+        if settings.tokens is not None and spent["tokens"] >= settings.tokens:
+            raise BudgetSpent(f"{spent['tokens']:,} of {settings.tokens:,} tokens are spent")
+
     def _enter(self, said: Said) -> None:
         """What a run of the command spent, as far as it says so, into the ledger."""
         used, ledger = said.usage, self._workshop.ledger
@@ -208,7 +195,7 @@ class Command:
         contracts = sorted((self._workshop.repository.root / CONTRACTS).glob("*.py"))
         documents = {f"{CONTRACTS}/{file.name}": file.read_text() for file in contracts}
         return Desk(
-            self._workshop.folder / str(number), incumbent=context.incumbent, overlay=task.plan.files,
+            self._workshop.folder / DRAFT / str(number), incumbent=context.incumbent, overlay=task.plan.files,
             documents=documents | {PROGRAM: context.agenda}, target=context.target, op=context.op,
         )  # fmt: skip
 
@@ -225,7 +212,8 @@ def create(workshop: Workshop) -> Command:
     limits = workshop.settings.usd, workshop.settings.tokens
     if limits != (None, None):
         workshop.screen.say(
-            "--usd and --tokens count what the command says that it spent: a JSON object with total_cost_usd in its last line"
+            "--usd and --tokens hold as far as the command says what it spent, in a last line of JSON with total_cost_usd, and only "
+            "between two runs of it"
         )
     return Command(arguments, workshop, _asker(workshop))
 

@@ -66,14 +66,15 @@ def read(file: Path) -> tuple[Line, ...]:
     lines = []
     for number, text in rows:
         try:
-            lines.append(_line(number, json.loads(text), _KEYS))
+            lines.append(_line(number, json.loads(text), _KEYS, f"line {number}"))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             said = f"{type(error).__name__}: {error}"
             raise RecordingError(f"{file}, line {number}: no proposal ({said})") from None
     return tuple(lines)
 
 
-def _line(number: int, row: Mapping[str, Any], known: frozenset[str]) -> Line:
+def _line(number: int, row: Mapping[str, Any], known: frozenset[str], name: str) -> Line:
+    """`name`: the hypothesis of a row that has none."""
     if unknown := sorted(set(row) - known):
         raise ValueError(f"unknown {', '.join(unknown)}; expected {', '.join(sorted(known))}")
     files, gave_up = row.get("files", {}), row.get("gave_up", "")
@@ -83,9 +84,9 @@ def _line(number: int, row: Mapping[str, Any], known: frozenset[str]) -> Line:
     if not (files or edits or gave_up):
         raise ValueError("expected files, edits or gave_up")
     return Line(
-        number=number, hypothesis=row.get("hypothesis", ""), files=files, edits=edits, expected=row.get("expected", ""),
+        number=number, hypothesis=row.get("hypothesis", "") or name, files=files, edits=edits, expected=row.get("expected", ""),
         source=row.get("proposer", ""), model=row.get("model", ""), gave_up=gave_up,
-        repairs=tuple(_line(number, repair, _REPAIR) for repair in row.get("repairs", ())),
+        repairs=tuple(_line(number, repair, _REPAIR, "") for repair in row.get("repairs", ())),
     )  # fmt: skip
 
 
