@@ -8,7 +8,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +54,25 @@ class Price:
 
 
 @dataclass(frozen=True)
+class Traits:
+    """What a model takes and gives, in tokens; by default what one that is not in the table is taken to.
+
+    `request` is what every request to the model carries, in the words of its provider.
+    """
+
+    window: int = 128_000
+    max_output: int = 16_384
+    request: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Entry:
-    """A model of the table. `request` is what every request to it carries, in the words of its provider."""
+    """A model of the table."""
 
     price: Price
-    window: int  # tokens
-    max_output: int  # tokens
+    traits: Traits
     date: datetime.date
     source: str
-    request: Mapping[str, Any] = field(default_factory=dict)
 
 
 @functools.cache
@@ -73,13 +83,19 @@ def table() -> Mapping[str, Entry]:
 
 
 def _entry(row: dict[str, Any]) -> Entry:
-    price = Price(*(float(row.pop(name)) for name in Price.__dataclass_fields__))
-    return Entry(price, **row)
+    price = Price(**{each.name: float(row.pop(each.name)) for each in fields(Price)})
+    date, source = row.pop("date"), row.pop("source")
+    return Entry(price, Traits(**row), date, source)
 
 
 def find(model: str) -> Entry | None:
     """The entry of a model or of what it is a dated snapshot of; None if the table has neither."""
     return table().get(model) or table().get(SNAPSHOT.sub("", model))
+
+
+def traits_of(model: str) -> Traits:
+    entry = find(model)
+    return entry.traits if entry else Traits()
 
 
 def price_of(model: str, given: Sequence[str] = ()) -> Price:

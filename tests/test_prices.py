@@ -25,7 +25,12 @@ def test_a_read_from_the_cache_is_cheaper_and_a_write_dearer_than_input(model):
 
 @pytest.mark.parametrize("model", prices.table())
 def test_an_answer_fits_the_window(model):
-    assert prices.table()[model].max_output < prices.table()[model].window
+    traits = prices.traits_of(model)
+    assert traits.max_output < traits.window
+
+
+def test_an_unknown_model_has_the_stated_window():
+    assert prices.traits_of("qwen3-coder") == prices.Traits(128_000, 16_384, {})
 
 
 def test_each_kind_of_token_has_its_price():

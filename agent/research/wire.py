@@ -1,0 +1,134 @@
+"""What providers share at their wire: how a request fails, arguments that may be malformed, and tokens that no server counted."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from agent.research.messages import ModelUnusable, Rejected, Transient, Usage
+
+NO_KEY = "no-key"  # what a server that asks for none is sent
+MAX_SAID = 300  # characters of a server's own words
+BUSY = (
+    402,
+    408,
+    409,
+    425,
+    429,
+)  # besides 5xx: these pass, or a person mends them while the run waits
+BYTES_PER_TOKEN = 2.0  # of code and figures at the least; text has 4
+MEASURED = 8  # the last prompts that the rate of tokens is taken from
+LEAST_MEASURED = 4_000  # bytes; in a shorter prompt what the server adds on its own weighs too much
+ABOVE = 1.05  # between what was measured and what is estimated
+
+
+class Line:
+    """How requests to `url` fail, told in one line that never holds the key. `secret` gives the key from the client that has it."""
+
+    def __init__(self, url: str, model: str, key_name: str, secret: Callable[[], str]) -> None:
+        self.url, self._model, self._key_name, self._secret = url, model, key_name, secret
+
+    def failed(
+        self, status: int, body: Any, headers: Mapping[str, str], billed: Usage | None = None
+    ) -> Transient | Rejected | ModelUnusable:
+        """What to raise for an answer with this status. A stream that ends in an error has status 200."""
+        said = self.clean(words(body))
+        if status == 401:
+            wants = "asks for a key" if self._secret() == NO_KEY else "does not accept the key"
+            return ModelUnusable(f"{self.url} {wants} (401: {said}): set {self._key_name}")
+        if status == 403:
+            return ModelUnusable(
+                f"{self.url} does not let this key use {self._model} (403: {said})"
+            )
+        if status == 404:
+            return ModelUnusable(
+                f"{self.url} has no {self._model} (404: {said}); choose a model with --model"
+            )
+        if status < 400 or status in BUSY or status >= 500:
+            return Transient(f"{self._model}: {status}, {said}", retry_after(headers), billed)
+        return Rejected(f"{status}: {said}")
+
+    def broken(self, error: Exception, billed: Usage | None = None) -> Transient:
+        """What to raise when the connection could not be made, timed out or broke."""
+        return Transient(f"{self.url}: {self.clean(_cause(error))}", billed=billed)
+
+    def clean(self, text: str) -> str:
+        """The text on one line, cut, without the key."""
+        secret = self._secret()
+        if secret != NO_KEY:
+            text = text.replace(secret, "[key]")
+        text = " ".join(text.split())
+        return text if len(text) <= MAX_SAID else f"{text[:MAX_SAID]} ..."
+
+
+def words(body: Any) -> str:
+    """What an error's body says: {"error": {"message": ...}} as most servers put it, or whatever there is."""
+    if isinstance(body, (str, bytes)):
+        text = body.decode(errors="replace") if isinstance(body, bytes) else body
+        try:
+            body = json.loads(text)
+        except ValueError:
+            return text.strip() or "no reason given"
+    for name in ("error", "message", "detail"):
+        if isinstance(body, Mapping) and body.get(name):
+            body = body[name]
+    return body if isinstance(body, str) else json.dumps(body, default=str)
+
+
+def _cause(error: BaseException) -> str:
+    """The words of the error at the bottom, which names the reason: `[Errno 111] Connection refused`."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return str(error) or type(error).__name__
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait, in any of the three forms in use; None if it asks for none."""
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * unit
+        except ValueError:
+            continue
+        if seconds >= 0 and math.isfinite(seconds):
+            return seconds
+    date = email.utils.parsedate_tz(headers.get("retry-after", ""))
+    return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
+
+
+def arguments(text: str) -> tuple[Mapping[str, Any] | None, str]:
+    """(the arguments of a tool call, ""), or (None, what is wrong with them). No text is no arguments."""
+    try:
+        value = json.loads(text or "{}")
+    except ValueError as error:
+        return None, f"not JSON ({error}): {text[:200]}"
+    if not isinstance(value, dict):
+        return None, f"expected a JSON object, got {text[:200]}"
+    return value, ""
+
+
+class Gauge:
+    """Tokens of what no server counted, from its bytes: rather too many than too few.
+
+    The rate is the highest of the last prompts whose tokens the server told, and until there is one that of dense code.
+    """
+
+    def __init__(self) -> None:
+        self._rates: deque[float] = deque(maxlen=MEASURED)  # tokens per byte
+
+    def learn(self, size: int, tokens: int) -> None:
+        """A prompt of `size` bytes had so many tokens."""
+        if size >= LEAST_MEASURED and tokens > 0:
+            self._rates.append(ABOVE * tokens / size)
+
+    def tokens(self, size: int) -> int:
+        return math.ceil(size * max(self._rates, default=1 / BYTES_PER_TOKEN))
+
+
+def size(body: Any) -> int:
+    """Bytes of a request or a part of one."""
+    return len(json.dumps(body, ensure_ascii=False).encode())
