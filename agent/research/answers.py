@@ -1,0 +1,111 @@
+"""What the lab knows, in words for a researcher: gate results, profiles, what compilers made of an op, past experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from agent.records import Experiment, GateResult, Past
+
+MAX_REASON = 3_000  # characters of a gate's reason
+MAX_ADVICE = 6  # lines
+MAX_LINE = 300
+
+
+def gates(results: Sequence[GateResult]) -> str:
+    """What each gate said, and what the static gate advises."""
+    lines = []
+    for result in results:
+        said = "passed" if result.passed else "REFUSED"
+        lines.append(f"{result.name} {said} ({result.seconds:.1f} s): {result.reason[:MAX_REASON]}")
+        advice: Sequence[str] = result.evidence.get("advice", ())
+        lines += [f"  advice: {_line(text)}" for text in advice[:MAX_ADVICE]]
+    return "\n".join(lines)
+
+
+def profile(found: Mapping[str, Any]) -> str:
+    """A table of what bench/profile.py found of an op or of a step."""
+    rows = found["rows"]
+    if "step_ms" in found:
+        lines = [f"{found['of']}: {found['step_ms']} ms", "ms / share / calls / % of limit / name"]
+        lines += [
+            f"{row['ms']:.3f} / {row['share']:.1%} / {row['calls']} / {_percent(row)} / {_line(row['name'])}"
+            for row in rows
+        ]
+        return "\n".join(lines)
+    lines = [f"{found['of']}: one call, forward and backward (median, and the quartiles around it)"]
+    for case in dict.fromkeys(row["case"] for row in rows):
+        lines.append(f"{_line(case)}")
+        for row in rows:
+            if row["case"] == case:
+                lines.append(f"  {_timed(row)}")
+    return "\n".join(lines)
+
+
+def _timed(row: Mapping[str, Any]) -> str:
+    low, high = row.get("quartiles_ms", (row["ms"], row["ms"]))
+    choice = ", which the trial runs" if row.get("default") else ""
+    return (
+        f"{row['ms']:.4f} ms [{low:.4f}, {high:.4f}], {_percent(row)} of the limit: "
+        f"{row.get('tree', 'draft')}'s {_line(row['name'])}{choice}"
+    )
+
+
+def _percent(row: Mapping[str, Any]) -> str:
+    percent = row.get("percent_of_limit")
+    return "?" if percent is None else f"{percent:.0f} %"
+
+
+def inspection(found: Mapping[str, Any]) -> str:
+    """The Triton kernels and the C++ loops of an op, as bench/inspection.py found them."""
+    parts = [_kernel(row) for row in found["kernels"]]
+    if not parts:
+        parts = [f"kernels/{found['op']}.py names no Triton kernel in AOT"]
+    if found["loops"]:
+        parts.append("C++ loops, by g++ (how often: one for each instance of a template)")
+        parts += [_loop(row) for row in found["loops"]]
+    return "\n".join(parts)
+
+
+def _kernel(row: Mapping[str, Any]) -> str:
+    constants = " ".join(f"{name}={value}" for name, value in row["constants"].items())
+    mix = " ".join(f"{name}:{count}" for name, count in row["mix"].items())
+    lines = [
+        f"{row['kernel']} for sm_{row['arch']} ({constants})",
+        f"  {row['registers']} registers, {row['stack_bytes']} bytes of stack (spills), {row['shared_bytes']} bytes shared",
+        f"  hot loop, or the whole kernel if it has none: {row['loop_instructions']} instructions: {mix}",
+    ]
+    lines += [f"    {_line(text)}" for text in (*row["sass"], *row["ptx"])]
+    return "\n".join(lines)
+
+
+def _loop(row: Mapping[str, Any]) -> str:
+    outcomes = "; ".join(f"{_line(text)} x{count}" for text, count in row["outcomes"].items())
+    return f"{row['file']}:{row['line']}: {_line(row['text'])}\n    {outcomes}"
+
+
+def listed(found: Iterable[Past], run: str) -> str:
+    """A line an experiment."""
+    return "\n".join(_short(past, run) for past in found)
+
+
+def experiment(found: Experiment, run: str) -> str:
+    """One experiment whole: what was expected, how it ended, what each gate said, and its patch."""
+    parts = [_short(found, run), f"expected: {_line(found.expected) or 'not said'}"]
+    if found.outcome.bpb_change is not None:
+        parts.append(f"change of val_bpb: {found.outcome.bpb_change:+.5f}")
+    return "\n".join([*parts, gates(found.gates), found.patch])
+
+
+def _short(past: Past, run: str) -> str:
+    where = f"{past.number}" if past.run == run else f"{past.number} of run {past.run}"
+    outcome = past.outcome
+    speed = "" if outcome.speed is None else f", {outcome.speed:.3f}x the time"
+    gate = f" by {past.refused_by}" if past.refused_by else ""
+    about = ", ".join(past.ops) or ", ".join(past.paths) or "no file"
+    return f"{where} [{about}] {outcome.status}{gate}{speed}: {_line(past.hypothesis)} | {_line(outcome.reason)}"
+
+
+def _line(text: Any) -> str:
+    """On one line, of bounded length."""
+    return " ".join(str(text).split())[:MAX_LINE]

@@ -1,0 +1,190 @@
+"""The files that a researcher edits: an overlay on the incumbent's tree, written out when a gate, a compiler or a profiler needs it.
+
+Only plain files of the editable folders exist here, by paths of two parts, so that no path leads anywhere else. What cannot be done raises
+Mistake, in words for the model that asked for it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from agent import surface
+from agent.records import Candidate, Change
+from agent.scope import MAX_BYTES
+
+NEAREST_LINES = 12  # of the file, in an error about a text that is not in it
+_PATH = re.compile(r"(kernels|csrc|model)/[A-Za-z0-9_]+\.(py|cpp|cu|h)")
+_PLAIN, _ABSENT = "100644", "000000"
+
+
+class Mistake(Exception):
+    """What the model asked for cannot be done; the message says what was expected, what came, and what to do."""
+
+
+class Draft:
+    """The incumbent's files, and over them `files`: whole texts by path, None where one is deleted."""
+
+    def __init__(
+        self,
+        incumbent: Path,
+        folder: Path,
+        target: str,
+        op: str | None,
+        files: Mapping[str, str | None] | None = None,
+    ) -> None:
+        self.incumbent, self.target, self.op = incumbent.resolve(), target, op
+        self._folder = folder / "draft"
+        self._overlay: dict[str, str | None] = dict(files or {})
+
+    def paths(self) -> list[str]:
+        """The files that are there, edited or not."""
+        there = {
+            f"{folder}/{file.name}"
+            for folder in surface.FOLDERS
+            for file in (self.incumbent / folder).glob("*")
+        }
+        return sorted(path for path in there | set(self._overlay) if self._text(path) is not None)
+
+    def read(self, path: str) -> str:
+        text = self._text(path)
+        if text is None:
+            raise Mistake(f"{path!r}: no such file; there are {', '.join(self.paths())}")
+        return text
+
+    def write(self, path: str, text: str | None) -> None:
+        """Replace a whole file, make a new one, or delete one (None)."""
+        self._require_editable(path)
+        if text is None:
+            self.read(path)
+        elif len(text) > MAX_BYTES:
+            raise Mistake(f"{path}: {len(text):,} characters; a file has at most {MAX_BYTES:,}")
+        self._overlay[path] = text
+
+    def replace(self, path: str, old: str, new: str) -> int:
+        """Put `new` in the one place where `old` stands; its first line."""
+        self._require_editable(path)
+        text = self.read(path)
+        if not old or old == new:
+            why = "is empty" if not old else "and the new text are the same"
+            raise Mistake(f"{path}: the old text {why}; give the exact text that is to be replaced")
+        places = [m.start() for m in re.finditer(re.escape(old), text)]
+        if len(places) != 1:
+            raise Mistake(
+                f"{path}: {_absent(text, old) if not places else _repeated(text, places)}"
+            )
+        self.write(path, text.replace(old, new))
+        return _line_of(text, places[0])
+
+    def files(self) -> dict[str, str | None]:
+        """Whole texts of the files that differ from the incumbent's; None: deleted."""
+        return {
+            path: text
+            for path, text in sorted(self._overlay.items())
+            if text != self._incumbents(path)
+        }
+
+    def diff(self) -> str:
+        """A unified diff from the incumbent; empty if nothing differs."""
+        parts = []
+        for path, text in self.files().items():
+            before = self._incumbents(path)
+            names = (
+                "/dev/null" if before is None else f"a/{path}",
+                "/dev/null" if text is None else f"b/{path}",
+            )
+            for line in difflib.unified_diff(_lines(before), _lines(text), *names):
+                parts.append(
+                    line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
+                )
+        return "".join(parts)
+
+    def tree(self) -> Path:
+        """A folder with the draft as files, written anew: what was made of it before may have changed it."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        for folder in surface.FOLDERS:
+            (self._folder / folder).mkdir(parents=True)
+        for path in self.paths():
+            if path in self._overlay:
+                (self._folder / path).write_bytes(self.read(path).encode())
+            else:
+                shutil.copyfile(self.incumbent / path, self._folder / path)
+        return self._folder
+
+    def candidate(self) -> Candidate:
+        """What the gates judge of it; the tree is written."""
+        changes = tuple(
+            Change(path, _mode(before), _mode(text), _bytes(before), _bytes(text))
+            for path, text in self.files().items()
+            for before in (self._incumbents(path),)
+        )
+        return Candidate(self.target, self.incumbent, self.tree(), changes, self.diff())
+
+    def _require_editable(self, path: str) -> None:
+        if not surface.editable(path, self.target, self.op):
+            allowed = surface.describe(self.target, self.op)
+            raise Mistake(f"{path!r} cannot be changed; what can is {allowed}")
+
+    def _text(self, path: str) -> str | None:
+        return self._overlay[path] if path in self._overlay else self._incumbents(path)
+
+    def _incumbents(self, path: str) -> str | None:
+        file = self.incumbent / path
+        if not _PATH.fullmatch(path) or not file.is_file() or file.resolve() != file:
+            return None
+        return file.read_bytes().decode(errors="replace")
+
+
+def lines_of(text: str) -> list[str]:
+    """As compilers and editors count them, without the ends."""
+    return text.removesuffix("\n").split("\n")
+
+
+def _absent(text: str, old: str) -> str:
+    """What to say of a text that is not there: the nearest that is, with its lines."""
+    wanted = lines_of(old)
+    start, share = _nearest(lines_of(text), wanted)
+    lines = lines_of(text)[start : start + min(NEAREST_LINES, len(wanted))]
+    shown = "\n".join(f"{start + 1 + i:5}\t{line}" for i, line in enumerate(lines))
+    differs = "only in white space" if share == 1 else "in its words"
+    return f"the old text is not there. The nearest, which differs {differs}, is\n{shown}\nCopy the text exactly, without line numbers."
+
+
+def _nearest(lines: list[str], wanted: list[str]) -> tuple[int, float]:
+    """Where the window of `lines` begins that is most like `wanted`, and how like it is, white space apart."""
+    stripped, target = (
+        ["".join(line.split()) for line in lines],
+        ["".join(w.split()) for w in wanted],
+    )
+    matcher = difflib.SequenceMatcher(autojunk=False)
+    matcher.set_seq2("\n".join(target))
+    best = (0.0, 0)
+    for start in range(max(1, len(lines) - len(target) + 1)):
+        matcher.set_seq1("\n".join(stripped[start : start + len(target)]))
+        if matcher.real_quick_ratio() > best[0] and matcher.quick_ratio() > best[0]:
+            best = max(best, (matcher.ratio(), start))
+    return best[1], best[0]
+
+
+def _repeated(text: str, places: list[int]) -> str:
+    lines = ", ".join(str(_line_of(text, place)) for place in places[:8])
+    return f"the old text is there {len(places)} times (lines {lines}); give more of what stands around the one place"
+
+
+def _line_of(text: str, place: int) -> int:
+    return text.count("\n", 0, place) + 1
+
+
+def _lines(text: str | None) -> list[str]:
+    return (text or "").splitlines(keepends=True)
+
+
+def _mode(text: str | None) -> str:
+    return _ABSENT if text is None else _PLAIN
+
+
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else text.encode()
