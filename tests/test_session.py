@@ -37,7 +37,7 @@ from agent.research.messages import (
 from agent.research.patience import Patience
 from agent.research.researcher import Researcher
 from agent.research.session import Bounds, Session
-from agent.research.tools import Submission, Toolbox
+from agent.research.tools import Submission, Toolbox, ToolLimits
 from agent.spending import BudgetSpent, Limits, Purse
 
 PATH = "csrc/scale.cpp"
@@ -57,9 +57,9 @@ class Setting:
     def ledger(self) -> Ledger:
         return self.workshop.ledger
 
-    def session(self, model: Scripted, **bounds: Any) -> Session:
+    def session(self, model: Scripted, limits: ToolLimits | None = None, **bounds: Any) -> Session:
         draft = Draft(self.context.incumbent, self.workshop.folder, "kernels", None)
-        toolbox = Toolbox(draft, self.workshop, self.context)
+        toolbox = Toolbox(draft, self.workshop, self.context, limits)
         purse = Purse(self.ledger, "r", {"scripted": Price(4.0, 20.0, 0.4, 5.0)}, Limits())
         patience = Patience(self.workshop.stop, self.screen.say)
         return Session(
@@ -314,8 +314,9 @@ def test_two_hundred_fat_results_stay_below_the_bound_and_still_end_in_a_submiss
     )
     fat = [calls(call("read", path="kernels/fat.py"), text=f"step {n}") for n in range(199)]
     model = Scripted([*fat, edit(), submit()], window=40_000, max_output=4_000)
-    made = lab.session(model, turns=220)
-    assert PATH in made.run().files
+    often = ToolLimits(calls=dict.fromkeys(ToolLimits().calls, 300))
+    assert PATH in lab.session(model, often, turns=220).run().files
+    assert all(len(last(prompt)) > 10_000 for prompt in model.prompts[1:200])
     sizes = [model.count(prompt) for prompt in model.prompts]
     assert max(sizes) <= 0.7 * 40_000
     assert all(prompt.turns[0] == model.prompts[0].turns[0] for prompt in model.prompts)
@@ -408,6 +409,15 @@ def test_the_model_is_told_the_agenda_the_sources_and_where_the_time_goes(lab: S
     assert "Fuse what is bound by memory." in read_first
     assert "constexpr int kRows = 1;" in read_first
     assert "50" in texts(model.prompts[0])[-1]
+
+
+def test_the_prefix_leaves_room_to_work_in_a_small_window(lab: Setting) -> None:
+    lab.context = replace(lab.context, agenda="Fuse. " * 20_000)
+    small, large = (Scripted([edit(), submit()], window=window) for window in (24_000, 200_000))
+    for model in (small, large):
+        lab.researcher(model).propose(lab.context)
+    assert small.count(small.prompts[0]) < 0.5 * 24_000
+    assert small.count(small.prompts[0]) < large.count(large.prompts[0])
 
 
 def test_the_step_is_profiled_once_for_an_incumbent(lab: Setting) -> None:
@@ -545,3 +555,5 @@ def test_a_model_without_a_price_or_of_no_use_is_one_line_at_the_start(lab: Sett
         lab.researcher(Scripted(name="nobody-1"), prices=("nobody-1",))
     with pytest.raises(Unusable, match="^401: no such key$"):
         lab.researcher(Scripted(name="nobody-1", unusable="401: no such key"))
+    with pytest.raises(Unusable, match="takes 8,000 tokens: expected 24,000 or more"):
+        lab.researcher(Scripted(name="nobody-1", window=8_000))

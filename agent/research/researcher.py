@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from agent import bandit, search
 from agent.judging import Unfit
@@ -24,6 +24,10 @@ from agent.research.patience import Patience
 from agent.research.session import BOUNDS, Bounds, Session
 from agent.research.tools import Submission, Toolbox
 from agent.spending import BudgetSpent, Limits, Purse
+
+LEAST_WINDOW = 24_000  # tokens; in less, rules and agenda leave no room for sources
+
+Submitted = TypeVar("Submitted", bound=Submission | None)
 
 
 class Researcher:
@@ -70,10 +74,9 @@ class Researcher:
 
     def _plan(self, context: Context) -> search.Plan:
         ops = [context.op] if context.op is not None else self._workshop.judge.ops()
-        profile = self._profiled(context)
         return search.plan(
             context.history, context.run, context.commit, ops, context.seed, self._workshop.repository,
-            target=context.target, op=context.op, shares=amdahl.shares(profile) if profile else {},
+            target=context.target, op=context.op, shares=amdahl.shares(self._profiled(context)),
         )  # fmt: skip
 
     def _session(self, context: Context, plan: search.Plan) -> Session:
@@ -86,11 +89,11 @@ class Researcher:
         known = memory.digest(context.history, context.target, context.op, context.run)
         first = prompt.first(context, plan, known, amdahl.table(self._profiled(context)))
         toolbox = Toolbox(draft, self._workshop, context)
+        bound = self._bounds.longest(model.window)
+        system = prompt.system(context, min(prompt.MAX_PREFIX, bound // 2))
         about = plan.op or context.op or context.target
         self._workshop.screen.say(f"researching {about} with {model.name}: {plan.why}")
-        return Session(
-            model, toolbox, self._purse, self._patience, prompt.system(context), first, self._bounds
-        )
+        return Session(model, toolbox, self._purse, self._patience, system, first, self._bounds)
 
     def _profiled(self, context: Context) -> Mapping[str, Any] | None:
         """The profile of a training step of the incumbent, measured once; None where it cannot be."""
@@ -104,9 +107,7 @@ class Researcher:
             self._profile = context.commit, found
         return self._profile[1]
 
-    def _carried(
-        self, session: Session, work: Callable[[], Submission | None]
-    ) -> Submission | None:
+    def _carried(self, session: Session, work: Callable[[], Submitted]) -> Submitted:
         """What `work` submits. An end of the money in mid-session is told at the next call, so that this one leaves its row."""
         try:
             submission = work()
@@ -146,6 +147,10 @@ def _purse(workshop: Workshop, models: Sequence[Model]) -> Purse:
     try:
         prices = {model.name: price_of(model.name, settings.prices) for model in models}
         for model in models:
+            if model.window < LEAST_WINDOW:
+                raise ModelUnusable(
+                    f"{model.name} takes {model.window:,} tokens: expected {LEAST_WINDOW:,} or more"
+                )
             model.check()
     except (UnknownPrice, ValueError, ModelUnusable) as error:
         raise Unusable(str(error)) from error

@@ -58,6 +58,10 @@ class Bounds:
     context: int = 150_000  # tokens; a longer window is not used, it costs more than it helps
     share: float = 0.7  # of the context, above which the conversation is compacted
 
+    def longest(self, window: int) -> int:
+        """Tokens above which a conversation with a model of this window is compacted."""
+        return int(self.share * min(window, self.context))
+
 
 BOUNDS = Bounds()
 
@@ -94,7 +98,7 @@ class Session:
         self.model, self.bounds = model, bounds
         self._tools, self._purse, self._patience = tools, purse, patience
         self._prompt = Prompt(system, tools.tools, (User(first),))
-        self._bound = int(bounds.share * min(model.window, bounds.context))
+        self._bound = bounds.longest(model.window)
         self._submitted: _Submitted | None = None
         self._silent = self._mishaps = 0
         self.turns = self.repairs = 0
