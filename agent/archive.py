@@ -81,10 +81,17 @@ def merged(
         try:
             if place:
                 target = repository.commit(incumbent, files, "lab: half of a combination\n")
-            found = merging.onto(repository, past.parent, past.commit, target)
+            found = merging.onto(repository, past.parent, past.commit, target) or {}
         except (GitError, UnicodeDecodeError):  # pruned by git, or no text: no parent any more
             return None
+        found = {
+            path: text for path, text in found.items() if text != _there(repository, target, path)
+        }
         if not found:
             return None
         files |= found
     return files
+
+
+def _there(repository: Repository, commit: str, path: str) -> str | None:
+    return repository.read(commit, path) if repository.files(commit, [path]) else None

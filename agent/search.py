@@ -114,8 +114,7 @@ def _combination(
             named = " with ".join(_called(past) for past in group)
             found = {op for past in group for op in past.ops}
             op = found.pop() if len(found) == 1 else None
-            where = "the incumbent" if len(group) == 1 else "one change, on the incumbent"
-            why = f"{named}, brought together as {where}"
+            why = f"{named}, brought to this incumbent by a merge"
             return Plan(COMBINE, op, tuple(p.id for p in group), files, why)
     return None
 

@@ -76,7 +76,7 @@ read the reason and the evidence first. Submit when it passes and the change doe
 
 Tools
 read, search     the files of the surface, the contracts in bench/contracts, program.md and the headers; nothing else of the machine is there.
-edit             replaces one exact passage that occurs once in a file (white space counts); the error names the nearest text with its lines. \
+edit             replaces one exact passage that occurs once in a file (white space counts); the error names the nearest text with its lines.
 write            a whole file; use it where most of a file changes, or after an edit failed twice.
 diff             your draft against the incumbent.
 check            the cheap gates on your draft.      inspect   registers, spills, shared memory, PTX and SASS of a Triton kernel; the compiler's remarks on C++.

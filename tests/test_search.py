@@ -1,0 +1,294 @@
+"""Plans come from the seed and the ledger, go where the profile says, explore on a plateau, and combine gains by merges that git makes."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from lab_tree import git, make, write
+
+from agent import archive, search
+from agent.git import Repository
+from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, RUNNING, Outcome, Past
+from agent.search import COMBINE, EXPLORE, IMPROVE, Plan, explore_share, plan
+from bench import verdict
+
+OPS = ["scale", "norm", "loss"]
+NORM = "".join(f"int line{n} = {n};\n" for n in range(20))
+MODEL = "".join(f"LINE_{n} = {n}\n" for n in range(20))
+
+
+def past(number: int, status: str = DROP, **changed: object) -> Past:
+    """A row; `speed` and `bpb` go into its outcome."""
+    speed, bpb = changed.pop("speed", None), changed.pop("bpb", None)
+    val = None if bpb is None else 2.0 + bpb
+    row = Past(
+        id=number, run="now", number=number, proposer="anthropic", model="m", hypothesis=f"idea {number}", expected="",
+        paths=("csrc/norm.cpp",), notes={}, parent="0" * 40, commit=f"{number:040x}",
+        outcome=Outcome(status, "", speed=speed, val_bpb=val, bpb_change=bpb), refused_by=None, started=0.0, cost_usd=0.1,
+    )  # fmt: skip
+    return replace(row, **changed)
+
+
+class Checkout:
+    """A repository with norm.cpp and a model of 20 lines each, and experiments as commits on it."""
+
+    def __init__(self, root: Path) -> None:
+        make(root)
+        write(root, {"csrc/norm.cpp": NORM, "model/gpt.py": MODEL})
+        git(root, "add", "-A")
+        git(root, "commit", "-qm", "norm")
+        self.repository = Repository(root)
+        self.base = self.repository.resolve("HEAD")
+
+    def changed(
+        self, number: int, lines: dict[int, str], *, parent: str = "", path: str = "csrc/norm.cpp",
+        status: str = REFUSE, **figures: object,
+    ) -> Past:  # fmt: skip
+        parent = parent or self.base
+        old = self.repository.read(parent, path).splitlines(keepends=True)
+        text = "".join(f"{lines.get(n, line.rstrip())}\n" for n, line in enumerate(old))
+        commit = self.repository.commit(parent, {path: text}, "x")
+        gate = "microbench" if status == REFUSE else None
+        return past(number, status, commit=commit, parent=parent, paths=(path,), **{"refused_by": gate, **figures})  # fmt: skip
+
+    def plan(self, history: list[Past], seed: int = 0, **asked: object) -> Plan:
+        known = {"run": "now", "incumbent": self.base, "ops": OPS, "target": "kernels"} | asked
+        return plan(history, seed=seed, repository=self.repository, **known)
+
+    def combinations(self, history: list[Past], **asked: object) -> list[Plan]:
+        found = (self.plan(history, seed, **asked) for seed in range(30))
+        return [each for each in found if each.kind == COMBINE]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    return Checkout(tmp_path_factory.mktemp("search") / "checkout")
+
+
+def test_two_near_misses_of_an_op_are_merged_on_the_incumbent(checkout: Checkout) -> None:
+    history = [
+        checkout.changed(1, {2: "int two = 2;"}, speed=0.99),
+        checkout.changed(2, {15: "int fifteen = 15;"}, speed=0.97),
+    ]
+    found = checkout.combinations(history)
+    assert 2 <= len(found) <= 15  # a quarter of thirty
+    for each in found:
+        assert sorted(each.parents) == [1, 2]
+        assert each.op == "norm"
+        text = each.files["csrc/norm.cpp"] or ""
+        assert "int two = 2;" in text
+        assert "int fifteen = 15;" in text
+        assert text.count("\n") == 20
+        assert "experiment 2 of run now (a near miss, 0.970x time)" in each.why
+
+
+def test_changes_that_meet_are_not_combined(checkout: Checkout) -> None:
+    history = [
+        checkout.changed(1, {2: "int two = 2;"}, speed=0.99),
+        checkout.changed(2, {2: "int zwei = 2;"}, speed=0.97),
+    ]
+    assert checkout.combinations(history) == []
+
+
+def test_near_misses_of_different_ops_or_kinds_are_not_combined(checkout: Checkout) -> None:
+    cpp = "csrc/scale.cpp"
+    history = [
+        checkout.changed(1, {2: "int two = 2;"}, speed=0.99),
+        checkout.changed(2, {0: "// scaled"}, path=cpp, speed=0.97),
+        checkout.changed(3, {4: "LINE_4 = 5"}, path="model/gpt.py", status=DROP, bpb=-0.001),
+    ]
+    assert checkout.combinations(history, target="all") == []
+
+
+def test_two_near_misses_of_the_model_are_combined(checkout: Checkout) -> None:
+    model = {"path": "model/gpt.py", "status": DROP}
+    history = [
+        checkout.changed(1, {2: "LINE_2 = 9"}, bpb=-0.001, **model),
+        checkout.changed(2, {12: "LINE_12 = 9"}, bpb=-0.002, **model),
+    ]
+    found = checkout.combinations(history, target="model", ops=[])
+    assert found
+    assert {frozenset(each.parents) for each in found} == {frozenset({1, 2})}
+    assert checkout.combinations(history, target="kernels") == []
+
+
+def test_what_another_run_kept_is_brought_here_unless_it_is_here(checkout: Checkout) -> None:
+    kept = checkout.changed(1, {2: "int two = 2;"}, status=KEEP, speed=0.8, run="then")
+    found = checkout.combinations([kept])
+    assert {each.parents for each in found} == {(1,)}
+    assert "kept, 0.800x time" in found[0].why
+    assert "int two = 2;" in (found[0].files["csrc/norm.cpp"] or "")
+    assert checkout.combinations([kept], incumbent=kept.commit) == []
+    ours = replace(kept, run="now")
+    assert checkout.combinations([ours]) == []
+
+
+def test_what_was_merged_by_other_means_is_not_brought_again(checkout: Checkout) -> None:
+    kept = checkout.changed(1, {2: "int two = 2;"}, status=KEEP, speed=0.8, run="then")
+    squashed = checkout.changed(2, {2: "int two = 2;", 9: "int nine = 9;"}, status=KEEP)
+    assert checkout.combinations([kept], incumbent=squashed.commit) == []
+
+
+def test_a_combination_is_tried_once_a_run(checkout: Checkout) -> None:
+    history = [
+        checkout.changed(1, {2: "int two = 2;"}, speed=0.99),
+        checkout.changed(2, {15: "int fifteen = 15;"}, speed=0.97),
+        past(3, DROP, notes={"kind": COMBINE, "op": "norm", "parents": [2, 1]}),
+    ]
+    assert checkout.combinations(history) == []
+    elsewhere = [*history[:2], replace(history[2], run="then")]
+    assert checkout.combinations(elsewhere)
+
+
+def test_a_commit_that_git_has_pruned_is_no_parent(checkout: Checkout) -> None:
+    gone = [past(n, REFUSE, speed=0.9, refused_by="microbench") for n in (1, 2)]
+    gone.append(past(3, KEEP, speed=0.5, run="then"))
+    for seed in range(12):
+        found = checkout.plan(gone, seed)
+        assert found.kind != COMBINE
+        assert found.parents == ()
+
+
+def test_a_near_miss_was_better_and_uncertain_and_nothing_else() -> None:
+    near = archive.is_near_miss
+    assert near(past(1, REFUSE, speed=0.99, refused_by="microbench"))
+    assert near(past(1, DROP, bpb=-0.001, paths=("model/gpt.py",)))
+    assert near(past(1, DROP, speed=0.9))
+    assert not near(past(1, REFUSE, speed=1.01, refused_by="microbench"))
+    assert not near(past(1, REFUSE, speed=0.5, refused_by="parity"))
+    assert not near(past(1, REFUSE, speed=0.5))  # its files changed while it was trained
+    assert not near(past(1, DROP, speed=0.9, bpb=0.01))  # a worse model
+    assert not near(past(1, DROP, bpb=0.001, paths=("model/gpt.py",)))
+    for status in (KEEP, CRASH, LOST, RUNNING):
+        assert not near(past(1, status, speed=0.9))
+
+
+def test_a_gain_too_good_to_be_true_is_no_parent() -> None:
+    model = ("model/gpt.py",)
+    assert archive.SUSPECT == verdict.PLAUSIBLE
+    assert not archive.is_near_miss(past(1, DROP, bpb=-0.5, paths=model))
+    assert archive.is_near_miss(past(1, DROP, bpb=-0.2, paths=model))
+
+
+def test_the_archive_is_bounded_best_first_and_within_the_surface(checkout: Checkout) -> None:
+    rows = [past(n, REFUSE, speed=0.99 - n / 1e4, refused_by="microbench") for n in range(1, 500)]
+    rows += [past(900, DROP, bpb=-0.1, paths=("model/gpt.py",))]
+    rows += [past(901, REFUSE, speed=0.5, paths=("bench/verdict.py",), refused_by="microbench")]
+    found = archive.members(rows, "now", checkout.base, checkout.repository, "kernels", None)
+    assert [each.id for each in found] == list(range(499, 499 - archive.SIZE, -1))
+    assert archive.members(rows, "now", checkout.base, checkout.repository, "kernels", "loss") == []
+
+
+def test_exploration_rises_on_a_plateau_from_a_sixth_to_three_fifths(checkout: Checkout) -> None:
+    assert explore_share(0) == pytest.approx(0.15)
+    assert explore_share(10) == pytest.approx(0.375)
+    assert explore_share(1000) == pytest.approx(0.60)
+    seen = []
+    for dry in (0, 10, 60):
+        history = [past(0, KEEP), *(past(n, CRASH) for n in range(1, dry + 1))]
+        kinds = Counter(checkout.plan(history, seed).kind for seed in range(400))
+        assert kinds[EXPLORE] / 400 == pytest.approx(explore_share(dry), abs=0.08)
+        seen.append(kinds[EXPLORE])
+    assert seen == sorted(seen)
+
+
+def test_what_was_lost_or_still_runs_is_no_plateau() -> None:
+    rows = [past(1, KEEP), past(2, DROP), past(3, LOST), past(4, RUNNING), past(5, REFUSE)]
+    assert search.since_keep(rows) == 2
+    assert search.since_keep([]) == 0
+
+
+def test_improvements_go_where_the_time_is(checkout: Checkout) -> None:
+    shares = {"scale": 0.05, "norm": 0.70, "loss": 0.20}
+    plans = [checkout.plan([], seed, shares=shares) for seed in range(300)]
+    ops = Counter(each.op for each in plans if each.kind == IMPROVE)
+    assert ops["norm"] > ops["loss"] > ops["scale"] > 0
+    assert any("norm takes 70% of the step and was tried 0 times" in each.why for each in plans)
+
+
+def test_an_op_that_was_tried_often_gives_way(checkout: Checkout) -> None:
+    history = [past(n, CRASH, paths=("kernels/norm.py",)) for n in range(40)]
+    plans = [checkout.plan(history, seed) for seed in range(300)]
+    ops = Counter(each.op for each in plans)
+    assert 0 < ops["norm"] < min(ops["scale"], ops["loss"]) / 2
+    explored = Counter(each.op for each in plans if each.kind == EXPLORE)
+    assert explored["norm"] < 0.1 * explored.total()
+    elsewhere = [replace(each, run="then") for each in history]
+    fresh = Counter(checkout.plan(elsewhere, seed).op for seed in range(300))
+    assert fresh["norm"] > ops["norm"]
+
+
+def test_rows_without_files_count_for_the_op_that_they_were_about(checkout: Checkout) -> None:
+    history = [past(n, CRASH, paths=(), notes={"op": "norm"}) for n in range(40)]
+    ops = Counter(checkout.plan(history, seed).op for seed in range(300))
+    assert ops["norm"] < min(ops["scale"], ops["loss"]) / 2
+
+
+def test_the_target_says_what_is_worked_on(checkout: Checkout) -> None:
+    by_target = {
+        target: {checkout.plan([], seed, target=target).op for seed in range(60)}
+        for target in ("kernels", "model", "all")
+    }
+    assert by_target == {"kernels": {*OPS}, "model": {None}, "all": {*OPS, None}}
+    only = {checkout.plan([], seed, ops=["loss"], op="loss").op for seed in range(20)}
+    assert only == {"loss"}
+
+
+def test_some_improvements_go_on_from_a_near_miss(checkout: Checkout) -> None:
+    history = [checkout.changed(7, {2: "int two = 2;"}, speed=0.99)]
+    plans = [checkout.plan(history, seed, ops=["norm"]) for seed in range(200)]
+    improved = [each for each in plans if each.kind == IMPROVE]
+    from_it = [each for each in improved if each.parents]
+    assert len(from_it) / len(improved) == pytest.approx(search.PARENT_SHARE, abs=0.12)
+    assert {each.parents for each in from_it} == {(7,)}
+    assert "int two = 2;" in (from_it[0].files["csrc/norm.cpp"] or "")
+    assert "goes on from experiment 7 of run now (a near miss, 0.990x time)" in from_it[0].why
+    for each in plans:
+        assert each.parents or not each.files
+
+
+def test_a_start_that_was_used_gives_way_to_others(checkout: Checkout) -> None:
+    history = [
+        checkout.changed(1, {2: "int two = 2;"}, speed=0.97),
+        checkout.changed(2, {2: "int zwei = 2;"}, speed=0.98),
+        *(past(n, DROP, notes={"kind": IMPROVE, "parents": [1]}) for n in range(3, 12)),
+    ]
+    fresh, used = (
+        Counter(
+            each.parents
+            for seed in range(70)
+            if (each := checkout.plan(rows, seed, ops=["norm"])).parents
+        )
+        for rows in (history[:2], history)
+    )
+    assert fresh[(1,)] > fresh[(2,)]
+    assert used[(1,)] < used[(2,)]
+
+
+def test_the_same_ledger_gives_the_same_plan_and_a_longer_one_another(checkout: Checkout) -> None:
+    history = [past(n, CRASH, paths=("csrc/scale.cpp",)) for n in range(30)]
+    assert checkout.plan(history, 3) == checkout.plan(list(history), 3)
+    assert len({checkout.plan(history[:n], 3).why for n in range(30)}) > 10
+    assert all(checkout.plan(history[:n], 3).why for n in range(30))
+
+
+def test_a_plan_on_3000_experiments_takes_less_than_a_second(checkout: Checkout) -> None:
+    rng = random.Random(0)
+    rows = []
+    for n in range(3000):
+        status = rng.choice([KEEP, DROP, REFUSE, CRASH])
+        gate = "microbench" if status == REFUSE else None
+        rows.append(past(n, status, speed=rng.uniform(0.8, 1.2), refused_by=gate, run=f"r{n % 7}"))
+    # Real ones, that conflict with each other, so that every merge is tried in vain.
+    rows += [checkout.changed(n, {2: f"int x{n};"}, speed=0.5 - n / 1e6, run="then") for n in range(4000, 4010)]  # fmt: skip
+    takes = []
+    for seed in range(8):
+        began = time.perf_counter()
+        checkout.plan(rows, seed)
+        takes.append(time.perf_counter() - began)
+    assert sorted(takes)[4] < 1.0
