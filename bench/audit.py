@@ -14,11 +14,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bench.comparison import examine
+from bench.comparison import Standard
 from bench.judge import Refused
 from bench.staging import Contents, Stage
 
-# After one comparison for each arm, as many more as begin within this time: some take 0.05 s (a norm), others 3 (a loss over 8192 words).
+# After one call, as many more as begin within this time: float64 takes 0.05 s for some (a norm), 2 for others (a loss over 8192 words).
 MORE_S = 1.0
 SAMPLED = 1 << 18  # elements of a tensor by which two answers are compared between blocks
 
@@ -50,24 +50,23 @@ class Audit:
         apart = max((_distance(other, first, self.rng) for other in others), default=0.0)
         self.seen += 1
         self.number = number
-        if apart > self.largest:
-            self.largest, self.worst = apart, self._copy(number)
-        if self.rng.random() * self.seen < 1.0:
-            self.drawn = self._copy(number)
+        largest, drawn = apart > self.largest, self.rng.random() * self.seen < 1.0
+        call = self._copy(number) if largest or drawn else None
+        if largest:
+            self.largest, self.worst = apart, call
+        if drawn:
+            self.drawn = call
         if math.isinf(apart):
             self.run()
 
     def run(self) -> None:
         """Raises Refused for the first answer that is wrong."""
         until = time.monotonic() + MORE_S
-        examined: set[str] = set()
-        for call in (self.worst, self._copy(self.number), self.drawn):
-            assert call is not None
-            for name in reversed(call.answers):
-                if name in examined and time.monotonic() > until:
-                    continue
-                examined.add(name)
-                self._examine(name, call)
+        assert self.worst is not None
+        self._examine(self.worst)
+        for call in (self._copy(self.number), self.drawn):
+            if call is not None and call is not self.worst and time.monotonic() < until:
+                self._examine(call)
 
     def _copy(self, number: int) -> _Call:
         stages = list(self.stages.values())
@@ -81,14 +80,14 @@ class Audit:
             },
         )
 
-    def _examine(self, name: str, call: _Call) -> None:
-        contents = self.contents
-        wrong, _ = examine(
-            contents.asked, contents.case, call.inputs, call.upstream, call.answers[name],
-            contents.wrt, device=self.device,
-        )  # fmt: skip
-        if wrong:
-            raise Refused("wrong", f"an output of a timed call ({name}) is wrong: {wrong}")
+    def _examine(self, call: _Call) -> None:
+        """All arms, the candidate's first."""
+        asked, case, wrt = self.contents.asked, self.contents.case, self.contents.wrt
+        standard = Standard(asked, case, call.inputs, call.upstream, wrt, device=self.device)
+        for name in reversed(call.answers):
+            wrong, _ = standard.examine(call.answers[name])
+            if wrong:
+                raise Refused("wrong", f"an output of a timed call ({name}) is wrong: {wrong}")
 
 
 def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor], rng: random.Random) -> float:

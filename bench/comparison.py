@@ -236,17 +236,3 @@ def _errors(got: Tensor, wanted: Tensor, unrounded: Tensor | None = None) -> tup
     return float(difference.norm()) / max(norm, TINY), float(difference.abs().max()) / max(
         largest, TINY
     )
-
-
-def examine(
-    contract: Contract,
-    case: Case,
-    inputs: Mapping[str, Tensor],
-    upstream: Sequence[Tensor],
-    answer: Mapping[str, Tensor],
-    wrt: Sequence[str],
-    *,
-    device: str,
-) -> tuple[str, dict[str, float]]:
-    """One answer by a Standard made for it."""
-    return Standard(contract, case, inputs, upstream, wrt, device=device).examine(answer)
