@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from scripted_model import Scripted, call, calls, insist, says, texts
+from scripted_model import Scripted, call, calls, insist, texts
 
 from agent.research.compaction import AIM, KEEP_TURNS, LEFT_OUT, compact
-from agent.research.messages import Prompt, Results, Tool, ToolResult, Turn, User
+from agent.research.messages import Prompt, Reply, Results, Tool, ToolResult, Turn, User
 
 MODEL = Scripted()
 TOOLS = (Tool("read", "Read a file.", {"type": "object"}),)
@@ -75,7 +75,7 @@ def test_turns_go_once_results_are_not_enough_and_go_again_later() -> None:
     prompt = Prompt(("rules",), TOOLS, (FIRST,))
     for number in range(60):
         said, results = exchange(number, 100)
-        assert isinstance(said, type(says("")))
+        assert isinstance(said, Reply)
         long = calls(*said.calls, text="thinking aloud " * 300)
         prompt = Prompt(prompt.system, prompt.tools, (*prompt.turns, long, results))
         prompt, tokens = compact(prompt, 15_000, MODEL.count)

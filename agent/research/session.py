@@ -126,7 +126,7 @@ class Session:
         left = self.bounds.repairs - self.repairs
         said = (
             f"Refused by the gate `{refusal.name}`: {refusal.reason[:MAX_REASON]}\n\n"
-            f"Mend it in the draft and submit again, with the same idea; {left} more repairs are possible after this one."
+            f"Mend it in the draft and submit again, with the same idea. Repairs left after this one: {left}."
         )
         unrun = [ToolResult(c.id, "not run: it came after a submission", True) for c in after]
         self._tell((*done.results, ToolResult(submit.id, said, True), *unrun))
