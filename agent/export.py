@@ -75,9 +75,11 @@ def _line(past: Past, repository: Repository) -> dict[str, Any]:
         "proposer": past.proposer,
         "model": past.model,
     }
+    if past.commit == past.parent:
+        reason = past.outcome.reason.removeprefix("no proposal: ")
+        return row | {"gave_up": reason or "no reason given"}
     changes = repository.changes(past.parent, past.commit)
-    if not changes:
-        return row | {
-            "gave_up": past.outcome.reason.removeprefix("no proposal: ") or "no reason given"
-        }
-    return row | {"files": {c.path: None if c.after is None else c.text() for c in changes}}
+    paths = past.paths or tuple(change.path for change in changes)
+    present = set(repository.files(past.commit, paths))
+    texts = {p: repository.read(past.commit, p) if p in present else None for p in paths}
+    return row | {"files": texts}
