@@ -180,6 +180,14 @@ class Ledger:
         """Put a mended proposal in the place of the one that a gate refused; the gates' results stay."""
         self._update(experiment, _proposed(proposal, commit, patch, patch_hash, sketch))
 
+    def bill_experiment(
+        self, experiment: int, cost_usd: float, tokens_in: int, tokens_out: int
+    ) -> None:
+        """What it has cost by now, where a repair came to nothing."""
+        self._update(
+            experiment, {"cost_usd": cost_usd, "tokens_in": tokens_in, "tokens_out": tokens_out}
+        )
+
     def rebase_experiment(self, experiment: int, parent: str, commit: str, patch: str) -> None:
         """The same proposal, now on another incumbent."""
         self._update(experiment, {"parent": parent, "commit_hash": commit, "patch": patch})

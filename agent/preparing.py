@@ -214,7 +214,9 @@ class Preparing:
                 results = self._gates(number, candidate, earlier)
                 refusal = results[-1] if results and not results[-1].passed else None
                 mended = (
-                    self._mended(parent, proposal, refusal) if refusal and repairs_left else None
+                    self._mended(number, parent, proposal, refusal)
+                    if refusal and repairs_left
+                    else None
                 )
                 if refusal is None or mended is None:
                     break
@@ -241,13 +243,19 @@ class Preparing:
         return results
 
     def _mended(
-        self, parent: str, proposal: Proposal, refusal: GateResult
+        self, number: int, parent: str, proposal: Proposal, refusal: GateResult
     ) -> tuple[Proposal, str] | None:
         """What the proposer makes of a refusal, and its commit; None if it gives up, or nothing came of it."""
         try:
             mended = self.proposer.repair(proposal, refusal)
             commit = self.workspace.commit(parent, mended) if mended is not None else ""
-        except (NoProposal, BudgetSpent, GitError) as nothing:
+        except NoProposal as nothing:
+            self.ledger.bill_experiment(
+                number, nothing.cost_usd, nothing.tokens_in, nothing.tokens_out
+            )
+            self.screen.say(f"  not mended: {nothing.reason}")
+            return None
+        except (BudgetSpent, GitError) as nothing:
             self.screen.say(f"  not mended: {nothing}")
             return None
         if mended is None:
