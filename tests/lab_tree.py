@@ -124,10 +124,13 @@ class Rules:
 
     def profile(self, op: str | None, tree: Path, beside: Path | None = None) -> Mapping[str, Any]:
         self.calls.append(f"profile {op}")
-        row = {"name": op or "scale", "op": op or "scale", "calls": 1, "limit_ms": 0.25}
         ms = 1 / constant(tree, "csrc/scale.cpp", "kRows")
-        row |= {"ms": ms, "share": 0.5, "percent_of_limit": 25.0 / ms, "case": "x[4]"}
-        return {"of": op or "a training step", "step_ms": 2.0, "rows": [row]}
+        row = {"name": "scale", "ms": ms, "limit_ms": 0.25, "percent_of_limit": 25 / ms}
+        if op is None:
+            row |= {"op": "scale", "calls": 1, "share": 0.5}
+            return {"of": "a training step", "device": "cpu", "step_ms": 2 * ms, "rows": [row]}
+        row |= {"name": "torch", "tree": "draft", "default": True, "case": "x[4] float32"}
+        return {"of": op, "device": "cpu", "rows": [row | {"quartiles_ms": [ms, ms]}]}
 
     def inspect(self, op: str, tree: Path) -> Mapping[str, Any]:
         self.calls.append(f"inspect {op}")

@@ -16,7 +16,7 @@ from typing import Any
 
 from agent import gates, surface
 from agent.judging import Unfit
-from agent.machine import CORES, DEVICE, NOTHING
+from agent.machine import CORES, DEVICE
 from agent.proposers import Context, Workshop
 from agent.research import answers
 from agent.research.draft import Draft, Mistake, lines_of
@@ -25,7 +25,7 @@ from agent.research.messages import ToolCall, ToolResult
 
 SEARCH_S = 5.0
 MAX_MATCHES = 200
-_CHECKS = ((NOTHING, ("scope", "static")), (CORES, ("build",)), (DEVICE, ("correctness",)))
+CHECKED = ("scope", "static", "build", "correctness")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,15 @@ class Toolbox:
         self._used: Counter[str] = Counter()
         self._ops = workshop.judge.ops()
         self._references = _references(workshop, context)
+        ledger, run = workshop.ledger, workshop.run
+        # As of now: a proposal of this session that comes back for a repair is no duplicate of itself.
+        self._judged_as = gates.Context(
+            workshop.judge,
+            context.op,
+            ledger.patch_numbers(run),
+            ledger.sketches(run),
+            ops=self._ops,
+        )
         editable = surface.describe(draft.target, draft.op)
         self.tools = menu(self._limits, self._ops, editable)
 
@@ -136,22 +145,11 @@ class Toolbox:
 
     def _check(self) -> str:
         self._require_change()
-        candidate = self._draft.candidate()
-        ledger, run = self._workshop.ledger, self._workshop.run
-        context = gates.Context(
-            self._workshop.judge,
-            self._context.op,
-            ledger.patch_numbers(run),
-            ledger.sketches(run),
-            ops=self._ops,
-        )
-        results = []
-        for uses, names in _CHECKS:
-            steps = [(name, gate) for name, gate in gates.GATES if name in names]
-            with self._workshop.machine.hold(uses):
-                results += list(gates.run(candidate, context, steps))
-            if not results[-1].passed:
-                raise Mistake(answers.gates(results))
+        steps = [(name, gate) for name, gate in gates.GATES if name in CHECKED]
+        candidate, machine = self._draft.candidate(), self._workshop.machine
+        results = list(gates.run(candidate, self._judged_as, steps, machine=machine))
+        if not results[-1].passed:
+            raise Mistake(answers.gates(results))
         return answers.gates(results)
 
     def _inspect(self, op: str) -> str:
