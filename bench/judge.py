@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
 import secrets
 import socket
@@ -23,15 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench import sandbox
+from bench import device_memory, sandbox
 from bench.contracts import Case, Input
-from bench.protocol import Channel, ProtocolError, describe, view
+from bench.mirror import Memory, Mirror
+from bench.protocol import MARK, Channel, Mapped, ProtocolError, describe, view
 from bench.sandbox import processes
 from bench.sandbox.limits import Limits
 
 ARENA_BYTES = 4 << 30  # sparse: only the pages that are touched exist
 ALIGN = 64
 GAP = 256  # bytes between tensors at least: a red zone
+START_S = 120.0  # until a runner has started and imported torch
 CACHE = Path(__file__).resolve().parent.parent / ".lab" / "cache"
 
 Where = dict[str, Any]
@@ -46,14 +47,20 @@ class Refused(Exception):
 
 
 class Arena:
-    """Memory that judge and runner share; the judge places tensors in it one after another and forgets them with `reset`."""
+    """Memory that judge and runner share; the judge places tensors in it one after another and forgets them with `reset`.
+
+    It is shared memory, which both map; or, with a mirror, the judge's image of memory on a device. There a view holds what was in that
+    memory when the view was asked for: after a request, ask for it again.
+    """
 
     def __init__(self, size: int = ARENA_BYTES) -> None:
         self.fd = os.memfd_create("lab-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, size)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        self.memory = mmap.mmap(self.fd, size)
-        self._size = size
+        self._mapped = Mapped(self.fd)
+        self.memory = self._mapped.memory
+        self.mirror: Mirror | None = None
+        self.size = size
         self.used = 0
 
     def reset(self) -> None:
@@ -61,9 +68,23 @@ class Arena:
 
     def bytes(self, start: int, end: int) -> Tensor:
         """The memory itself, from byte to byte."""
-        if end <= start:
-            return torch.empty(0, dtype=torch.uint8)
-        return torch.frombuffer(self.memory, dtype=torch.uint8, count=end - start, offset=start)
+        if self.mirror is not None:
+            self.mirror.need(start, end)
+        return self._mapped.bytes(start, end)
+
+    def written(self, start: int, end: int) -> None:
+        """Bytes were written through `memory` itself, and not through a view."""
+        if self.mirror is not None:
+            self.mirror.written(start, end)
+
+    def reflect(self, memory: Memory) -> None:
+        """From now on be the image of a memory on a device."""
+        self.mirror = Mirror(memory, self._mapped)
+
+    def hand_over(self) -> None:
+        """A request goes out; the runner sees what was written."""
+        if self.mirror is not None:
+            self.mirror.send()
 
     def place(
         self,
@@ -80,8 +101,8 @@ class Arena:
         itemsize = getattr(torch, dtype).itemsize
         start = self.used + skew * itemsize
         self.used = -(-(start + span * itemsize + GAP) // ALIGN) * ALIGN
-        if self.used > self._size:
-            raise MemoryError(f"the arena of {self._size >> 20} MiB is too small for this request")
+        if self.used > self.size:
+            raise MemoryError(f"the arena of {self.size >> 20} MiB is too small for this request")
         return describe(dtype, shape, strides, start)
 
     def place_input(self, wanted: Input) -> Where:
@@ -90,14 +111,20 @@ class Arena:
         )
 
     def view(self, where: Where) -> Tensor:
-        return view(self.memory, where)
+        return view(self, where)
 
     def close(self) -> None:
         os.close(self.fd)  # the mapping goes with the last tensor that views it
+        if self.mirror is not None:
+            self.mirror.memory.close()
 
 
 class Judge:
-    """One runner process on one tree. Context manager: leaving it kills the runner and everything it started."""
+    """One runner process on one tree. Context manager: leaving it kills the runner and everything it started.
+
+    memory: device memory in which tensors are lent; by default, and where this machine or its sandbox refuses, they are lent in shared
+    memory and the runner copies them to its device. `lends` says which, and why.
+    """
 
     def __init__(
         self,
@@ -108,20 +135,23 @@ class Judge:
         poison: bool = False,
         limits: Limits | None = None,
         layers: Collection[str] | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.tree = tree.resolve()
         self.device = device
-        self.arena = Arena()
+        self.arena = Arena(ARENA_BYTES if memory is None else memory.size)
+        self.lends = ""  # in words, once a first request has been asked
+        self._memory = memory
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours)
         try:
             self._sandbox = sandbox.start(
                 "runner",
-                [str(theirs.fileno()), str(self.arena.fd), device],
+                [str(theirs.fileno()), device],
                 tree=self.tree,
                 cache=CACHE,
                 cache_writable=cache_writable,
-                pass_fds=(theirs.fileno(), self.arena.fd),
+                pass_fds=(theirs.fileno(),),
                 device=device,
                 poison=poison,
                 limits=limits,
@@ -157,6 +187,50 @@ class Judge:
         **request: Any,
     ) -> dict[str, Any]:
         """Send one request and wait for its answer. Raises Refused on an error answer, a time-out, a crash or a malformed line."""
+        if not self.lends:
+            self.lends = self._lend()
+        self.arena.hand_over()
+        return self._exchange(do, timeout, fd, progress, request)
+
+    def _lend(self) -> str:
+        """Give the runner, which has loaded nothing of the candidate's yet, the memory in which tensors will lie. In words, how."""
+        why = ""
+        if self._memory is not None:
+            try:
+                self._lend_on_device(self._memory)
+                return self._memory.words
+            except device_memory.Unavailable as unavailable:
+                self._memory.close()
+                why = f", and the runner copies: no {self._memory.words} here: {unavailable}"
+        lent = {"memory": "shared", "bytes": self.arena.size}
+        self._exchange("lend", START_S, self.arena.fd, None, lent)
+        return f"shared memory{why}"
+
+    def _lend_on_device(self, memory: Memory) -> None:
+        """Raises Unavailable where the judge cannot export it, the runner cannot open it, or what it opens is something else."""
+        offer, fd = memory.offer()
+        mark = secrets.token_bytes(MARK)
+        memory.write(0, torch.tensor(list(mark), dtype=torch.uint8))
+        memory.settle()
+        try:
+            answer = self._exchange("lend", START_S, fd, None, offer)
+        except Refused as refused:
+            if refused.kind != device_memory.Unavailable.__name__:
+                raise
+            reason = str(refused).strip().splitlines()[-1]
+            raise device_memory.Unavailable(f"in the sandbox, {reason}") from None
+        if answer.get("seen") != mark.hex():
+            raise device_memory.Unavailable("what the runner opened is another memory")
+        self.arena.reflect(memory)
+
+    def _exchange(
+        self,
+        do: str,
+        timeout: float,
+        fd: int | None,
+        progress: Callable[[dict[str, Any]], None] | None,
+        request: Mapping[str, Any],
+    ) -> dict[str, Any]:
         nonce = secrets.token_hex(8)
         deadline = time.monotonic() + timeout
         try:

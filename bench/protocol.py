@@ -1,6 +1,7 @@
-"""The wire between judge and runner: one line of JSON a message, over a socket pair; tensors lie in an arena that both map.
+"""The wire between judge and runner: one line of JSON a message, over a socket pair; tensors lie in memory that both map.
 
-The judge owns the arena (a sealed memfd) and says where each tensor lies; the runner only ever receives offsets, shapes and strides.
+The judge owns that memory, lends it once (a sealed memfd as a descriptor, or the handle of a GPU's memory as text), and says where each
+tensor lies; the runner only ever receives offsets, shapes and strides.
 Answers are plain JSON of bounded length that repeat the request's nonce; what comes unasked is a breach. Nothing is ever unpickled.
 This file is read on both sides, so it holds the format alone: no references, no tolerances.
 """
@@ -12,12 +13,13 @@ import json
 import mmap
 import socket
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 MAX_LINE = 1 << 20
+MARK = 32  # bytes by which the runner shows that it sees the memory it was lent
 DTYPES = ("float32", "bfloat16", "float16", "float64", "int64", "uint16", "uint32", "int32")
 
 
@@ -81,12 +83,38 @@ def describe(
     return {"dtype": dtype, "shape": list(shape), "strides": list(strides), "offset": offset}
 
 
-def view(arena: mmap.mmap | memoryview, where: Mapping[str, Any]) -> Tensor:
+class Region(Protocol):
+    """Memory in which tensors lie."""
+
+    def bytes(self, start: int, end: int) -> Tensor:
+        """Its bytes from `start` to `end` as uint8, without a copy and with nothing else in the storage. Raises ValueError outside of it."""
+        ...
+
+
+class Mapped:
+    """A Region of shared memory, mapped from its descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self.memory = mmap.mmap(fd, 0)
+
+    def bytes(self, start: int, end: int) -> Tensor:
+        if not 0 <= start <= end <= len(self.memory):
+            raise ValueError(f"bytes {start} to {end} of a memory of {len(self.memory)}")
+        if start == end:
+            return torch.empty(0, dtype=torch.uint8)
+        return torch.frombuffer(self.memory, dtype=torch.uint8, count=end - start, offset=start)
+
+
+def extent(where: Mapping[str, Any]) -> tuple[int, int]:
+    """The bytes that the tensor at `where` spans: first, and behind the last."""
+    start: int = where["offset"]
+    if 0 in where["shape"]:
+        return start, start
+    span = 1 + sum((n - 1) * s for n, s in zip(where["shape"], where["strides"], strict=True))
+    return start, start + span * getattr(torch, where["dtype"]).itemsize
+
+
+def view(region: Region, where: Mapping[str, Any]) -> Tensor:
     """The tensor that lies at `where`, without a copy."""
-    dtype = getattr(torch, where["dtype"])
-    shape, strides = where["shape"], where["strides"]
-    if 0 in shape:
-        return torch.empty(shape, dtype=dtype)
-    span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-    flat = torch.frombuffer(arena, dtype=dtype, count=span, offset=where["offset"])
-    return flat.as_strided(shape, strides)
+    flat = region.bytes(*extent(where)).view(getattr(torch, where["dtype"]))
+    return flat.as_strided(where["shape"], where["strides"])

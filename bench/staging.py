@@ -21,6 +21,7 @@ from torch import Tensor
 from bench.contracts import Case, Contract, Input
 from bench.examination import result_shapes
 from bench.judge import Arena, place_call
+from bench.protocol import extent
 
 PAGE = 4096
 CHANGED = 512
@@ -76,13 +77,15 @@ class Stage:
         ]
         shared = {name: placed[0][name] for name in ("outputs", "gradients")}
         self.calls: list[dict[str, Any]] = [{**call, **shared} for call in placed]
+        self._lent = [_lent(call) for call in placed]
         self._memory = np.frombuffer(arena.memory, np.uint8)
 
     def fill(self, seed: int) -> None:
         """All sets anew."""
         rng = random.Random(seed)
-        for call in self.calls:
+        for call, lent in zip(self.calls, self._lent, strict=True):
             self._replace(call, rng)
+            self.arena.written(*lent)
 
     def change(self, sets: Sequence[int], seed: int) -> None:
         """New contents for these sets, the same for the same seed."""
@@ -90,11 +93,13 @@ class Stage:
         for i in sets:
             for tensor, pool, itemsize in self._tensors(self.calls[i]):
                 _change(tensor, pool, itemsize, rng)
+            self.arena.written(*self._lent[i])
         self._replace(self.calls[rng.choice(sets)], rng)
 
     def poison(self) -> None:
         """NaN where the results will lie."""
         for where in self._results():
+            self.arena.written(*extent(where))
             self.arena.view(where).fill_(float("nan"))
 
     def answer(self) -> dict[str, Tensor]:
@@ -123,15 +128,19 @@ class Stage:
         for where, pool, itemsize in zip(
             places, self.contents.pools, self.contents.itemsizes, strict=True
         ):
-            steps = zip(where["shape"], where["strides"], strict=True)
-            span = itemsize * (1 + sum((n - 1) * s for n, s in steps))
-            found.append((self._memory[where["offset"] : where["offset"] + span], pool, itemsize))
+            found.append((self._memory[slice(*extent(where))], pool, itemsize))
         return found
 
     def _replace(self, call: Mapping[str, Any], rng: random.Random) -> None:
         for tensor, pool, itemsize in self._tensors(call):
             start = _start(pool, len(tensor), itemsize, rng)
             tensor[:] = pool[start : start + len(tensor)]
+
+
+def _lent(call: Mapping[str, Any]) -> tuple[int, int]:
+    """The bytes of a set's inputs, which lie behind each other."""
+    spans = [extent(where) for where in (*call["inputs"].values(), *call["upstream"])]
+    return min(start for start, _ in spans), max(end for _, end in spans)
 
 
 def _change(tensor: Bytes, pool: Bytes, itemsize: int, rng: random.Random) -> None:

@@ -1,7 +1,7 @@
 """The only process that imports candidate code. It fills the judge's buffers and answers plain JSON; it decides nothing.
 
 Requests (`do`), each answered once with {"nonce", "ok", ...}; those of a call are in calls.py, of a measurement in
-blocks.py, of a trial in training.py, of a recording in recording.py, of advice in profiling.py and inspecting.py, and here
+blocks.py, of memory in lending.py, of a trial in training.py, of a recording in recording.py, of advice in profiling.py and inspecting.py, and here
 
     load      {tree, op?}                        put the tree on the path, import kernels.<op>        -> {implementations, default}
     state     {}                                 what of the process's state has changed since before the import  -> {changed}
@@ -11,7 +11,6 @@ blocks.py, of a trial in training.py, of a recording in recording.py, of advice 
 
 from __future__ import annotations
 
-import mmap
 import socket
 import sys
 import time
@@ -35,14 +34,15 @@ LAST_FRAMES = 4  # of a traceback: those of the candidate, not ours
 
 
 class Runner:
-    def __init__(self, channel: Channel, arena: mmap.mmap, device: str) -> None:
-        lent = Lent(arena, device)
+    def __init__(self, channel: Channel, device: str) -> None:
+        self.lent = lent = Lent(device)
         self.channel = channel
         self.device = lent.device
         self.before: dict[str, Any] = {}
         calls = Calls(lent)
         self.rooms = (
             self,
+            lent,
             calls,
             Blocks(lent, calls),
             Training(lent, channel.send),
@@ -59,6 +59,7 @@ class Runner:
             try:
                 handler = self.handler(request["do"])
                 answer.update(handler(request) if fd is None else handler(request, fd))
+                self.lent.settle()
             except Refusal as refusal:
                 answer.update(ok=False, kind="structure", error=str(refusal))
             except Exception as error:
@@ -122,10 +123,8 @@ class Runner:
 
 
 def main() -> None:
-    """`python -m bench.runner SOCKET_FD ARENA_FD DEVICE`, started by bench/sandbox/__init__.py."""
-    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
-    arena = mmap.mmap(int(sys.argv[2]), 0)
-    Runner(channel, arena, sys.argv[3]).serve()
+    """`python -m bench.runner SOCKET_FD DEVICE`, started by bench/sandbox/__init__.py."""
+    Runner(Channel(socket.socket(fileno=int(sys.argv[1]))), sys.argv[2]).serve()
 
 
 if __name__ == "__main__":

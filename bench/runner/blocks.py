@@ -37,7 +37,6 @@ class Blocks:
                     self.lent.copy_out(results, call["outputs"], "result")
                     if backward:
                         self.lent.copy_out(gradients, call["gradients"], "gradient")
-        self._wait()
         return {}
 
     def do_stage(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,9 +50,4 @@ class Blocks:
                 for value in (*arguments.values(), *upstream):
                     if isinstance(value, Tensor):
                         value.sum()
-        self._wait()
         return {}
-
-    def _wait(self) -> None:
-        if self.lent.device.type == "cuda":
-            torch.cuda.synchronize()

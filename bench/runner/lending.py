@@ -1,18 +1,28 @@
-"""The runner's side of the arena: the judge's buffers as tensors of the device, and results written into them after a look at their form."""
+"""The runner's side of the arena: the judge's buffers as tensors of the device, and results written into them after a look at their form.
+
+lend      {memory: "shared", bytes} and a descriptor, or {memory: "cuda", handle, bytes}: open it; the first request of all     -> {seen}
+
+`seen` are the first MARK bytes, as hex: proof for the judge that both look at the same memory.
+"""
 
 from __future__ import annotations
 
-import mmap
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench.protocol import view
+from bench import device_memory
+from bench.protocol import MARK, Mapped, Region, view
 
 # Bound before any candidate is imported: what it may put in their place does not run here.
 _copy, _detach = Tensor.copy_, Tensor.detach
+_start: Callable[[], None] = torch.cuda.init
+_wait_for_device: Callable[[], None] = getattr(
+    torch._C, "_cuda_synchronize", _start
+)  # there where CUDA is
 _modes = (torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack)
 
 
@@ -21,14 +31,29 @@ class Refusal(Exception):
 
 
 class Lent:
-    """The arena as one runner sees it."""
+    """The arena as one runner sees it: memory of the device, or shared memory from which tensors are copied to the device."""
 
-    def __init__(self, arena: mmap.mmap, device: str) -> None:
-        self.arena = arena
+    def __init__(self, device: str) -> None:
         self.device = torch.device(device)
+        if self.device.type == "cuda":
+            _start()  # where it is nobody's time
+        self.memory: Region
+
+    def do_lend(self, request: Mapping[str, Any], fd: int | None = None) -> dict[str, Any]:
+        if fd is None:
+            self.memory = device_memory.opened(request["handle"], request["bytes"])
+        else:
+            self.memory = Mapped(fd)
+            os.close(fd)
+        return {"seen": bytes(self.memory.bytes(0, MARK).tolist()).hex()}
 
     def read(self, where: Mapping[str, Any]) -> Tensor:
-        return view(self.arena, where).to(self.device)
+        return view(self.memory, where).to(self.device)
+
+    def settle(self) -> None:
+        """Return when the device has done all that it was asked for."""
+        if self.device.type == "cuda":
+            _wait_for_device()
 
     def copy_out(
         self,
@@ -66,4 +91,4 @@ class Lent:
                 raise Refusal(
                     f"{what} {i}: expected a {self.device.type} tensor, got {tensor.device.type}"
                 )
-            _copy(view(self.arena, where), _detach(tensor))
+            _copy(view(self.memory, where), _detach(tensor))

@@ -28,7 +28,7 @@ from bench.sandbox.watchdog import Watchdog
 BENCH = Path(__file__).resolve().parent.parent
 # Copied for the runner, which sees nothing else of bench: what it is, and what confines it.
 RUNNER_FILES = (
-    *("protocol.py", "aot.py"),
+    *("protocol.py", "device_memory.py", "aot.py"),
     *(f"runner/{path.name}" for path in sorted((BENCH / "runner").glob("*.py"))),
     *(f"sandbox/{name}.py" for name in ("confine", "linux", "namespaces", "landlock", "seccomp")),
 )
