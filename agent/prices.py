@@ -7,7 +7,7 @@ import functools
 import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,17 @@ def find(model: str) -> Entry | None:
 def traits_of(model: str) -> Traits:
     entry = find(model)
     return entry.traits if entry else Traits()
+
+
+def tell_unlisted(models: Iterable[str], say: Callable[[str], None]) -> None:
+    """Say what is taken for granted of the models that the table does not have."""
+    for model in models:
+        if find(model) is None:
+            traits = Traits()
+            say(
+                f"{model} is not in {TABLE.name}: taken to have a window of {traits.window:,} tokens and answers of up to "
+                f"{traits.max_output:,}"
+            )
 
 
 def price_of(model: str, given: Sequence[str] = ()) -> Price:

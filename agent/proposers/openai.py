@@ -6,32 +6,23 @@ estimated, and said so), number no tool calls, or answer whole instead of in a s
 
 from __future__ import annotations
 
-import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from agent import prices
 from agent.lab import Unusable
 from agent.proposers import Workshop
-from agent.research import wire
+from agent.research import chat_wire, wire
 from agent.research.messages import (
-    CUT,
-    END,
-    MAX_TOKENS,
-    REFUSAL,
-    TOOLS,
     ModelUnusable,
     Prompt,
     Rejected,
     Reply,
-    Results,
     Tool,
-    ToolCall,
     Transient,
-    Turn,
     Usage,
     User,
 )
@@ -48,14 +39,6 @@ SILENCE_S = (
 )
 CONNECT_S = 10.0
 LISTED = 12  # models that a message names
-STOPS = {
-    "stop": END,
-    "tool_calls": TOOLS,
-    "function_call": TOOLS,
-    "length": MAX_TOKENS,
-    "content_filter": REFUSAL,
-}
-THOUGHTS = ("reasoning_content", "reasoning")  # which some servers want back with the calls
 TRY = Prompt(
     (),
     (Tool("yes", "Say yes.", {"type": "object", "properties": {}, "additionalProperties": False}),),
@@ -69,6 +52,7 @@ def create(workshop: Workshop) -> Researcher:
 
     settings, url = workshop.settings, workshop.settings.base_url or OPENAI
     names = settings.models or (DEFAULT_MODEL if url == OPENAI else only_model(url),)
+    prices.tell_unlisted(names, workshop.screen.say)
     models = [ChatModel(name, url, stop=workshop.stop, say=workshop.screen.say) for name in names]
     return Researcher(NAME, workshop, models)
 
@@ -153,180 +137,67 @@ class ChatModel:
         import httpx2
 
         body = self._body(prompt, max_output)
-        heard = _Heard()
+        answer = chat_wire.Answer()
         try:
             for chunk in self._stream(body):
-                heard.take(chunk)
+                self._take(answer, chunk)
                 if chunk.get("error"):
-                    raise self._line.failed(200, chunk, {}, self._billed(heard, body))
+                    raise self._line.failed(200, chunk, {}, self._billed(answer, body))
                 if self._stop.is_set():
-                    billed = self._billed(heard, body)
+                    billed = self._billed(answer, body)
                     raise Transient("the run was stopped in an answer", billed=billed)
         except httpx2.TransportError as error:
-            raise self._line.broken(error, self._billed(heard, body)) from None
-        if heard.usage is None and self._told:
+            raise self._line.broken(error, self._billed(answer, body)) from None
+        if answer.usage is None and self._told:
             self._told = False
             self._say(f"{self.name} does not tell what it uses: its tokens are estimated")
-        return heard.reply(self._usage(heard, body))
+        return answer.reply(self._usage(answer, body))
 
     def _stream(self, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         """The chunks of an answer; {} for its end. A server that does not stream sends one."""
-        with self._client.stream("POST", f"{self._url}/chat/completions", json=body) as answer:
-            if not answer.is_success:
-                raise self._line.failed(answer.status_code, answer.read(), answer.headers)
-            if "event-stream" not in answer.headers.get("content-type", ""):
-                yield self._chunk(answer.read().decode(errors="replace"))
+        with self._client.stream("POST", f"{self._url}/chat/completions", json=body) as response:
+            if not response.is_success:
+                raise self._line.failed(response.status_code, response.read(), response.headers)
+            if "event-stream" not in response.headers.get("content-type", ""):
+                yield self._chunk(response.read().decode(errors="replace"))
                 return
-            for line in answer.iter_lines():
+            for line in response.iter_lines():
                 if line.startswith("data:"):
                     data = line.removeprefix("data:").strip()
                     yield {} if data == "[DONE]" else self._chunk(data)
+
+    def _take(self, answer: chat_wire.Answer, chunk: Mapping[str, Any]) -> None:
+        try:
+            answer.take(chunk)
+        except (AttributeError, KeyError, TypeError) as error:
+            shape = self._line.clean(
+                f"{self._url} sent a chunk of another shape ({error}): {chunk}"
+            )
+            raise Transient(shape) from None
 
     def _chunk(self, text: str) -> dict[str, Any]:
         chunk, problem = wire.arguments(text)
         return {"error": f"a chunk that is {problem}"} if chunk is None else dict(chunk)
 
-    def _billed(self, heard: _Heard, body: Mapping[str, Any]) -> Usage | None:
+    def _billed(self, answer: chat_wire.Answer, body: Mapping[str, Any]) -> Usage | None:
         """What an answer that broke off will be billed for; None if it had not begun."""
-        return self._usage(heard, body) if heard.began else None
+        return self._usage(answer, body) if answer.began else None
 
-    def _usage(self, heard: _Heard, body: Mapping[str, Any]) -> Usage:
+    def _usage(self, answer: chat_wire.Answer, body: Mapping[str, Any]) -> Usage:
         """What the server says it used, or an estimate."""
-        prompt = wire.size(body)
-        if heard.usage is None:
-            return Usage(self._gauge.tokens(prompt), self._gauge.tokens(heard.bytes))
-        told = heard.usage
-        details = told.get("prompt_tokens_details") or {}
-        total = int(told.get("prompt_tokens") or 0)
-        read = int(details.get("cached_tokens") or told.get("prompt_cache_hit_tokens") or 0)
-        written = int(details.get("cache_write_tokens") or 0)
-        self._gauge.learn(prompt, total)
-        rest = max(0, total - read - written)
-        return Usage(rest, int(told.get("completion_tokens") or 0), read, written)
+        size = wire.size(body)
+        if answer.usage is None:
+            return Usage(self._gauge.tokens(size), self._gauge.tokens(answer.bytes))
+        usage = chat_wire.used(answer.usage)
+        self._gauge.learn(size, usage.input + usage.cache_read + usage.cache_write)
+        return usage
 
     def _body(self, prompt: Prompt, max_output: int) -> dict[str, Any]:
-        body: dict[str, Any] = {
+        return {
             "model": self.name,
-            "messages": _messages(prompt),
             "stream": True,
             "stream_options": {"include_usage": True},
             self._limit: max_output,
             **self._request,
+            **chat_wire.body(prompt),
         }
-        if prompt.tools:
-            body["tools"] = [
-                {
-                    "type": "function",
-                    "function": {
-                        "name": tool.name,
-                        "description": tool.description,
-                        "parameters": dict(tool.schema),
-                    },
-                }
-                for tool in prompt.tools
-            ]
-        return body
-
-
-def _messages(prompt: Prompt) -> list[dict[str, Any]]:
-    system = "\n\n".join(prompt.system)
-    messages: list[dict[str, Any]] = [{"role": "system", "content": system}] if system else []
-    for turn in prompt.turns:
-        messages.extend(_turn(turn))
-    return messages
-
-
-def _turn(turn: Turn) -> list[dict[str, Any]]:
-    if isinstance(turn, User):
-        return [{"role": "user", "content": turn.text}]
-    if isinstance(turn, Results):
-        note = [{"role": "user", "content": turn.note}] if turn.note else []
-        return [*map(_result, turn.results), *note]
-    return [dict(turn.raw) if turn.raw is not None else _assistant(turn.text, turn.calls)]
-
-
-def _result(result: Any) -> dict[str, Any]:
-    """There is no field for an error, so its text says that it is one."""
-    text = f"error: {result.text}" if result.is_error else result.text
-    return {"role": "tool", "tool_call_id": result.id, "content": text}
-
-
-def _assistant(text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": "assistant", "content": text}
-    if calls:
-        message["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": json.dumps(call.arguments or {})},
-            }
-            for call in calls
-        ]
-    return message
-
-
-class _Heard:
-    """What has come of an answer so far."""
-
-    def __init__(self) -> None:
-        self.usage: Mapping[str, Any] | None = None
-        self.began = self.done = False  # by its first choice; by its stop or its [DONE]
-        self.bytes = 0  # of text, thoughts and arguments
-        self._stop: str | None = None
-        self._text = ""
-        self._refused = False
-        self._thoughts: dict[str, str] = {}
-        self._calls: list[dict[str, Any]] = []  # index, id, name, arguments as they were written
-
-    def take(self, chunk: Mapping[str, Any]) -> None:
-        self.done = self.done or not chunk
-        self.usage = chunk.get("usage") or self.usage
-        for choice in (chunk.get("choices") or [])[:1]:
-            self.began = True
-            self._delta(choice.get("delta") or choice.get("message") or {})
-            if choice.get("finish_reason"):
-                self._stop, self.done = choice["finish_reason"], True
-
-    def _delta(self, delta: Mapping[str, Any]) -> None:
-        text = delta.get("content") or ""
-        self._text += text
-        self._refused = self._refused or bool(delta.get("refusal"))
-        self.bytes += len(text.encode())
-        for name in THOUGHTS:
-            if thought := delta.get(name):
-                self._thoughts[name] = self._thoughts.get(name, "") + thought
-                self.bytes += len(thought.encode())
-        for part in delta.get("tool_calls") or ():
-            self._part(part)
-
-    def _part(self, part: Mapping[str, Any]) -> None:
-        """A call, or more of one: of the last with its index, or of the last of all where there is none; a new id is a new call."""
-        function = part.get("function") or {}
-        index, id_ = part.get("index"), part.get("id")
-        call = next(
-            (c for c in reversed(self._calls) if index is None or c["index"] == index), None
-        )
-        if call is None or (id_ and call["id"] and id_ != call["id"]):
-            call = {"index": index, "id": "", "name": "", "arguments": ""}
-            self._calls.append(call)
-        call["id"] = call["id"] or id_ or ""
-        call["name"] = call["name"] or function.get("name") or ""
-        given = function.get("arguments") or ""
-        given = given if isinstance(given, str) else json.dumps(given)
-        call["arguments"] += given
-        self.bytes += len((function.get("name") or "").encode()) + len(given.encode())
-
-    def reply(self, usage: Usage) -> Reply:
-        calls = tuple(
-            ToolCall(
-                call["id"] or f"call_{number}", call["name"], *wire.arguments(call["arguments"])
-            )
-            for number, call in enumerate(self._calls)
-        )
-        stop = STOPS.get(self._stop or "", END) if self.done else CUT
-        if self._refused:
-            stop = REFUSAL
-        elif calls and stop == END:
-            stop = TOOLS
-        raw = _assistant(self._text, calls) | self._thoughts
-        return Reply(self._text, calls, usage, stop, raw)
