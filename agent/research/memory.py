@@ -17,10 +17,14 @@ from agent.records import CRASH, DROP, KEEP, REFUSE, Past
 from agent.search import since_keep
 
 MAX_MEMORY = 7_000  # characters, about 2,000 tokens
-KEPT, NEAR, FAILED, TRIED = 2_000, 1_400, 2_000, 1_500  # characters of each section
+KEPT, NEAR, FAILED = (
+    2_000,
+    1_300,
+    2_000,
+)  # characters of a section; what was tried gets the rest of the page
 
 REASONS = 4  # a gate
-LAST = 3  # ideas an op
+LAST = range(12, 1, -1)  # ideas an op: as many as fit for all ops
 IDEA, REASON = 130, 170  # characters of a line that a hypothesis or a reason gets
 
 _NUMBERS = re.compile(r"\d[\d.,e+x%-]*")
@@ -50,9 +54,10 @@ def digest(history: Sequence[Past], target: str, op: str | None, run: str) -> st
             NEAR,
         ),
         _failed(relevant),
-        _tried(relevant),
     ]
-    return "\n\n".join([head, *filter(None, sections)])[:MAX_MEMORY]
+    page = "\n\n".join([head, *filter(None, sections)])
+    tried = _tried(relevant, MAX_MEMORY - len(page) - 2)
+    return f"{page}\n\n{tried}" if tried else page
 
 
 def _concerns(past: Past, target: str, op: str | None) -> bool:
@@ -105,7 +110,7 @@ def _failed(rows: Sequence[Past]) -> str:
         if past.outcome.status == KEEP:
             continue
         gate, reason = _ending(past), past.outcome.reason[: 2 * REASON]
-        kind = _NUMBERS.sub("#", reason)[:REASON]
+        kind = _NUMBERS.sub("#", reason[:REASON])
         reasons[gate][kind] += 1
         wording[gate, kind] = reason
     gates = sorted(reasons, key=lambda gate: -reasons[gate].total())
@@ -135,7 +140,7 @@ def _ending(past: Past) -> str:
     return "crashed" if past.paths else "no proposal"
 
 
-def _tried(rows: Sequence[Past]) -> str:
+def _tried(rows: Sequence[Past], room: int) -> str:
     """For each op, the most worked on first: how often, how it ended, the last ideas."""
     by_op: dict[str, list[Past]] = defaultdict(list)
     for past in rows:
@@ -144,15 +149,18 @@ def _tried(rows: Sequence[Past]) -> str:
         if past.paths and not is_kernel(past):
             by_op["model"].append(past)
     order = sorted(by_op, key=lambda op: (-len(by_op[op]), op))
-    lines = ("\n".join(_of_op(op, by_op[op])) for op in order)
-    return _section("Tried", lines, len(order), TRIED)
+    for last in LAST:
+        blocks = ["\n".join(_of_op(op, by_op[op], last)) for op in order]
+        if sum(len(block) + 1 for block in blocks) < room - 80:
+            break
+    return _section("Tried", blocks, len(order), room)
 
 
-def _of_op(op: str, rows: Sequence[Past]) -> Iterator[str]:
+def _of_op(op: str, rows: Sequence[Past], last: int) -> Iterator[str]:
     ends = Counter(past.outcome.status for past in rows)
     counted = ", ".join(f"{ends[s]} {s}" for s in (KEEP, DROP, REFUSE, CRASH) if ends[s])
     yield f"  {op}: {len(rows)} ({counted}); the last:"
-    for past in rows[: -LAST - 1 : -1]:
+    for past in rows[: -last - 1 : -1]:
         yield f"    {past.outcome.status}: {_short(past.hypothesis, IDEA)}"
 
 
