@@ -150,9 +150,15 @@ def test_a_thousand_files_and_a_long_agenda_stay_within_the_bound(tree: Path) ->
         assert size(system(long, limit)) <= limit * CHARACTERS
 
 
-def test_a_window_too_small_for_the_rules_is_an_error_that_says_so() -> None:
-    with pytest.raises(ValueError, match=r"expected [\d,]+ or more; use a model with a larger"):
-        system(CONTEXT, 2_000)
+def test_a_window_too_small_for_the_rules_is_an_error_that_says_what_would_do() -> None:
+    context = replace(CONTEXT, agenda="try this\n" * 50_000)
+    with pytest.raises(ValueError, match="use a model with a larger window") as said:
+        system(context, 2_000)
+    least = re.search(r"expected ([\d,]+) or more", str(said.value))
+    assert least
+    enough = int(least[1].replace(",", ""))
+    assert enough < 8_000
+    assert size(system(context, enough)) <= enough * CHARACTERS
 
 
 def test_what_the_person_brought_is_shown_first_and_named() -> None:
@@ -191,7 +197,7 @@ def test_the_first_message_says_what_to_do_and_why(kind: str) -> None:
 def test_a_draft_that_begins_elsewhere_is_announced() -> None:
     plan = Plan(IMPROVE, "rms_norm", (17,), {"csrc/rms_norm.cpp": "x"}, "a near miss")
     text = first(CONTEXT, plan, "", "")
-    assert "(id 17) in csrc/rms_norm.cpp. Call `diff` first" in text
+    assert "named above, in csrc/rms_norm.cpp. Call `diff` first" in text
     assert "Call `diff` first" not in first(CONTEXT, Plan(IMPROVE, "rms_norm"), "", "")
 
 
