@@ -213,10 +213,6 @@ class Examination:
     def where(self, impl: str | None, what: str, case: Case) -> str:
         return f"{_named(impl)}{' ' + what if what else ''}, {case.label()}"
 
-    def wide(self, cases: Sequence[Case]) -> Case:
-        """The case with the most elements: compile and autocast want a representative one."""
-        return max(cases, key=lambda c: sum(i.span() for i in c.inputs.values()))
-
 
 def result_shapes(contract: Contract, case: Case) -> Tensors:
     """Shapes and dtypes of the results, without computing them."""

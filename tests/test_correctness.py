@@ -52,7 +52,7 @@ def test_shipped_kernel_passes(op: str) -> None:
         ("eps = 1e-6; y = (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)", "wrong"),
         ("y = torch.nn.functional.rms_norm(x, (x.shape[-1],), None, eps)", "library"),
         ("y = torch.nn.Parameter(y)", "structure"),
-        ("torch.rand(1)", "state"),
+        ("torch.rand(1)", "global state"),
         ("x.mul_(2) if not x.requires_grad else None", "mutation"),
     ],
     ids=["value", "swallowed-nan", "cut-graph", "argument", "library", "graph", "global-state", "mutation"],

@@ -1,0 +1,60 @@
+"""The op under the correctness gate: what its checks share while one implementation after another is judged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from bench.comparison import Standard
+from bench.contracts import Case, Contract
+from bench.examination import Examination, Laid, Tensors
+
+
+@dataclass(frozen=True)
+class Known:
+    """A call of the trial that was answered rightly, and what float64 says of it."""
+
+    laid: Laid
+    answer: Tensors
+    standard: Standard
+
+
+@dataclass
+class Subject:
+    """`default` names the implementation that the device's choice is, `drawn` holds the cases drawn for the one at hand."""
+
+    of: Examination
+    default: str
+    drawn: list[Case] = field(default_factory=list)
+    known: list[Known] = field(default_factory=list)
+
+    @property
+    def contract(self) -> Contract:
+        return self.of.contract
+
+    @property
+    def trial(self) -> Sequence[Case]:
+        """The shapes of a training run on this device, heaviest first."""
+        return self.contract.trial[self.of.judge.device]
+
+    def differentiable(self, cases: Sequence[Case]) -> list[Case]:
+        return [c for c in cases if not c.forward_only] if self.contract.differentiable else []
+
+    def wide(self) -> Case:
+        """The drawn case with the most elements: compile and autocast want a representative one."""
+        return max(self.drawn, key=lambda c: sum(i.span() for i in c.inputs.values()))
+
+    def known_call(self, wrt: Sequence[str] | None = None) -> tuple[Laid, Standard]:
+        """One of the known calls, laid out again."""
+        known = self.of.rng.choice(self.known)
+        return self.of.again(known.laid, wrt), known.standard
+
+
+def in_dtype(dtype: str, case: Case) -> Case:
+    """A case in another floating dtype."""
+    if dtype == "int64":
+        return case
+    inputs = {
+        n: replace(i, dtype=dtype) if i.dtype != "int64" else i for n, i in case.inputs.items()
+    }
+    return replace(case, inputs=inputs)
