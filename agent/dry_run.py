@@ -1,0 +1,197 @@
+"""What a night will cost before it is begun: experiments an hour, tokens and money of a proposal, and which limit ends it first.
+
+Figures come from the ledger where it has enough of the same kind, and are assumptions where it has not; each says which. Low, expected
+and high are one kind of night each: proposers that are quick and brief, as usual, or slow and talkative. Nothing is sent anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from agent import proposers
+from agent.lab import Lab, Unusable
+from agent.pace import BASELINES, Pace, pace
+from agent.records import Settings
+from agent.screen import duration
+from agent.talk import Talk, talk
+
+CASES = ("low", "expected", "high")
+MODELS = frozenset({"anthropic", "openai"})  # proposers whose requests are counted
+
+
+@dataclass(frozen=True)
+class End:
+    """Where a limit would end the night."""
+
+    limit: str
+    experiments: float
+    hours: float
+
+
+def estimate(lab: Lab, settings: Settings) -> str:
+    """The table of a night with these settings. Raises Unusable where a model or its price is not known."""
+    name, why = _chosen(settings)
+    ledger = lab.ledger()
+    runs = [run for run in ledger.runs() if _alike(run.settings, settings)]
+    tempo = pace(settings, name, (e for run in runs for e in ledger.experiments(run.id)))
+    talks = [talk(lab, ledger, model, settings) for model in _models(name, settings)]
+    return "\n".join(
+        [
+            f"{settings.op or settings.target}, proposer {name} ({why}), trials of {settings.seconds:g} s on {settings.device}",
+            "",
+            *_pace_table(tempo),
+            *[line for talk in talks for line in ("", *_talk_table(talk))],
+            "",
+            *_night_table(settings, name, tempo, talks),
+        ]
+    )
+
+
+def _chosen(settings: Settings) -> tuple[str, str]:
+    try:
+        return proposers.choose(settings)
+    except ValueError as error:
+        raise Unusable(str(error)) from None
+
+
+def _alike(past: Settings, settings: Settings) -> bool:
+    """Whether an earlier run went at the pace of this one, as far as it is the judge's."""
+    same = ("target", "device", "seconds")
+    return all(getattr(past, name) == getattr(settings, name) for name in same)
+
+
+def _models(name: str, settings: Settings) -> Sequence[str]:
+    """The models that would be asked; none where no request is counted."""
+    if name not in MODELS or settings.models:
+        return settings.models if name in MODELS else ()
+    if settings.base_url:
+        raise Unusable(
+            "which model an endpoint has is not asked for an estimate: name it with --model"
+        )
+    from agent.proposers import anthropic, openai
+
+    return ({"anthropic": anthropic, "openai": openai}[name].DEFAULT_MODEL,)
+
+
+# ---- where it ends
+
+
+def ends(settings: Settings, tempo: Pace, interval: float, usd: float, tokens: float) -> list[End]:
+    """Where each limit that is set would end a night, the first one first.
+
+    interval: seconds from one experiment to the next. usd, tokens: of a proposal.
+    """
+    start = tempo.baseline / 3600
+    spent: tuple[tuple[str, float | None, float, float], ...] = (
+        # limit, its value, what the start takes of it, what an experiment takes
+        ("--experiments", settings.experiments, 0.0, 1.0),
+        ("--hours", settings.hours, start, interval / 3600),
+        ("--gpu-hours", settings.gpu_hours, start, tempo.device / 3600),
+        ("--usd", settings.usd, 0.0, usd),
+        ("--tokens", settings.tokens, 0.0, tokens),
+    )
+    found = []
+    for flag, limit, before, each in spent:
+        if limit is not None and each > 0:
+            count = max(0.0, (limit - before) / each)
+            found.append(End(f"{flag} {limit:g}", count, start + count * interval / 3600))
+    return sorted(found, key=lambda end: end.experiments)
+
+
+# ---- in words
+
+
+def _pace_table(tempo: Pace) -> list[str]:
+    rows = [["an experiment", "reached by", "seconds", "from"]]
+    rows += [
+        [s.name, f"{s.reached:.0%}", f"{s.seconds:,.1f}", _source(s.known)] for s in tempo.stages
+    ]
+    rows.append(["all", "", f"{tempo.judged:,.1f}", f"{tempo.device:,.1f} of them on the device"])
+    note = f"once, at the start: {duration(tempo.baseline)} for {BASELINES} trials of the incumbent"
+    return [*_table(rows, notes=True), note]
+
+
+def _talk_table(of: Talk) -> list[str]:
+    rows = [["a proposal of " + of.model, *CASES, f"from: {_source(of.known)}"]]
+
+    def row(name: str, figures: Iterable[float], form: str, note: str = "") -> None:
+        rows.append([name, *(format(figure, form) for figure in figures), note])
+
+    every = range(len(CASES))
+    price = of.price
+    used = of.usage
+    row(
+        "tokens read from the cache",
+        (u.cache_read for u in used),
+        ",",
+        f"{price.cache_read:g} USD a million",
+    )
+    row("tokens written to it", (u.cache_write for u in used), ",", f"{price.cache_write:g}")
+    row("tokens in beside it", (u.input for u in used), ",", f"{price.input:g}")
+    row("tokens out", (u.output for u in used), ",", f"{price.output:g}")
+    row("USD", map(of.usd, every), ".3f")
+    row("USD if nothing were cached", map(of.uncached, every), ".3f")
+    return _table(rows, notes=True)
+
+
+def _night_table(settings: Settings, name: str, tempo: Pace, talks: Sequence[Talk]) -> list[str]:
+    rows = [["the night", *CASES]]
+    columns = [_night(settings, tempo, talks, case) for case in range(len(CASES))]
+    labels = (
+        "proposer at work, s",
+        "experiments an hour",
+        "USD an hour",
+        "ends first by",
+        "experiments",
+        "hours",
+        "USD in all",
+    )
+    rows += [[label, *figures] for label, *figures in zip(labels, *columns, strict=True)]
+    lines = _table(rows)
+    if name == "command":
+        lines.append(
+            "what the command spends is not known before it says so, and is in none of these figures"
+        )
+    if len(talks) > 1:
+        lines.append(
+            "several models: taken to propose equally often; spending moves to the one whose proposals are kept"
+        )
+    return lines
+
+
+def _night(settings: Settings, tempo: Pace, talks: Sequence[Talk], case: int) -> list[str]:
+    """One column of the last table."""
+    interval = tempo.interval(tempo.thinking[case])
+    usd = sum(talk.usd(case) for talk in talks) / max(1, len(talks))
+    tokens = sum(talk.tokens(case) for talk in talks) / max(1, len(talks))
+    hourly = 3600 / interval
+    head = [f"{tempo.thinking[case]:,.1f}", f"{hourly:.1f}", f"{usd * hourly:.2f}"]
+    found = ends(settings, tempo, interval, usd, tokens)
+    if not found:
+        return [*head, "Ctrl-C", "", "", ""]
+    end = found[0]
+    return [
+        *head,
+        end.limit,
+        f"{end.experiments:.0f}",
+        f"{end.hours:.1f}",
+        f"{end.experiments * usd:.2f}",
+    ]
+
+
+def _source(known: int) -> str:
+    return f"{known:,} in the ledger" if known else "assumed"
+
+
+def _table(rows: Sequence[Sequence[str]], notes: bool = False) -> list[str]:
+    """Columns under each other: figures to the right; the first, and the last if it holds notes, to the left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = {0, len(widths) - 1} if notes else {0}
+    return [
+        "  ".join(
+            cell.ljust(width) if place in left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
