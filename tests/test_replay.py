@@ -89,8 +89,8 @@ def test_lines_come_in_order_and_then_nothing_is_left(tree: Path) -> None:
 
 def test_a_replayed_proposal_says_so_and_costs_nothing(tree: Path) -> None:
     proposal = proposed(replay(tree, EDITED), context(tree))
-    assert (proposal.proposer, proposal.model) == ("replay", "m-1")
-    assert proposal.notes["recorded"] == "anthropic"
+    assert (proposal.proposer, proposal.model) == ("replay", "")
+    assert proposal.notes["recorded"] == {"proposer": "anthropic", "model": "m-1"}
     assert (proposal.cost_usd, proposal.tokens_in, proposal.tokens_out) == (0.0, 0, 0)
 
 

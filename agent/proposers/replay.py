@@ -110,14 +110,16 @@ class Replay:
             return None
         self._given.add(line.number)
         if line.gave_up:
-            raise NoProposal(line.gave_up, hypothesis=line.hypothesis, model=line.model)
-        notes = {"recording": self._recording, "line": line.number, "recorded": line.source}
+            raise NoProposal(line.gave_up, hypothesis=line.hypothesis)
+        # The model stays a note: what is proposed again says nothing about what it would propose, or cost, tonight.
+        recorded = {"proposer": line.source, "model": line.model}
+        notes = {"recording": self._recording, "line": line.number, "recorded": recorded}
         try:
             files = self._files(line, {})
         except ValueError as error:
-            raise NoProposal(str(error), hypothesis=line.hypothesis, model=line.model) from None
+            raise NoProposal(str(error), hypothesis=line.hypothesis) from None
         return Proposal(
-            line.hypothesis, files, NAME, notes=notes | {"repairs": 0}, model=line.model, expected=line.expected
+            line.hypothesis, files, NAME, notes=notes | {"repairs": 0}, expected=line.expected
         )  # fmt: skip
 
     def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
