@@ -271,9 +271,9 @@ def test_a_comparison_with_3000_earlier_changes_takes_under_5_ms() -> None:
     earlier = [(n, (*head, *(rng.randrange(2**32) for _ in CPP_SKETCH[2:]))) for n in range(3000)]
     takes = []
     for _ in range(7):
-        began = time.perf_counter()
+        began = time.thread_time()
         assert not any(is_duplicate(CPP_SKETCH, other) for _, other in earlier)
-        takes.append(time.perf_counter() - began)
+        takes.append(time.thread_time() - began)
     assert min(takes) < 5e-3
     earlier.append((3001, CPP_SKETCH))
     assert nearest([change(CPP, BEFORE_CPP, AFTER_CPP)], earlier) == 3001

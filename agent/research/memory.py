@@ -142,26 +142,29 @@ def _ending(past: Past) -> str:
 
 def _tried(rows: Sequence[Past], room: int) -> str:
     """For each op, the most worked on first: how often, how it ended, the last ideas."""
-    by_op: dict[str, list[Past]] = defaultdict(list)
+    by_paths: dict[tuple[str, ...], list[Past]] = defaultdict(list)
     for past in rows:
-        for op in past.ops:
-            by_op[op].append(past)
-        if past.paths and not is_kernel(past):
-            by_op["model"].append(past)
-    order = sorted(by_op, key=lambda op: (-len(by_op[op]), op))
+        by_paths[past.paths].append(past)
+    by_op: dict[str, list[Past]] = defaultdict(list)
+    for paths, group in by_paths.items():
+        model = ["model"] if paths and not is_kernel(group[0]) else []
+        for op in (*group[0].ops, *model):
+            by_op[op] += group
+    ordered = sorted(by_op.items(), key=lambda each: (-len(each[1]), each[0]))
+    heads = [_counted_by_end(op, group) for op, group in ordered]
+    latest = [sorted(group, key=lambda past: -past.id)[: LAST[0]] for _, group in ordered]
+    ideas = [[f"    {p.outcome.status}: {_short(p.hypothesis, IDEA)}" for p in g] for g in latest]
     for last in LAST:
-        blocks = ["\n".join(_of_op(op, by_op[op], last)) for op in order]
+        blocks = ["\n".join([head, *i[:last]]) for head, i in zip(heads, ideas, strict=True)]
         if sum(len(block) + 1 for block in blocks) < room - 80:
             break
-    return _section("Tried", blocks, len(order), room)
+    return _section("Tried", blocks, len(blocks), room)
 
 
-def _of_op(op: str, rows: Sequence[Past], last: int) -> Iterator[str]:
+def _counted_by_end(op: str, rows: Sequence[Past]) -> str:
     ends = Counter(past.outcome.status for past in rows)
     counted = ", ".join(f"{ends[s]} {s}" for s in (KEEP, DROP, REFUSE, CRASH) if ends[s])
-    yield f"  {op}: {len(rows)} ({counted}); the last:"
-    for past in rows[: -last - 1 : -1]:
-        yield f"    {past.outcome.status}: {_short(past.hypothesis, IDEA)}"
+    return f"  {op}: {len(rows)} ({counted}); the last:"
 
 
 def _short(text: str, width: int) -> str:
