@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ Entry = tuple[Any, Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]
 
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"  # that Triton ships
-EXCERPT, WIDTH = 16, 100  # lines and characters
+EXCERPT, WIDTH = 16, 72  # lines and characters
 MIX = 20  # instructions, the most frequent first
-# Of a loop, the lines that move data, multiply tiles or wait make the excerpt; arithmetic is counted in the mix.
+# Of a loop the lines that move data, multiply tiles or wait make the excerpt; arithmetic is counted in the mix.
 _TELLING = re.compile(
     r"(LD[GSL]|ST[GSL]|RED|ATOM|UTMA|[HIQD]G?MMA|BAR|DEPBAR|SYNCS|WARPGROUP)"  # SASS
     r"|(ld|st|red|atom|cp|mma|wgmma|ldmatrix|stmatrix|bar|mbarrier)\.(?!param)"  # PTX
@@ -139,7 +140,10 @@ def _hot_loop(code: Sequence[str]) -> list[str]:
 
 
 def _excerpt(code: Sequence[str]) -> list[str]:
-    return [line[:WIDTH] for line in code if _TELLING.match(_opcode(line))][:EXCERPT]
+    """The telling lines; of several in a row that do the same, the first and how many there are."""
+    telling = [line for line in code if _TELLING.match(_opcode(line)) and "[RZ]" not in line]
+    runs = [list(run) for _, run in groupby(telling, _opcode)][:EXCERPT]
+    return [run[0][:WIDTH] + (f"  (x{len(run)})" if len(run) > 1 else "") for run in runs]
 
 
 def _is_plain(name: Any, value: Any) -> bool:

@@ -28,7 +28,7 @@ class ToolLimits:
     characters: Mapping[str, int] = field(
         default_factory=lambda: {
             "read": 24_000, "search": 8_000, "edit": 2_000, "write": 2_000, "diff": 16_000, "check": 8_000,
-            "inspect": 12_000, "profile": 8_000, "history": 12_000, "submit": 2_000,
+            "inspect": 16_000, "profile": 8_000, "history": 12_000, "submit": 2_000,
         }
     )  # fmt: skip
 

@@ -3,7 +3,7 @@
 runnable    {op}                                           the implementations that run on this device, and its choice  -> {names, default}
 profile     {spec, ops, seed, tokens, lengths}             train so many steps, twice, under torch.profiler             -> {runs}
 
-A run is {"seconds", "step_ms", "ops": {op: [us, calls]}, "rest": {name: [us, calls]}, "calls": {op: [[arguments, count]]}}. What an op takes is
+A run is {"seconds", "ops": {op: [us, calls]}, "rest": {name: [us, calls]}, "calls": {op: [[arguments, count]]}}. What an op takes is
 all that it calls, and the backward pass of it; `rest` is what lies outside the ops, each by its own time. On a GPU both are the
 device's time. `calls` are those that Python sees: none inside torch.compile.
 """
@@ -62,14 +62,13 @@ class Profiling:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
         with profile(activities=activities) as profiler:
             started = time.monotonic()
-            trained = trainer.train(tokens, seed, float("inf"), lambda _: None, steps)
+            trainer.train(tokens, seed, float("inf"), lambda _: None, steps)
             seconds = time.monotonic() - started
         events = [e for e in profiler.events() or () if e.device_type.name == "CPU"]
         ops, rest = split(events, list(self.calls), on_gpu)
         longest = sorted(rest.items(), key=lambda row: -row[1][0])[:MAX_ROWS]
         return {
             "seconds": seconds,
-            "step_ms": trained["step_ms"],
             "ops": ops,
             "rest": dict(longest),
             "calls": {

@@ -1,0 +1,201 @@
+"""A profile shows where time really goes, and an inspection what compilers really made: on the project's own kernels, and on spoilt copies."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from agent.judging import Bench, Unfit
+from agent.research import answers
+from agent.research.menu import ToolLimits
+from bench import inspection
+from bench.contracts import ops
+from bench.data import prepare
+from bench.profile import of_op, of_step
+from bench.runner.inspecting import loops
+from bench.runner.profiling import split
+
+ROOT = Path(__file__).resolve().parent.parent
+Tree = Callable[..., Path]
+FILES = {"norm": "kernels/rms_norm.py", "cpp": "csrc/rms_norm.cpp", "train": "model/train.py"}
+# The public function calls the chosen implementation as many times over as it says.
+REPEATED = "    for _ in range({times}):\n        {call}\n    return {call}"
+CALL = "IMPLEMENTATIONS[choose(IMPLEMENTATIONS, impl, x.device)](x, weight, eps)"
+CHAIN = "\nfloat chain(const float* x, long n) {\n  float s = 0;\n  for (long i = 0; i < n; ++i) s = s * x[i] + 1;\n  return s;\n}\n"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    """A copy of the project's editable folders in which, by path, one text is replaced by another."""
+
+    def make(**changes: tuple[str, str]) -> Path:
+        root = tmp_path / "tree"
+        for folder in ("kernels", "csrc", "model"):
+            ignored = shutil.ignore_patterns("build", "__pycache__")
+            shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
+        for name, (old, new) in changes.items():
+            file = root / FILES[name]
+            assert file.read_text().count(old) == 1
+            file.write_text(file.read_text().replace(old, new))
+        return root
+
+    return make
+
+
+def slow(times: int) -> tuple[str, str]:
+    return f"    return {CALL}", REPEATED.format(times=times, call=CALL)
+
+
+# ---- time
+
+
+def test_backward_is_the_ops_own_and_every_microsecond_is_counted_once() -> None:
+    x, w = torch.randn(200, 200, requires_grad=True), torch.randn(200, 200, requires_grad=True)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        before = (x * 2).tanh()
+        with record_function("op square"):
+            y = before.square().cumsum(0)
+        (y + w.exp()).sum().backward()
+    events = list(profiler.events() or ())
+    of_ops, rest = split(events, ["square"], on_gpu=False)
+    names = " ".join(rest)
+    assert "CumsumBackward" not in names
+    assert "PowBackward" not in names
+    assert "ExpBackward0" in names
+    assert "TanhBackward0" in names
+    assert "aten::tanh" in names
+    roots = sum(event.cpu_time_total for event in events if event.cpu_parent is None)
+    assert of_ops["square"][0] + sum(us for us, _ in rest.values()) == pytest.approx(roots)
+    assert of_ops["square"][1] == 1
+
+
+def test_an_op_inside_another_is_counted_as_part_of_it() -> None:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        with record_function("op outer"), record_function("op inner"):
+            torch.ones(300, 300).sum()
+    of_ops, rest = split(profiler.events() or (), ["inner", "outer"], on_gpu=False)
+    assert set(of_ops) == {"outer"}
+    assert not any("sum" in name for name in rest)
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+def test_a_step_is_split_by_op_and_a_slow_op_shows(tree: Tree) -> None:
+    found = of_step(tree(norm=slow(40)), 8192, 0, device="cpu")
+    rows = {row["name"]: row for row in found["rows"]}
+    assert {row["op"] for row in found["rows"]} == {None, *ops()}
+    assert sum(row["share"] for row in found["rows"]) == pytest.approx(1, abs=0.05)
+    assert [row["ms"] for row in found["rows"]] == sorted(
+        (r["ms"] for r in found["rows"]), reverse=True
+    )
+    # The model as it stands: four layers, three banks, one head.
+    assert (rows["attention"]["calls"], rows["newton_schulz"]["calls"]) == (4, 3)
+    assert rows["linear_cross_entropy"]["calls"] == 1
+    assert all(0 < rows[op]["percent_of_limit"] < 200 for op in ops())
+    assert rows["rms_norm"]["percent_of_limit"] < 0.2 * rows["add_rms_norm"]["percent_of_limit"]
+    assert rows["rms_norm"]["share"] > 0.1
+    assert "rms_norm" in answers.profile(found)
+
+
+@pytest.mark.alone
+@pytest.mark.slow
+def test_an_op_is_timed_implementation_by_implementation_beside_the_incumbent(tree: Tree) -> None:
+    found = of_op("rms_norm", tree(norm=slow(15)), beside=ROOT, device="cpu")
+    for case in {row["case"] for row in found["rows"]}:
+        rows = {(row["tree"], row["name"]): row for row in found["rows"] if row["case"] == case}
+        assert set(rows) == {("draft", "torch"), ("draft", "cpp"), ("incumbent", "cpp")}
+        assert rows["draft", "cpp"]["ms"] > 2 * rows["incumbent", "cpp"]["ms"]
+        assert [row["default"] for row in rows.values()] == [False, True, True]
+        fast = rows["incumbent", "cpp"]
+        assert fast["percent_of_limit"] == pytest.approx(
+            100 * fast["limit_ms"] / fast["ms"], rel=0.01
+        )
+    assert "incumbent's cpp, which the trial runs" in answers.profile(found)
+
+
+def test_a_tree_that_does_not_train_has_no_profile_and_says_why(tree: Tree, tmp_path: Path) -> None:
+    broken = tree(
+        train=(
+            "        clock = _Clock(self.device, seconds, steps)",
+            "        raise ValueError('no clock')",
+        )
+    )
+    bench = Bench("cpu", prepare(root=tmp_path / "data"))
+    with pytest.raises(Unfit, match="no clock"):
+        bench.profile(None, broken)
+
+
+# ---- what compilers made
+
+
+def test_kernels_and_loops_of_an_op_are_described_within_one_answer() -> None:
+    found = inspection.of_op("rms_norm", ROOT)
+    forward = found["kernels"][0]
+    assert forward["kernel"] == "_rms_norm_fwd_kernel"
+    assert forward["arch"] == 90
+    assert 16 < forward["registers"] <= 255
+    assert forward["stack_bytes"] == 0
+    assert any("LDG.E.128" in line for line in forward["sass"])
+    assert any("ld.global.v4" in line for line in forward["ptx"])
+    assert forward["mix"]["FFMA"] > 0
+    assert forward["constants"]["BLOCK_D"] == 512
+    backward = next(row for row in found["kernels"] if "bwd" in row["kernel"])
+    assert backward["loop_instructions"] < 400  # the loop over rows alone
+    assert any("vectorized using" in text for row in found["loops"] for text in row["outcomes"])
+    said = answers.inspection(found)
+    assert len(said) < ToolLimits().characters["inspect"]
+    assert "norm_rows.h:" in said
+    assert "0 bytes of stack (spills)" in said
+
+
+def test_a_kernel_that_spills_and_a_loop_that_stays_scalar_show(tree: Tree) -> None:
+    spilling = ("_ROWS, _BLOCK_D, _WARPS = _tile(512)", "_ROWS, _BLOCK_D, _WARPS = 64, 512, 1")
+    last = '  m.impl("backward", TORCH_BOX(&backward));\n}\n'
+    found = inspection.of_op("rms_norm", tree(norm=spilling, cpp=(last, last + CHAIN)))
+    assert all(row["stack_bytes"] > 0 for row in found["kernels"])
+    (scalar,) = [row for row in found["loops"] if "s * x[i] + 1" in row["text"]]
+    assert not any(text.startswith("vectorized") for text in scalar["outcomes"])
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"norm": ("    rstd = 1.0 / tl.sqrt(", "    rstd = nothing / tl.sqrt(")}, "nothing"),
+        ({"cpp": ("#include", "int x = ;\n#include")}, "rms_norm.cpp:"),
+    ],
+)
+def test_what_does_not_compile_is_answered_in_the_compilers_words(
+    tree: Tree, change: dict[str, tuple[str, str]], said: str
+) -> None:
+    with pytest.raises(Unfit, match=said):
+        Bench().inspect("rms_norm", tree(**change))
+
+
+def test_remarks_on_files_elsewhere_and_reasons_of_other_loops_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "a.cpp").write_text("one\ntwo\nthree\n")
+    said = "\n".join([
+        f"{tmp_path}/a.cpp:1:9: optimized: loop vectorized using 64 byte vectors",
+        f"{tmp_path}/a.cpp:1:9: missed: not vectorized: of something else",
+        f"{tmp_path}/a.cpp:2:5: missed: couldn't vectorize loop",
+        "/usr/include/vector:3:1: missed: not vectorized: not ours",
+        f"{tmp_path}/a.cpp:3:1: missed: not vectorized: control flow in loop.",
+    ])  # fmt: skip
+    assert loops(said, tmp_path) == [
+        {
+            "file": "a.cpp",
+            "line": 1,
+            "text": "one",
+            "outcomes": {"vectorized using 64 byte vectors": 1},
+        },
+        {
+            "file": "a.cpp",
+            "line": 2,
+            "text": "two",
+            "outcomes": {"not vectorized: control flow in loop.": 1},
+        },
+    ]
