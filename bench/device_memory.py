@@ -78,7 +78,7 @@ class DeviceMemory:
 
     def offer(self) -> tuple[dict[str, Any], int | None]:
         self._block = allocate(self.size)
-        return {"memory": "cuda", "handle": export(self._block), "bytes": self.size}, None
+        return {"handle": export(self._block), "bytes": self.size}, None
 
     def write(self, start: int, values: Tensor) -> None:
         self._bytes(start, start + len(values)).copy_(values)

@@ -9,33 +9,29 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import secrets
 import socket
+import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench import device_memory, sandbox
-from bench.contracts import Case, Input
-from bench.mirror import Memory, Mirror
-from bench.protocol import MARK, Channel, Mapped, ProtocolError, describe, view
+from bench.arena import ALIGN, ARENA_BYTES, Arena, Where, place_call
+from bench.mirror import Memory
+from bench.protocol import MARK, Channel, ProtocolError
 from bench.sandbox import processes
 from bench.sandbox.limits import Limits
 
-ARENA_BYTES = 4 << 30  # sparse: only the pages that are touched exist
-ALIGN = 64
-GAP = 256  # bytes between tensors at least: a red zone
 START_S = 120.0  # until a runner has started and imported torch
-CACHE = Path(__file__).resolve().parent.parent / ".lab" / "cache"
+__all__ = ["ALIGN", "CACHE", "Arena", "Judge", "Refused", "Where", "lending", "place_call"]
 
-Where = dict[str, Any]
+CACHE = Path(__file__).resolve().parent.parent / ".lab" / "cache"
 
 
 class Refused(Exception):
@@ -44,79 +40,6 @@ class Refused(Exception):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
-
-
-class Arena:
-    """Memory that judge and runner share; the judge places tensors in it one after another and forgets them with `reset`.
-
-    It is shared memory, which both map; or, with a mirror, the judge's image of memory on a device. There a view holds what was in that
-    memory when the view was asked for: after a request, ask for it again.
-    """
-
-    def __init__(self, size: int = ARENA_BYTES) -> None:
-        self.fd = os.memfd_create("lab-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(self.fd, size)
-        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        self._mapped = Mapped(self.fd)
-        self.memory = self._mapped.memory
-        self.mirror: Mirror | None = None
-        self.size = size
-        self.used = 0
-
-    def reset(self) -> None:
-        self.used = 0
-
-    def bytes(self, start: int, end: int) -> Tensor:
-        """The memory itself, from byte to byte."""
-        if self.mirror is not None:
-            self.mirror.need(start, end)
-        return self._mapped.bytes(start, end)
-
-    def written(self, start: int, end: int) -> None:
-        """Bytes were written through `memory` itself, and not through a view."""
-        if self.mirror is not None:
-            self.mirror.written(start, end)
-
-    def reflect(self, memory: Memory) -> None:
-        """From now on be the image of a memory on a device."""
-        self.mirror = Mirror(memory, self._mapped)
-
-    def hand_over(self) -> None:
-        """A request goes out; the runner sees what was written."""
-        if self.mirror is not None:
-            self.mirror.send()
-
-    def place(
-        self,
-        dtype: str,
-        shape: tuple[int, ...],
-        strides: tuple[int, ...] | None = None,
-        skew: int = 0,
-    ) -> Where:
-        """Room for a tensor; `skew` elements past an aligned address."""
-        strides = strides or torch.empty(shape, device="meta").stride()
-        span = (
-            0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        )
-        itemsize = getattr(torch, dtype).itemsize
-        start = self.used + skew * itemsize
-        self.used = -(-(start + span * itemsize + GAP) // ALIGN) * ALIGN
-        if self.used > self.size:
-            raise MemoryError(f"the arena of {self.size >> 20} MiB is too small for this request")
-        return describe(dtype, shape, strides, start)
-
-    def place_input(self, wanted: Input) -> Where:
-        return self.place(
-            wanted.dtype, wanted.shape, wanted.strides(), skew=1 if wanted.layout == "offset" else 0
-        )
-
-    def view(self, where: Where) -> Tensor:
-        return view(self, where)
-
-    def close(self) -> None:
-        os.close(self.fd)  # the mapping goes with the last tensor that views it
-        if self.mirror is not None:
-            self.mirror.memory.close()
 
 
 class Judge:
@@ -202,8 +125,7 @@ class Judge:
             except device_memory.Unavailable as unavailable:
                 self._memory.close()
                 why = f", and the runner copies: no {self._memory.words} here: {unavailable}"
-        lent = {"memory": "shared", "bytes": self.arena.size}
-        self._exchange("lend", START_S, self.arena.fd, None, lent)
+        self._exchange("lend", START_S, self.arena.fd, None, {"bytes": self.arena.size})
         return f"shared memory{why}"
 
     def _lend_on_device(self, memory: Memory) -> None:
@@ -275,41 +197,11 @@ class Judge:
         self.arena.close()
 
 
-def place_call(
-    arena: Arena,
-    case: Case,
-    results: Mapping[str, Tensor],
-    wrt: Sequence[str],
-    *,
-    upstream: str = "contiguous",
-    through: Sequence[int] | None = None,
-) -> dict[str, Any]:
-    """Lay out one call in the arena, nothing filled yet: room for results and gradients first, behind it what is lent.
-
-    `upstream` is how its gradients lie (contiguous, transposed, or expanded from one value); they flow back from the results
-    numbered in `through`, by default from all.
-    """
-    outputs = [arena.place(str(r.dtype)[6:], tuple(r.shape)) for r in results.values()]
-    wrt = [name for name in wrt if name in case.inputs]
-    gradients = [arena.place(case.inputs[name].dtype, case.inputs[name].shape) for name in wrt]
-    flows = list(range(len(outputs)) if through is None else through) if wrt else []
-    shapes = [tuple(outputs[i]["shape"]) for i in flows]
-    return {
-        "inputs": {name: arena.place_input(i) for name, i in case.inputs.items()},
-        "scalars": dict(case.scalars),
-        "outputs": outputs,
-        "wrt": wrt,
-        "through": flows,
-        "upstream": [
-            arena.place(outputs[i]["dtype"], shape, _strides(shape, upstream))
-            for i, shape in zip(flows, shapes, strict=True)
-        ],
-        "gradients": gradients,
-    }
-
-
-def _strides(shape: tuple[int, ...], layout: str) -> tuple[int, ...]:
-    if layout == "expanded":
-        return (0,) * len(shape)
-    backwards = torch.empty(shape[::-1], device="meta").permute(*range(len(shape))[::-1])
-    return (backwards if layout == "transposed" else torch.empty(shape, device="meta")).stride()
+def lending(device: str) -> str:
+    """In words, how tensors travel to the runners of a device on this machine; really tried. Takes as long as a runner takes to start."""
+    with (
+        tempfile.TemporaryDirectory(prefix="lab-lending-") as tree,
+        Judge(Path(tree), device=device, memory=device_memory.lendable(device)) as judge,
+    ):
+        judge.ask("recall", outputs=[])
+        return judge.lends

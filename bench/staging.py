@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.arena import Arena, place_call
 from bench.contracts import Case, Contract, Input
 from bench.examination import result_shapes
-from bench.judge import Arena, place_call
 from bench.protocol import extent
 
 PAGE = 4096

@@ -1,6 +1,6 @@
 """The runner's side of the arena: the judge's buffers as tensors of the device, and results written into them after a look at their form.
 
-lend      {memory: "shared", bytes} and a descriptor, or {memory: "cuda", handle, bytes}: open it; the first request of all     -> {seen}
+lend      {bytes} and a descriptor of shared memory, or {bytes, handle} of a GPU's: open it; the first request of all      -> {seen}
 
 `seen` are the first MARK bytes, as hex: proof for the judge that both look at the same memory.
 """
@@ -8,7 +8,7 @@ lend      {memory: "shared", bytes} and a descriptor, or {memory: "cuda", handle
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,10 +19,7 @@ from bench.protocol import MARK, Mapped, Region, view
 
 # Bound before any candidate is imported: what it may put in their place does not run here.
 _copy, _detach = Tensor.copy_, Tensor.detach
-_start: Callable[[], None] = torch.cuda.init
-_wait_for_device: Callable[[], None] = getattr(
-    torch._C, "_cuda_synchronize", _start
-)  # there where CUDA is
+_wait_for_device: Any = getattr(torch._C, "_cuda_synchronize", None)  # in builds with CUDA
 _modes = (torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack)
 
 
@@ -36,7 +33,7 @@ class Lent:
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
         if self.device.type == "cuda":
-            _start()  # where it is nobody's time
+            torch.zeros(1, device=self.device)  # CUDA starts where it is nobody's time
         self.memory: Region
 
     def do_lend(self, request: Mapping[str, Any], fd: int | None = None) -> dict[str, Any]:

@@ -16,12 +16,14 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
-from bench.sandbox import cgroup, isolation
+from bench.sandbox import cgroup, devices, isolation
 from bench.sandbox.confine import Terms
+from bench.sandbox.devices import Gpu
 from bench.sandbox.limits import Limits, default
 from bench.sandbox.watchdog import Watchdog
 
@@ -30,7 +32,10 @@ BENCH = Path(__file__).resolve().parent.parent
 RUNNER_FILES = (
     *("protocol.py", "device_memory.py", "aot.py"),
     *(f"runner/{path.name}" for path in sorted((BENCH / "runner").glob("*.py"))),
-    *(f"sandbox/{name}.py" for name in ("confine", "linux", "namespaces", "landlock", "seccomp")),
+    *(
+        f"sandbox/{name}.py"
+        for name in ("confine", "linux", "namespaces", "landlock", "seccomp", "instead")
+    ),
 )
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt/cuda", "/usr/local")
 # What programs look up of the machine: shared libraries, `c++` on Debian, user names, the time zone.
@@ -58,6 +63,7 @@ OWN_KERNEL_FILES = (
     "/proc/driver",
 )
 PATIENCE_S = 10.0
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _numbers = itertools.count()
 
 
@@ -129,11 +135,14 @@ def start(
     poison: bool = False,
     limits: Limits | None = None,
     layers: Collection[str] | None = None,
+    environment: Mapping[str, str] = _NOTHING,
+    readable: Sequence[str] = (),
 ) -> Sandbox:
     """Run `python -m bench.<module>` on the candidate files of `tree` (its kernels/, csrc/ and model/).
 
     poison: memory that the runner allocates and never writes reads as -1.7e38 in float32 and bfloat16.
     limits: those of the device by default. layers: names of `isolation.held`, by default all of them.
+    environment, readable: variables, and paths to be read, beside what all get.
     """
     _sweep()
     limits = limits or default(device)
@@ -141,7 +150,8 @@ def start(
     scratch = Path(tempfile.mkdtemp(prefix=f"lab-{os.getpid()}-"))
     launch, own = _prepare(scratch)
     cache.mkdir(parents=True, exist_ok=True)
-    terms = _terms(tree, launch, own, cache, cache_writable, device, limits, layers)
+    gpu = devices.first() if device == "cuda" else None
+    terms = _terms(tree, launch, own, cache, cache_writable, gpu, limits, layers, readable)
     command = [
         sys.executable,
         "-P",
@@ -168,12 +178,15 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=own,
-            env=_environment(launch, own, cache, device, poison),
+            env={**_environment(launch, own, cache, gpu, poison), **environment},
             pass_fds=tuple(pass_fds),
             start_new_session=True,
         )
     reaps = not terms.wrapped and "namespaces" not in layers
-    sandbox = Sandbox(process, scratch, log, isolation.words(layers), group, reaps)
+    words = isolation.words(layers)
+    if gpu is not None and not gpu.alone:
+        words += f", {len(gpu.nodes)} nodes of all GPUs"
+    sandbox = Sandbox(process, scratch, log, words, group, reaps)
     folders = [own] if not terms.private else []
     sandbox.watchdog = Watchdog(
         process.pid,
@@ -213,19 +226,19 @@ def _terms(
     own: Path,
     cache: Path,
     cache_writable: bool,
-    device: str,
+    gpu: Gpu | None,
     limits: Limits,
     layers: Collection[str],
+    more: Sequence[str],
 ) -> Terms:
     """An allow-list: what is not named here does not exist for the runner."""
-    gpu = device == "cuda"
     wrapped = "bubblewrap" in layers
     alone = wrapped or "namespaces" in layers
     readable = [*SYSTEM, *SETTINGS, sys.prefix, sys.base_prefix, "/sys" if gpu else PROCESSORS]
+    readable += more
     readable += [str(tree / name) for name in ("kernels", "csrc", "model")]
     if gpu and "CUDA_HOME" in os.environ:
         readable.append(os.environ["CUDA_HOME"])
-    devices = [str(path) for path in sorted(Path("/dev").glob("nvidia*"))] if gpu else []
     writable = [str(cache)] if cache_writable else []
     readable += [str(launch)] if cache_writable else [str(launch), str(cache)]
     # Without a root of its own, the scratch folder lies on the disk, and /dev/shm is everybody's: it gets none.
@@ -235,7 +248,7 @@ def _terms(
         wrapped=wrapped,
         readable=[path for path in readable if os.path.exists(path)],
         writable=writable if alone else [*writable, str(own)],
-        devices=devices,
+        devices=gpu.nodes if gpu else (),
         private=private,
         listable=[str(tree)],
         kernel_files=("/proc",) if alone else OWN_KERNEL_FILES,
@@ -262,7 +275,9 @@ def _bubblewrap(terms: Terms) -> list[str]:
     return [*arguments, "--remount-ro", "/dev", "--remount-ro", "/"]
 
 
-def _environment(launch: Path, own: Path, cache: Path, device: str, poison: bool) -> dict[str, str]:
+def _environment(
+    launch: Path, own: Path, cache: Path, gpu: Gpu | None, poison: bool
+) -> dict[str, str]:
     """Built from nothing; what is taken over from the judge's own environment is named here."""
     environment = {
         "PATH": f"{sysconfig.get_path('scripts')}:/usr/local/bin:/usr/bin:/bin",
@@ -287,6 +302,7 @@ def _environment(launch: Path, own: Path, cache: Path, device: str, poison: bool
     if poison:
         environment["MALLOC_PERTURB_"] = "1"  # glibc fills with its complement, 0xFE
     kept = ["CXX", "CC", "OMP_NUM_THREADS"]
-    if device == "cuda":
-        kept += ["CUDA_HOME", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH"]
+    if gpu is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = gpu.visible
+        kept += ["CUDA_HOME", "LD_LIBRARY_PATH"]
     return {**environment, **{name: os.environ[name] for name in kept if name in os.environ}}

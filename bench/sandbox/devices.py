@@ -1,0 +1,59 @@
+"""The one GPU that a runner gets: its device node, the control nodes beside it, and the name by which CUDA is to find it.
+
+The judge works on torch's device 0; the runner has to get the same one, whatever the order in which either counts. So it is told by its UUID,
+and the node of that UUID is looked up in /proc/driver/nvidia, where the driver lists its GPUs. The nodes of other GPUs are left out: without
+them CUDA in the sandbox does not even count those (containers give a GPU away in the same manner).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# What every process needs to speak to the driver; the last two lead to the parts of a GPU that is partitioned (MIG).
+CONTROLS = ("nvidiactl", "nvidia-uvm", "nvidia-uvm-tools", "nvidia-caps")
+DRIVER = Path("/proc/driver/nvidia/gpus")
+_NUMBERED = re.compile(r"nvidia\d+")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """`visible` is the value of CUDA_VISIBLE_DEVICES; `alone`: whether the nodes are those of this GPU and no other."""
+
+    visible: str
+    nodes: tuple[str, ...]
+    alone: bool
+
+
+def first() -> Gpu:
+    """The GPU that torch calls cuda:0 in this process."""
+    import torch
+
+    uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+    asked = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
+    return find(asked if asked.startswith("MIG-") else uuid, uuid)
+
+
+def find(visible: str, uuid: str, *, dev: Path = Path("/dev"), driver: Path = DRIVER) -> Gpu:
+    """The nodes of the GPU with this UUID. Where the driver's list is hidden, as in some containers, those of all that are here."""
+    numbered = sorted(path for path in dev.glob("nvidia*") if _NUMBERED.fullmatch(path.name))
+    own = [path for path in numbered if path.name == _name(uuid, driver)]
+    chosen = own or numbered
+    controls = [dev / name for name in CONTROLS if (dev / name).exists()]
+    return Gpu(visible, tuple(map(str, [*chosen, *controls])), len(chosen) == 1)
+
+
+def _name(uuid: str, driver: Path) -> str:
+    """`nvidia3`, or nothing."""
+    for file in sorted(driver.glob("*/information")):
+        told = dict(_pairs(file.read_text().splitlines()))
+        if told.get("GPU UUID", "").lower() == uuid.lower():
+            return f"nvidia{told.get('Device Minor', '')}"
+    return ""
+
+
+def _pairs(lines: Sequence[str]) -> list[tuple[str, str]]:
+    return [(name.strip(), value.strip()) for name, _, value in (s.partition(":") for s in lines)]
