@@ -1,0 +1,40 @@
+"""The commands of program.md exist, and what it says that may be edited is what may be edited."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from agent import surface
+from agent.__main__ import parser
+from agent.research.prompt import MAX_AGENDA
+
+PROGRAM = (Path(__file__).resolve().parent.parent / "program.md").read_text()
+
+
+def commands() -> list[str]:
+    return [re.split(r"  +", line)[0] for line in re.findall(r"^    (python .*)$", PROGRAM, re.M)]
+
+
+def test_it_shows_commands() -> None:
+    assert len(commands()) >= 5
+
+
+@pytest.mark.parametrize("command", commands())
+def test_its_commands_exist(command: str) -> None:
+    words = shlex.split(command)
+    assert words[:3] == ["python", "-m", "agent"]
+    parser().parse_args(words[3:])  # raises SystemExit for an option that does not exist
+
+
+def test_what_it_calls_frozen_is_frozen() -> None:
+    for path in surface.FROZEN:
+        assert f"`{path}`" in PROGRAM
+        assert not surface.editable(path, "all")
+
+
+def test_a_model_is_shown_the_whole_of_it() -> None:
+    assert len(PROGRAM) <= MAX_AGENDA
