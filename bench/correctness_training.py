@@ -120,10 +120,14 @@ def autocast(subject: Subject, impl: str | None) -> None:
     of = subject.of
     if not subject.contract.differentiable:
         return
-    case = of.rng.choice((subject.wide(), of.rng.choice(subject.trial)))
-    laid = of.lay(in_dtype("float32", case))
+    case = in_dtype("float32", of.rng.choice((subject.wide(), of.rng.choice(subject.trial))))
+    known = next((each for each in subject.known if each.laid.case == case), None)
+    laid = of.lay(case) if known is None else of.again(known.laid)
     answer = of.ask(laid, impl, mode="autocast")
-    standard = of.standard(laid, working=torch.bfloat16)
+    if known is None:
+        standard = of.standard(laid, working=torch.bfloat16)
+    else:
+        standard = known.standard.working_in(torch.bfloat16)
     of.verify(laid, answer, impl, what="autocast", standard=standard)
 
 
