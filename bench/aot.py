@@ -19,7 +19,6 @@ from triton.compiler import ASTSource
 # kernel, signature of its run-time arguments ("*bf16", "i32", "fp32", tuples of these), constexprs, options (num_warps, num_stages)
 Entry = tuple[Any, Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]
 
-
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"  # that Triton ships
 EXCERPT, WIDTH = 16, 72  # lines and characters
 MIX = 20  # instructions, the most frequent first

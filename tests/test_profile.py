@@ -154,10 +154,10 @@ def test_kernels_and_loops_of_an_op_are_described_within_one_answer() -> None:
 
 
 def test_a_kernel_that_spills_and_a_loop_that_stays_scalar_show(tree: Tree) -> None:
-    spilling = ("_ROWS, _BLOCK_D, _WARPS = _tile(512)", "_ROWS, _BLOCK_D, _WARPS = 64, 512, 1")
+    spilling = ("_ROWS, _BLOCK_D, _WARPS = _tile(512)", "_ROWS, _BLOCK_D, _WARPS = 16, 512, 1")
     last = '  m.impl("backward", TORCH_BOX(&backward));\n}\n'
     found = inspection.of_op("rms_norm", tree(norm=spilling, cpp=(last, last + CHAIN)))
-    assert all(row["stack_bytes"] > 0 for row in found["kernels"])
+    assert all(row["stack_bytes"] > 0 for row in found["kernels"] if "bwd" in row["kernel"])
     (scalar,) = [row for row in found["loops"] if "s * x[i] + 1" in row["text"]]
     assert not any(text.startswith("vectorized") for text in scalar["outcomes"])
 
