@@ -17,15 +17,16 @@ from pathlib import Path
 import pytest
 from lab_tree import CPP, MODEL, Rules, Transcript, git, make, write
 
+from agent import campaign
 from agent.git import Repository
 from agent.judging import Judging
-from agent.lab import Unusable
+from agent.lab import Lab, Unusable
 from agent.last_words import parted, understood
 from agent.ledger import Ledger
 from agent.machine import Machine
 from agent.proposers import Context, NoProposal, Stopped, Workshop
 from agent.proposers.command import Command, Task, create
-from agent.records import GateResult, Proposal, Run, Settings
+from agent.records import KEEP, GateResult, Proposal, Run, Settings
 from agent.search import COMBINE, IMPROVE, Plan
 from agent.spending import BudgetSpent
 
@@ -411,3 +412,38 @@ def test_the_proposer_tells_the_agent_the_plan_and_what_is_known(tmp_path: Path)
     assert "# Plan\n\n" in bench.logs()
     assert "# What is known\n\n" in bench.logs()
     assert "--usd and --tokens hold as far as the command says" in bench.screen.lines[0]
+
+
+NIGHT = """
+source, once = pathlib.Path("csrc/scale.cpp"), pathlib.Path(__file__).with_name("once")
+text = source.read_text()
+if "What became of your change" in sys.stdin.read():
+    source.write_text(text.replace("kUnroll = 2", "kUnroll = 1"))
+elif once.exists():
+    sys.exit("out of credit")
+else:
+    once.touch()
+    source.write_text(text.replace("kRows = 1", "kRows = 4").replace("kUnroll = 1", "kUnroll = 2"))
+    pathlib.Path("HYPOTHESIS.md").write_text("Four rows at a time")
+"""
+
+
+def test_a_night_with_a_coding_agent_keeps_what_it_mended_and_records_what_came_to_nothing(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "agent.py"
+    script.write_text("import pathlib, sys\n" + NIGHT)
+    command = shlex.join([sys.executable, str(script)])
+    lab = Lab(make(tmp_path / "checkout"))
+    settings = Settings(
+        proposer="command", command=command, experiments=2, seconds=5.0, data="corpus-1"
+    )
+    campaign.run(lab, settings, Transcript(), Rules())
+    kept, nothing = lab.ledger().history()
+    assert (kept.hypothesis, kept.outcome.status) == ("Four rows at a time", KEEP)
+    gates = lab.ledger().experiment(kept.id).gates
+    assert [gate.name for gate in gates if not gate.passed] == ["build"]
+    assert "out of credit" in nothing.outcome.reason
+    (run,) = (lab.folder / "runs").iterdir()
+    assert {file.name for file in run.iterdir()} >= {"command-1.log", "repair-1-1.log"}
+    assert not (run / "draft").exists()
