@@ -89,7 +89,7 @@ def findings(op: str, tree: Path, device: str) -> Finding:
     program = tool()
     assert program is not None
     calls = plan(contract(op), random.Random(secrets.randbits(48)))
-    return judged(_run(program, op, tree.resolve(), calls, device), len(calls))
+    return judged(run(program, op, tree.resolve(), calls, device), len(calls))
 
 
 def why_not(device: str) -> str:
@@ -142,9 +142,10 @@ class Run:
     complete: bool
 
 
-def _run(
+def run(
     program: Path, op: str, tree: Path, calls: Sequence[dict[str, Any]], device: str
 ) -> list[Run]:
+    """All tools on the same calls of an op of a tree, beside each other."""
     word = secrets.token_hex(8)
     asked = {"tree": str(tree), "op": op, "device": device, "calls": calls, "word": word}
     started: dict[str, Sandbox] = {}
