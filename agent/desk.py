@@ -64,6 +64,12 @@ class Desk:
     def prompt(self) -> Path:
         return self.folder / PROMPT
 
+    def ask(self, prompt: str) -> None:
+        """Put the prompt into its place, whatever the agent has made of that."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.prompt.unlink(missing_ok=True)
+        self.prompt.write_text(prompt)
+
     def taken(self) -> Taken:
         """What differs now. Links, files that are no UTF-8 text or larger than MAX_BYTES, and what lies outside the surface are not taken."""
         found, odd = self._look()

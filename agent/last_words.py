@@ -25,9 +25,15 @@ class Said:
     usage: Usage = Usage()
 
 
+def plain(text: str) -> str:
+    """The text without what moves a terminal's cursor or changes its colours; lines stay lines."""
+    kept = _ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n").expandtabs()
+    return "".join(character for character in kept if character == "\n" or character.isprintable())
+
+
 def understood(output: str) -> Said:
     """Read the end of an agent's output: a JSON object in its last line, or plain words."""
-    text = _ESCAPES.sub("", output).strip()
+    text = plain(output).strip()
     try:
         last = json.loads(text.splitlines()[-1]) if text else None
     except (ValueError, RecursionError):
@@ -43,8 +49,8 @@ def understood(output: str) -> Said:
 
 
 def parted(text: str) -> tuple[str, str]:
-    """Hypothesis and expected effect of a text that is written as PLACE asks."""
-    lines = [line.strip().lstrip("#").strip() for line in text.splitlines() if line.strip()]
+    """Hypothesis and expected effect of a text: its first line, and the one that begins with `Expected:`."""
+    lines = [line.strip("# ") for line in plain(text).splitlines() if line.strip("# ")]
     marked = [line for line in lines if line.lower().startswith(_EXPECTED)]
     first = next((line for line in lines if line not in marked), "")
     expected = marked[0][len(_EXPECTED) :].strip() if marked else ""

@@ -193,6 +193,42 @@ def test_figures_that_make_no_sense_count_as_nothing(line: str, usd: float) -> N
     assert understood(line).usd == usd
 
 
+def test_words_move_no_terminal() -> None:
+    text = "\x1b[2J\x1b[1m# four\trows\x08\x07\r\nExpected: \x1b[31mhalf\n"
+    assert parted(text) == ("four  rows", "half")
+
+
+def test_an_agent_that_leaves_nothing_is_refused_its_repair_and_no_more(bench: Bench) -> None:
+    script = "import shutil\nshutil.rmtree('.') if os.path.exists('csrc') else os.mkdir('csrc')\n"
+    agent = bench.agent(script.replace("rmtree('.')", "rmtree(os.getcwd())"))
+    proposal = proposed(agent, bench.context())
+    assert set(proposal.files.values()) == {None}
+    with pytest.raises(NoProposal, match="changed nothing"):
+        agent.repair(proposal, REFUSAL)
+
+
+def test_a_prompt_is_not_written_through_a_link(bench: Bench, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.write_text("keep me")
+    script = put(*FASTER) + f"os.remove('PROMPT.md'); os.symlink({str(theirs)!r}, 'PROMPT.md')\n"
+    agent = bench.agent(script)
+    with pytest.raises(NoProposal, match="changed nothing"):
+        agent.repair(proposed(agent, bench.context()), REFUSAL)
+    assert theirs.read_text() == "keep me"
+
+
+def test_a_program_named_by_a_relative_path_is_found_from_its_desk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "agent.py"
+    script.write_text(f"#!{sys.executable}\nimport pathlib\n{put(*FASTER)}")
+    script.chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    bench = Bench(make(tmp_path / "checkout"), Settings(command="./agent.py"))
+    proposal = proposed(create(bench.workshop()), bench.context())
+    assert (list(proposal.files), proposal.model) == (["csrc/scale.cpp"], "agent.py")
+
+
 def test_an_expectation_alone_is_no_hypothesis() -> None:
     assert parted("Expected: 3 %\n") == ("", "3 %")
 

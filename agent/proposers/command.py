@@ -1,7 +1,7 @@
 """Any coding agent, run headless in a folder of its own (agent/desk.py); what it changed there is the proposal.
 
 The command is split as a shell would split it, but no shell runs it. `{prompt}` stands for the path of the prompt, which is on
-standard input too:
+standard input too. It runs in that folder: other paths in it have to be absolute.
 
     --command 'claude -p --output-format json --permission-mode acceptEdits'
     --command 'codex exec --full-auto -'
@@ -27,7 +27,7 @@ from agent import headless, search, surface
 from agent.desk import HYPOTHESIS, PROGRAM, Desk, Taken
 from agent.headless import Ended, Secrets
 from agent.lab import Unusable
-from agent.last_words import Said, parted, understood
+from agent.last_words import Said, parted, plain, understood
 from agent.proposers import Context, NoProposal, Stopped, Workshop
 from agent.records import GateResult, Proposal
 from agent.research.messages import Usage
@@ -122,7 +122,7 @@ class Command:
 
     def _run(self, desk: Desk, prompt: str, log: str, began: Proposal) -> Proposal:
         """Let the agent work: `began` with the files that it left and its cost added. Raises NoProposal, Stopped."""
-        desk.prompt.write_text(prompt)
+        desk.ask(prompt)
         file = self._workshop.folder / log
         ended = headless.run(
             [part.replace("{prompt}", str(desk.prompt)) for part in self._arguments],
@@ -148,7 +148,7 @@ class Command:
             tokens_out=began.tokens_out + said.usage.output,
         )  # fmt: skip
         if problem := self._problem(ended, taken, began.files):
-            last = ended.tail[-MAX_TAIL:].strip() or "none"
+            last = plain(ended.tail)[-MAX_TAIL:].strip() or "none"
             raise NoProposal(
                 f"{problem}; its whole output: {file}; the end of it: {last}",
                 hypothesis=proposal.hypothesis, model=proposal.model, cost_usd=proposal.cost_usd,
@@ -227,9 +227,11 @@ def _split(command: str | None) -> list[str]:
         arguments = shlex.split(command)
     except ValueError as error:
         raise Unusable(f"--command {command}: {error}") from None
-    if shutil.which(arguments[0]) is None:
+    program = shutil.which(arguments[0])
+    if program is None:
         raise Unusable(f"--command {command}: no program {arguments[0]} on the PATH")
-    return arguments
+    # It runs in another folder than the one in which it was named.
+    return [os.path.abspath(program), *arguments[1:]]
 
 
 def _asker(workshop: Workshop) -> Callable[[Context], Task]:
