@@ -90,8 +90,6 @@ class Arena:
 
     def close(self) -> None:
         os.close(self.fd)  # the mapping goes with the last tensor that views it
-        if self.mirror is not None:
-            self.mirror.memory.close()
 
 
 def place_call(

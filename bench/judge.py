@@ -123,7 +123,6 @@ class Judge:
                 self._lend_on_device(self._memory)
                 return self._memory.words
             except device_memory.Unavailable as unavailable:
-                self._memory.close()
                 why = f", and the runner copies: no {self._memory.words} here: {unavailable}"
         self._exchange("lend", START_S, self.arena.fd, None, {"bytes": self.arena.size})
         return f"shared memory{why}"
@@ -195,6 +194,8 @@ class Judge:
         self._sandbox.stop()
         self._channel.close()
         self.arena.close()
+        if self._memory is not None:
+            self._memory.close()
 
 
 def lending(device: str) -> str:

@@ -8,6 +8,7 @@ import mmap
 import os
 import random
 import re
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,7 @@ def test_what_the_judge_wrote_is_kept_where_a_wider_view_is_fetched() -> None:
     arena.hand_over()
     assert memory.bytes(0, 300).tolist() == [2] * 100 + [3] * 100 + [2] * 100
     arena.close()
+    memory.close()
 
 
 # --- the same path, with either memory -------------------------------------------------------------------------------
@@ -272,6 +274,17 @@ def test_memory_that_cannot_be_lent_is_told_and_shared_memory_serves(
         of.verify(laid, of.ask(laid, None), None)
         assert judge.lends.startswith("shared memory, and the runner copies: no a stand-in here")
         assert re.search(reason, judge.lends)
+
+
+def test_memory_is_given_back_when_a_runner_dies_before_it_has_it(tmp_path: Path) -> None:
+    memory = Apart()
+    with Judge(tree(tmp_path, HONEST), memory=memory) as judge:
+        os.killpg(judge.pid, signal.SIGKILL)
+        with pytest.raises(Refused) as refused:
+            judge.ask("load", op="rms_norm", tree=str(judge.tree))
+    assert refused.value.kind == "crash"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(memory.fd)
 
 
 def test_a_cpu_is_lent_shared_memory_and_says_so() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench import sanitizer
-from bench.contracts import contract
+from bench.contracts import contract, ops
 from bench.sandbox import isolation
 from bench.sanitizer import Report, Run
 
@@ -303,7 +303,7 @@ def test_a_triton_kernel_that_writes_past_the_end_is_refused(tmp_path: Path) -> 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
-@pytest.mark.parametrize("op", ["rms_norm", "add_rms_norm", "attention", "linear_cross_entropy"])
+@pytest.mark.parametrize("op", ops())
 def test_the_kernels_of_this_tree_are_clean(op: str) -> None:
     if missing := sanitizer.why_not("cuda"):
         pytest.skip(missing)

@@ -32,7 +32,7 @@ def first() -> Gpu:
     """The GPU that torch calls cuda:0 in this process."""
     import torch
 
-    uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+    uuid = f"GPU-{str(torch.cuda.get_device_properties(0).uuid).removeprefix('GPU-')}"
     asked = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
     return find(asked if asked.startswith("MIG-") else uuid, uuid)
 
