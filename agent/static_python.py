@@ -3,21 +3,23 @@
 Two things are refused: what a kernel has no use for (files, processes, threads, frames, code from text, changing what is imported), and
 what hides from this reading (names put together at run time, modules handed around, classes made by call). What is right in one place and
 wrong in another, as a clock, is advice; the run-time gates decide there. A comment or a docstring may say anything.
+
+agent/static_names.py holds the names that are refused, agent/static_origins.py finds where a name comes from. What takes a whole function or
+file to see is read apart: agent/static_fallback.py, agent/static_clock.py.
 """
 
 from __future__ import annotations
 
 import ast
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from agent import static_names as names
 from agent.static_clock import lasting_readings
 from agent.static_fallback import fallbacks
+from agent.static_origins import Origins, written_annotations
 
 _MODEL_MAY_ASSIGN = ("torch.backends.", "torch._dynamo.config.", "torch._inductor.config.")
-_MAX_ORIGINS = 8  # of one name; `a = a.b` would give it ever more
 
 
 @dataclass
@@ -33,114 +35,32 @@ def inspect_source(path: str, source: str) -> Report:
     report = Report()
     try:
         tree = ast.parse(source, path)
-        annotations = list(_annotations(tree))
-        reader = _Reader(tree, annotations, path.startswith("model/"))
+        written = list(written_annotations(tree))
+        origins = Origins(tree, written)
     except SyntaxError as error:
         report.refusals.append((error.lineno or 1, f"does not parse: {error.msg}"))
         return report
     except (ValueError, RecursionError, MemoryError) as error:
         report.refusals.append((1, f"does not parse: {error}"))
         return report
-    for node in (*ast.walk(tree), *(n for part in annotations for n in ast.walk(part))):
+    reader = _Reader(origins, path.startswith("model/"))
+    for node in (*ast.walk(tree), *(n for part in written for n in ast.walk(part))):
         line = getattr(node, "lineno", 1)
         report.refusals += [(line, text) for text in reader.refusals(node)]
         report.advice += [(line, text) for text in reader.advice(node)]
     if not reader.model:
-        report.refusals += fallbacks(tree, reader.origin)
-        report.refusals += lasting_readings(tree, reader.origin)
+        report.refusals += fallbacks(tree, origins.first)
+        report.refusals += lasting_readings(tree, origins.first)
     report.refusals = sorted(set(report.refusals))
     report.advice = sorted(set(report.advice))
     return report
 
 
-def _annotations(tree: ast.Module) -> Iterator[ast.expr]:
-    """Annotations that are written as strings: typing and torch.library turn them into code."""
-    for node in ast.walk(tree):
-        found: list[ast.expr | None] = []
-        if isinstance(node, ast.arg | ast.AnnAssign):
-            found = [node.annotation]
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            found = [node.returns]
-        for part in (n for each in found if each is not None for n in ast.walk(each)):
-            if isinstance(part, ast.Constant) and isinstance(part.value, str):
-                try:
-                    parsed = ast.parse(part.value, mode="eval").body
-                except (SyntaxError, ValueError):
-                    # As jaxtyping's "batch time": not an expression, so nobody can run it.
-                    continue
-                for inner in ast.walk(parsed):
-                    if hasattr(inner, "lineno"):
-                        inner.lineno = part.lineno
-                yield parsed
-
-
 class _Reader:
-    """One file: where its names come from, and what is wrong with a node."""
+    """One file: what is wrong with a node, by the origin of its names."""
 
-    def __init__(self, tree: ast.Module, annotations: list[ast.expr], model: bool) -> None:
-        self.model = model
-        self.parents = {
-            id(child): node
-            for root in (tree, *annotations)
-            for node in ast.walk(root)
-            for child in ast.iter_child_nodes(node)
-        }
-        self.modules: set[str] = set(names.MODULES)
-        self.bound = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)} | {
-            n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-        }
-        self.origins = self._imported(tree)
-        self.bound |= set(self.origins)
-        self.imports = {name: set(found) for name, found in self.origins.items()}
-        self._follow_aliases(tree)
-
-    def _imported(self, tree: ast.Module) -> dict[str, set[str]]:
-        """Local name -> dotted origins, for every import of the file."""
-        found: dict[str, set[str]] = defaultdict(set)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                for alias in node.names:
-                    whole = alias.name if alias.asname else alias.name.split(".")[0]
-                    found[alias.asname or whole].add(whole)
-                    self.modules.add(whole)
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                for alias in node.names:
-                    found[alias.asname or alias.name].add(f"{node.module}.{alias.name}")
-        return found
-
-    def _follow_aliases(self, tree: ast.Module) -> None:
-        """`F = torch.nn.functional` gives F that origin, and so does `(F := ...)`; a chain of aliases is followed to its start.
-
-        Scopes are not told apart: a name has every origin that it has anywhere in the file.
-        """
-        pairs = [
-            (target.id, value)
-            for node in ast.walk(tree)
-            for target, value in _bindings(node)
-            if isinstance(target, ast.Name)
-        ]
-        grown = True
-        while grown:
-            grown = False
-            for name, value in pairs:
-                for origin in {o for part in _references(value) for o in self._origins(part)}:
-                    if origin not in self.origins[name] and len(self.origins[name]) < _MAX_ORIGINS:
-                        self.origins[name].add(origin)
-                        grown = True
-
-    def _origins(self, node: ast.AST | None) -> list[str]:
-        """The dotted origins that `a.b.c` may have, if `a` is an import or another name for one."""
-        parts: list[str] = []
-        while isinstance(node, ast.Attribute):
-            parts.append(node.attr)
-            node = node.value
-        if not isinstance(node, ast.Name) or node.id not in self.origins:
-            return []
-        return sorted(".".join([o, *reversed(parts)]) for o in self.origins[node.id])
-
-    def origin(self, node: ast.AST | None) -> str:
-        """The first of the origins, which nearly always is the only one, or ""."""
-        return next(iter(self._origins(node)), "")
+    def __init__(self, origins: Origins, model: bool) -> None:
+        self.origins, self.model = origins, model
 
     # ---- refusals ----
 
@@ -183,7 +103,9 @@ class _Reader:
                 yield from self._import([f"{node.module}.{alias.name}"])
 
     def _name(self, node: ast.Name) -> Iterator[str]:
-        if node.id in names.BUILTINS and not (node.id == "compile" and node.id in self.bound):
+        if node.id in names.BUILTINS and not (
+            node.id == "compile" and node.id in self.origins.bound
+        ):
             yield f"`{node.id}`: a kernel neither runs text as code, nor opens files, nor looks into namespaces, nor ends the process"
         elif node.id in names.LOOKUPS and not self._is_called(node):
             yield f"`{node.id}` under another name; call it where you need it, with the name written out"
@@ -192,8 +114,8 @@ class _Reader:
 
     def _module(self, node: ast.Name | ast.Attribute) -> Iterator[str]:
         """A module is used by its attributes; where it is handed around, nobody can read what becomes of it."""
-        parent = self.parents.get(id(node))
-        if self.model or self.modules.isdisjoint(self._origins(node)):
+        parent = self.origins.parents.get(id(node))
+        if self.model or self.origins.modules.isdisjoint(self.origins.of(node)):
             return
         if isinstance(parent, ast.Attribute):
             return
@@ -203,27 +125,29 @@ class _Reader:
                 return
         if isinstance(parent, ast.Call) and _name_of(parent.func) in names.LOOKUPS:
             return
-        yield f"module `{self.origin(node)}` as a value: use its attributes where you need them"
+        yield f"module `{self.origins.first(node)}` as a value: use its attributes where you need them"
 
     def _is_called(self, node: ast.Name) -> bool:
-        parent = self.parents.get(id(node))
+        parent = self.origins.parents.get(id(node))
         return isinstance(parent, ast.Call) and parent.func is node
 
     def _attribute(self, node: ast.Attribute) -> Iterator[str]:
         yield from self._module(node)
-        if not (self.model and self.origin(node) == "importlib.import_module"):
+        if not (self.model and self.origins.first(node) == "importlib.import_module"):
             yield from _named(node.attr)
         # Of torch.os.path.join only torch.os is reported.
-        before = {names.path_error(each, self.model) for each in self._origins(node.value)}
-        for each in self._origins(node):
+        before = {names.path_error(each, self.model) for each in self.origins.of(node.value)}
+        for each in self.origins.of(node):
             error = names.path_error(each, self.model)
             if error and error not in before and not self._in_with(node):
                 yield error
 
     def _in_with(self, node: ast.Attribute) -> bool:
         """Whether this is `with torch.set_grad_enabled(...)`, which puts back what it sets."""
-        call = self.parents.get(id(node))
-        return node.attr in names.CONTEXTS and isinstance(self.parents.get(id(call)), ast.withitem)
+        call = self.origins.parents.get(id(node))
+        return node.attr in names.CONTEXTS and isinstance(
+            self.origins.parents.get(id(call)), ast.withitem
+        )
 
     def _call(self, node: ast.Call) -> Iterator[str]:
         function = _name_of(node.func)
@@ -231,7 +155,7 @@ class _Reader:
             yield from self._lookup(node, function)
         elif function == "type" and len(node.args) + len(node.keywords) > 1:
             yield "a class made by calling `type`; write `class ...:`"
-        for origin in self._origins(node.func):
+        for origin in self.origins.of(node.func):
             yield from self._call_of(node, origin)
 
     def _call_of(self, node: ast.Call, origin: str) -> Iterator[str]:
@@ -244,7 +168,9 @@ class _Reader:
             yield "`warnings.catch_warnings` that records: a warning tells who is calling; use it without arguments"
         elif origin == "weakref.ref" and len(node.args) > 1:
             yield "`weakref.ref` with a callback: code that runs when nobody calls it"
-        elif origin == "functools.wraps" and isinstance(self.parents.get(id(node)), ast.Call):
+        elif origin == "functools.wraps" and isinstance(
+            self.origins.parents.get(id(node)), ast.Call
+        ):
             yield "`functools.wraps` outside a decorator changes the function that it is given"
         elif origin.startswith("torch.library."):
             yield from self._library(node, origin)
@@ -257,7 +183,7 @@ class _Reader:
         yield from _named(name)
         if name in names.BUILTINS:
             yield f"`{function}` of `{name}`"
-        for origin in self._origins(node.args[0]):
+        for origin in self.origins.of(node.args[0]):
             error = names.path_error(f"{origin}.{name}", self.model)
             if error:
                 yield error
@@ -266,7 +192,7 @@ class _Reader:
         """Whether the call is importlib.import_module of "kernels.<op>", perhaps an f-string that begins so."""
         named = len(node.args) == 1 and not node.keywords
         return (
-            self.origin(node.func) == "importlib.import_module"
+            self.origins.first(node.func) == "importlib.import_module"
             and named
             and _beginning(node.args[0]).startswith("kernels.")
         )
@@ -274,7 +200,7 @@ class _Reader:
     def _library(self, node: ast.Call, origin: str) -> Iterator[str]:
         values = [*node.args, *(keyword.value for keyword in node.keywords)]
         for value in values:
-            text, called = _beginning(value), self.origin(value)
+            text, called = _beginning(value), self.origins.first(value)
             if text.split("::")[0] in names.OWN_OPERATORS or called.startswith("torch.ops.aten"):
                 yield f"registers `{text or called}`: torch's own operators stay as they are; use a namespace of your own"
         makes_namespace = origin.split(".")[-1] in ("custom_op", "Library", "triton_op")
@@ -284,12 +210,12 @@ class _Reader:
     def _class(self, node: ast.ClassDef) -> Iterator[str]:
         for keyword in node.keywords:
             if keyword.arg is None or (
-                keyword.arg == "metaclass" and self.origin(keyword.value) != "abc.ABCMeta"
+                keyword.arg == "metaclass" and self.origins.first(keyword.value) != "abc.ABCMeta"
             ):
                 yield "a metaclass, or class arguments that are not written out: a kernel needs plain classes"
 
     def _function(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
-        parent = self.parents.get(id(node))
+        parent = self.origins.parents.get(id(node))
         if node.name in names.HOOKS:
             yield f"defines `{node.name}`, which runs without being called; a kernel takes plain tensors and gives plain tensors"
         elif not isinstance(parent, ast.ClassDef) and node.name in ("__getattr__", "__dir__"):
@@ -298,9 +224,9 @@ class _Reader:
     def _target(self, target: ast.expr) -> Iterator[str]:
         """What an assignment or `del` changes: names and own objects may change, what is imported stays."""
         if isinstance(target, ast.Name):
-            imported = self.imports.get(target.id, set())
+            imported = self.origins.imports.get(target.id, set())
             # `triton = None` where it cannot be imported.
-            if imported & self.modules and not self._is_constant(target):
+            if imported & self.origins.modules and not self._is_constant(target):
                 yield f"binds `{target.id}` anew, which is imported; use another name"
             if target.id in names.HOOKS or target.id == "__getattr__":
                 yield f"assigns `{target.id}`, which runs without being called"
@@ -309,7 +235,7 @@ class _Reader:
         while isinstance(changed, ast.Subscript):
             changed = changed.value
         whole = target is changed
-        for origin in self._origins(changed):
+        for origin in self.origins.of(changed):
             # A local list may hold torch.float32 and change; torch.x.y may not.
             if (whole or "." in origin) and not self._may_assign(origin, changed, whole):
                 yield f"assigns `{origin}`: what is imported stays as it is"
@@ -323,13 +249,15 @@ class _Reader:
                 yield f"assigns `.{target.attr}` of what `{function}` gives: classes stay as they are"
 
     def _is_constant(self, target: ast.Name) -> bool:
-        parent = self.parents.get(id(target))
+        parent = self.origins.parents.get(id(target))
         return isinstance(parent, ast.Assign) and isinstance(parent.value, ast.Constant)
 
     def _may_assign(self, origin: str, changed: ast.expr, whole: bool) -> bool:
         if self.model and origin.startswith(_MODEL_MAY_ASSIGN):
             return True
-        return isinstance(changed, ast.Name) and not whole and changed.id not in self.imports
+        return (
+            isinstance(changed, ast.Name) and not whole and changed.id not in self.origins.imports
+        )
 
     # ---- advice ----
 
@@ -339,13 +267,13 @@ class _Reader:
         if isinstance(node, ast.ExceptHandler) and _is_broad(node):
             yield "a broad except can hide that a kernel did not run"
         elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Load):
-            origin = self.origin(node)
+            origin = self.origins.first(node)
             if origin and names.is_clock(origin):
                 yield f"`{origin}`: right in an autotuner on its first call; the judge keeps its own clock"
             elif isinstance(node, ast.Attribute) and node.attr in ("data_ptr", "untyped_storage"):
                 yield f"`.{node.attr}`: right for alignment; an answer kept by address is stale when the contents change"
         elif isinstance(node, ast.ClassDef) and any(
-            self.origin(base) == "torch.Tensor" for base in node.bases
+            self.origins.first(base) == "torch.Tensor" for base in node.bases
         ):
             yield "a subclass of torch.Tensor: results must be plain tensors"
 
@@ -356,42 +284,6 @@ def _named(name: str) -> Iterator[str]:
         yield f"`.{name}`: a kernel has no business with frames, code objects, namespaces and classes' insides"
     elif name in names.ATTRIBUTES:
         yield f"`.{name}`: a kernel has no business with files, processes, frames and names made at run time"
-
-
-def _bindings(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
-    """(target, value) of what a node binds, tuples taken apart where both sides show their parts."""
-    pairs: list[tuple[ast.expr, ast.expr]] = []
-    if isinstance(node, ast.Assign):
-        pairs = [(target, node.value) for target in node.targets]
-    elif isinstance(node, ast.NamedExpr) or (isinstance(node, ast.AnnAssign) and node.value):
-        pairs = [(node.target, node.value)]  # type: ignore[list-item]
-    elif isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
-        if isinstance(node.iter, ast.Tuple | ast.List | ast.Set):
-            pairs = [(node.target, each) for each in node.iter.elts]
-    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-        taken = [*node.args.posonlyargs, *node.args.args]
-        given = list(zip(taken[::-1], node.args.defaults[::-1], strict=False))
-        given += [
-            (a, d) for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if d
-        ]
-        pairs = [(ast.Name(a.arg, ast.Store()), default) for a, default in given]
-    for target, value in pairs:
-        if isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Tuple | ast.List):
-            yield from zip(target.elts, value.elts, strict=False)
-        else:
-            yield target, value
-
-
-def _references(value: ast.expr) -> Iterator[ast.expr]:
-    """The names that an expression may be itself, as either branch of a conditional."""
-    if isinstance(value, ast.Name | ast.Attribute):
-        yield value
-    elif isinstance(value, ast.IfExp):
-        yield from (*_references(value.body), *_references(value.orelse))
-    elif isinstance(value, ast.BoolOp):
-        yield from (part for each in value.values for part in _references(each))
-    elif isinstance(value, ast.NamedExpr | ast.Starred):
-        yield from _references(value.value)
 
 
 def _targets(node: ast.AST) -> Iterator[ast.expr]:

@@ -1,0 +1,136 @@
+"""Where the names of a Python file come from: imports, other names for them, and what each node hangs on.
+
+Scopes are not told apart: a name has every origin that it has anywhere in the file, so that none can be hidden by another.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from agent import static_names as names
+
+_MAX_ORIGINS = 8  # of one name; `a = a.b` would give it ever more
+
+
+def written_annotations(tree: ast.Module) -> Iterator[ast.expr]:
+    """Annotations that are written as strings: typing and torch.library turn them into code."""
+    for node in ast.walk(tree):
+        found: list[ast.expr | None] = []
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            found = [node.annotation]
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found = [node.returns]
+        for part in (n for each in found if each is not None for n in ast.walk(each)):
+            if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                try:
+                    parsed = ast.parse(part.value, mode="eval").body
+                except (SyntaxError, ValueError):
+                    # As jaxtyping's "batch time": not an expression, so nobody can run it.
+                    continue
+                for inner in ast.walk(parsed):
+                    if hasattr(inner, "lineno"):
+                        inner.lineno = part.lineno
+                yield parsed
+
+
+class Origins:
+    """The names of one file. `imports` are those that an import statement binds, `modules` those that are modules, `bound` all."""
+
+    def __init__(self, tree: ast.Module, annotations: Sequence[ast.expr]) -> None:
+        self.parents = {
+            id(child): node
+            for root in (tree, *annotations)
+            for node in ast.walk(root)
+            for child in ast.iter_child_nodes(node)
+        }
+        self.modules: set[str] = set(names.MODULES)
+        self.bound = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)} | {
+            n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+        }
+        self._found = self._imported(tree)
+        self.bound |= set(self._found)
+        self.imports = {name: set(found) for name, found in self._found.items()}
+        self._follow_aliases(tree)
+
+    def _imported(self, tree: ast.Module) -> dict[str, set[str]]:
+        """Local name -> dotted origins, for every import of the file."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    whole = alias.name if alias.asname else alias.name.split(".")[0]
+                    found[alias.asname or whole].add(whole)
+                    self.modules.add(whole)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                for alias in node.names:
+                    found[alias.asname or alias.name].add(f"{node.module}.{alias.name}")
+        return found
+
+    def _follow_aliases(self, tree: ast.Module) -> None:
+        """`F = torch.nn.functional` gives F that origin, and so does `(F := ...)`; a chain of aliases is followed to its start."""
+        pairs = [
+            (target.id, value)
+            for node in ast.walk(tree)
+            for target, value in _bindings(node)
+            if isinstance(target, ast.Name)
+        ]
+        grown = True
+        while grown:
+            grown = False
+            for name, value in pairs:
+                for origin in {o for part in _references(value) for o in self.of(part)}:
+                    if origin not in self._found[name] and len(self._found[name]) < _MAX_ORIGINS:
+                        self._found[name].add(origin)
+                        grown = True
+
+    def of(self, node: ast.AST | None) -> list[str]:
+        """The dotted origins that `a.b.c` may have, if `a` is an import or another name for one."""
+        parts: list[str] = []
+        while isinstance(node, ast.Attribute):
+            parts.append(node.attr)
+            node = node.value
+        if not isinstance(node, ast.Name) or node.id not in self._found:
+            return []
+        return sorted(".".join([o, *reversed(parts)]) for o in self._found[node.id])
+
+    def first(self, node: ast.AST | None) -> str:
+        """The first of the origins, which nearly always is the only one, or ""."""
+        return next(iter(self.of(node)), "")
+
+
+def _bindings(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
+    """(target, value) of what a node binds, tuples taken apart where both sides show their parts."""
+    pairs: list[tuple[ast.expr, ast.expr]] = []
+    if isinstance(node, ast.Assign):
+        pairs = [(target, node.value) for target in node.targets]
+    elif isinstance(node, ast.NamedExpr) or (isinstance(node, ast.AnnAssign) and node.value):
+        pairs = [(node.target, node.value)]  # type: ignore[list-item]
+    elif isinstance(node, ast.For | ast.AsyncFor | ast.comprehension):
+        if isinstance(node.iter, ast.Tuple | ast.List | ast.Set):
+            pairs = [(node.target, each) for each in node.iter.elts]
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        taken = [*node.args.posonlyargs, *node.args.args]
+        given = list(zip(taken[::-1], node.args.defaults[::-1], strict=False))
+        given += [
+            (a, d) for a, d in zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True) if d
+        ]
+        pairs = [(ast.Name(a.arg, ast.Store()), default) for a, default in given]
+    for target, value in pairs:
+        if isinstance(target, ast.Tuple | ast.List) and isinstance(value, ast.Tuple | ast.List):
+            yield from zip(target.elts, value.elts, strict=False)
+        else:
+            yield target, value
+
+
+def _references(value: ast.expr) -> Iterator[ast.expr]:
+    """The names that an expression may be itself, as either branch of a conditional."""
+    if isinstance(value, ast.Name | ast.Attribute):
+        yield value
+    elif isinstance(value, ast.IfExp):
+        yield from (*_references(value.body), *_references(value.orelse))
+    elif isinstance(value, ast.BoolOp):
+        yield from (part for each in value.values for part in _references(each))
+    elif isinstance(value, ast.NamedExpr | ast.Starred):
+        yield from _references(value.value)
