@@ -1,0 +1,81 @@
+"""What a C++ or CUDA file of the surface may not name, and which headers it may include: data for agent/static_cpp.py."""
+
+from __future__ import annotations
+
+import re
+
+STANDARD = frozenset(
+    "algorithm any array atomic bit bitset cassert cctype cerrno cfloat charconv chrono cinttypes climits cmath compare complex concepts "
+    "cstddef cstdint cstdio cstdlib cstring ctime deque exception format functional initializer_list iomanip iostream iterator limits "
+    "list map memory memory_resource mutex new numbers numeric optional ostream queue random ranges ratio set shared_mutex "
+    "source_location span sstream stack stdexcept string string_view tuple type_traits typeindex typeinfo unordered_map "
+    "unordered_set utility valarray variant vector version "
+    "math.h stdint.h stddef.h stdbool.h string.h stdlib.h stdio.h float.h assert.h limits.h inttypes.h errno.h time.h "
+    "sys/mman.h unistd.h "  # for madvise and sysconf; what else they declare is refused by name
+    "immintrin.h x86intrin.h emmintrin.h xmmintrin.h pmmintrin.h tmmintrin.h smmintrin.h nmmintrin.h arm_neon.h arm_sve.h omp.h "
+    "mma.h cooperative_groups.h".split()
+)
+FAMILIES = (
+    "torch/",
+    "ATen/",
+    "c10/",
+    "cuda",
+    "cub/",
+    "cute/",
+    "cutlass/",
+    "cooperative_groups/",
+    "vector_",
+)
+# Parts of these families that reach the interpreter, other libraries, files, the environment or threads of their own.
+REACHING = re.compile(
+    r"python|pybind|/py|env\.h|DynamicLibrary|/jit/|/distributed/|/profiler/|/dynamo/|/serialize|tempfile|thread_pool|FileSystem"
+)
+HINTS = {
+    "thread": "; torch::stable::parallel_for is the pool to use",
+    "future": "; torch::stable::parallel_for is the pool to use",
+    "fstream": "; a kernel neither reads nor writes files",
+}
+# Whatever they are used for: calling, aliasing or declaring them.
+WORDS = re.compile(
+    r"\b(system|popen|v?fork|exec(?:l|le|lp|v|ve|vp|vpe)|posix_spawnp?|dlopen|dlm?open|dlsym|dlvsym|dladdr|dlinfo|getenv|secure_getenv|"
+    r"setenv|putenv|environ|syscall|ptrace|process_vm_(?:read|write)v|mprotect|mremap|memfd_create|shm_open|fopen|freopen|fdopen|fmemopen|"
+    r"openat|opendir|ifstream|ofstream|basic_[io]?fstream|filebuf|pthread_create|pthread_kill|jthread|thrd_create|quick_exit|_exit|_Exit|"
+    r"at_quick_exit|atexit|dup[23]?|setsid|pwrite|pread|unlink|readlink|sigaction|sigprocmask|setjmp|longjmp|setitimer|"
+    r"Py(?:Run|Eval|Object|Frame|Import|Err|Dict|Module|Thread|Sys|GIL|Code|Interp|List|Tuple|Call|Function|Gen|Type)\w*_\w+|pybind11|DynamicLibrary|tmpfile|tmpnam|mkstemp|intraop_launch|"
+    r"timer_create|sched_setaffinity|pthread_setaffinity_np|setrlimit|prctl|random_device|sleep_for|sleep_until|LD_PRELOAD)\b"
+)
+# Common enough as names of one's own: only as a plain call.
+CALLS = re.compile(
+    r"(?<![\w.>:])(?:::|std\s*::\s*)?(open|socket|connect|kill|signal|raise|exit|mmap|clone|async|u?sleep|nanosleep)\s*\("
+)
+THREADS = re.compile(
+    r"\b(at\s*::\s*launch|std\s*::\s*(?:thread|async|packaged_task|this_thread))\b"
+)
+CLOCKS = re.compile(
+    r"\b(steady_clock|high_resolution_clock|system_clock|clock_gettime|gettimeofday|__rdtscp?|_rdtsc|clock64|globaltimer)\b"
+)
+# A reading that outlives its call tells the first minutes of a process, when it is judged, from the rest.
+LASTING = re.compile(
+    r"\b(?:static|thread_local|inline)\b[^;{}]{0,200}(?:\bnow|\btime|\bclock|__rdtscp?|_rdtsc)\s*\("
+)
+ASM = re.compile(
+    r"\b(?:asm|__asm__|__asm)\b(?:\s*(?:volatile|__volatile__|inline|goto))*\s*\(\s*((?:\"(?:\\.|[^\"\\])*\"\s*)*)"
+)
+# Arithmetic on vector registers, fences and hints; the rest can call anything.
+INSTRUCTION = re.compile(
+    r"v[a-z0-9]+|prefetch\w+|[a-z0-9]+[ps][sd]|nop|pause|[lsm]fence|tdp\w+|tile\w+"
+)
+ATTRIBUTES = re.compile(
+    r"(?:__attribute__|gnu\s*::)[^;{]*?\b(?:__)?(constructor|destructor|section|alias|ifunc|weak|weakref|init_priority)(?:__)?\b"
+)
+# Registering into a namespace of torch's own, written out or as LAB_KERNELS and its like come out of the preprocessor.
+TORCH_OWN = re.compile(r"\b\w*TORCH_LIBRARY\w*\s*\(\s*(aten|prims?|_)\s*,")
+TORCH_OWN_STRING = re.compile(r"Library\w*\s*[({][^;]{0,200}?\"(aten|prims?|_)\"")
+WHOLE_OPS = re.compile(
+    r"\b(?:aten::|aoti_torch_\w*?_?|at::(?:native::)?)(_?\w*(?:scaled_dot_product|flash_attention|efficient_attention|"
+    r"rms_norm|layer_norm|linalg_svd|linalg_qr|linalg_eigh|linalg_polar|flex_attention|linear_cross_entropy)\w*)"
+)
+DISPATCH = re.compile(
+    r"\b(torch_call_dispatcher|aoti_torch_call_dispatcher|findSchemaOrThrow|findOp)\s*\(\s*([^,)]*)"
+)
+PASTE = re.compile(r"##|%:%:")

@@ -1,0 +1,126 @@
+"""A file of csrc/ as the preprocessor gives it to the compiler, under every set of flags that kernels/jit.py builds with.
+
+Only the lines that stem from csrc/ are handed on, told by the line markers.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+import os
+import re
+import resource
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+TIMEOUT_S = 20
+_MEMORY = 2 << 30
+JIT = Path(__file__).resolve().parent.parent / "kernels" / "jit.py"
+
+
+def preprocess(tree: Path, path: str, source: str) -> list[tuple[str, int, str]] | None:
+    """(file, line number, text) of each line that stems from csrc/, for every instruction set that kernels/jit.py builds for.
+
+    None if there is no compiler, or if the file does not get through (the build gate then says why). Raises TimeoutExpired.
+    """
+    compiler = _compiler(path)
+    if compiler is None:
+        return None
+    own = [source, *(h.read_text(errors="replace") for h in sorted((tree / "csrc").glob("*.h")))]
+    branches = any(re.search(r"#\s*(if|elif)", text) for text in own)
+    targets = list(_flags()[1].values()) if branches else [()]
+    found: set[tuple[str, int, str]] = set()
+    for target in targets:
+        text = _run(compiler, path, source, tree, target)
+        if text is not None:
+            found |= set(_own_lines(text, path, f"{tree}/csrc/"))
+    return sorted(found) or None
+
+
+def _compiler(path: str) -> str | None:
+    return shutil.which("nvcc" if path.endswith(".cu") else os.environ.get("CXX", "c++"))
+
+
+def _run(compiler: str, path: str, source: str, tree: Path, target: tuple[str, ...]) -> str | None:
+    """The preprocessed source under the flags of kernels/jit.py, or None. Raises TimeoutExpired."""
+    cuda = path.endswith(".cu")
+    # Named as jit names it, so that no branch can tell this run from the build.
+    name = f"-DTORCH_EXTENSION_NAME={Path(path).stem}_{secrets.token_hex(6)}"
+    flags = _flags()[0] if cuda else (*_flags()[0], *target, "-fPIC")
+    command = [
+        compiler,
+        "-E",
+        "-x",
+        "cu" if cuda else "c++",
+        *flags,
+        f"-I{tree / 'csrc'}",
+        *_includes(),
+        name,
+        "-",
+    ]
+    try:
+        done = subprocess.run(
+            command,
+            input=source.encode(),
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            cwd="/",
+            env={"PATH": "/usr/local/cuda/bin:/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C"},
+            preexec_fn=_limits,
+        )
+    except OSError:
+        return None
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+
+
+def _limits() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (TIMEOUT_S, TIMEOUT_S))
+
+
+@functools.cache
+def _flags() -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """CXX_FLAGS and ISA_FLAGS of kernels/jit.py, which is read and not imported: the judge imports nothing from there."""
+    found = {}
+    for node in ast.parse(JIT.read_text()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            if node.targets[0].id in ("CXX_FLAGS", "ISA_FLAGS"):
+                found[node.targets[0].id] = ast.literal_eval(node.value)
+    return found["CXX_FLAGS"], found["ISA_FLAGS"]
+
+
+@functools.cache
+def _includes() -> tuple[str, ...]:
+    """Where torch's headers lie, without importing torch."""
+    found = importlib.util.find_spec("torch")
+    if found is None or not found.submodule_search_locations:
+        return ()
+    include = Path(found.submodule_search_locations[0]) / "include"
+    return ("-isystem", str(include), "-isystem", str(include / "torch/csrc/api/include"))
+
+
+def _own_lines(text: str, path: str, folder: str) -> Iterator[tuple[str, int, str]]:
+    """Lines of a preprocessed file that stem from standard input or from csrc/, statements that were one line joined again."""
+    name, number = "", 0
+    held: tuple[str, int, str] | None = None
+    for line in text.splitlines():
+        marker = re.match(r'#(?:line)? (\d+) "(.*?)"', line)
+        if marker:
+            file = marker[2]
+            own = file == "<stdin>" or file.startswith(folder)
+            name = "" if not own else path if file == "<stdin>" else f"csrc/{Path(file).name}"
+            number = int(marker[1])
+            continue
+        if name and line.strip():
+            # A call may have its parenthesis on the next line.
+            if held and held[0] == name and line.lstrip().startswith(("(", "::")):
+                held = (name, held[1], f"{held[2]} {line.strip()}")
+            else:
+                yield from (held,) if held else ()
+                held = (name, number, line)
+        number += 1
+    yield from (held,) if held else ()
