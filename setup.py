@@ -45,7 +45,11 @@ setup(
         "bench.runner",
         "bench.sandbox",
         "agent",
+        "agent.coder",
+        "agent.dry_run",
         "agent.proposers",
+        "agent.research",
     ],
+    package_data={"agent": ["prices.toml"]},
     cmdclass={"build_ext": BuildKernels},
 )

@@ -140,7 +140,7 @@ def _proposer_options(to: argparse.ArgumentParser) -> None:
         dest="coder",
         default=unset,
         metavar="LINE",
-        help="a coding agent that runs headless, as 'claude -p {prompt}'; its changes are the proposal",
+        help="a coding agent that runs headless, as 'claude -p --permission-mode acceptEdits'; its changes are the proposal",
     )
     group.add_argument(
         "--recording",
@@ -243,7 +243,8 @@ def _expected() -> tuple[type[Exception], ...]:
 
 
 def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
-    from agent import campaign, doctor
+    from agent import campaign, doctor, dry_run
+    from agent.lab import device
 
     chosen = {name: given[name] for name in _SETTINGS if name in given}
     if "coder" in given:
@@ -251,7 +252,7 @@ def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     chosen |= {name: tuple(chosen[name]) for name in ("models", "prices") if name in chosen}
     settings = replace(Settings(device="auto"), **chosen)
     if given["dry_run"]:
-        print(campaign.dry_run(lab, settings, screen))
+        print(dry_run.estimate(lab, replace(settings, device=device(settings.device))))
         return 0
     doctor.insist(given.get("isolation", BEST_EFFORT), screen)
     if given["resume"] is not None:

@@ -76,7 +76,7 @@ def _ready(
     lab: Lab, settings: Settings, screen: Screen, judge: Judging | None
 ) -> tuple[Settings, Judging]:
     """Settings with device and data found, and the judge that measures under them."""
-    _choose(settings)
+    proposers.choose(settings)
     if judge is not None:
         return settings, judge
     dataset = lab.dataset(settings.data or None, screen)
@@ -119,7 +119,7 @@ def _go(
     workshop = Workshop(
         settings, run.id, run.start, workspace.folder, ledger, repository, judge, machine, screen, stop
     )  # fmt: skip
-    name, why = _choose(settings)
+    name, why = proposers.choose(settings)
     if settings.proposer == proposers.AUTO:
         screen.say(f"proposer {name}: {why}")
     proposer = proposers.create(name, workshop)
@@ -153,13 +153,6 @@ def _go(
         workspace.close()
     ledger.end_run(run.id)
     return report.summary(ledger, ledger.run(run.id), measured, why, lab.folder / "ledger.sqlite")
-
-
-def _choose(settings: Settings) -> tuple[str, str]:
-    try:
-        return proposers.choose(settings)
-    except ValueError as unknown:
-        raise Unusable(str(unknown)) from None
 
 
 def _until_stopped(loop: Loop) -> str:

@@ -283,10 +283,15 @@ class Ledger:
         return {patch: number for patch, number in rows}
 
     def sketches(self, run: str) -> list[tuple[int, tuple[int, ...]]]:
-        """(number, sketch) of every proposal of a run that has one, those lost in flight left out."""
+        """(number, sketch) of every proposal of a run that was found correct, or may be yet.
+
+        One that was not may come again, nearly the same, with its mistake mended.
+        """
+        measured = "SELECT 1 FROM gates WHERE experiment = e.id AND name = 'microbench'"
         rows = self._rows(
-            "SELECT number, sketch FROM experiments WHERE run = ? AND status <> ? AND sketch <> '[]' ORDER BY number",
-            (run, LOST),
+            f"SELECT number, sketch FROM experiments e WHERE run = ? AND sketch <> '[]' AND status <> ? "
+            f"AND (status IN (?, ?) OR EXISTS ({measured})) ORDER BY number",
+            (run, LOST, RUNNING, READY),
         )
         return [(row["number"], tuple(json.loads(row["sketch"]))) for row in rows]
 

@@ -26,7 +26,8 @@ def onto(
             text = _merge(repository, change, other)
             if text is None:
                 return None
-            merged[change.path] = text
+            if text.encode() != other.after:
+                merged[change.path] = text
     return merged
 
 

@@ -266,8 +266,8 @@ class Preparing:
     def _nothing(self, parent: str, nothing: NoProposal) -> None:
         """A row for what was spent; then a pause that doubles, so that a broken proposer does not fill the ledger."""
         empty = Proposal(
-            nothing.hypothesis or "no proposal", {}, self.proposer.name, nothing.model, cost_usd=nothing.cost_usd,
-            tokens_in=nothing.tokens_in, tokens_out=nothing.tokens_out,
+            nothing.hypothesis or "no proposal", {}, self.proposer.name, nothing.model, notes=nothing.notes,
+            cost_usd=nothing.cost_usd, tokens_in=nothing.tokens_in, tokens_out=nothing.tokens_out,
         )  # fmt: skip
         number = self.ledger.open_experiment(self.run_id, empty, parent, parent, "", "")
         self.ledger.close_experiment(number, Outcome(CRASH, f"no proposal: {nothing.reason}"))

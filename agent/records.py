@@ -171,8 +171,8 @@ class Past:
     @property
     def ops(self) -> tuple[str, ...]:
         """Stems of the kernel files that it changed, which are names of ops (or of a shared header)."""
-        stems = {Path(path).stem for path in self.paths if path.startswith(("kernels/", "csrc/"))}
-        return tuple(sorted(stems))
+        kernels = (path for path in self.paths if path.startswith(("kernels/", "csrc/")))
+        return tuple(sorted({path.rpartition("/")[2].partition(".")[0] for path in kernels}))
 
 
 @dataclass(frozen=True)

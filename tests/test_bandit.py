@@ -8,8 +8,8 @@ from statistics import fmean
 
 import pytest
 
-from agent import bandit
 from agent.records import DROP, KEEP, RUNNING, Outcome, Past
+from agent.research import bandit
 
 
 def past(model: str, status: str, usd: float, n: int = 0) -> Past:

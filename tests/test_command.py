@@ -18,16 +18,16 @@ import pytest
 from lab_tree import CPP, MODEL, Rules, Transcript, git, make, write
 
 from agent import campaign
+from agent.coder.last_words import parted, understood
 from agent.git import Repository
 from agent.judging import Judging
 from agent.lab import Lab, Unusable
-from agent.last_words import parted, understood
 from agent.ledger import Ledger
 from agent.machine import Machine
 from agent.proposers import Context, NoProposal, Stopped, Workshop
 from agent.proposers.command import Command, Task, create
 from agent.records import KEEP, GateResult, Proposal, Run, Settings
-from agent.search import COMBINE, IMPROVE, Plan
+from agent.research.search import COMBINE, IMPROVE, Plan
 from agent.spending import BudgetSpent
 
 FASTER = "csrc/scale.cpp", CPP.replace("kRows = 1", "kRows = 4")
@@ -306,7 +306,7 @@ def test_stop_ends_it_at_once(bench: Bench, tmp_path: Path) -> None:
 LOOP = """
 import sys, threading
 from pathlib import Path
-from agent import headless
+from agent.coder import headless
 folder = Path(sys.argv[1])
 (folder / "prompt").write_text("")
 headless.run(

@@ -13,13 +13,13 @@ import pytest
 from lab_tree import make, write
 
 from agent.dry_run import ends, estimate
+from agent.dry_run.pace import ASSUMED, Pace, Stage, pace
+from agent.dry_run.talk import CHARACTERS, Talk, conversation
 from agent.lab import Lab, Unusable
 from agent.ledger import Ledger
-from agent.pace import ASSUMED, Pace, Stage, pace
 from agent.prices import Price
 from agent.records import DROP, REFUSE, GateResult, Outcome, Proposal, Run, Settings
 from agent.research.messages import Usage
-from agent.talk import CHARACTERS, Talk, conversation
 
 NIGHT = Settings(proposer="anthropic", models=("m",), prices=("m=2/10/0.2/2.5",), seconds=300.0)
 PACE = Pace((Stage("scope", 1.0, 4.0, 0), Stage("trial", 0.25, 384.0, 0)), (50.0, 200.0, 400.0), True, 720.0)  # fmt: skip

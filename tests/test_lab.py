@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from model_servers import KEY, MessagesServer, Say
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def run(*words: str, cwd: Path = ROOT, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+def run(
+    *words: str, cwd: Path = ROOT, timeout: float = 280, **variables: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *words], cwd=cwd, capture_output=True, text=True, timeout=timeout
+        [sys.executable, *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | variables,
     )
 
 
@@ -64,6 +73,64 @@ def test_the_loop_runs_from_a_plain_kernel_to_a_summary(checkout: Path) -> None:
         "status",
         "description",
     ]
+
+
+SOURCE = "csrc/linear_cross_entropy.cpp"
+
+
+def scripted() -> list[Say]:
+    """A model that reads the kernel, writes a better one with a slip in it, sees the gate refuse it, mends it and submits."""
+    better = (ROOT / SOURCE).read_text()
+    slip = better.replace("namespace {", "namespace", 1)
+    claim = {"hypothesis": "one pass fewer over the logits: the cap bounds them, so no maximum is needed",
+             "expected": "half the time", "op": "linear_cross_entropy"}  # fmt: skip
+    return [
+        Say("What is there?", calls=[("read", {"path": SOURCE}), ("read", {"path": "bench/contracts/linear_cross_entropy.py"})]),
+        Say("It reads each row three times.", thinking="softcap bounds z", calls=[("write", {"path": SOURCE, "text": slip})]),
+        Say(calls=[("check", {})]),
+        Say("A brace is missing.", calls=[("edit", {"path": SOURCE, "old": "namespace\n", "new": "namespace {\n"})]),
+        Say(calls=[("check", {}), ("diff", {})]),
+        Say(calls=[("submit", claim)]),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_model_improves_a_kernel_through_the_tools_from_reading_to_a_kept_commit(
+    checkout: Path,
+) -> None:
+    """Goes on with the run of the test before, whose start is a plainly written kernel."""
+    with MessagesServer(scripted()) as server:
+        words = f"-m agent --resume --proposer anthropic --base-url {server.url} --experiments 2 --usd 5"
+        done = run(*words.split(), cwd=checkout, ANTHROPIC_API_KEY=KEY)
+        bodies = server.bodies
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(bodies) == 6
+    refused, mended = (json.dumps(bodies[n]["messages"][-1]) for n in (3, 5))
+    assert "build" in refused
+    assert "error" in refused
+    assert "correctness" in mended
+    exported = json.loads(run("-m", "agent", "export", "--json", cwd=checkout).stdout)
+    (found,) = exported["runs"]
+    experiment = found["experiments"][-1]
+    assert experiment["outcome"]["status"] == "keep", experiment["outcome"]["reason"]
+    assert experiment["outcome"]["speed"] < 0.9
+    assert [gate["passed"] for gate in experiment["gates"]] == [True] * 6
+    assert experiment["model"] == "claude-opus-5-5"
+    assert 0 < experiment["cost_usd"] <= found["spent"]["usd"] < 5
+    kept = run_git(checkout, "show", f"lab/{found['id']}:{SOURCE}")
+    assert kept == (ROOT / SOURCE).read_text()
+    assert run_git(checkout, "log", "-1", "--format=%s", f"lab/{found['id']}").startswith(
+        "lab: one pass"
+    )
+    left = subprocess.run(
+        ["grep", "-rlF", KEY, ".lab"], cwd=checkout, capture_output=True, text=True
+    )
+    assert left.stdout == "", "the key is written down"
+
+
+def run_git(checkout: Path, *words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=checkout, capture_output=True, text=True, check=True)
+    return done.stdout
 
 
 @pytest.mark.slow

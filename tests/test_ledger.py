@@ -131,7 +131,16 @@ def test_the_short_rows_say_what_the_whole_ones_do(ledger: Ledger) -> None:
     assert {f.name: getattr(whole, f.name) for f in fields(short)} == vars(short)
     assert ledger.find("r1", 1) == ledger.experiment(number) == whole
     assert ledger.find("r1", 2) is None
-    assert ledger.sketches("r1") == [(1, (1, 2))]
+
+
+def test_only_what_was_found_correct_makes_later_proposals_near_duplicates(ledger: Ledger) -> None:
+    refused_by = ("build", "microbench")
+    for digest, gate in zip(("d1", "d2"), refused_by, strict=True):
+        number = propose(ledger, digest)
+        ledger.add_gate(number, GateResult(gate, False, "no", {}, 0.1))
+        ledger.close_experiment(number, Outcome(REFUSE, gate))
+    propose(ledger, "d3")  # at the gates still
+    assert [number for number, _ in ledger.sketches("r1")] == [2, 3]
 
 
 def test_a_repair_takes_the_place_of_what_was_refused_and_the_refusal_stays(ledger: Ledger) -> None:

@@ -16,7 +16,7 @@ from statistics import median
 import pytest
 from lab_tree import make
 
-from agent import gates, search, surface
+from agent import gates, surface
 from agent.git import Repository
 from agent.ledger import Ledger
 from agent.proposers import Context
@@ -32,9 +32,9 @@ from agent.records import (
     Run,
     Settings,
 )
-from agent.research import amdahl, memory
+from agent.research import amdahl, memory, search
 from agent.research.prompt import CHARACTERS, MAX_FIRST, MAX_PREFIX, first, quote, system
-from agent.search import COMBINE, EXPLORE, IMPROVE, Plan
+from agent.research.search import COMBINE, EXPLORE, IMPROVE, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 AGENDA = (ROOT / "program.md").read_text()

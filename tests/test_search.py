@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from lab_tree import git, make, write
 
-from agent import archive, search
 from agent.git import Repository
 from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, RUNNING, Outcome, Past
-from agent.search import COMBINE, EXPLORE, IMPROVE, Plan, explore_share, plan
+from agent.research import archive, search
+from agent.research.search import COMBINE, EXPLORE, IMPROVE, Plan, explore_share, plan
 from bench import verdict
 
 OPS = ["scale", "norm", "loss"]

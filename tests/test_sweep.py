@@ -11,6 +11,7 @@ import pytest
 from lab_tree import CPP, FILES, write
 
 from agent import tunables
+from agent.lab import Unusable
 from agent.proposers import Context, choose, names, sweep
 from agent.records import DROP, KEEP, LOST, REFUSE, Outcome, Past, Proposal, Settings
 
@@ -241,5 +242,5 @@ def test_auto_takes_what_is_configured_and_says_why() -> None:
         assert why
         assert not any(key in why.split() for key in keys.values())
     assert "sweep" in names()
-    with pytest.raises(ValueError, match="expected one of auto, .*sweep"):
+    with pytest.raises(Unusable, match="expected one of auto, .*sweep"):
         choose(Settings(proposer="oracle"), {})

@@ -12,10 +12,11 @@ import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from agent.git import Repository
 from agent.judging import Judging
+from agent.lab import Unusable
 from agent.ledger import Ledger
 from agent.machine import Machine
 from agent.records import GateResult, Past, Proposal, Settings
@@ -65,12 +66,14 @@ class NoProposal(Exception):
         *,
         hypothesis: str = "",
         model: str = "",
+        notes: Mapping[str, Any] | None = None,
         cost_usd: float = 0.0,
         tokens_in: int = 0,
         tokens_out: int = 0,
     ) -> None:
         super().__init__(reason)
         self.reason, self.hypothesis, self.model = reason, hypothesis, model
+        self.notes = dict(notes or {})
         self.cost_usd, self.tokens_in, self.tokens_out = cost_usd, tokens_in, tokens_out
 
 
@@ -102,11 +105,11 @@ def names() -> list[str]:
 
 
 def choose(settings: Settings, environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """The proposer that `auto` means with what is configured here, and why. Raises ValueError for a name that there is none of."""
+    """The proposer that `auto` means with what is configured here, and why. Raises Unusable for a name that there is none of."""
     if settings.proposer != AUTO:
         if settings.proposer not in names():
             known = ", ".join([AUTO, *names()])
-            raise ValueError(f"--proposer {settings.proposer}: expected one of {known}")
+            raise Unusable(f"--proposer {settings.proposer}: expected one of {known}")
         return settings.proposer, "as asked"
     if settings.recording:
         return "replay", "--recording is given"

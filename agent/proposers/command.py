@@ -1,4 +1,4 @@
-"""Any coding agent, run headless in a folder of its own (agent/desk.py); what it changed there is the proposal.
+"""Any coding agent, run headless in a folder of its own (agent/coder/desk.py); what it changed there is the proposal.
 
 The command is split as a shell would split it, but no shell runs it. `{prompt}` stands for the path of the prompt, which is on
 standard input too. It runs in that folder: other paths in it have to be absolute.
@@ -23,15 +23,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from agent import headless, search, surface
-from agent.desk import HYPOTHESIS, PROGRAM, Desk, Taken
-from agent.headless import Ended, Secrets
+from agent import surface
+from agent.coder import headless
+from agent.coder.desk import HYPOTHESIS, PROGRAM, Desk, Taken
+from agent.coder.headless import Ended, Secrets
+from agent.coder.last_words import Said, parted, plain, understood
 from agent.lab import Unusable
-from agent.last_words import Said, parted, plain, understood
 from agent.proposers import Context, NoProposal, Stopped, Workshop
 from agent.records import GateResult, Proposal
+from agent.research import search
 from agent.research.messages import Usage
-from agent.search import COMBINE, Plan
+from agent.research.search import COMBINE, Plan
 from agent.spending import BudgetSpent
 from agent.workspace import DRAFT
 

@@ -12,9 +12,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from agent import surface
-from agent.archive import gain, is_kernel, is_near_miss
 from agent.records import CRASH, DROP, KEEP, REFUSE, Past
-from agent.search import since_keep
+from agent.research.archive import gain, is_kernel, is_near_miss
+from agent.research.search import since_keep
 
 MAX_MEMORY = 7_000  # characters, about 2,000 tokens
 KEPT, NEAR, FAILED = (

@@ -16,10 +16,11 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from agent import search, surface
+from agent import surface
 from agent.proposers import Context
+from agent.research import search
 from agent.research.memory import MAX_MEMORY
-from agent.search import Plan
+from agent.research.search import Plan
 
 CHARACTERS = 3  # of a token
 MAX_PREFIX = 32_000  # tokens

@@ -10,14 +10,13 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from agent import bandit, search
 from agent.judging import Unfit
 from agent.lab import Unusable
 from agent.machine import DEVICE
 from agent.prices import UnknownPrice, price_of
-from agent.proposers import Context, Workshop
+from agent.proposers import Context, NoProposal, Workshop
 from agent.records import GateResult, Proposal
-from agent.research import amdahl, memory, prompt
+from agent.research import amdahl, bandit, memory, prompt, search
 from agent.research.draft import Draft
 from agent.research.messages import Model, ModelUnusable
 from agent.research.patience import Patience
@@ -61,7 +60,11 @@ class Researcher:
         number = 1 if self._latest is None else self._latest[0] + 1
         session = self._session(context, plan)
         self._latest = number, session, plan
-        submission = self._carried(session, session.run)
+        try:
+            submission = self._carried(session, session.run)
+        except NoProposal as nothing:
+            nothing.notes = _notes(plan) | {"op": plan.op}
+            raise
         return self._proposal(submission, number, session, plan)
 
     def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from agent import proposers
+from agent.dry_run.pace import BASELINES, Pace, pace
+from agent.dry_run.talk import Talk, talk
 from agent.lab import Lab, Unusable
-from agent.pace import BASELINES, Pace, pace
 from agent.records import Settings
 from agent.screen import duration
-from agent.talk import Talk, talk
 
 CASES = ("low", "expected", "high")
 MODELS = frozenset({"anthropic", "openai"})  # proposers whose requests are counted
@@ -31,7 +31,7 @@ class End:
 
 def estimate(lab: Lab, settings: Settings) -> str:
     """The table of a night with these settings. Raises Unusable where a model or its price is not known."""
-    name, why = _chosen(settings)
+    name, why = proposers.choose(settings)
     ledger = lab.ledger()
     runs = [run for run in ledger.runs() if _alike(run.settings, settings)]
     tempo = pace(settings, name, (e for run in runs for e in ledger.experiments(run.id)))
@@ -46,13 +46,6 @@ def estimate(lab: Lab, settings: Settings) -> str:
             *_night_table(settings, name, tempo, talks),
         ]
     )
-
-
-def _chosen(settings: Settings) -> tuple[str, str]:
-    try:
-        return proposers.choose(settings)
-    except ValueError as error:
-        raise Unusable(str(error)) from None
 
 
 def _alike(past: Settings, settings: Settings) -> bool:

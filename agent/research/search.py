@@ -1,6 +1,6 @@
 """What to try next: improve the incumbent, explore away from it, or combine gains that were won apart.
 
-Beside the incumbent there is the archive (agent/archive.py): near misses, and what other runs kept and this incumbent lacks.
+Beside the incumbent there is the archive (agent/research/archive.py): near misses, and what other runs kept and this incumbent lacks.
 
     combine   a quarter of the proposals, while there is a merge that this run has not tried: two members of the archive that touch the same
               op (or the model), or one that another run kept. Needs no model of language.
@@ -21,10 +21,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from agent import archive
-from agent.archive import gain, is_kernel
 from agent.git import Repository
 from agent.records import CRASH, DROP, KEEP, REFUSE, Past
+from agent.research import archive
+from agent.research.archive import gain, is_kernel
 
 IMPROVE, EXPLORE, COMBINE = "improve", "explore", "combine"
 

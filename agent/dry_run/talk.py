@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent import surface
+from agent.dry_run.pace import ENOUGH
 from agent.lab import Lab, Unusable
 from agent.ledger import Ledger
-from agent.pace import ENOUGH
 from agent.prices import MTOK, Price, UnknownPrice, price_of, traits_of
 from agent.proposers import Context
 from agent.records import Settings
