@@ -1,0 +1,121 @@
+"""The static gate on C++ and CUDA, as written and as the preprocessor gives it to the compiler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lab_tree import CPP, Rules
+from static_gate import judged
+
+from agent import gates
+from agent.records import Candidate, Change
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "#include <fstream>",
+        "#include <thread>",
+        "#include <future>",
+        "#include <sys/socket.h>",
+        '#include "../bench/secret.h"',
+        '#include "/etc/passwd"',
+        "#define NAME <cstdlib>\n#include NAME",
+        "#  include <dlfcn.h>",
+        '#embed "weights.bin"',
+        'int f() { return system("ls"); }',
+        "auto f = ::system;",
+        "int f() { return sys\\\ntem(0); }",
+        "void f() { fork(); }",
+        "void* f() { return dlopen(0, 2); }",
+        'const char* f() { return std::getenv("HOME"); }',
+        'void f() { asm("syscall"); }',
+        'void f() { asm("vaddps %zmm0, %zmm1, %zmm2\\n\\t.byte 0x0f, 0x05"); }',
+        'int f() asm("system");',
+        '#define TEXT "syscall"\nvoid f() { asm(TEXT); }',
+        "int f()\n{ return ::open\n(0, 0); }",
+        "void f() { auto t = std::\n::std::thread(); }",
+        'Tensor g() { return torch_call_dispatcher("aten::scaled_dot_product_attention", "", 0); }',
+        'void g(const char* name) { torch_call_dispatcher(name, "", 0); }',
+        "void g() { aoti_torch_cpu__scaled_dot_product_flash_attention(); }",
+        '#line 1 "/usr/include/stdio.h"',
+        "#pragma GCC system_header",
+        "#if __has_include(</judge>)\nint x;\n#endif",
+        '[[gnu::section(".text")]] const int code = 1;',
+        'void f() { __asm__ volatile("rdtsc"); }',
+        "__attribute__((constructor)) void f() {}",
+        "[[gnu::constructor]] void f() {}",
+        "void f() { std::thread t; }",
+        "void f() { pthread_create(0, 0, 0, 0); }",
+        "void f() { _exit(0); }",
+        "void f() { ::exit(0); }",
+        'int f() { return open("/x", 0); }',
+        "TORCH_LIBRARY_IMPL(aten, CPU, m) {}",
+        "STABLE_TORCH_LIBRARY_IMPL(aten, CPU, m) {}",
+        "void f() { \\u0073ystem(0); }",
+    ],
+)
+def test_cpp_that_reaches_out_is_refused_with_its_line(line: str) -> None:
+    found = judged("csrc/scale.cpp", f"{CPP}{line}\n")
+    assert not found.passed
+    assert any(f"csrc/scale.cpp:{n}:" in found.reason for n in (4, 5))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "// system() and fork() are refused; asm too",
+        "/* #include <fstream>\n popen */ int x;",
+        'const char* s = "system, fork, asm and a ## b";',
+        '#include <immintrin.h>\n#include <torch/csrc/stable/tensor.h>\n#include "lab.h"',
+        "struct Signal { int kill, clone; }; void f(Signal& s) { s.open(); s->signal(); }",
+        "alignas(64) float x[4]; __attribute__((aligned(64))) float y[4];",
+        "#pragma omp simd reduction(+ : sum)\nint z;",
+        "#define UNROLL 4",
+        "int systematic = 1, executor = 2, forked = 3, timer = 4;",
+        "#include <sys/mman.h>\nvoid f(void* p) { madvise(p, 1, MADV_HUGEPAGE); }",
+        "int x = 1'000'000; char c = '\"'; char d = '\\'';",
+    ],
+)
+def test_cpp_that_only_looks_odd_passes(line: str) -> None:
+    found = judged("csrc/scale.cpp", f"{CPP}{line}\n")
+    assert found.passed, found.reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#define GLUE(a, b) a##b\nint f() { return GLUE(sys, tem)(0); }",
+        "%:define GLUE(a, b) a %:%: b\nint f() { return GLUE(ge, tenv)(0); }",
+        "#define NAME sys\n#define TAIL tem\n#define G(a, b) a##b\n#define H(a, b) G(a, b)\nauto f = &H(NAME, TAIL);",
+        "#define G(a, b) a##b\nint f() { return ::G(op, en)\n(0, 0); }",
+        "#define A(x) __attribute__((x))\n#define G(a, b) a##b\nA(G(con, structor)) void f() {}",
+        "#define G(a, b) a##b\nvoid f() { std::G(thr, ead) t; }",
+        '_Pragma("redefine_extname f system") int f(const char*);',
+    ],
+)
+def test_what_macros_hide_shows_after_the_preprocessor(text: str) -> None:
+    found = judged("csrc/scale.cpp", text + "\n")
+    assert not found.passed
+    assert "after the preprocessor" in found.reason
+
+
+def test_a_header_that_changes_is_read_in_the_sources_that_include_it(tmp_path: Path) -> None:
+    (tmp_path / "csrc").mkdir()
+    header = "#define GLUE(a, b) a##b\n"
+    (tmp_path / "csrc/glue.h").write_text(header)
+    source = '#include "glue.h"\nint f() { return GLUE(sys, tem)(0); }\n'
+    (tmp_path / "csrc/scale.cpp").write_text(source)
+    change = Change("csrc/glue.h", "100644", "100644", b"", header.encode())
+    candidate = Candidate("all", tmp_path, tmp_path, (change,))
+    found = gates.static(candidate, gates.Context(Rules()))
+    assert "csrc/scale.cpp:2: `system`" in found.reason
+
+
+def test_cuda_may_write_ptx_and_read_the_clock_which_is_advice() -> None:
+    mma = 'asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0}, {%1}, {%2}, {%3};");'
+    assert judged("csrc/scale.cu", f"__device__ void f() {{ {mma} }}\n").passed
+    found = judged("csrc/scale.cu", "__device__ long long f() { return clock64(); }\n")
+    assert found.passed
+    assert "`clock64`" in found.evidence["advice"][0]

@@ -1,0 +1,327 @@
+"""The static gate on Python: refuses what a kernel has no business with, by line, and nothing that an honest file holds."""
+
+from __future__ import annotations
+
+import pytest
+from lab_tree import PY
+from static_gate import judged
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import os",
+        "import subprocess as s",
+        "from ctypes import CDLL",
+        "import sys, math",
+        "import importlib",
+        "import gc, inspect",
+        "import socket",
+        "import time\ntime.sleep(1)",
+        "import threading",
+        "import builtins",
+        "import requests",
+        "from . import jit",
+        "from torch.utils import cpp_extension",
+        "from torch.utils.cpp_extension import load_inline as build",
+        "import torch.utils.cpp_extension as e",
+        "import torch\ntorch.load('w.pt')",
+        "import torch as t\nt.hub.load('a', 'b')",
+        "from torch import hub",
+        "import torch\ntorch.os.system('ls')",
+        "import functools\nfunctools.sys.modules",
+        "import torch\ntorch.ops.load_library('a.so')",
+        "import numpy as np\nnp.fromfile('/dev/shm/x')",
+        "import numpy as np\nW = np.memmap",
+        "import torch\ntorch.UntypedStorage.from_file('x')",
+        "exec('1')",
+        "f = eval",
+        "__import__('os')",
+        "open('/etc/passwd')",
+        "compile('1', 'a', 'exec')",
+        "globals()['a'] = 1",
+        "getattr(scale, '__glo' + 'bals__')",
+        "getattr(scale, '__globals__')",
+        "scale.__globals__",
+        "(1).__class__.__base__.__subclasses__()",
+        "def f(e):\n    return e.__traceback__.tb_frame",
+        "import torch\ntorch.allclose = lambda *a: True",
+        "import torch\ntorch.Tensor.__eq__ = None",
+        "import torch.nn.functional as F\nF.linear, b = 1, 2",
+        "import torch\ndel torch.allclose",
+        "import torch\ntorch.__dict__['allclose'] = 1",
+        "import torch\nsetattr(torch, 'allclose', None)",
+        "import torch\nfor torch.allclose in [1]: pass",
+        "import torch\ntorch.set_default_dtype(torch.float16)",
+        "import torch\ntorch.manual_seed(0)",
+        "from torch.library import Library\nL = Library('aten', 'IMPL')",
+        "import torch\ntorch.library.impl('aten::mm', 'CPU')",
+        "from operator import attrgetter",
+        "from types import CodeType",
+    ],
+)
+def test_python_that_reaches_out_is_refused_with_its_line(line: str) -> None:
+    found = judged("kernels/scale.py", f"{PY}\n{line}\n")
+    assert not found.passed
+    assert "kernels/scale.py:" in found.reason
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import math, functools, itertools",
+        "import torch.nn.functional as F\nF.silu",
+        "from torch.utils.checkpoint import checkpoint",
+        "import torch\nscale.calls = 0\n@torch.compile(dynamic=False)\ndef g(x): return x.eval",
+        "import torch\n@torch.library.custom_op('kernels::scale', mutates_args=())\ndef op(x: torch.Tensor) -> torch.Tensor: ...",
+        "class A:\n    def __init__(self, n):\n        self.n = getattr(n, 'n', 0)",
+        "# os.system('rm') would be refused\n'import os'",
+        "def f(input, timeout): return input",
+        "from torch import compile\ncompile(scale)",
+        "import warnings\nwarnings.filterwarnings('ignore')",
+        "import torch\nwith torch.no_grad(), torch.autocast('cpu'): pass",
+        "def load(x): return x.load",
+        "stream = 1; system = 2",
+    ],
+)
+def test_python_that_only_looks_odd_passes(line: str) -> None:
+    found = judged("kernels/scale.py", f"{PY}\n{line}\n")
+    assert found.passed, found.reason
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        # another name for what is refused
+        "g = getattr",
+        "a, b = getattr, 1",
+        "(g := setattr)",
+        "import torch\ng = torch.os",
+        "import torch\ng = torch.jit\ng.load('x')",
+        "import torch\n(g := torch.utils)\ng.cpp_extension.load_inline",
+        "import torch\ng, h = torch.jit, 1\ng.load('x')",
+        "import torch\nfor g in (torch.jit,): g.load('x')",
+        "import torch\ndef f(g=torch.jit): return g.load('x')",
+        "import torch\ng = torch if torch else 0\ng.hub",
+        "import torch\ndef f():\n    import math as torch\ntorch.hub.load('a', 'b')",
+        "import math\ng = math.pi\nimport torch\ng = torch.jit\ng.load('x')",
+        "import torch\n[torch.jit][0].load('x')",
+        "import torch\nd = {'a': torch}\nd['a'].hub",
+        "import torch\ndef f(m): m.allclose = 1\nf(torch)",
+        "import torch\nlist(map(getattr, [torch], ['o' + 's']))",
+        "import functools\nfunctools.reduce(getattr, ['o', 's'], scale)",
+        "from torch import *",
+        "from torch import compile as exec\nexec('1', 'a', 'exec')",
+        # names put together, and what turns text or bytes into something else
+        "import operator\noperator.attrgetter('a.b')",
+        "from operator import methodcaller as m",
+        "vars(scale)",
+        "scale.__dict__",
+        "scale.__getattribute__('__globals__')",
+        "print.__self__",
+        "import codecs",
+        "import base64, zlib",
+        "import marshal",
+        "bytes.fromhex('00')",
+        "def f(x: 'open(0)'): ...",
+        "import typing\ntyping.get_type_hints(scale)",
+        "import torch\ntorch.utils.benchmark.Timer('1')",
+        "match scale:\n    case object(__globals__=g): pass",
+        "type('X', (), {})",
+        "import types\ntypes.new_class('X')",
+        "import dataclasses\ndataclasses.make_dataclass('X', [])",
+        # what is imported is changed
+        "import torch\nT = torch.Tensor\nT.add = None",
+        "import torch\nfor T in (torch.Tensor,): T.add = None",
+        "import torch\nT, x = torch.Tensor, 1\nT.add = None",
+        "import torch\ndel torch.Tensor.add",
+        "import torch\ntype(torch.ones(1)).add = None",
+        "import torch\ntorch.Tensor.add: object = None",
+        "import torch\n[0 for torch.allclose in [1]]",
+        "import torch\nwith open_it() as torch.allclose: pass",
+        "import torch\nimport functools\nfunctools.update_wrapper(torch.add, scale)",
+        "import torch\nimport functools\nfunctools.wraps(scale)(torch.add)",
+        "import torch\nobject.__setattr__(torch, 'add', None)",
+        "import torch\ntorch = scale",
+        "import torch\ndef f(m): m.__mul__ = scale\nf(torch.Tensor)",
+        "import string\nstring.Formatter().get_field('0.os', (scale,), {})",
+        "import torch\ntorch.utils.benchmark",
+        "import torch\ntorch.storage._load_from_bytes(b'')",
+        "from kernels import jit\njit.calls['scale'] += 1",
+        "from kernels import jit\njit.calls.update(scale=9)",
+        "import kernels\nkernels.PREFERENCE['cpu'] = ('torch',)",
+        "from kernels import PREFERENCE",
+        "from kernels import jit\nname = 'sca' + 'le'\njit.load(name)",
+        "import torch\nfrom torch.overrides import TorchFunctionMode",
+        "import torch\nfrom torch.utils._python_dispatch import TorchDispatchMode",
+        "import torch\nclass L(torch.Tensor):\n    @classmethod\n    def __torch_function__(cls, *a): ...",
+        "import torch\nclass L(torch.Tensor):\n    __torch_dispatch__ = None",
+        "class M(type): ...\nclass A(metaclass=M): ...",
+        "class A:\n    def __del__(self): scale(1)",
+        "class A:\n    def __init_subclass__(cls): ...",
+        "def __getattr__(name): return scale",
+        "import torch\ntorch.library.register_fake(torch.ops.aten.mm.default)",
+        "import torch\nname = 'at' + 'en'\ntorch.library.Library(name, 'IMPL')",
+        "import triton\ntriton.knobs.runtime.launch_enter_hook = None",
+        # the process
+        "import torch\ntorch._C._set_grad_enabled(False)",
+        "import torch\ntorch.set_grad_enabled(False)",
+        "from torch import set_default_dtype",
+        "import torch\ntorch.backends.mkldnn.set_flags(True)",
+        "import torch\ntorch.backends.cuda.matmul.allow_tf32 = True",
+        "import torch\ntorch.jit.fork(scale)",
+        "import weakref\nweakref.finalize(scale, print)",
+        "import weakref\nweakref.ref(scale, print)",
+        "import random\nrandom.seed(0)",
+        "import collections\ncollections._sys.modules",
+        "import contextlib\ncontextlib.os.environ",
+        "import warnings\nwarnings.sys._getframe()",
+        "def f(m): return m.os.system('ls')",
+        "raise SystemExit(0)",
+        "exit()",
+        "__builtins__",
+        "import numpy.lib.npyio",
+    ],
+)
+def test_python_that_hides_or_changes_its_surroundings_is_refused(line: str) -> None:
+    found = judged("kernels/scale.py", f"{PY}\n{line}\n")
+    assert not found.passed, line
+    assert "kernels/scale.py:" in found.reason
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import functools\n@functools.lru_cache(maxsize=8)\ndef table(n): return [n]\ntable.__wrapped__",
+        "import functools\ndef d(f):\n    @functools.wraps(f)\n    def g(*a): return f(*a)\n    return g\n@d\ndef h(): ...",
+        "cache = {}\ndef f(x):\n    key = (x.shape, x.dtype)\n    if key not in cache:\n        cache[key] = x\n    return cache[key]",
+        "import torch\ncache = {}\ndef f(n):\n    try:\n        return cache[n]\n    except KeyError:\n        return cache.setdefault(n, torch.ones(n))",
+        "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Config:\n    rows: int = 4",
+        "import torch\nclass F(torch.autograd.Function):\n    @staticmethod\n    def forward(ctx, x):\n        ctx.n = 1\n        return x",
+        "import torch\nclass M(torch.nn.Module):\n    def __init__(self):\n        super().__init__()\n        self.x = 1",
+        "import torch\nlib = torch.library.Library('mine', 'DEF')\nlib.define('f(Tensor x) -> Tensor')",
+        "import torch\n@torch.library.custom_op('mine::f', mutates_args=())\ndef f(x: torch.Tensor) -> torch.Tensor: ...\n"
+        "@f.register_fake\ndef _(x): return x",
+        "import torch\nF = torch.nn.functional\nF.silu\nmm = torch.mm\nops = torch.ops.mine",
+        "import torch\ndef f(x, dtype=torch.float32): return x.to(dtype)\nfor d in (torch.float32, torch.float16): f(1, d)",
+        "import torch\nhasattr(torch, 'float8_e4m3fn') and getattr(torch, 'float8_e4m3fn', None)",
+        "import triton\nimport triton.language as tl\n@triton.autotune([triton.Config({'B': 1})], key=['n'])\n@triton.jit\n"
+        "def k(x, n, B: tl.constexpr): tl.store(x, n)",
+        "import torch, time\ndef f(x):\n    start = time.perf_counter()\n    scale(x)\n    return time.perf_counter() - start",
+        "import torch\ntorch.cuda.Event(enable_timing=True)",
+        "import torch\nwith torch.set_grad_enabled(False): pass\nwith torch.enable_grad(): pass",
+        "import weakref\nheld = weakref.WeakKeyDictionary()\nr = weakref.ref(scale)",
+        "import random\norder = random.sample(range(4), 4)",
+        "import contextlib\nwith contextlib.suppress(KeyError): {}[1]\n@contextlib.contextmanager\ndef c(): yield",
+        "import torch, math\ndef best(x):\n    try:\n        return scale(x)\n    except RuntimeError:\n        return math.inf",
+        "def f(x):\n    try:\n        return scale(x)\n    except RuntimeError as error:\n        raise ValueError(f'rows: {error}') from error",
+        "import torch\ndef f(x, compile=False): return scale(x) if compile else x",
+        "class Cache(dict):\n    def __missing__(self, key): return key\n    def __getattr__(self, name): return 1",
+        "def f(x: 'batch time', y: 'Tensor | None') -> 'Tensor': return x",
+        "import torch\ndef f(x):\n    out = x.new_empty(2)\n    out[0] = 1\n    out.requires_grad = True\n    shapes = [torch.float32]\n    shapes[0] = 1",
+        "import torch\nx = torch._scaled_mm\ntorch._foreach_mul_\ntorch._dynamo.mark_dynamic",
+        "import torch\nif torch._inductor.config.max_autotune: pass",
+        "import triton\ntriton.runtime.driver.active.utils",
+        "from kernels import choose, jit\njit.load('scale').forward",
+        "import numpy as np\nisinstance(scale, np.ndarray)",
+        "try:\n    import triton\n    import triton.language as tl\nexcept ImportError:\n    triton = tl = None",
+        "try:\n    from triton.language.extra import libdevice\nexcept ImportError:\n    from triton.language.extra.cuda import libdevice",
+        "import torch\nfrom torch.utils import _pytree\nfrom torch.utils.checkpoint import checkpoint\ntorch.ones(1).__matmul__",
+        "import torch\nassert isinstance(scale, torch.Tensor), type(scale).__name__",
+    ],
+)
+def test_honest_python_passes(line: str) -> None:
+    found = judged("kernels/scale.py", f"{PY}\n{line}\n")
+    assert found.passed, found.reason
+
+
+FALLBACKS = [
+    "    try:\n        return jit.load('scale').f(x)\n    except Exception:\n        return torch.mul(x, 2)",
+    "    try:\n        y = jit.load('scale').f(x)\n    except RuntimeError:\n        y = x @ x",
+    "    try:\n        y = jit.load('scale').f(x)\n    except (RuntimeError, KeyError):\n        y = plain(x)\n    return y",
+    "    try:\n        y = jit.load('scale').f(x)\n    except:\n        return plain(x)",
+    "    try:\n        f = jit.load('scale').f\n    except OSError:\n        f = torch.neg\n    return f(x)",
+    "    try:\n        f = jit.load('scale').f\n    except OSError:\n        f = lambda x: x * 2\n    return f(x)",
+    "    try:\n        f = jit.load('scale').f\n    except OSError:\n        f = plain\n    return f(x)",
+    "    try:\n        y = plain(x)\n    except KeyError:\n        y = torch.mul(x, 2)",
+    "    with contextlib.suppress(Exception):\n        return jit.load('scale').f(x)\n    return torch.mul(x, 2)",
+    "    try:\n        f = jit.load('scale').f\n    except OSError:\n        from torch.nn.functional import rms_norm as f\n    return f(x)",
+    "    try:\n        return jit.load('scale').f(x)\n    except AttributeError:\n        return self.slow(x)",
+]
+
+
+@pytest.mark.parametrize("body", FALLBACKS)
+def test_a_silent_fallback_is_refused(body: str) -> None:
+    text = f"{PY}\nimport contextlib\nimport torch\ndef plain(x): return torch.mul(x, 2)\ndef f(self, x):\n{body}\n"
+    assert "silent fallback" in judged("kernels/scale.py", text).reason
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "begun = time.monotonic()",
+        "class A:\n    begun = time.time()",
+        "state = {}\ndef f(x):\n    state['t'] = time.time()",
+        "state = {}\ndef f(x):\n    now = time.time()\n    state['t'] = now",
+        "def f(x):\n    global begun\n    begun = time.perf_counter()",
+        "begun = 0\ndef f(x):\n    return x if time.perf_counter() - begun > 9 else 0",
+        "def f(x): return x if time.time() > 1e9 else 0",
+        "def now(): return time.time()",
+        "def now():\n    t = time.time()\n    return t",
+        "def f(x, stamps=[]): stamps.append(time.time())",
+        "clock = time.time\nbegun = clock()",
+        "time.localtime()",
+        "import warnings\nwith warnings.catch_warnings(record=True) as w: pass",
+    ],
+)
+def test_what_time_it_is_and_who_calls_decide_nothing(line: str) -> None:
+    assert not judged("kernels/scale.py", f"{PY}\nimport time\n{line}\n").passed
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "def f(x):\n    start = time.perf_counter()\n    scale(x)\n    return time.perf_counter() - start",
+        "def f(x):\n    t0 = time.time()\n    scale(x)\n    t1 = time.time()\n    return t1 - t0",
+        "best = {}\ndef f(x):\n    times = []\n    for k in (1, 2):\n        start = time.perf_counter_ns()\n        scale(x, k)\n"
+        "        times.append((time.perf_counter_ns() - start, k))\n    best[x.shape] = min(times)[1]",
+        "import warnings\nwith warnings.catch_warnings():\n    warnings.simplefilter('ignore')",
+    ],
+)
+def test_an_autotuner_may_time_its_settings(line: str) -> None:
+    found = judged("kernels/scale.py", f"{PY}\nimport time\n{line}\n")
+    assert found.passed, found.reason
+
+
+def test_clocks_and_subclasses_are_advice_with_their_line() -> None:
+    text = f"{PY}\nimport time\nimport torch\nt = time.perf_counter\nclass L(torch.Tensor): ...\n"
+    advice = judged("kernels/scale.py", text).evidence["advice"]
+    assert [line.split(":")[1] for line in advice] == ["13", "14"]
+
+
+def test_python_that_does_not_parse_is_refused_with_its_line() -> None:
+    found = judged("kernels/scale.py", PY + "\ndef broken(:\n")
+    assert not found.passed
+    assert "does not parse" in found.reason
+    assert "kernels/scale.py:11" in found.reason
+    assert "does not parse" in judged("kernels/scale.py", "x = 1\0").reason
+
+
+def test_a_broad_except_is_advice_and_no_refusal() -> None:
+    found = judged("kernels/scale.py", PY + "\ntry:\n    scale(1)\nexcept Exception:\n    pass\n")
+    assert found.passed
+    assert "kernels/scale.py:13: a broad except" in found.evidence["advice"][0]
+
+
+def test_the_model_may_keep_time_and_find_its_kernels_and_no_more() -> None:
+    honest = "import importlib, queue, resource, threading, time\nimport torch\n"
+    honest += "torch.backends.cuda.matmul.allow_tf32 = True\ntorch.manual_seed(1)\n"
+    honest += 'op = "rms_norm"\nimportlib.import_module(f"kernels.{op}")\n'
+    assert judged("model/optim.py", honest).passed
+    for line in (
+        'importlib.import_module("os")',
+        "importlib.reload(torch)",
+        "resource.setrlimit(1, 2)",
+        "torch.mm = None",
+    ):
+        assert not judged("model/optim.py", honest + line).passed, line
