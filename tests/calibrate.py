@@ -3,7 +3,7 @@
     python tests/calibrate.py --seeds 20              all of them, into results/honest.tsv
     python tests/calibrate.py --seeds 3 --only gram   those whose name holds "gram", printed and not kept
 
-One process, one after another, a line as each is done. The table is written after every line; started again, the command goes on
+A line as each is done (with --jobs N, N files at a time). The table is written after every line; started again, the command goes on
 after the last one that is there with as many seeds and the same source; after a change of the gate, delete the table. Exit status 1 if
 anything was refused.
 """
@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,33 +130,50 @@ def write_table(rows: dict[str, Row], seeds: int) -> None:
     TABLE.write_text("\n".join([*header, *(row.line() for row in rows.values())]) + "\n")
 
 
+def judged(entry: tuple[str, str, bytes, Path | None], seeds: int) -> Row:
+    """Examine one file, in a tree of its own."""
+    name, op, source, file = entry
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="lab-calibrate-") as folder:
+        tree = ROOT if file is None else tree_with(file, Path(folder))
+        row = examine(name, op, source, tree, seeds)
+    seconds = (time.monotonic() - started) / seeds
+    print(f"{row.refused}/{row.seeds} refused, share {row.largest_share}, {seconds:.1f} s each: {name}", flush=True)  # fmt: skip
+    return row
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=20, help="fresh seeds a file")
+    parser.add_argument("--seeds", type=_positive, default=20, help="fresh seeds a file")
     parser.add_argument("--only", default="", metavar="NAME", help="files whose name holds this")
+    parser.add_argument("--jobs", type=_positive, default=1, help="files examined at a time")
     asked = parser.parse_args(arguments)
-    before = {} if asked.only else read_table()
-    rows: dict[str, Row] = {}
-    for name, op, source, file in everything(asked.only):
-        if asked.only and asked.only not in name:
-            continue
-        known = before.get(name)
-        if known and known.seeds >= asked.seeds and known.source == digest(source):
-            rows[name] = known
-            continue
-        started = time.monotonic()
-        with tempfile.TemporaryDirectory(prefix="lab-calibrate-") as folder:
-            tree = ROOT if file is None else tree_with(file, Path(folder))
-            row = rows[name] = examine(name, op, source, tree, asked.seeds)
-        seconds = (time.monotonic() - started) / asked.seeds
-        print(f"{row.refused}/{row.seeds} refused, share {row.largest_share}, {seconds:.1f} s each: {name}", flush=True)  # fmt: skip
-        if not asked.only:
-            write_table(rows | {n: r for n, r in before.items() if n not in rows}, asked.seeds)
-    if not asked.only:
-        write_table(rows, asked.seeds)
+    chosen = [entry for entry in everything(asked.only) if asked.only in entry[0]]
+    if not chosen:
+        parser.error(f"--only {asked.only}: no such name in {HONEST.relative_to(ROOT)}")
+    rows = {} if asked.only else read_table()
+    current = {name: digest(source) for name, _, source, _ in chosen}
+    rows = {
+        name: row
+        for name, row in rows.items()
+        if current.get(name) == row.source and row.seeds >= asked.seeds
+    }
+    waiting = [entry for entry in chosen if entry[0] not in rows]
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        for row in pool.map(lambda entry: judged(entry, asked.seeds), waiting):
+            rows[row.name] = row
+            if not asked.only:
+                write_table({n: rows[n] for n in current if n in rows}, asked.seeds)
     refused = sum(row.refused for row in rows.values())
     print(f"{refused} of {sum(row.seeds for row in rows.values())} examinations refused")
     return 1 if refused else 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return value
 
 
 if __name__ == "__main__":
