@@ -6,6 +6,7 @@ bench/contracts/captured.npz, small enough to ship; run this again when the mode
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Mapping
@@ -37,6 +38,10 @@ PIECES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
 
 
 def main() -> None:
+    about = (__doc__ or "").split("\n\n", 1)[0]
+    argparse.ArgumentParser(
+        "python -m bench.capture", description=about
+    ).parse_args()  # no options: it writes a file that is committed
     dataset = prepare(None, root=ROOT / ".lab" / "data")
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     cases: list[dict[str, Any]] = []
