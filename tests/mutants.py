@@ -39,6 +39,7 @@ import mutants_python  # noqa: E402
 from mutants_python import Site  # noqa: E402
 
 from bench.builds import build  # noqa: E402
+from bench.contracts import ops  # noqa: E402
 from bench.correctness import check  # noqa: E402
 
 ROWS = ROOT / "results" / "mutants.tsv"
@@ -331,7 +332,7 @@ def report(found: Sequence[Row]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--op", help="only mutants that this op runs")
+    parser.add_argument("--op", choices=ops(), help="only mutants that this op runs")
     parser.add_argument("--limit", type=int, help="at most so many in this campaign")
     parser.add_argument("--jobs", type=int, default=1, help="mutants judged at a time")
     parser.add_argument("--report", action="store_true", help=f"write {REPORT.name} and stop")
