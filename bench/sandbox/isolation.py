@@ -89,13 +89,15 @@ def place() -> cgroup.Place:
     cgroup.sweep(found)
     group = cgroup.make(found, f"lab-{os.getpid()}-probe", memory=1 << 30, processes=16)
     try:
-        subprocess.run(
-            [*joining(group), "true"], check=True, capture_output=True, timeout=_TIMEOUT_S
-        )
-    except subprocess.SubprocessError as error:
-        raise OSError(f"no process can be moved into {group.folders[0].parent}: {error}") from None
+        probe = [*joining(group), "true"]
+        done = subprocess.run(probe, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise OSError(f"moving a process into {group.folders[0].parent} does not end") from None
     finally:
         group.remove()
+    if done.returncode:
+        said = done.stderr.strip() or f"status {done.returncode}"
+        raise OSError(f"no process can be moved into {group.folders[0].parent}: {said}")
     return found
 
 
