@@ -92,7 +92,8 @@ def _software() -> Iterator[Row]:
     except ImportError as error:
         yield Row(part, "torch", False, f"{error}; run `make install`")
     yield _package(part, "triton", "its kernels can be neither compiled nor run")
-    yield _command(part, "C++ compiler", os.environ.get("CXX", "c++"), "g++ or clang++")
+    what = "g++ or clang++" + (", or unset CXX, which names it" if "CXX" in os.environ else "")
+    yield _command(part, "C++ compiler", os.environ.get("CXX", "c++"), what)
     yield _command(part, "git", "git", "git")
     yield _command(part, "nvcc", "nvcc", "the CUDA toolkit, for .cu files", needed=False)
 
@@ -131,7 +132,7 @@ def _contents(lab: Lab) -> Iterator[Row]:
         return
     try:
         runs, tried = len(lab.ledger().runs()), len(lab.ledger().experiments())
-        yield Row(part, "ledger", True, f"{runs} runs, {tried} experiments in {file}")
+        yield Row(part, "ledger", True, f"runs: {runs}, experiments: {tried}, in {file}")
     except LedgerError as error:
         yield Row(part, "ledger", False, str(error))
 
