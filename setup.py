@@ -49,6 +49,7 @@ setup(
         "agent.dry_run",
         "agent.proposers",
         "agent.research",
+        "agent.static",
     ],
     package_data={"agent": ["prices.toml"]},
     cmdclass={"build_ext": BuildKernels},

@@ -20,20 +20,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent import (
-    integrity,
-    literals,
-    similarity,
-    static_cpp,
-    static_exports,
-    static_object,
-    static_python,
-    surface,
-)
+from agent import integrity, similarity, surface
 from agent import scope as rules
 from agent.judging import Judging, Unfit
 from agent.machine import CORES, DEVICE, NOTHING, Machine
 from agent.records import Candidate, Change, GateResult
+from agent.static import cpp, exports, literals, python, symbols
 from bench.finding import Finding
 
 
@@ -117,11 +109,11 @@ def static(candidate: Candidate, context: Context) -> Finding:
             ]
             continue
         if path.endswith(".py"):
-            report = static_python.inspect_source(path, source)
+            report = python.inspect_source(path, source)
             if not any("does not parse" in text for _, text in report.refusals):
                 refusals += [f"{path}: {text}" for text in _exports(path, source, context)]
         else:
-            report = static_cpp.inspect(candidate.tree, path, source)
+            report = cpp.inspect(candidate.tree, path, source)
         said = sorted([*report.refusals, *literals.oversized(path, source)])
         refusals += [f"{path}:{line}: {text}" for line, text in said]
         advice += [f"{path}:{line}: {text}" for line, text in report.advice]
@@ -143,7 +135,7 @@ def _including(candidate: Candidate, read: set[str]) -> list[str]:
     for path in surface.sources(candidate.tree):
         if path not in read:
             source = (candidate.tree / path).read_text(errors="replace")
-            report = static_cpp.inspect(candidate.tree, path, source)
+            report = cpp.inspect(candidate.tree, path, source)
             found += [f"{path}:{line}: {text}" for line, text in report.refusals]
     return found
 
@@ -151,10 +143,10 @@ def _including(candidate: Candidate, read: set[str]) -> list[str]:
 def _exports(path: str, source: str, context: Context) -> Iterator[str]:
     stem = Path(path).stem
     if path == "model/train.py":
-        yield from static_exports.trainer_problems(source)
+        yield from exports.trainer_problems(source)
     elif path.startswith("kernels/") and stem in (context.ops or context.judge.ops()):
         public = context.judge.signature(stem)
-        yield from static_exports.op_problems(source, stem, public, context.complete)
+        yield from exports.op_problems(source, stem, public, context.complete)
 
 
 def build(candidate: Candidate, context: Context) -> Finding:
@@ -165,7 +157,7 @@ def build(candidate: Candidate, context: Context) -> Finding:
     problems = [
         f"csrc/{source}: {text}"
         for source, built in finding.evidence.get("objects", {}).items()
-        for text in static_object.problems(Path(built))
+        for text in symbols.problems(Path(built))
     ]
     if finding.passed and problems:
         return Finding(False, "; ".join(problems[:5]), finding.evidence | {"refusals": problems})

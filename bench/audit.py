@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bench.comparison import Standard
 from bench.judge import Refused
+from bench.threads import one_thread
 from bench.staging import Contents, Stage
 
 # After one call, as many more as begin within this time: float64 takes 0.05 s for some (a norm), 2 for others (a loss over 8192 words).
@@ -63,10 +64,11 @@ class Audit:
         """Raises Refused for the first answer that is wrong."""
         until = time.monotonic() + MORE_S
         assert self.worst is not None
-        self._examine(self.worst)
-        for call in (self._copy(self.number), self.drawn):
-            if call is not None and call is not self.worst and time.monotonic() < until:
-                self._examine(call)
+        with one_thread():
+            self._examine(self.worst)
+            for call in (self._copy(self.number), self.drawn):
+                if call is not None and call is not self.worst and time.monotonic() < until:
+                    self._examine(call)
 
     def _copy(self, number: int) -> _Call:
         stages = list(self.stages.values())

@@ -14,7 +14,6 @@ of the working dtype the nearer the exact gradient comes to one such unit.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import math
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,6 @@ import torch
 from torch import Tensor
 
 from bench.contracts import Case, Contract
-from bench.threads import one_thread
 
 FACTOR = 8.0
 HALF_FACTOR = 2.5
@@ -35,9 +33,7 @@ WORST_FACTOR = 32.0
 FLOOR = 8.0
 COPIES = 3
 TINY = 1e-30
-# Elements of the inputs. Beyond this a plain error is no longer a matter of luck, and one evaluation is enough; below, a second thread gains at
-# most a third, and where the cores are busy it is waited for: 16 drawn losses beside one busy process took 3 s in one thread, 10 in two.
-LARGE = 100_000
+LARGE = 100_000  # elements: beyond this a plain error is no longer a matter of luck, and one evaluation is enough
 
 Tensors = dict[str, Tensor]
 
@@ -73,20 +69,6 @@ def evaluate(
     through: Sequence[int] | None = None,
 ) -> Tensors:
     """The reference in `dtype`, as float64: results, and the gradients of `wrt` that flow back from the results `through` (all)."""
-    with contextlib.nullcontext() if _large(inputs) else one_thread():
-        found = _evaluated(contract, case, inputs, upstream, wrt, dtype, through)
-    return {name: t.detach().double() for name, t in found.items()}
-
-
-def _evaluated(
-    contract: Contract,
-    case: Case,
-    inputs: Mapping[str, Tensor],
-    upstream: Sequence[Tensor],
-    wrt: Sequence[str],
-    dtype: torch.dtype,
-    through: Sequence[int] | None,
-) -> Tensors:
     arguments = {n: t.to(dtype) if t.is_floating_point() else t for n, t in inputs.items()}
     for name in wrt:
         arguments[name] = arguments[name].detach().requires_grad_()
@@ -102,11 +84,7 @@ def _evaluated(
                 [u.to(r.dtype) for u, r in zip(upstream, sources, strict=True)],
             )
             found.update({f"d{n}": g for n, g in zip(wrt, grads, strict=True)})
-    return found
-
-
-def _large(inputs: Mapping[str, Tensor]) -> bool:
-    return sum(t.numel() for t in inputs.values()) >= LARGE
+    return {name: t.detach().double() for name, t in found.items()}
 
 
 class Standard:
@@ -188,7 +166,8 @@ class Standard:
     def _spread(self) -> dict[str, _Spread]:
         """Errors of the plain implementation, and effects of the last place of the inputs, over a few copies of the case."""
         found = {name: _Spread() for name in self.truth}
-        for number in range(1 if _large(self.inputs) else 1 + COPIES):
+        copies = COPIES if sum(t.numel() for t in self.inputs.values()) < LARGE else 0
+        for number in range(1 + copies):
             moved = self.inputs if number == 0 else _moved(self.inputs, self.working, number)
             truth = self.truth if number == 0 else self._evaluate(moved, torch.float64)
             plain = self._evaluate(moved, self.working)

@@ -22,6 +22,7 @@ from bench.examination import Examination
 from bench.finding import Finding
 from bench.judge import Judge, Refused
 from bench.subject import Subject
+from bench.threads import one_thread
 
 DRAWN_CASES = 8
 DRAWN_FOR_NAMED = 3  # an implementation asked for by name; what the trial runs is the default
@@ -62,7 +63,7 @@ def check(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) 
     seed = secrets.randbits(48) if seed is None else seed
     evidence: dict[str, Any] = {"device": device, "cases": 0, "implementations": []}
     try:
-        with Judge(tree, device=device, poison=True) as judge:
+        with one_thread(), Judge(tree, device=device, poison=True) as judge:
             evidence["isolation"] = judge.isolation
             loaded = judge.ask("load", op=op, tree=str(judge.tree))
             names = [str(name) for name in loaded["implementations"]]

@@ -19,7 +19,7 @@ from pathlib import Path
 
 TIMEOUT_S = 20
 _MEMORY = 2 << 30
-JIT = Path(__file__).resolve().parent.parent / "kernels" / "jit.py"
+JIT = Path(__file__).resolve().parents[2] / "kernels" / "jit.py"
 
 
 def preprocess(tree: Path, path: str, source: str) -> list[tuple[str, int, str]] | None:

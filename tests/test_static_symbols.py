@@ -10,8 +10,9 @@ import pytest
 from lab_tree import Rules
 from static_gate import ROOT, judged
 
-from agent import gates, static_object
+from agent import gates
 from agent.records import Candidate, Change
+from agent.static import symbols
 from bench.finding import Finding
 from kernels import jit
 
@@ -81,7 +82,7 @@ def test_honest_cpp_passes_as_text_and_as_an_object(tmp_path: Path) -> None:
     found = judged("csrc/scale.cpp", text)
     assert found.passed, found.reason
     assert any("steady_clock" in line for line in found.evidence["advice"])
-    assert static_object.problems(built(tmp_path, text)) == []
+    assert symbols.problems(built(tmp_path, text)) == []
 
 
 def built(folder: Path, text: str) -> Path:
@@ -126,7 +127,7 @@ def plain_object(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 def test_an_object_that_asks_for_more_is_refused_by_the_symbol(
     text: str, names: str, plain_object: Callable[[str], Path]
 ) -> None:
-    problems = static_object.problems(plain_object(text))
+    problems = symbols.problems(plain_object(text))
     assert len(problems) >= 1
     assert any(names in problem for problem in problems)
 
@@ -134,13 +135,13 @@ def test_an_object_that_asks_for_more_is_refused_by_the_symbol(
 def test_an_object_of_arithmetic_has_no_problem(plain_object: Callable[[str], Path]) -> None:
     text = "#include <cmath>\n#include <vector>\n#include <cstdio>\nstatic std::vector<double> table(8, std::sin(1.0));\n"
     text += 'double g(int n) { std::printf("%d", n); return std::pow(table[0], n) + std::erf(n) + __builtin_popcount(n); }'
-    assert static_object.problems(plain_object(text)) == []
+    assert symbols.problems(plain_object(text)) == []
 
 
 def test_what_is_no_object_is_a_problem_and_no_crash(tmp_path: Path) -> None:
     for content in (b"", b"\x7fELF", b"\x7fELF\x02\x01" + b"\0" * 40, b"MZ" * 100):
         (tmp_path / "a.so").write_bytes(content)
-        (problem,) = static_object.problems(tmp_path / "a.so")
+        (problem,) = symbols.problems(tmp_path / "a.so")
         assert "not an object that can be read" in problem
 
 

@@ -9,7 +9,7 @@ import ast
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from agent import static_names as names
+from agent.static import names as names
 
 _MAX_ORIGINS = 8  # of one name; `a = a.b` would give it ever more
 

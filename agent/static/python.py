@@ -4,8 +4,8 @@ Two things are refused: what a kernel has no use for (files, processes, threads,
 what hides from this reading (names put together at run time, modules handed around, classes made by call). What is right in one place and
 wrong in another, as a clock, is advice; the run-time gates decide there. A comment or a docstring may say anything.
 
-agent/static_names.py holds the names that are refused, agent/static_origins.py finds where a name comes from. What takes a whole function or
-file to see is read apart: agent/static_fallback.py, agent/static_clock.py.
+agent/static/names.py holds the names that are refused, agent/static/origins.py finds where a name comes from. What takes a whole function or
+file to see is read apart: agent/static/fallback.py, agent/static/clock.py.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from agent import static_names as names
-from agent.static_clock import lasting_readings
-from agent.static_fallback import fallbacks
-from agent.static_origins import Origins, written_annotations
+from agent.static import names as names
+from agent.static.clock import lasting_readings
+from agent.static.fallback import fallbacks
+from agent.static.origins import Origins, written_annotations
 
 _MODEL_MAY_ASSIGN = ("torch.backends.", "torch._dynamo.config.", "torch._inductor.config.")
 

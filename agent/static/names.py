@@ -1,4 +1,4 @@
-"""Names that a Python file of the surface may not use, and why: data for agent/static_python.py.
+"""Names that a Python file of the surface may not use, and why: data for agent/static/python.py.
 
 A name is judged by its origin: `import torch as t; t.os` and `from torch import os` are both `torch.os`.
 """

@@ -1,8 +1,8 @@
 """What a C++ or CUDA file of the surface may not contain: read as it is written, and as the preprocessor gives it to the compiler.
 
 The text as written shows every branch, for other machines too; the preprocessed text shows what macros and pasted words come to. Of the
-latter only the lines that stem from csrc/ are read (agent/static_preprocessed.py). Words and headers are listed in agent/static_cpp_names.py;
-what the object imports is read in agent/static_object.py.
+latter only the lines that stem from csrc/ are read (agent/static/preprocessed.py). Words and headers are listed in agent/static/cpp_names.py;
+what the object imports is read in agent/static/symbols.py.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent import static_cpp_names as names
 from agent.scope import without_comments
-from agent.static_preprocessed import TIMEOUT_S, preprocess
-from agent.static_python import Report
+from agent.static import cpp_names as names
+from agent.static.preprocessed import TIMEOUT_S, preprocess
+from agent.static.python import Report
 
 
 def inspect(tree: Path, path: str, source: str) -> Report:

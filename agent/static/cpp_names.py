@@ -1,4 +1,4 @@
-"""What a C++ or CUDA file of the surface may not name, and which headers it may include: data for agent/static_cpp.py."""
+"""What a C++ or CUDA file of the surface may not name, and which headers it may include: data for agent/static/cpp.py."""
 
 from __future__ import annotations
 
