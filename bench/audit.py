@@ -16,8 +16,8 @@ from torch import Tensor
 
 from bench.comparison import Standard
 from bench.judge import Refused
-from bench.threads import one_thread
 from bench.staging import Contents, Stage
+from bench.threads import one_thread
 
 # After one call, as many more as begin within this time: float64 takes 0.05 s for some (a norm), 2 for others (a loss over 8192 words).
 MORE_S = 1.0
