@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +20,14 @@ from bench.contracts.contract import FLOATS, Case, Contract, Input, draw_float, 
 def reference(
     q: Tensor, k: Tensor, v: Tensor, causal: bool = True, window: int | None = None
 ) -> Tensor:
-    T = q.shape[2]
     group = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    return _weights(q, k, causal, window) @ v.repeat_interleave(group, 1)
+
+
+def _weights(q: Tensor, k: Tensor, causal: bool, window: int | None) -> Tensor:
+    """The softmax, (B, H, T, T)."""
+    T = q.shape[2]
+    k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)
     i, j = torch.arange(T).view(T, 1), torch.arange(T).view(1, T)
     seen = j <= i if causal else torch.ones(T, T, dtype=torch.bool)
     if window is not None:
@@ -28,7 +35,7 @@ def reference(
     # added and not filled in: a NaN may spread to what is masked, as it does in torch's own attention
     mask = torch.zeros(T, T, dtype=q.dtype).masked_fill(~seen, -math.inf).to(q.device)
     scores = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
-    return (scores + mask).softmax(-1) @ v
+    return (scores + mask).softmax(-1)
 
 
 def draw(rng: random.Random) -> Case:
@@ -86,6 +93,21 @@ def _qkv(B: int, H: int, T: int, D: int, dtype: str, window: int | None) -> Case
     return Case({"q": q, "k": q, "v": q}, {"causal": True, "window": window})
 
 
+def _terms(
+    inputs: Mapping[str, Tensor], upstream: Sequence[Tensor], scalars: Mapping[str, Any]
+) -> dict[str, float]:
+    """dscores = p dp - p sum(p dp), which is nothing where all values that a query sees are alike; its first term is not."""
+    if not upstream:
+        return {}
+    q, k, v = (inputs[name].double() for name in ("q", "k", "v"))
+    group = q.shape[1] // k.shape[1]
+    wide_k, wide_v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
+    p = _weights(q, k, scalars.get("causal", True), scalars.get("window"))
+    first = p * (upstream[0].double() @ wide_v.mT) / math.sqrt(q.shape[-1])
+    dk = (first.mT @ q).unflatten(1, (-1, group)).sum(2)
+    return {"dq": float((first @ wide_k).norm()), "dk": float(dk.norm())}
+
+
 def _pairs(case: Case) -> int:
     """Query-key pairs that the mask lets through, over batch and heads."""
     B, H, T, _ = case.inputs["q"].shape
@@ -113,6 +135,7 @@ CONTRACT = Contract(
     },
     least_bytes=lambda case: nbytes(*case.inputs.values(), case.inputs["q"]),
     flops=lambda case: 4 * _pairs(case) * case.inputs["q"].shape[-1],
+    terms=_terms,
     time_axis={"q": 2, "k": 2, "v": 2, "o": 2},
     library=(
         "aten::scaled_dot_product",
