@@ -105,7 +105,10 @@ def _machine(lab: Lab) -> Iterator[Row]:
     yield Row(part, "CPU", True, f"{names or platform.machine()}, {cores} cores{_vectors()}")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     yield Row(part, "memory", True, f"{memory / _GIB:.1f} GiB")
-    yield _gpu(part)
+    gpu = _gpu(part)
+    yield gpu
+    if gpu.ok:
+        yield from _judging_on_gpu()
     folder = next(f for f in (lab.folder, *lab.folder.parents) if f.exists())
     free = shutil.disk_usage(folder).free
     text = f"{free / _GIB:.1f} GiB free in {folder} ({_LEAST_DISK // _GIB} are needed)"
@@ -164,6 +167,16 @@ def _gpu(part: str) -> Row:
     found = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     text = ", ".join(f"{gpu.name} {gpu.total_memory / _GIB:.0f} GiB" for gpu in found)
     return Row(part, "GPU", True, text, False)
+
+
+def _judging_on_gpu() -> Iterator[Row]:
+    """How the judge's tensors reach a candidate on the GPU, and whether its kernels are looked into."""
+    from bench import judge, sanitizer
+
+    lends = judge.lending("cuda")
+    yield Row("machine", "tensors lent", True, lends, False)
+    missing = sanitizer.why_not("cuda")
+    yield Row("machine", "compute-sanitizer", not missing, missing or str(sanitizer.tool()), False)
 
 
 def _vectors() -> str:

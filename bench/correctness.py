@@ -4,6 +4,7 @@ The judge draws cases from a secret seed, fills its own buffers, poisons the out
 (bench/comparison.py), which it computes after the answer. CHECKS lists what is asked, in this order; each is a few lines in
 bench/correctness_values.py, bench/correctness_training.py or bench/correctness_origin.py. What they share is in bench/subject.py, how a case is
 laid out, asked and compared in bench/examination.py. A runner of this gate allocates poisoned memory: what was never written reads as -1.7e38.
+On a GPU compute-sanitizer has the last word (bench/sanitizer.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from bench import correctness_origin as origin
 from bench import correctness_training as training
 from bench import correctness_values as values
+from bench import device_memory, sanitizer
 from bench.conduct import Conduct
 from bench.contracts import contract
 from bench.examination import Examination
@@ -63,9 +65,11 @@ def check(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) 
     seed = secrets.randbits(48) if seed is None else seed
     evidence: dict[str, Any] = {"device": device, "cases": 0, "implementations": []}
     try:
-        with one_thread(), Judge(tree, device=device, poison=True) as judge:
+        memory = device_memory.lendable(device)
+        with one_thread(), Judge(tree, device=device, poison=True, memory=memory) as judge:
             evidence["isolation"] = judge.isolation
             loaded = judge.ask("load", op=op, tree=str(judge.tree))
+            evidence["memory"] = judge.lends
             names = [str(name) for name in loaded["implementations"]]
             of = Examination(asked, judge, seed)
             subject = Subject(of, str(loaded["default"] or ""))
@@ -78,7 +82,11 @@ def check(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) 
                 each(subject, None)
             Conduct("candidate", judge).unchanged()
             evidence["cases"] = of.cases
-            return Finding(True, f"{of.cases} cases agree with float64", evidence)
+        looked = sanitizer.findings(op, tree, device)
+        evidence |= looked.evidence
+        if not looked.passed:
+            return Finding(False, looked.reason, {**evidence, "kind": "sanitizer", "op": op})
+        return Finding(True, f"{of.cases} cases agree with float64", evidence)
     except Refused as refused:
         return Finding(False, str(refused), {**evidence, "kind": refused.kind, "op": op})
 

@@ -27,12 +27,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench import roofline
+from bench import device_memory, roofline
 from bench.audit import Audit
 from bench.conduct import Conduct, no_memory_hog
 from bench.contracts import Case, Contract, contract
 from bench.judge import Judge, Refused
 from bench.staging import Contents, Stage
+from bench.threads import one_thread
 
 BLOCK_S = 0.010
 LONGEST_BLOCK_S = 0.040  # of the slower arm
@@ -222,7 +223,13 @@ def sample(
 @contextlib.contextmanager
 def _runners(op: str, arms: Sequence[Arm], device: str) -> Iterator[list[Conduct]]:
     with contextlib.ExitStack() as stack:
-        judges = [stack.enter_context(Judge(arm.tree, device=device)) for arm in arms]
+        # On a GPU, tensors that travelled through the host would do so while the clock runs.
+        judges = [
+            stack.enter_context(
+                Judge(arm.tree, device=device, memory=device_memory.lendable(device))
+            )
+            for arm in arms
+        ]
         runners = [Conduct(arm.name, judge) for arm, judge in zip(arms, judges, strict=True)]
         for runner in runners:
             runner.judge.ask(
@@ -271,7 +278,7 @@ def measure(
         if backward:
             audit.see(sets[keep])
 
-    with _one_thread():
+    with one_thread():
         rounds = 0
         while rounds < least or time.monotonic() < deadline:
             ask(n, row)
@@ -283,7 +290,7 @@ def measure(
             for _ in range(ROUNDS):
                 ask(1, alone)
     audit.run()
-    with _one_thread():
+    with one_thread():
         for _ in range(FORWARD_ROUNDS if contents.wrt and pair else 0):
             ask(n, forward, backward=False)
     return Measured(row, alone, forward)
@@ -291,17 +298,6 @@ def measure(
 
 def _nothing(arms: Sequence[Arm]) -> Samples:
     return {arm.name: [] for arm in arms}
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Keep the judge's own thread pool asleep: after a parallel fill its threads would spin into the block that is timed."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _Table:

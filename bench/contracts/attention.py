@@ -104,7 +104,8 @@ def _terms(
     wide_k, wide_v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
     p = _weights(q, k, scalars.get("causal", True), scalars.get("window"))
     first = p * (upstream[0].double() @ wide_v.mT) / math.sqrt(q.shape[-1])
-    dk = (first.mT @ q).unflatten(1, (-1, group)).sum(2)
+    B, Hkv, T, D = k.shape
+    dk = (first.mT @ q).view(B, Hkv, group, T, D).sum(2)
     return {"dq": float((first @ wide_k).norm()), "dk": float(dk.norm())}
 
 

@@ -10,7 +10,6 @@ logits    {rows, out, training}              map token rows to logits; training:
 from __future__ import annotations
 
 import functools
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -33,9 +32,6 @@ class Training:
 
     def do_setup(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if self.lent.device.type == "cuda":
-            # one device a trial, whatever the machine has; CUDA reads this when it starts, which is later
-            first = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
-            os.environ["CUDA_VISIBLE_DEVICES"] = first
             # before anything compiles: the launchers of torch.compile look for hooks when they are made
             self._count_launches()
         from model.train import Trainer
