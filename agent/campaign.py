@@ -131,9 +131,8 @@ def _go(
     )  # fmt: skip
     measured = trials.Trials(ledger, judge, screen, run.id, key, workspace.tree_hash, machine)
     loop = Loop(
-        run, ledger=ledger, repository=repository, workspace=workspace, judge=judge, trials=measured, screen=screen,
-        machine=machine, stop=stop, proposer=proposer, agenda=lab.agenda(), brought=brought(settings),
-        seal=integrity.of_judge(lab.root),
+        run, workshop, workspace=workspace, proposer=proposer, trials=measured, agenda=lab.agenda(),
+        brought=brought(settings), seal=integrity.of_judge(lab.root),
     )  # fmt: skip
     screen.say(f"run {run.id}: {describe(settings)}; Ctrl-C ends it with a summary")
     for number in (

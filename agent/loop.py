@@ -7,20 +7,17 @@ It is measured, tried and decided here, one at a time.
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Sequence
 from typing import Any
 
 from agent import gates, integrity, surface
-from agent.git import Repository
-from agent.judging import Judging, Unfit
-from agent.ledger import Ledger
-from agent.machine import DEVICE, Machine
+from agent.judging import Unfit
+from agent.machine import DEVICE
 from agent.pipeline import Ahead
 from agent.preparing import BaseMoved, Guard, LoopError, Prepared, Preparing, gate_by_gate
-from agent.proposers import Proposer
+from agent.proposers import Proposer, Workshop
 from agent.records import CRASH, DROP, KEEP, REFUSE, Candidate, GateResult, Outcome, Run
-from agent.screen import Screen, duration
+from agent.screen import duration
 from agent.trials import Trials
 from agent.workspace import Workspace
 
@@ -34,31 +31,25 @@ class Loop:
     def __init__(
         self,
         run: Run,
+        workshop: Workshop,
         *,
-        ledger: Ledger,
-        repository: Repository,
         workspace: Workspace,
-        judge: Judging,
         proposer: Proposer,
         trials: Trials,
-        screen: Screen,
-        machine: Machine,
-        stop: threading.Event,
         agenda: str = "",
         brought: Sequence[str] = (),
         seal: integrity.Seal | None = None,
         steps: gates.Steps = gates.GATES,
     ) -> None:
         self.settings, self.run_id, self.start = run.settings, run.id, run.start
-        self.ledger, self.repository, self.workspace = ledger, repository, workspace
-        self.judge, self.proposer, self.trials = judge, proposer, trials
-        self.screen, self.machine, self.stop = screen, machine, stop
+        self.ledger, self.repository, self.judge = workshop.ledger, workshop.repository, workshop.judge  # fmt: skip
+        self.screen, self.machine, self.stop = workshop.screen, workshop.machine, workshop.stop
+        self.workspace, self.proposer, self.trials = workspace, proposer, trials
         self.steps = [step for step in steps if step[0] in gates.MEASURING]
-        self.guard = Guard(ledger, workspace.folder, seal)
-        self.stretch = ledger.begin_stretch(run.id)
+        self.guard = Guard(self.ledger, workspace.folder, seal)
+        self.stretch = self.ledger.begin_stretch(run.id)
         self.preparing = Preparing(
-            run, ledger=ledger, repository=repository, workspace=workspace, judge=judge, proposer=proposer, screen=screen,
-            machine=machine, stop=stop, guard=self.guard, agenda=agenda, brought=brought,
+            run, workshop, workspace=workspace, proposer=proposer, guard=self.guard, agenda=agenda, brought=brought,
             steps=[step for step in steps if step[0] not in gates.MEASURING],
         )  # fmt: skip
 

@@ -6,7 +6,6 @@ a kill loses neither the work nor the money in it.
 
 from __future__ import annotations
 
-import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent import gates, integrity, merging, scope, similarity
-from agent.git import GitError, Repository
-from agent.judging import Judging
+from agent.git import GitError
 from agent.ledger import Ledger
 from agent.machine import Machine
-from agent.proposers import Context, NoProposal, Proposer, Stopped
+from agent.proposers import Context, NoProposal, Proposer, Stopped, Workshop
 from agent.records import (
     CRASH,
     LOST,
@@ -110,12 +108,17 @@ class Guard:
         except integrity.Tampered as tampered:
             raise LoopError(f"{tampered}; nothing is lost: python -m agent --resume") from None
 
+    def keep(self, name: str, error: Exception) -> Path:
+        """The log that now holds the traceback of an error."""
+        log = self._folder / f"error-{name.replace(' ', '-')}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(traceback.format_exception(error)))
+        return log
+
     def _failed(self, number: int, error: Exception) -> Outcome:
         """What to record; a judge that fails again and again is itself broken, and the run ends."""
         self._failures += 1
-        log = self._folder / f"error-{number}.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("".join(traceback.format_exception(error)))
+        log = self.keep(str(number), error)
         outcome = Outcome(
             CRASH, f"the judge could not finish: {type(error).__name__}: {error}; see {log}"
         )
@@ -154,26 +157,21 @@ class Preparing:
     def __init__(
         self,
         run: Run,
+        workshop: Workshop,
         *,
-        ledger: Ledger,
-        repository: Repository,
         workspace: Workspace,
-        judge: Judging,
         proposer: Proposer,
-        screen: Screen,
-        machine: Machine,
-        stop: threading.Event,
         guard: Guard,
         agenda: str,
         brought: Sequence[str],
         steps: gates.Steps,
     ) -> None:
         self.settings, self.run_id, self.incumbent = run.settings, run.id, run.incumbent
-        self.ledger, self.repository, self.workspace = ledger, repository, workspace
-        self.judge, self.proposer, self.screen, self.machine = judge, proposer, screen, machine
-        self.stop, self.guard = stop, guard
+        self.ledger, self.repository, self.judge = workshop.ledger, workshop.repository, workshop.judge  # fmt: skip
+        self.screen, self.machine, self.stop = workshop.screen, workshop.machine, workshop.stop
+        self.workspace, self.proposer, self.guard = workspace, proposer, guard
         self.agenda, self.brought, self.steps = agenda, tuple(brought), steps
-        self._empty = 0  # proposals in a row of which nothing came
+        self._empty = self._failures = 0  # proposals in a row of which nothing came, or an error
 
     # ---- from idea to candidate
 
@@ -188,9 +186,16 @@ class Preparing:
             return None
         except BudgetSpent as spent:
             return str(spent)
+        except Stopped:
+            raise
+        except (
+            Exception
+        ) as error:  # the boundary of a proposer: it must not end the night, until it repeats
+            self._proposer_failed(parent, error)
+            return None
         if proposal is None:
             return f"proposer {self.proposer.name} has nothing left to try"
-        self._empty = 0
+        self._empty = self._failures = 0
         self.guard.verify()
         try:
             commit = self.workspace.commit(parent, proposal)
@@ -274,6 +279,15 @@ class Preparing:
         self.screen.say(f"experiment {self._count()}: no proposal: {nothing.reason}")
         self.stop.wait(min(LONGEST_PAUSE_S, 0.5 * 2**self._empty))
         self._empty += 1
+
+    def _proposer_failed(self, parent: str, error: Exception) -> None:
+        """A fault of the proposer's own. Raises LoopError when it repeats."""
+        self._failures += 1
+        log = self.guard.keep(f"proposer-{self._count()}", error)
+        reason = f"{self.proposer.name} failed: {type(error).__name__}: {error}; see {log}"
+        self._nothing(parent, NoProposal(reason))
+        if self._failures >= MAX_FAILURES:
+            raise LoopError(f"{self._failures} times in a row {reason}") from error
 
     def _not_applied(self, parent: str, proposal: Proposal, error: GitError) -> None:
         """Record a proposal whose files git does not take."""

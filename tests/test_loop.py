@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -288,72 +284,3 @@ def test_a_path_that_git_does_not_take_is_a_refusal(
     (experiment,) = lab.ledger().experiments()
     assert experiment.outcome.status == REFUSE
     assert "../outside.py" in experiment.outcome.reason
-
-
-NIGHT = """
-import sys, time
-sys.path.insert(0, sys.argv[2])
-from pathlib import Path
-from lab_tree import Rules, Transcript
-from agent import campaign
-from agent.lab import Lab
-from agent.records import Settings
-
-class Slow(Rules):
-    def build(self, tree, changed):
-        time.sleep(0.02)
-        return super().build(tree, changed)
-    def trial(self, tree, seed, progress):
-        time.sleep(0.02)
-        return super().trial(tree, seed, progress)
-
-class Shout(Transcript):
-    def stage(self, text, seconds=None):
-        print("stage", flush=True)
-    def say(self, text):
-        print("say", flush=True)
-
-lab = Lab(Path(sys.argv[1]))
-settings = Settings(proposer="sweep", seconds=5.0, data="corpus-1", experiments=7)
-if lab.ledger().runs():
-    campaign.resume(lab, None, {}, Shout(), Slow())
-else:
-    campaign.run(lab, settings, Shout(), Slow())
-print("ended", flush=True)
-"""
-
-
-def test_kill_9_anywhere_and_resume_end_where_an_undisturbed_run_ends(lab: Lab) -> None:
-    command = [sys.executable, "-c", NIGHT, str(lab.root), str(Path(__file__).parent)]
-    kills = 0
-    for lines in (5, 11, 8, 17, 1000):
-        night = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert night.stdout is not None
-        for _ in range(lines):
-            if night.stdout.readline() in ("ended\n", ""):
-                break
-        else:
-            os.kill(night.pid, signal.SIGKILL)
-            kills += 1
-        night.stdout.close()
-        night.wait()
-    ledger = lab.ledger()
-    experiments = ledger.experiments()
-    ended = [e for e in experiments if e.outcome.status != LOST]
-    assert kills >= 3
-    assert len(ledger.runs()) == 1
-    assert len(ended) == 7
-    assert len(experiments) - len(ended) <= kills
-    assert len({e.commit for e in ended}) == 7  # none was run twice
-    run = ledger.run()
-    assert constant_of(lab, run.incumbent) == 4
-    assert git(lab.root, "rev-parse", f"lab/{run.id}") == run.incumbent
-    assert git(lab.root, "worktree", "list").count("\n") == 0
-
-
-def constant_of(lab: Lab, commit: str) -> float:
-    (lab.root / "shown/csrc").mkdir(parents=True)
-    (lab.root / "shown/csrc/scale.cpp").write_text(
-        git(lab.root, "show", f"{commit}:csrc/scale.cpp")
-    )
-    return constant(lab.root / "shown", "csrc/scale.cpp", "kRows")

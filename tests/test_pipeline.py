@@ -18,6 +18,7 @@ from agent.judging import Progress
 from agent.lab import Lab
 from agent.machine import CORES, DEVICE, NOTHING, Machine
 from agent.pipeline import Ahead
+from agent.preparing import LoopError
 from agent.proposers import Context, NoProposal, Stopped
 from agent.records import CRASH, DROP, KEEP, LOST, READY, REFUSE, GateResult, Proposal, Settings
 from agent.spending import BudgetSpent
@@ -267,6 +268,17 @@ def test_money_without_a_proposal_is_a_row_and_the_night_goes_on(
     assert (first.outcome.status, first.cost_usd, first.model) == (CRASH, 0.25, "m")
     assert first.outcome.reason == "no proposal: the answer was cut 3 times"
     assert second.outcome.status == KEEP
+
+
+def test_a_proposer_that_trips_leaves_a_row_and_ends_the_night_only_when_it_repeats(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trips: list[Move] = [KeyError("usage"), idea(rows(4)), *(KeyError("usage") for _ in range(3))]
+    with pytest.raises(LoopError, match="3 times in a row scripted failed: KeyError: 'usage'"):
+        night(lab, monkeypatch, Scripted(trips))
+    rows_of = lab.ledger().experiments()
+    assert [e.outcome.status for e in rows_of] == [CRASH, KEEP, CRASH, CRASH, CRASH]
+    assert "see " in rows_of[0].outcome.reason
 
 
 def test_a_spent_budget_ends_the_night_after_what_was_ready_was_tried(
