@@ -88,7 +88,7 @@ def scripted() -> list[Say]:
         Say("What is there?", calls=[("read", {"path": SOURCE}), ("read", {"path": "bench/contracts/linear_cross_entropy.py"})]),
         Say("It reads each row three times.", thinking="softcap bounds z", calls=[("write", {"path": SOURCE, "text": slip})]),
         Say(calls=[("check", {})]),
-        Say("A brace is missing.", calls=[("edit", {"path": SOURCE, "old": "namespace\n", "new": "namespace {\n"})]),
+        Say("A brace is missing.", calls=[("edit", {"path": SOURCE, "old": "\nnamespace\n", "new": "\nnamespace {\n"})]),
         Say(calls=[("check", {}), ("diff", {})]),
         Say(calls=[("submit", claim)]),
     ]  # fmt: skip
