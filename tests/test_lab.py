@@ -47,6 +47,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return clone
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_the_loop_runs_from_a_plain_kernel_to_a_summary(checkout: Path) -> None:
     before = subprocess.run(
@@ -94,6 +95,7 @@ def scripted() -> list[Say]:
     ]  # fmt: skip
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_model_improves_a_kernel_through_the_tools_from_reading_to_a_kept_commit(
     checkout: Path,
@@ -133,6 +135,7 @@ def run_git(checkout: Path, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 def test_a_trial_ends_with_its_figures(checkout: Path) -> None:
     done = run("-m", "agent", "trial", "--seconds", "5", "--device", "cpu", cwd=checkout)
