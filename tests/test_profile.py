@@ -83,7 +83,6 @@ def test_an_op_inside_another_is_counted_as_part_of_it() -> None:
     assert not any("sum" in name for name in rest)
 
 
-@pytest.mark.alone
 @pytest.mark.slow
 def test_a_step_is_split_by_op_and_a_slow_op_shows(tree: Tree) -> None:
     found = of_step(tree(norm=slow(40)), 8192, 0, device="cpu")
@@ -102,7 +101,6 @@ def test_a_step_is_split_by_op_and_a_slow_op_shows(tree: Tree) -> None:
     assert "rms_norm" in answers.profile(found)
 
 
-@pytest.mark.alone
 @pytest.mark.slow
 def test_an_op_is_timed_implementation_by_implementation_beside_the_incumbent(tree: Tree) -> None:
     found = of_op("rms_norm", tree(norm=slow(15)), beside=ROOT, device="cpu")
