@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text()
 # Commands that take minutes or leave this checkout, and what tests each instead.
 ELSEWHERE = {
     "git clone": "plain git",
-    "make lab": "tests/test_lab.py: the same command line with shorter trials",
+    "make lab": "tests/test_lab.py: the same command line with shorter trials and a scripted model in the place of the sweep",
     "make test": "this suite",
     "make bench": "tests/test_lab.py: pytest bench --benchmark on one op",
     "pytest bench": "bench/ is part of this suite; --benchmark: tests/test_lab.py",
