@@ -145,7 +145,8 @@ def test_settings_that_never_met_are_ordered_through_the_incumbents_between_them
             "from": {"kRows": before, "kCols": "16"}, "values": {"kRows": after, "kCols": "16"},
         }  # fmt: skip
         night.end(
-            Proposal("", {"csrc/scale.cpp": text}, "sweep", notes=notes), Outcome(DROP, "", speed=ratio)
+            Proposal("", {"csrc/scale.cpp": text}, "sweep", notes=notes),
+            Outcome(DROP, "", speed=ratio),
         )
     (space,) = sweep.spaces(night.context())
     scores = {values[0]: score for values, score in sweep.chain(space, night.history).items()}
