@@ -3,9 +3,9 @@
     python tests/calibrate.py --seeds 20              all of them, into results/honest.tsv
     python tests/calibrate.py --seeds 3 --only gram   those whose name holds "gram", printed and not kept
 
-A line as each is done (with --jobs N, N files at a time). The table is written after every line; started again, the command goes on
-after the last one that is there with as many seeds and the same source; after a change of the gate, delete the table. Exit status 1 if
-anything was refused.
+A line as each is done (with --jobs N, N files at a time). The table is written after every line; started again, the command adds to each
+file of the same source the seeds that it lacks, so that a few seeds of everything can come before many; after a change of the gate, delete the
+table. Exit status 1 if anything was refused.
 """
 
 from __future__ import annotations
@@ -130,6 +130,23 @@ def write_table(rows: dict[str, Row], seeds: int) -> None:
     TABLE.write_text("\n".join([*header, *(row.line() for row in rows.values())]) + "\n")
 
 
+def together(one: Row, other: Row) -> Row:
+    """Both rows of the same file as one."""
+    kinds: Counter[str] = Counter()
+    for row in (one, other):
+        for each in row.kinds.split() if row.kinds != "-" else ():
+            kind, _, count = each.partition(":")
+            kinds[kind] += int(count)
+    return Row(
+        one.name,
+        one.source,
+        one.seeds + other.seeds,
+        one.refused + other.refused,
+        " ".join(f"{kind}:{count}" for kind, count in sorted(kinds.items())) or "-",
+        max(one.largest_share, other.largest_share),  # "-" sorts before every figure
+    )
+
+
 def judged(entry: tuple[str, str, bytes, Path | None], seeds: int) -> Row:
     """Examine one file, in a tree of its own."""
     name, op, source, file = entry
@@ -151,17 +168,17 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = [entry for entry in everything(asked.only) if asked.only in entry[0]]
     if not chosen:
         parser.error(f"--only {asked.only}: no such name in {HONEST.relative_to(ROOT)}")
-    rows = {} if asked.only else read_table()
     current = {name: digest(source) for name, _, source, _ in chosen}
-    rows = {
-        name: row
-        for name, row in rows.items()
-        if current.get(name) == row.source and row.seeds >= asked.seeds
-    }
-    waiting = [entry for entry in chosen if entry[0] not in rows]
+    known = {} if asked.only else read_table()
+    rows = {n: row for n, row in known.items() if current.get(n) == row.source}
+
+    def lacking(name: str) -> int:
+        return asked.seeds - (rows[name].seeds if name in rows else 0)
+
+    waiting = [entry for entry in chosen if lacking(entry[0]) > 0]
     with ThreadPoolExecutor(asked.jobs) as pool:
-        for row in pool.map(lambda entry: judged(entry, asked.seeds), waiting):
-            rows[row.name] = row
+        for row in pool.map(lambda entry: judged(entry, lacking(entry[0])), waiting):
+            rows[row.name] = together(rows[row.name], row) if row.name in rows else row
             if not asked.only:
                 write_table({n: rows[n] for n in current if n in rows}, asked.seeds)
     refused = sum(row.refused for row in rows.values())

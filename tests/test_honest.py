@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from calibrate import honest_files, op_of, place_of, tree_with
+from calibrate import Row, honest_files, op_of, place_of, together, tree_with
 
 from agent import gates
 from agent.judging import Bench
@@ -67,3 +67,9 @@ def test_the_static_gate_lets_it_pass(file: Path, tmp_path: Path) -> None:
 def test_the_correctness_gate_lets_it_pass(file: Path, trees) -> None:
     finding = check(op_of(file), trees(file), seed=SEED)
     assert finding.passed, finding.reason
+
+
+def test_seeds_of_two_campaigns_add_up() -> None:
+    few = Row("a.py", "d", 5, 1, "wrong:1", "0.40")
+    more = Row("a.py", "d", 15, 3, "nan:2 wrong:1", "-")
+    assert together(few, more) == Row("a.py", "d", 20, 4, "nan:2 wrong:2", "0.40")
