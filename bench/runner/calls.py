@@ -49,10 +49,11 @@ class Calls:
             def call(*args: Any, **kwargs: Any) -> Any:
                 return plain(*args, **kwargs) if impl is None else plain(*args, impl=impl, **kwargs)
 
+            # A trial has one shape and one softcap. With symbols in their place torch 2.13 cannot trace what recomputes by checkpoint.
             if mode == "compile":
-                call = torch.compile(call, fullgraph=True, backend="aot_eager")
+                call = torch.compile(call, fullgraph=True, dynamic=False, backend="aot_eager")
             elif mode == "inductor":
-                call = torch.compile(call, fullgraph=True)
+                call = torch.compile(call, fullgraph=True, dynamic=False)
             self.functions[key] = call
         return self.functions[key]
 
