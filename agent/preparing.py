@@ -332,6 +332,8 @@ class Preparing:
         )
         commit = self.workspace.commit(parent, proposal)
         candidate = self.workspace.candidate(self.settings.target, parent, commit)
+        self.workspace.forget(prepared.commit)
+        self.workspace.hold(prepared.number, commit)
         self.ledger.rebase_experiment(prepared.number, parent, commit, candidate.patch)
         context = gates.Context(self.judge, self.settings.op, earlier={})
         results = self._gates(prepared.number, candidate, context)

@@ -96,17 +96,19 @@ def _qkv(B: int, H: int, T: int, D: int, dtype: str, window: int | None) -> Case
 def _terms(
     inputs: Mapping[str, Tensor], upstream: Sequence[Tensor], scalars: Mapping[str, Any]
 ) -> dict[str, float]:
-    """dscores = p dp - p sum(p dp), which is nothing where all values that a query sees are alike; its first term is not."""
+    """dscores = p dp - p sum(p dp), which is nothing where all values that a query sees are alike; its first term is not.
+
+    For dk alone: in dq the same term is of the size of what all keys have in common, which cancels too, and would excuse in
+    half precision what no implementation needs (six times the error, where keys lie around 10).
+    """
     if not upstream:
         return {}
     q, k, v = (inputs[name].double() for name in ("q", "k", "v"))
-    group = q.shape[1] // k.shape[1]
-    wide_k, wide_v = k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)
-    p = _weights(q, k, scalars.get("causal", True), scalars.get("window"))
-    first = p * (upstream[0].double() @ wide_v.mT) / math.sqrt(q.shape[-1])
     B, Hkv, T, D = k.shape
-    dk = (first.mT @ q).view(B, Hkv, group, T, D).sum(2)
-    return {"dq": float((first @ wide_k).norm()), "dk": float(dk.norm())}
+    group = q.shape[1] // Hkv
+    p = _weights(q, k, scalars.get("causal", True), scalars.get("window"))
+    first = p * (upstream[0].double() @ v.repeat_interleave(group, 1).mT) / math.sqrt(D)
+    return {"dk": float((first.mT @ q).view(B, Hkv, group, T, D).sum(2).norm())}
 
 
 def _pairs(case: Case) -> int:
