@@ -15,6 +15,7 @@ from bench.finding import Finding
 
 if TYPE_CHECKING:
     from bench.data import Dataset
+    from bench.noise import Noise
     from bench.timing import Comparison
     from bench.trial import TrialResult
     from bench.verdict import Verdict
@@ -58,8 +59,12 @@ class Judging(Protocol):
         """A result that the ledger kept as `asdict`."""
         ...
 
-    def noise(self, groups: Sequence[Sequence[float]]) -> float:
-        """Spread of val_bpb from groups of trials that differ in seed alone."""
+    def noise(self, trees: Mapping[str, Mapping[int, float]], start: str) -> Noise:
+        """Spread of val_bpb by tree and seed, in the order of the trials; `start` is the tree that a run began with."""
+        ...
+
+    def drifted(self, before: TrialResult, now: TrialResult, noise: Noise) -> str:
+        """How two trials of one tree and seed differ by more than noise, in words; "" if they do not."""
         ...
 
     def decide(
@@ -68,9 +73,11 @@ class Judging(Protocol):
         comparison: Mapping[str, Any] | None,
         incumbent: Sequence[TrialResult],
         candidate: Sequence[TrialResult],
-        noise: float,
+        noise: Noise,
+        *,
+        lines: int = 0,
     ) -> Verdict:
-        """`comparison` is a Comparison that the ledger kept as `asdict`."""
+        """`comparison` is a Comparison that the ledger kept as `asdict`, `lines` what the candidate adds to the code."""
         ...
 
 
@@ -157,10 +164,15 @@ class Bench:
 
         return TrialResult(**row)
 
-    def noise(self, groups: Sequence[Sequence[float]]) -> float:
-        from bench import verdict
+    def noise(self, trees: Mapping[str, Mapping[int, float]], start: str) -> Noise:
+        from bench import noise
 
-        return verdict.noise_of(groups)
+        return noise.noise_of(noise.unselected(trees, start))
+
+    def drifted(self, before: TrialResult, now: TrialResult, noise: Noise) -> str:
+        from bench import drift
+
+        return drift.drifted(before, now, noise)
 
     def decide(
         self,
@@ -168,13 +180,15 @@ class Bench:
         comparison: Mapping[str, Any] | None,
         incumbent: Sequence[TrialResult],
         candidate: Sequence[TrialResult],
-        noise: float,
+        noise: Noise,
+        *,
+        lines: int = 0,
     ) -> Verdict:
         from bench import verdict
         from bench.timing import Comparison
 
         measured = None if comparison is None else Comparison(**comparison)
-        return verdict.decide(target, measured, incumbent, candidate, noise)
+        return verdict.decide(target, measured, incumbent, candidate, noise, lines=lines)
 
     def _data(self) -> Dataset:
         if self.dataset is None:

@@ -394,14 +394,14 @@ class Ledger:
         return json.loads(rows[0]["result"]) if rows else None
 
     def results(
-        self, key: TrialKey, free: tuple[str, ...] = ("seed",)
+        self, key: TrialKey, free: tuple[str, ...] = ("seed",), since: float = 0.0
     ) -> list[tuple[str, dict[str, Any]]]:
-        """(tree, result) of every good trial that differs from `key` in the `free` fields at most, oldest first."""
+        """(tree, result) of every good trial that differs from `key` in the `free` fields at most and is not older than `since`, oldest first."""
         same = [name for name in _KEY if name not in free]
         where = " AND ".join(f"{name} = ?" for name in same)
         rows = self._rows(
-            f"SELECT tree, result FROM trials WHERE {where} AND ok = 1 ORDER BY id",
-            tuple(getattr(key, name) for name in same),
+            f"SELECT tree, result FROM trials WHERE {where} AND ok = 1 AND at >= ? ORDER BY id",
+            (*(getattr(key, name) for name in same), since),
         )
         return [(row["tree"], json.loads(row["result"])) for row in rows]
 

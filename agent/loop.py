@@ -7,22 +7,39 @@ It is measured, tried and decided here, one at a time.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from agent import gates, integrity, surface
+from agent import gates, integrity, lines, surface
 from agent.judging import Unfit
 from agent.machine import DEVICE
 from agent.pipeline import Ahead
 from agent.preparing import BaseMoved, Guard, LoopError, Prepared, Preparing, gate_by_gate
 from agent.proposers import Proposer, Workshop
-from agent.records import CRASH, DROP, KEEP, REFUSE, Candidate, GateResult, Outcome, Run
+from agent.records import CRASH, DROP, KEEP, REFUSE, GateResult, Outcome, Run
 from agent.screen import duration
 from agent.trials import Trials
 from agent.workspace import Workspace
+from bench.plan import BASELINES, ENOUGH_NOISE, MAX_PAIRS, RECHECK_TRIALS
 
-BASELINES = 2  # trials of the start, from which the first estimate of the noise comes
-MAX_PAIRS = 3  # paired trials a candidate may take before it counts as undecided
+if TYPE_CHECKING:
+    from bench.trial import TrialResult
+    from bench.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """Paired trials and what they came to."""
+
+    ours: list[TrialResult]
+    theirs: list[TrialResult]
+    verdict: Verdict
+
+    @property
+    def kept(self) -> bool:
+        return self.verdict.decision == "keep"
 
 
 class Loop:
@@ -111,7 +128,7 @@ class Loop:
         if results and not results[-1].passed:
             last = results[-1]
             return Outcome(REFUSE, f"{last.name}: {last.reason}", speed=_speed(results))
-        return self._trial(prepared.candidate, prepared.parent, prepared.commit, results)
+        return self._trial(prepared, results)
 
     def confirm(self) -> None:
         """Measure each kernel that the run has changed once more, champion against start, with fresh inputs."""
@@ -146,47 +163,87 @@ class Loop:
                 raise LoopError(
                     f"the start does not train: {result.failure}: {result.detail}; try `python -m agent trial`"
                 )
-        self.screen.say(f"noise of val_bpb from seed to seed: {self.trials.noise():.4f}")
+        self.screen.say(f"noise of val_bpb from seed to seed: {self.trials.noise(self.start)}")
 
-    def _trial(
-        self, candidate: Candidate, parent: str, commit: str, results: Sequence[GateResult]
-    ) -> Outcome:
-        """Paired trials, seed by seed, until the verdict is not "again"."""
-        sealed = integrity.of_tree(candidate.tree)
-        kind = "kernels" if all(surface.is_kernel(path) for path in candidate.paths) else "model"
-        ours, theirs = [], []
-        for seed in range(self.settings.seed, self.settings.seed + MAX_PAIRS):
-            theirs.append(self.trials.result(commit, candidate.tree, seed, "candidate"))
-            self._tick()
-            if not theirs[-1].ok:
-                failed = theirs[-1]
-                return Outcome(
-                    CRASH, f"trial: {failed.failure}: {failed.detail}", speed=_speed(results)
-                )
-            ours.append(self.trials.result(parent, candidate.incumbent, seed, "incumbent"))
-            if not ours[-1].ok:
-                return Outcome(
-                    DROP,
-                    f"the incumbent's own trial failed: {ours[-1].failure}",
-                    speed=_speed(results),
-                )
-            verdict = self.judge.decide(kind, _claim(results), ours, theirs, self.trials.noise())
-            if verdict.decision != "again":
-                break
+    def _trial(self, prepared: Prepared, results: Sequence[GateResult]) -> Outcome:
+        """Paired trials, a verdict, and what has to be true before a keep counts."""
+        sealed = integrity.of_tree(prepared.candidate.tree)
+        self._recheck(prepared, RECHECK_TRIALS * self.settings.seconds)
+        began, spent = time.time(), self.trials.seconds
+        tried = self._pairs(prepared, results)
+        # A machine that became faster meanwhile makes a gain of its own: if anything was trained for a keep, the incumbent once more, now.
+        kept = isinstance(tried, _Tried) and tried.kept and self.trials.seconds > spent
+        if kept and self._recheck(prepared, time.time() - began):
+            tried = self._pairs(prepared, results)
         if changed := sealed.changed():
             return Outcome(REFUSE, f"trial: {', '.join(changed[:5])} changed while it was trained")
-        kept = verdict.decision == "keep"
-        undecided = (
-            f"undecided after {MAX_PAIRS} paired trials: " if verdict.decision == "again" else ""
-        )
+        if isinstance(tried, Outcome):
+            return replace(tried, speed=_speed(results))
+        verdict, reason = tried.verdict, tried.verdict.reason
+        said = GateResult("verdict", tried.kept, reason, verdict.evidence, time.time() - began)
+        self.ledger.add_gate(prepared.number, said)
+        if tried.kept and verdict.flag:
+            if refused := self._examined_again(prepared, verdict.flag):
+                return Outcome(REFUSE, refused, speed=_speed(results))
+            reason += f"; flagged, and found correct again: {verdict.flag}"
+        ours, theirs = tried.ours, tried.theirs
         return Outcome(
-            KEEP if kept else DROP,
-            undecided + verdict.reason,
+            KEEP if tried.kept else DROP,
+            reason,
             speed=_speed(results),
             val_bpb=_mean([result.val_bpb for result in theirs]),
             bpb_change=_mean([t.val_bpb - o.val_bpb for t, o in zip(theirs, ours, strict=True)]),
             peak_memory_mb=max(result.peak_memory_mb for result in theirs),
         )
+
+    def _pairs(self, prepared: Prepared, results: Sequence[GateResult]) -> _Tried | Outcome:
+        """Candidate and incumbent trained seed by seed, until the verdict is not "again"; an outcome where one does not train."""
+        candidate = prepared.candidate
+        kind = "kernels" if all(surface.is_kernel(path) for path in candidate.paths) else "model"
+        added = lines.added(candidate.changes)
+        ours: list[TrialResult] = []
+        theirs: list[TrialResult] = []
+        for seed in range(self.settings.seed, self.settings.seed + MAX_PAIRS):
+            theirs.append(self.trials.result(prepared.commit, candidate.tree, seed, "candidate"))
+            self._tick()
+            if not theirs[-1].ok:
+                return Outcome(CRASH, f"trial: {theirs[-1].failure}: {theirs[-1].detail}")
+            ours.append(self.trials.result(prepared.parent, candidate.incumbent, seed, "incumbent"))
+            if not ours[-1].ok:
+                return Outcome(DROP, f"the incumbent's own trial failed: {ours[-1].failure}")
+            noise = self.trials.noise(self.start)
+            verdict = self.judge.decide(kind, _claim(results), ours, theirs, noise, lines=added)
+            if verdict.decision != "again":
+                break
+            if kind == "model":
+                self._learn_noise(prepared)
+        return _Tried(ours, theirs, verdict)
+
+    def _learn_noise(self, prepared: Prepared) -> None:
+        """Train the incumbent on further seeds, once a campaign, so that what looks promising can be told from luck."""
+        for seed in range(self.settings.seed, self.settings.seed + ENOUGH_NOISE + BASELINES):
+            if self.trials.noise(self.start).degrees >= ENOUGH_NOISE:
+                return
+            self.trials.result(prepared.parent, prepared.candidate.incumbent, seed, "incumbent, for the noise")  # fmt: skip
+            self._tick()
+
+    def _recheck(self, prepared: Prepared, older_s: float) -> bool:
+        """Whether the machine has changed since the incumbent's last trial; that one is run again if it is older than that."""
+        said = self.trials.recheck(prepared.parent, prepared.candidate.incumbent, self.settings.seed, older_s, self.start)  # fmt: skip
+        self._tick()
+        if said:
+            self.screen.say(f"  the machine has changed: {said}; all trials from before are void")
+        return bool(said)
+
+    def _examined_again(self, prepared: Prepared, flag: str) -> str:
+        """Put a kernel that gains more than it can through the correctness gate once more, with drawn and captured data; why it refuses, or ""."""
+        self.screen.say(f"  flagged: {flag}; to the correctness gate again")
+        context = gates.Context(self.judge, self.settings.op)
+        found = gate_by_gate(
+            self.ledger, self.screen, self.machine, prepared.number, prepared.candidate, context,
+            [("correctness", gates.correctness)],
+        )  # fmt: skip
+        return "" if found[-1].passed else f"correctness: {found[-1].reason} (asked again: {flag})"
 
     def _tick(self) -> None:
         self.ledger.tick(self.stretch, self.machine.device_seconds)

@@ -97,7 +97,7 @@ def _figures(run: Run, trials: Trials) -> Iterator[str]:
     if run.start == run.incumbent:
         yield f"val_bpb  {figures.before_bpb:.4f}, {figures.before_speed:,.0f} tokens/s ({seeds}); nothing was kept"
         return
-    yield f"val_bpb  {figures.before_bpb:.4f} -> {figures.after_bpb:.4f}  ({seeds}; {trials.noise():.4f} from seed to seed)"
+    yield f"val_bpb  {figures.before_bpb:.4f} -> {figures.after_bpb:.4f}  ({seeds}; {trials.noise(run.start)} from seed to seed)"
     gain = figures.after_speed / figures.before_speed
     yield f"tokens/s {figures.before_speed:,.0f} -> {figures.after_speed:,.0f}  ({gain:.3f}x)"
 

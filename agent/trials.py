@@ -20,6 +20,7 @@ from agent.records import TrialKey
 from agent.screen import Screen
 
 if TYPE_CHECKING:
+    from bench.noise import Noise
     from bench.trial import TrialResult
 
 FRESH_S = 12 * 3600  # a machine's clock and load drift; older trials are measured again
@@ -51,14 +52,37 @@ class Trials:
     ) -> None:
         self._ledger, self._judge, self._screen, self._run = ledger, judge, screen, run
         self._key, self._tree_hash, self._machine = key, tree_hash, machine
+        self._since = 0.0  # figures from before are void: the machine has changed
         self.seconds = 0.0  # spent on trials so far, those that were remembered left out
 
     def result(self, commit: str, tree: Path, seed: int, what: str) -> TrialResult:
         """The trial of the files of `commit`, which lie in `tree`: remembered if it is fresh, else run now."""
         key = replace(self._key, tree=self._tree_hash(commit), seed=seed)
-        row = self._ledger.find_trial(key, since=time.time() - FRESH_S)
-        if row is not None:
-            return self._judge.revive(row)
+        row = self._ledger.find_trial(key, since=self._fresh())
+        return self._judge.revive(row) if row is not None else self._run_now(key, tree, what)
+
+    def recheck(self, commit: str, tree: Path, seed: int, older_s: float, start: str) -> str:
+        """Run a tree again if its last trial is older than that: in words, how the machine has changed since; "" if it has not.
+
+        All figures from before such a change are void.
+        """
+        key = replace(self._key, tree=self._tree_hash(commit), seed=seed)
+        now = time.time()
+        row = self._ledger.find_trial(key, since=self._fresh())
+        young = self._ledger.find_trial(key, since=max(now - older_s, self._since))
+        if row is None or young is not None:
+            return ""
+        again = self._run_now(key, tree, "incumbent again")
+        said = self._judge.drifted(self._judge.revive(row), again, self.noise(start))
+        if said:
+            self._since = now
+        return said
+
+    def _fresh(self) -> float:
+        return max(self._since, time.time() - FRESH_S)
+
+    def _run_now(self, key: TrialKey, tree: Path, what: str) -> TrialResult:
+        seed = key.seed
         with self._machine.hold(DEVICE):
             self._screen.stage(f"{what}, seed {seed}: trial", key.seconds)
             started = time.monotonic()
@@ -72,12 +96,12 @@ class Trials:
         self._screen.say(f"  {what}, seed {seed}: {said}")
         return result
 
-    def noise(self) -> float:
-        """Spread of val_bpb from seed to seed, pooled over every tree that was trained with several seeds."""
-        groups: dict[str, list[float]] = defaultdict(list)
-        for tree, row in self._ledger.results(self._key, free=("tree", "seed")):
-            groups[tree].append(row["val_bpb"])
-        return self._judge.noise(list(groups.values()))
+    def noise(self, start: str) -> Noise:
+        """Spread of val_bpb from seed to seed, pooled over every tree that was trained with several seeds; `start` is the commit that the run began with."""
+        trees: dict[str, dict[int, float]] = defaultdict(dict)
+        for tree, row in self._ledger.results(self._key, ("tree", "seed"), self._since):
+            trees[tree][row["seed"]] = row["val_bpb"]
+        return self._judge.noise(trees, self._tree_hash(start))
 
     def figures(self, before: str, after: str) -> Figures | None:
         """Both commits' means over the seeds they share; None if there is none."""

@@ -1,10 +1,15 @@
 """Keep, drop, or run again: a lower number is not an improvement, a lower number beyond the measured noise is.
 
-Candidate and incumbent are paired by seed. The spread of a paired difference is estimated from repeated trials of the baseline and from every pair of the
-campaign. A mixture sequential probability ratio test (Robbins 1970; Johari et al. 2017) then says after each pair whether the evidence for
-a gain reaches 1 / ALPHA: it may be looked at after every pair without the error rate growing.
+Candidate and incumbent are paired by seed; noise, and how well it is known, comes with every decision (bench/noise.py, bench/paired.py).
+
+    model    must win BPB: a group-sequential t-test. After pair n it is kept if chance shows such a gain in less than SPEND[n - 1] of cases; the
+             three sum to ALPHA, so that no more null proposals than that are kept, whatever the noise is. It is dropped as futile above FUTILE[n - 1].
+    kernels  say that they compute the same: they must have won time (the microbench's interval) and show that they lose less than MARGIN sigma of BPB.
+             A gain beyond what their extra tokens explain is flagged: the kernel has to go through the correctness gate again.
+    a tie    goes to fewer lines: a model that is shorter and loses less than TIE sigma is kept.
 
 A gain beyond PLAUSIBLE is more often a hole in the judge than a discovery: it is set aside for a person, and never kept in silence.
+Every figure in `evidence` is about the mean difference in BPB, candidate minus incumbent; `e_value` is for the account of the night (bench/night.py).
 """
 
 from __future__ import annotations
@@ -15,18 +20,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bench.curve import explained
+from bench.noise import Noise
+from bench.paired import Paired
+from bench.plan import MAX_PAIRS
 from bench.timing import Comparison
 from bench.trial import TrialResult
 
 ALPHA = 0.01  # false keeps a proposal
-MAX_PAIRS = 3  # then what is undecided is dropped
+SPEND = (0.002, 0.003, 0.005)  # of it, after each pair
+FUTILE = (0.25, 0.10)  # then a gain of three sigma has become unlikely
+NOT_WORSE = 0.05  # chance, at each look, that a loss of the margin passes for none; 10 % over three looks (results/verdict.md)
+MARGIN, TIE = 3.0, 1.0  # of losses, in sigmas of a paired difference
 PLAUSIBLE = 0.15  # share of the incumbent's BPB that one change may win
-MIXTURE = (
-    2.0  # prior spread of true effects, in units of the noise: two sigma is what is worth finding
-)
-MIN_NOISE_BPB = (
-    2e-4  # two equal runs say nothing about noise; no trial of this length repeats better than this
-)
 
 
 @dataclass(frozen=True)
@@ -34,16 +40,7 @@ class Verdict:
     decision: str  # keep, drop, again, quarantine
     reason: str
     evidence: dict[str, Any] = field(default_factory=dict)
-
-
-def noise_of(groups: Sequence[Sequence[float]]) -> float:
-    """Spread (one standard deviation) of val_bpb between trials that differ in seed alone, pooled over groups of such trials."""
-    squares, degrees = 0.0, 0
-    for group in groups:
-        if len(group) > 1:
-            squares += statistics.variance(group) * (len(group) - 1)
-            degrees += len(group) - 1
-    return max(MIN_NOISE_BPB, math.sqrt(squares / degrees)) if degrees else MIN_NOISE_BPB
+    flag: str = ""  # what makes a keep suspicious: ask the correctness gate again before it counts
 
 
 def decide(
@@ -51,28 +48,18 @@ def decide(
     comparison: Comparison | None,
     incumbent: Sequence[TrialResult],
     candidate: Sequence[TrialResult],
-    noise: float,
+    noise: Noise,
+    *,
+    lines: int = 0,
 ) -> Verdict:
-    """Decide on trials paired by position. `kernels`: must have won time (comparison) and may not lose BPB; else: must win BPB."""
+    """Decide on trials paired by position. `kernels` with a comparison claim time, all others BPB. `lines`: of code, that the candidate adds."""
     failed = next((t for t in candidate if not t.ok), None)
     if failed is not None:
-        return Verdict(
-            "drop",
-            f"the trial failed ({failed.failure}): {failed.detail[-300:]}",
-            {"failure": failed.failure},
-        )
-    differences = [c.val_bpb - i.val_bpb for c, i in zip(candidate, incumbent, strict=True)]
-    spread = math.sqrt(2) * noise
-    evidence: dict[str, Any] = {
-        "differences_bpb": [round(d, 5) for d in differences],
-        "noise_bpb": round(noise, 5),
-        "pairs": len(differences),
-    }
-    mean = statistics.fmean(differences)
-    share = -mean / statistics.fmean(i.val_bpb for i in incumbent)
-    shown = f"{mean:+.4f} BPB over {len(differences)} pair(s), noise {spread:.4f} a pair"
-    worse = evidence["e_worse"] = _e_value(differences, spread)
-    better = evidence["e_better"] = _e_value([-d for d in differences], spread)
+        said = f"the trial failed ({failed.failure}): {failed.detail[-300:]}"
+        return Verdict("drop", said, {"failure": failed.failure})
+    paired = Paired([c.val_bpb - i.val_bpb for c, i in zip(candidate, incumbent, strict=True)], noise)  # fmt: skip
+    evidence, shown = _evidence(paired), _shown(paired)
+    share = -paired.mean / statistics.fmean(i.val_bpb for i in incumbent)
     if share > PLAUSIBLE:
         return Verdict(
             "quarantine",
@@ -81,28 +68,68 @@ def decide(
             evidence,
         )
     if target == "kernels" and comparison is not None:
-        evidence["ratio"] = [
-            round(x, 4) for x in (comparison.ratio, comparison.low, comparison.high)
-        ]
-        if worse >= 1 / ALPHA:
-            return Verdict("drop", f"faster kernel, worse model: {shown}", evidence)
-        if mean <= 2 * spread / math.sqrt(len(differences)):
-            time_shown = f"{comparison.ratio:.3f} of the incumbent's time [{comparison.low:.3f}, {comparison.high:.3f}]"
-            return Verdict("keep", f"{time_shown}; BPB not worse: {shown}", evidence)
+        evidence["ratio"] = [round(x, 4) for x in (comparison.ratio, comparison.low, comparison.high)]  # fmt: skip
+        verdict = _same_mathematics(comparison, paired, shown, explained(incumbent, candidate))
     else:
-        if better >= 1 / ALPHA:
-            return Verdict("keep", f"better beyond the noise: {shown}", evidence)
-        if worse >= 1 or mean >= 0:
-            return Verdict("drop", f"no better: {shown}", evidence)
-    if len(differences) >= MAX_PAIRS:
-        return Verdict("drop", f"undecided after {MAX_PAIRS} pairs: {shown}", evidence)
-    return Verdict("again", f"undecided: {shown}", evidence)
+        verdict = _better(paired, shown, lines)
+    if verdict.decision == "again" and paired.pairs >= MAX_PAIRS:
+        verdict = Verdict("drop", f"undecided after {MAX_PAIRS} pairs: {shown}")
+    return Verdict(verdict.decision, verdict.reason, evidence | verdict.evidence, verdict.flag)
 
 
-def _e_value(values: Sequence[float], spread: float) -> float:
-    """Evidence against "the mean is zero or less" for one that is above: one-sided normal mixture, known spread."""
-    n, total = len(values), sum(values) / spread
-    precision = n + 1 / MIXTURE**2
-    log_e = total**2 / (2 * precision) - 0.5 * math.log(MIXTURE**2 * precision)
-    tail = 0.5 * math.erfc(-total / math.sqrt(2 * precision))  # posterior mass above zero
-    return 2 * math.exp(min(log_e, 700.0)) * tail
+def _better(paired: Paired, shown: str, lines: int) -> Verdict:
+    look = paired.pairs - 1
+    p = paired.p_below()
+    if look < len(SPEND) and p <= SPEND[look]:
+        return Verdict("keep", f"better beyond the noise: {shown}")
+    if lines < 0:
+        if paired.p_below(TIE * paired.spread) <= NOT_WORSE:
+            return Verdict("keep", f"no worse, and {-lines} lines shorter: {shown}")
+        futile = paired.p_above() <= NOT_WORSE
+    else:
+        futile = look < len(FUTILE) and p > FUTILE[look]
+    if futile and paired.degrees:
+        return Verdict("drop", f"no better: {shown}")
+    return Verdict("again", f"undecided: {shown}")
+
+
+def _same_mathematics(
+    comparison: Comparison, paired: Paired, shown: str, explained_bpb: float | None
+) -> Verdict:
+    took = f"{comparison.ratio:.3f} of the incumbent's time [{comparison.low:.3f}, {comparison.high:.3f}]"
+    if not comparison.faster:
+        return Verdict("drop", f"not faster: {took}")
+    look = min(paired.pairs, len(SPEND)) - 1
+    if paired.p_above() <= SPEND[look]:
+        return Verdict("drop", f"faster kernel, worse model: {shown}")
+    if paired.p_below(MARGIN * paired.spread) > NOT_WORSE:
+        return Verdict("again", f"undecided: {took}; BPB may be worse: {shown}")
+    evidence: dict[str, Any] = {}
+    flag = ""
+    if explained_bpb is not None:
+        evidence["explained_by_tokens_bpb"] = round(explained_bpb, 5)
+        if paired.p_below(explained_bpb) <= SPEND[look]:
+            flag = f"{paired.mean:+.4f} BPB, where its tokens explain {explained_bpb:+.4f}: the same mathematics learns no faster"
+    return Verdict("keep", f"{took}; BPB not worse: {shown}", evidence, flag)
+
+
+def _evidence(paired: Paired) -> dict[str, Any]:
+    low, high = paired.interval()
+    known = math.isfinite(low)
+    return {
+        "differences_bpb": [round(d, 5) for d in paired.differences],
+        "pairs": paired.pairs,
+        "mean_bpb": round(paired.mean, 5),
+        "interval_bpb": [round(low, 5), round(high, 5)] if known else None,
+        "spread_bpb": round(paired.spread, 5),
+        "noise_bpb": round(paired.noise.bpb, 5),
+        "degrees": paired.degrees,
+        "p_value": paired.p_below(),
+        "e_value": paired.e_value(),
+    }
+
+
+def _shown(paired: Paired) -> str:
+    low, high = paired.interval()
+    pairs = f"{paired.pairs} pair{'s' if paired.pairs > 1 else ''}"
+    return f"{paired.mean:+.4f} BPB [{low:+.4f}, {high:+.4f}] over {pairs}, noise {paired.spread:.4f} a pair (degrees of freedom: {paired.degrees})"

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from agent.judging import Progress, Unfit
+from bench.drift import drifted
 from bench.finding import Finding
+from bench.noise import Noise, noise_of, unselected
 from bench.timing import Comparison
 from bench.trial import TrialResult
-from bench.verdict import Verdict, decide, noise_of
+from bench.verdict import Verdict, decide
 
 CPP = """// scale
 constexpr int kRows = 1;  // tune: 1 2 4 8
@@ -159,8 +161,11 @@ class Rules:
     def revive(self, row: dict[str, Any]) -> TrialResult:
         return TrialResult(**row)
 
-    def noise(self, groups: Sequence[Sequence[float]]) -> float:
-        return noise_of(groups)
+    def noise(self, trees: Mapping[str, Mapping[int, float]], start: str) -> Noise:
+        return noise_of(unselected(trees, start))
+
+    def drifted(self, before: TrialResult, now: TrialResult, noise: Noise) -> str:
+        return drifted(before, now, noise)
 
     def decide(
         self,
@@ -168,10 +173,12 @@ class Rules:
         comparison: Mapping[str, Any] | None,
         incumbent: Sequence[TrialResult],
         candidate: Sequence[TrialResult],
-        noise: float,
+        noise: Noise,
+        *,
+        lines: int = 0,
     ) -> Verdict:
         measured = None if comparison is None else Comparison(**comparison)
-        return decide(target, measured, incumbent, candidate, noise)
+        return decide(target, measured, incumbent, candidate, noise, lines=lines)
 
 
 @dataclass

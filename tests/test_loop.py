@@ -74,13 +74,16 @@ def test_every_gate_of_an_experiment_is_in_the_ledger_up_to_the_refusal(lab: Lab
     campaign.run(lab, SETTINGS, Transcript(), Rules())
     for experiment in lab.ledger().experiments():
         names = [gate.name for gate in experiment.gates]
-        assert names == [name for name, _ in gates.GATES][: len(names)]
+        asked = [*(name for name, _ in gates.GATES), "verdict"]
+        assert names == asked[: len(names)]
         assert [gate.passed for gate in experiment.gates[:-1]] == [True] * (len(names) - 1)
         if experiment.outcome.status == REFUSE:
             assert not experiment.gates[-1].passed
             assert experiment.outcome.reason.startswith(names[-1])
         else:
-            assert names[-1] == "parity"
+            assert names[-1] == "verdict"
+            assert experiment.gates[-1].evidence["pairs"] >= 1
+            assert experiment.gates[-1].evidence["e_value"] > 0
             assert experiment.outcome.val_bpb is not None
         assert experiment.patch.startswith("diff --git")
 

@@ -182,7 +182,7 @@ def test_what_is_refused_is_never_trained(night: Ran) -> None:
         ("train on and on", "trial: late: it broke"),
         ("a step a hundred times as large", "trial: nan: it broke"),
         ("look at the targets", "quarantined: 51% fewer bits"),
-        ("a step a hair smaller", "undecided after 3 pairs"),
+        ("a step a hair smaller", "no better: -0.0001 BPB"),
         ("no idea that is worth a trial", "no proposal: the model declined"),
     ],
 )

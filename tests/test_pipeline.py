@@ -307,7 +307,7 @@ class Pressed(SlowTrials):
 class PressedLate(Rules):
     """Ctrl-C while the first verdict is made, when the machine is free for the gates of the next proposal."""
 
-    def decide(self, *arguments: Any) -> Verdict:
+    def decide(self, *arguments: Any, **more: Any) -> Verdict:
         time.sleep(1.0)
         raise KeyboardInterrupt
 

@@ -1,0 +1,50 @@
+"""The noise of val_bpb: what trials that differ in seed alone show, and how well that is known.
+
+Two trials of the baseline give one degree of freedom, so the estimate carries its degrees and every test is a t-test. Runs of one seed on one tree
+are no substitute: with the same order of summation they can agree to the last bit, where a candidate parts from its incumbent as a seed does.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+MIN_NOISE_BPB = (
+    2e-4  # no trial of this length repeats better, and two that agree by luck prove nothing
+)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """One standard deviation of val_bpb from seed to seed, and its degrees of freedom (none: nothing is known)."""
+
+    bpb: float = MIN_NOISE_BPB
+    degrees: int = 0
+
+    @property
+    def squares(self) -> float:
+        return self.degrees * self.bpb**2
+
+    def __str__(self) -> str:
+        return f"{self.bpb:.4f} (degrees of freedom: {self.degrees})"
+
+
+def noise_of(groups: Sequence[Sequence[float]]) -> Noise:
+    """Pooled over groups of trials that differ in seed alone."""
+    told = [group for group in groups if len(group) > 1]
+    degrees = sum(len(group) - 1 for group in told)
+    if not degrees:
+        return Noise()
+    squares = math.fsum(statistics.variance(group) * (len(group) - 1) for group in told)
+    return Noise(max(MIN_NOISE_BPB, math.sqrt(squares / degrees)), degrees)
+
+
+def unselected(trees: Mapping[str, Mapping[int, float]], start: str) -> list[list[float]]:
+    """The groups that tell of noise: each tree's val_bpb by seed, in the order of the trials.
+
+    A candidate is trained a second time because its first trial looked good. With that one in, noise is overestimated, which
+    costs power, so the first seed counts for the start alone, which is trained again whatever it shows.
+    """
+    return [list(seeds.values())[0 if tree == start else 1 :] for tree, seeds in trees.items()]

@@ -1,0 +1,85 @@
+"""Differences candidate minus incumbent, paired by seed, and what they prove. Noise is estimated, so everything here is Student's t.
+
+The spread of a difference is pooled from the noise of the campaign and from the scatter of the differences themselves. Where seeds move all trees alike,
+that overstates it, and the error rates hold with room.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import special
+
+from bench.noise import MIN_NOISE_BPB, Noise
+
+MIXTURE = 2.0  # prior spread of true effects, in units of the spread of a difference
+
+
+@dataclass(frozen=True)
+class Paired:
+    differences: Sequence[float]
+    noise: Noise
+
+    @property
+    def pairs(self) -> int:
+        return len(self.differences)
+
+    @property
+    def mean(self) -> float:
+        return math.fsum(self.differences) / self.pairs
+
+    @property
+    def degrees(self) -> int:
+        return self.noise.degrees + self.pairs - 1
+
+    @property
+    def spread(self) -> float:
+        """One standard deviation of a difference."""
+        scatter = math.fsum((d - self.mean) ** 2 for d in self.differences)
+        # a difference of two trials has twice the variance of one
+        squares = 2 * self.noise.squares + scatter
+        return max(math.sqrt(2) * MIN_NOISE_BPB, math.sqrt(squares / max(1, self.degrees)))
+
+    @property
+    def error(self) -> float:
+        return self.spread / math.sqrt(self.pairs)
+
+    def p_below(self, bound: float = 0.0) -> float:
+        """How often chance shows a mean as low as this where the truth is `bound` or more; 1 where nothing is known of the noise."""
+        if not self.degrees:
+            return 1.0
+        return float(special.stdtr(self.degrees, (self.mean - bound) / self.error))
+
+    def p_above(self, bound: float = 0.0) -> float:
+        """The same for a mean as high as this where the truth is `bound` or less."""
+        if not self.degrees:
+            return 1.0
+        return float(special.stdtr(self.degrees, (bound - self.mean) / self.error))
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Where the true difference lies, two-sided."""
+        if not self.degrees:
+            return -math.inf, math.inf
+        reach = self.error * float(special.stdtrit(self.degrees, (1 + level) / 2))
+        return self.mean - reach, self.mean + reach
+
+    def e_value(self) -> float:
+        """Evidence for a gain against "there is none": at most one on average without one, wherever one stops looking.
+
+        A Bayes factor with a half normal prior on the effect in units of the spread and Jeffreys' prior on the spread
+        (the t-mixture of Lai 1976; Wang and Ramdas 2024).
+        """
+        if not self.degrees:
+            return 1.0
+        n, freedom = self.pairs, self.noise.degrees + self.pairs
+        gain = -math.fsum(self.differences)
+        # the least noise that this estimate is allowed to show, so that luck cannot make it nothing
+        scatter = self.spread**2 * self.degrees
+        whole = scatter + gain**2 / n
+        shrunk = MIXTURE**2 / (1 + n * MIXTURE**2)
+        rest = whole - gain**2 * shrunk
+        log_e = freedom / 2 * math.log(whole / rest) - math.log(1 + n * MIXTURE**2) / 2
+        positive = special.stdtr(freedom, gain * shrunk / math.sqrt(shrunk * rest / freedom))
+        return float(2 * math.exp(min(log_e, 700.0)) * positive)
