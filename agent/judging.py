@@ -15,7 +15,7 @@ from bench.finding import Finding
 
 if TYPE_CHECKING:
     from bench.data import Dataset
-    from bench.noise import Noise
+    from bench.interval import Spread
     from bench.timing import Comparison
     from bench.trial import TrialResult
     from bench.verdict import Verdict
@@ -59,11 +59,11 @@ class Judging(Protocol):
         """A result that the ledger kept as `asdict`."""
         ...
 
-    def noise(self, trees: Mapping[str, Mapping[int, float]], start: str) -> Noise:
+    def noise(self, trees: Mapping[str, Mapping[int, float]], start: str) -> Spread:
         """Spread of val_bpb by tree and seed, in the order of the trials; `start` is the tree that a run began with."""
         ...
 
-    def drifted(self, before: TrialResult, now: TrialResult, noise: Noise) -> str:
+    def drifted(self, before: TrialResult, now: TrialResult, noise: Spread) -> str:
         """How two trials of one tree and seed differ by more than noise, in words; "" if they do not."""
         ...
 
@@ -73,7 +73,7 @@ class Judging(Protocol):
         comparison: Mapping[str, Any] | None,
         incumbent: Sequence[TrialResult],
         candidate: Sequence[TrialResult],
-        noise: Noise,
+        noise: Spread,
         *,
         lines: int = 0,
     ) -> Verdict:
@@ -164,12 +164,12 @@ class Bench:
 
         return TrialResult(**row)
 
-    def noise(self, trees: Mapping[str, Mapping[int, float]], start: str) -> Noise:
+    def noise(self, trees: Mapping[str, Mapping[int, float]], start: str) -> Spread:
         from bench import noise
 
         return noise.noise_of(noise.unselected(trees, start))
 
-    def drifted(self, before: TrialResult, now: TrialResult, noise: Noise) -> str:
+    def drifted(self, before: TrialResult, now: TrialResult, noise: Spread) -> str:
         from bench import drift
 
         return drift.drifted(before, now, noise)
@@ -180,7 +180,7 @@ class Bench:
         comparison: Mapping[str, Any] | None,
         incumbent: Sequence[TrialResult],
         candidate: Sequence[TrialResult],
-        noise: Noise,
+        noise: Spread,
         *,
         lines: int = 0,
     ) -> Verdict:

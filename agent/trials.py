@@ -20,7 +20,7 @@ from agent.records import TrialKey
 from agent.screen import Screen
 
 if TYPE_CHECKING:
-    from bench.noise import Noise
+    from bench.interval import Spread
     from bench.trial import TrialResult
 
 FRESH_S = 12 * 3600  # a machine's clock and load drift; older trials are measured again
@@ -96,7 +96,7 @@ class Trials:
         self._screen.say(f"  {what}, seed {seed}: {said}")
         return result
 
-    def noise(self, start: str) -> Noise:
+    def noise(self, start: str) -> Spread:
         """Spread of val_bpb from seed to seed, pooled over every tree that was trained with several seeds; `start` is the commit that the run began with."""
         trees: dict[str, dict[int, float]] = defaultdict(dict)
         for tree, row in self._ledger.results(self._key, ("tree", "seed"), self._since):

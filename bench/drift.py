@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.noise import Noise
+from bench.interval import Spread
 from bench.paired import Paired
 from bench.trial import TrialResult
 
@@ -11,7 +11,7 @@ ALARM = 0.01  # chance of an alarm on a machine that has not changed; it costs a
 SPEED = 0.10
 
 
-def drifted(before: TrialResult, now: TrialResult, noise: Noise) -> str:
+def drifted(before: TrialResult, now: TrialResult, noise: Spread) -> str:
     """In words, how two trials of one tree and seed differ by more than they should; "" if they do not."""
     if not now.ok:
         return f"the incumbent no longer trains ({now.failure}: {now.detail})"

@@ -6,39 +6,20 @@ are no substitute: with the same order of summation they can agree to the last b
 
 from __future__ import annotations
 
-import math
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+
+from bench.interval import Spread
 
 MIN_NOISE_BPB = (
     2e-4  # no trial of this length repeats better, and two that agree by luck prove nothing
 )
+UNKNOWN = Spread(MIN_NOISE_BPB, 0)
 
 
-@dataclass(frozen=True)
-class Noise:
-    """One standard deviation of val_bpb from seed to seed, and its degrees of freedom (none: nothing is known)."""
-
-    bpb: float = MIN_NOISE_BPB
-    degrees: int = 0
-
-    @property
-    def squares(self) -> float:
-        return self.degrees * self.bpb**2
-
-    def __str__(self) -> str:
-        return f"{self.bpb:.4f} (degrees of freedom: {self.degrees})"
-
-
-def noise_of(groups: Sequence[Sequence[float]]) -> Noise:
-    """Pooled over groups of trials that differ in seed alone."""
-    told = [group for group in groups if len(group) > 1]
-    degrees = sum(len(group) - 1 for group in told)
-    if not degrees:
-        return Noise()
-    squares = math.fsum(statistics.variance(group) * (len(group) - 1) for group in told)
-    return Noise(max(MIN_NOISE_BPB, math.sqrt(squares / degrees)), degrees)
+def noise_of(groups: Sequence[Sequence[float]]) -> Spread:
+    """One standard deviation of val_bpb, pooled over groups of trials that differ in seed alone."""
+    found = Spread.pooled(groups)
+    return Spread(max(MIN_NOISE_BPB, found.deviation), found.degrees)
 
 
 def unselected(trees: Mapping[str, Mapping[int, float]], start: str) -> list[list[float]]:

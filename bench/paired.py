@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from scipy import special
 
-from bench.noise import MIN_NOISE_BPB, Noise
+from bench import interval
+from bench.interval import Figure, Spread
+from bench.noise import MIN_NOISE_BPB
 
 MIXTURE = 2.0  # prior spread of true effects, in units of the spread of a difference
 
@@ -20,7 +22,7 @@ MIXTURE = 2.0  # prior spread of true effects, in units of the spread of a diffe
 @dataclass(frozen=True)
 class Paired:
     differences: Sequence[float]
-    noise: Noise
+    noise: Spread
 
     @property
     def pairs(self) -> int:
@@ -58,12 +60,9 @@ class Paired:
             return 1.0
         return float(special.stdtr(self.degrees, (bound - self.mean) / self.error))
 
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Where the true difference lies, two-sided."""
-        if not self.degrees:
-            return -math.inf, math.inf
-        reach = self.error * float(special.stdtrit(self.degrees, (1 + level) / 2))
-        return self.mean - reach, self.mean + reach
+    def figure(self) -> Figure:
+        """The mean, and where the true difference lies."""
+        return interval.mean(self.differences, Spread(self.spread, self.degrees))
 
     def e_value(self) -> float:
         """Evidence for a gain against "there is none": at most one on average without one, wherever one stops looking.

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.curve import explained
-from bench.noise import Noise
+from bench.interval import Spread
 from bench.paired import Paired
 from bench.plan import MAX_PAIRS
 from bench.timing import Comparison
@@ -48,7 +48,7 @@ def decide(
     comparison: Comparison | None,
     incumbent: Sequence[TrialResult],
     candidate: Sequence[TrialResult],
-    noise: Noise,
+    noise: Spread,
     *,
     lines: int = 0,
 ) -> Verdict:
@@ -114,15 +114,15 @@ def _same_mathematics(
 
 
 def _evidence(paired: Paired) -> dict[str, Any]:
-    low, high = paired.interval()
-    known = math.isfinite(low)
+    figure = paired.figure()
+    known = math.isfinite(figure.half)
     return {
         "differences_bpb": [round(d, 5) for d in paired.differences],
         "pairs": paired.pairs,
         "mean_bpb": round(paired.mean, 5),
-        "interval_bpb": [round(low, 5), round(high, 5)] if known else None,
+        "interval_bpb": [round(figure.low, 5), round(figure.high, 5)] if known else None,
         "spread_bpb": round(paired.spread, 5),
-        "noise_bpb": round(paired.noise.bpb, 5),
+        "noise_bpb": round(paired.noise.deviation, 5),
         "degrees": paired.degrees,
         "p_value": paired.p_below(),
         "e_value": paired.e_value(),
@@ -130,6 +130,6 @@ def _evidence(paired: Paired) -> dict[str, Any]:
 
 
 def _shown(paired: Paired) -> str:
-    low, high = paired.interval()
+    figure = paired.figure()
     pairs = f"{paired.pairs} pair{'s' if paired.pairs > 1 else ''}"
-    return f"{paired.mean:+.4f} BPB [{low:+.4f}, {high:+.4f}] over {pairs}, noise {paired.spread:.4f} a pair (degrees of freedom: {paired.degrees})"
+    return f"{paired.mean:+.4f} BPB [{figure.low:+.4f}, {figure.high:+.4f}] over {pairs}, noise {paired.spread:.4f} a pair (degrees of freedom: {paired.degrees})"

@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scipy import special
-
-from bench import night
-from bench.noise import Noise, noise_of, unselected
+from bench import interval, night
+from bench.interval import Spread
+from bench.noise import noise_of, unselected
 from bench.plan import BASELINES, ENOUGH_NOISE, MAX_PAIRS
 from bench.timing import Comparison
 from bench.trial import TrialResult
@@ -106,7 +105,7 @@ class Campaign:
             self.incumbent = candidate
         return Tried(kept, len(theirs), verdict, claimed)
 
-    def noise(self) -> Noise:
+    def noise(self) -> Spread:
         groups = {
             t.name: {seed: trial.val_bpb for seed, trial in t.trials.items()} for t in self._trees
         }
@@ -182,10 +181,9 @@ def any_lower_number() -> tuple[float, float]:
 
 def rate(tried: Sequence[Tried]) -> str:
     """`1.2 % (0.9 to 1.6)`: keeps, with a 95 % interval (Clopper and Pearson)."""
-    n, k = len(tried), sum(t.kept for t in tried)
-    low = float(special.betaincinv(k, n - k + 1, 0.025)) if k else 0.0
-    high = float(special.betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
-    return f"{k / n:.2%} ({low:.2%} to {high:.2%}, {k:,} of {n:,})"
+    found = interval.rate(sum(t.kept for t in tried), len(tried))
+    kept = round(found.value * found.runs)
+    return f"{found.value:.2%} ({found.low:.2%} to {found.high:.2%}, {kept:,} of {found.runs:,})"
 
 
 def report() -> Iterator[str]:
@@ -198,7 +196,7 @@ def report() -> Iterator[str]:
     yield "# The verdict, simulated"
     yield ""
     yield "Written by `python -m bench.verdict_simulation`: campaigns played with the functions that the loop asks, trials drawn at random."
-    yield f"Noise of one trial {NOISE_BPB} BPB (measured: identical code scored 0.9348 and 0.9398 on one H100), unknown to the verdict, which has"
+    yield f"Spread of one trial {NOISE_BPB} BPB (measured: identical code scored 0.9348 and 0.9398 on one H100), unknown to the verdict, which has"
     yield f"{BASELINES} baselines at first and learns as the loop does. sigma is that of a paired difference, {spread:.5f} BPB. Intervals are 95 %."
     yield ""
     yield f"## Proposals without effect: {NULLS:,} in {len(nights)} campaigns of {NIGHT}"

@@ -17,7 +17,8 @@ from typing import Any
 from agent.judging import Progress, Unfit
 from bench.drift import drifted
 from bench.finding import Finding
-from bench.noise import Noise, noise_of, unselected
+from bench.interval import Spread
+from bench.noise import noise_of, unselected
 from bench.timing import Comparison
 from bench.trial import TrialResult
 from bench.verdict import Verdict, decide
@@ -161,10 +162,10 @@ class Rules:
     def revive(self, row: dict[str, Any]) -> TrialResult:
         return TrialResult(**row)
 
-    def noise(self, trees: Mapping[str, Mapping[int, float]], start: str) -> Noise:
+    def noise(self, trees: Mapping[str, Mapping[int, float]], start: str) -> Spread:
         return noise_of(unselected(trees, start))
 
-    def drifted(self, before: TrialResult, now: TrialResult, noise: Noise) -> str:
+    def drifted(self, before: TrialResult, now: TrialResult, noise: Spread) -> str:
         return drifted(before, now, noise)
 
     def decide(
@@ -173,7 +174,7 @@ class Rules:
         comparison: Mapping[str, Any] | None,
         incumbent: Sequence[TrialResult],
         candidate: Sequence[TrialResult],
-        noise: Noise,
+        noise: Spread,
         *,
         lines: int = 0,
     ) -> Verdict:

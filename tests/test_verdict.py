@@ -6,14 +6,15 @@ import random
 
 import pytest
 
-from bench.noise import Noise
+from bench.interval import Spread
+from bench.noise import UNKNOWN
 from bench.plan import MAX_PAIRS
 from bench.timing import Comparison
 from bench.trial import TrialResult
 from bench.verdict import ALPHA, FUTILE, SPEND, Verdict, decide
 
-NOISE = Noise(0.002, 30)
-SIGMA = 2**0.5 * NOISE.bpb  # of a paired difference
+NOISE = Spread(0.002, 30)
+SIGMA = 2**0.5 * NOISE.deviation  # of a paired difference
 FASTER = Comparison(0.9, 0.88, 0.92, [], 1.0)
 UNDECIDED = Comparison(0.98, 0.95, 1.01, [], 1.0)
 
@@ -24,7 +25,7 @@ def trial(bpb: float, tokens: float = 4.0, slope: float = -0.5) -> TrialResult:
     return TrialResult(True, val_bpb=bpb, total_tokens_M=tokens, losses=points)
 
 
-def judged(*differences: float, target: str = "model", noise: Noise = NOISE, lines: int = 0) -> Verdict:  # fmt: skip
+def judged(*differences: float, target: str = "model", noise: Spread = NOISE, lines: int = 0) -> Verdict:  # fmt: skip
     claim = FASTER if target == "kernels" else None
     incumbent = [trial(1.8) for _ in differences]
     candidate = [trial(1.8 + d) for d in differences]
@@ -52,13 +53,13 @@ def test_a_promising_gain_is_run_again_and_never_more_than_the_most_pairs() -> N
 
 
 def test_the_same_gain_proves_less_where_the_noise_is_less_known() -> None:
-    assert judged(-5 * SIGMA, noise=Noise(NOISE.bpb, 30)).decision == "keep"
-    assert judged(-5 * SIGMA, noise=Noise(NOISE.bpb, 1)).decision == "again"
+    assert judged(-5 * SIGMA, noise=Spread(NOISE.deviation, 30)).decision == "keep"
+    assert judged(-5 * SIGMA, noise=Spread(NOISE.deviation, 1)).decision == "again"
 
 
 def test_where_nothing_is_known_of_the_noise_nothing_is_decided() -> None:
     for target in ("model", "kernels"):
-        assert judged(-0.05, target=target, noise=Noise()).decision == "again"
+        assert judged(-0.05, target=target, noise=UNKNOWN).decision == "again"
 
 
 def test_what_is_said_carries_interval_noise_and_the_number_of_pairs() -> None:

@@ -16,7 +16,7 @@ from agent.judging import Progress
 from agent.lab import Lab
 from agent.records import DROP, KEEP, REFUSE, Change, Settings
 from bench.finding import Finding
-from bench.noise import Noise
+from bench.interval import Spread
 from bench.plan import ENOUGH_NOISE
 from bench.trial import TrialResult
 from bench.verdict import Verdict
@@ -119,7 +119,7 @@ class Suspicious(Rules):
         comparison: Mapping[str, Any] | None,
         incumbent: Sequence[TrialResult],
         candidate: Sequence[TrialResult],
-        noise: Noise,
+        noise: Spread,
         *,
         lines: int = 0,
     ) -> Verdict:

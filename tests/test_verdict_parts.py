@@ -11,7 +11,8 @@ from scipy import stats
 from bench import night
 from bench.curve import explained
 from bench.drift import drifted
-from bench.noise import MIN_NOISE_BPB, Noise, noise_of, unselected
+from bench.interval import Spread
+from bench.noise import MIN_NOISE_BPB, UNKNOWN, noise_of, unselected
 from bench.paired import Paired
 from bench.trial import TrialResult
 
@@ -28,13 +29,13 @@ def test_noise_pools_groups_of_equal_trials_and_counts_what_it_knows() -> None:
         [rng.gauss(mean, NOISE) for _ in range(3)] for mean in (1.7, 1.8, 1.9) for _ in range(100)
     ]
     found = noise_of(groups)
-    assert found.bpb == pytest.approx(NOISE, rel=0.15)
+    assert found.deviation == pytest.approx(NOISE, rel=0.15)
     assert found.degrees == 600
 
 
 def test_trials_that_agree_by_luck_do_not_prove_that_there_is_no_noise() -> None:
-    assert noise_of([[1.8, 1.8]]) == Noise(MIN_NOISE_BPB, 1)
-    assert noise_of([[1.8], [1.9]]) == Noise(MIN_NOISE_BPB, 0)
+    assert noise_of([[1.8, 1.8]]) == Spread(MIN_NOISE_BPB, 1)
+    assert noise_of([[1.8], [1.9]]) == Spread(MIN_NOISE_BPB, 0)
 
 
 def test_the_trial_that_chose_a_candidate_tells_nothing_of_noise() -> None:
@@ -45,10 +46,10 @@ def test_the_trial_that_chose_a_candidate_tells_nothing_of_noise() -> None:
 def test_p_values_of_paired_differences_are_student_s() -> None:
     sample = [-0.004, -0.001, -0.0025]
     alone = stats.ttest_1samp(sample, 0.0, alternative="less").pvalue
-    assert Paired(sample, Noise()).p_below() == pytest.approx(alone)
-    low, high = Paired(sample, Noise()).interval()
+    assert Paired(sample, UNKNOWN).p_below() == pytest.approx(alone)
+    found = Paired(sample, UNKNOWN).figure()
     expected = stats.ttest_1samp(sample, 0.0).confidence_interval(0.95)
-    assert (low, high) == pytest.approx((expected.low, expected.high))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
 def test_without_effect_a_p_value_is_as_small_as_it_says_with_two_baselines_alone() -> None:
@@ -77,13 +78,13 @@ def test_without_effect_evidence_is_one_on_average_at_most_wherever_one_stops() 
 
 
 def test_evidence_grows_with_a_gain_and_falls_with_a_loss() -> None:
-    known = Noise(NOISE, 30)
+    known = Spread(NOISE, 30)
     gain, none, loss = (Paired([d] * 3, known).e_value() for d in (-0.01, 0.0, 0.01))
     assert gain > 1000 > 1 > none > loss
 
 
 def test_a_machine_that_stays_as_it_was_raises_no_alarm() -> None:
-    assert drifted(trial(1.8), trial(1.801, 960.0), Noise(NOISE, 10)) == ""
+    assert drifted(trial(1.8), trial(1.801, 960.0), Spread(NOISE, 10)) == ""
 
 
 @pytest.mark.parametrize(
@@ -96,7 +97,7 @@ def test_a_machine_that_stays_as_it_was_raises_no_alarm() -> None:
     ],
 )
 def test_a_machine_that_changed_is_seen(now: TrialResult, words: str) -> None:
-    assert words in drifted(trial(1.8), now, Noise(NOISE, 10))
+    assert words in drifted(trial(1.8), now, Spread(NOISE, 10))
 
 
 def test_more_tokens_explain_a_gain_along_the_incumbents_own_curve() -> None:
