@@ -25,6 +25,7 @@ examples
   python -m agent --target kernels --op attention --hours 8 --usd 20
   python -m agent --target all --usd 20 --dry-run      what such a night will cost
   python -m agent --resume                             go on with the latest run
+  python -m agent report                               what the latest run really gained
   python -m agent gate --op rms_norm --candidate my_rms_norm.cpp
 """
 
@@ -91,6 +92,27 @@ def parser() -> argparse.ArgumentParser:
     doctor = commands.add_parser("doctor", help="what this machine gives, and what it lacks")
     doctor.add_argument("--json", action="store_true", help="as JSON")
     commands.add_parser("status", help="what has been tried and kept")
+    report = commands.add_parser("report", help="what a run gained, by its champion run again")
+    report.add_argument("run", nargs="?", metavar="RUN", help="default: the latest")
+    report.add_argument(
+        "--rerun",
+        action="store_true",
+        help="run champion and start again first, where that was left out",
+    )
+    _isolation_option(report)
+    prune = commands.add_parser("prune", help="take keeps out again; what no longer pays stays out")
+    prune.add_argument("run", nargs="?", metavar="RUN", help="default: the latest")
+    _isolation_option(prune)
+    placebo = commands.add_parser("aa", help="propose what changes nothing: how much of it is kept")
+    placebo.add_argument(
+        "--experiments", type=_positive(int), required=True, metavar="N", help="so many placebos"
+    )
+    placebo.add_argument(
+        "--target", choices=("kernels", "model", "all"), default="all", help="default all"
+    )
+    placebo.add_argument("--op", default=unset, help="only this op's files, as rms_norm")
+    _trial_options(placebo)
+    _isolation_option(placebo)
     export = commands.add_parser("export", help="the ledger for other tools")
     form = export.add_mutually_exclusive_group(required=True)
     form.add_argument(
@@ -212,7 +234,7 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
         loop.error(
             "say what to improve: --target kernels, --target model or --target all (or a command: see --help)"
         )
-    quiet_output = asked.command in ("gate", "trial", "export", "status", "doctor")
+    quiet_output = asked.command in ("gate", "trial", "export", "status", "report", "doctor")
     screen = open_screen(sys.stderr if quiet_output else sys.stdout)
     try:
         return _COMMANDS[asked.command or "loop"](lab, given, screen)
@@ -261,6 +283,36 @@ def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
         summary = campaign.run(lab, settings, screen)
     screen.close()
     print(summary, flush=True)
+    return 0
+
+
+def _aa(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+    from agent import standard
+
+    return _loop(lab, given | {"proposer": standard.PLACEBO, "resume": None, "dry_run": False}, screen)  # fmt: skip
+
+
+def _prune(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+    from agent import campaign, doctor
+
+    doctor.insist(given.get("isolation", BEST_EFFORT), screen)
+    summary = campaign.prune(lab, given["run"], screen)
+    screen.close()
+    print(summary, flush=True)
+    return 0
+
+
+def _report(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+    from agent import campaign, doctor, report
+
+    if given["rerun"]:
+        doctor.insist(given.get("isolation", BEST_EFFORT), screen)
+        said = campaign.rerun(lab, given["run"], screen)
+    else:
+        ledger = lab.ledger()
+        said = report.of_run(ledger, ledger.run(given["run"]))
+    screen.close()
+    print(said)
     return 0
 
 
@@ -346,6 +398,9 @@ _COMMANDS = {
     "trial": _trial,
     "doctor": _doctor,
     "status": _status,
+    "report": _report,
+    "prune": _prune,
+    "aa": _aa,
     "export": _export,
 }
 

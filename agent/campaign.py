@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from agent import integrity, proposers, report, trials
+from agent import claims, integrity, proposers, report, site
 from agent.judging import Bench, Judging
 from agent.lab import Lab, Unusable, device, overlay
 from agent.ledger import Ledger
 from agent.loop import Loop
-from agent.machine import Machine
-from agent.proposers import Workshop
-from agent.records import Run, Settings, TrialKey
+from agent.proposers import Proposer, Workshop
+from agent.prune import Prune
+from agent.records import Run, Settings
 from agent.screen import Screen
+from agent.site import Site
 from agent.surface import FOLDERS
-from agent.workspace import Workspace, clear_leftovers, lock
+from agent.workspace import lock
+
+STOPPED = "stopped"
 
 
 def run(lab: Lab, settings: Settings, screen: Screen, judge: Judging | None = None) -> str:
     """A new run; its summary."""
     with lock(lab.folder):
+        proposers.choose(settings)
         settings, judge = _ready(lab, settings, screen, judge)
         settings = replace(settings, judge=integrity.of_judge(lab.root).digest)
         if settings.op is not None and settings.op not in judge.ops():
@@ -56,27 +57,71 @@ def resume(
             raise Unusable(
                 f"--resume keeps {', '.join(fixed)} of run {found.id}, so that its figures stay comparable"
             )
-        settings, judge = _ready(lab, replace(found.settings, **changes), screen, judge)
-        seal = integrity.of_judge(lab.root).digest
-        if settings.judge not in ("", seal):
-            screen.say(
-                "the judge has changed since this run was last open: trials are measured anew"
-            )
-        opened = replace(found, settings=replace(settings, judge=seal))
+        settings = replace(found.settings, **changes)
+        proposers.choose(settings)
+        settings, judge = _ready(lab, settings, screen, judge)
+        opened = _reopened(lab, found, settings, screen)
+        return _go(lab, opened, ledger, judge, screen, lambda: _go_on(ledger, opened, screen))
 
-        def begin() -> None:
-            lost = ledger.reopen_run(opened.id, opened.settings)
-            said = f"; {lost} experiment was in flight and is lost" if lost else ""
-            screen.say(f"going on with run {opened.id}{said}")
 
-        return _go(lab, opened, ledger, judge, screen, begin)
+def prune(lab: Lab, name: str | None, screen: Screen, judge: Judging | None = None) -> str:
+    """Take the keeps of the run `name` (the latest without one) out again, one by one, without a limit; its summary."""
+    with lock(lab.folder):
+        ledger = lab.ledger()
+        opened, judge = _kept(lab, ledger, name, screen, judge)
+        free = _without_limits(opened)
+        return _go(
+            lab, free, ledger, judge, screen, lambda: _go_on(ledger, opened, screen), Prune
+        )  # fmt: skip
+
+
+def rerun(lab: Lab, name: str | None, screen: Screen, judge: Judging | None = None) -> str:
+    """Run the champion of the run `name` (the latest without one) against its start once more, as the end of a run does; its report."""
+    with lock(lab.folder):
+        ledger = lab.ledger()
+        opened, judge = _kept(lab, ledger, name, screen, judge)
+        free = _without_limits(opened)
+        with site.at_work(lab, free, site.workshop(lab, free, ledger, judge, screen)) as here:
+            _measured_again(here, opened.incumbent, train=True)
+        return report.of_run(ledger, opened)
+
+
+def _kept(
+    lab: Lab, ledger: Ledger, name: str | None, screen: Screen, judge: Judging | None
+) -> tuple[Run, Judging]:
+    """A run that has kept something, as it goes on, and its judge."""
+    found = ledger.run(name)
+    if not claims.standing(ledger.experiments(found.id)):
+        raise Unusable(f"run {found.id} has no keep: nothing to take out, and nothing to run again")
+    settings, judge = _ready(lab, found.settings, screen, judge)
+    return _reopened(lab, found, settings, screen), judge
+
+
+def _without_limits(run: Run) -> Run:
+    free = replace(
+        run.settings, experiments=None, hours=None, gpu_hours=None, usd=None, tokens=None
+    )
+    return replace(run, settings=free)
+
+
+def _reopened(lab: Lab, found: Run, settings: Settings, screen: Screen) -> Run:
+    """A run as it goes on, under the judge of now."""
+    seal = integrity.of_judge(lab.root).digest
+    if settings.judge not in ("", seal):
+        screen.say("the judge has changed since this run was last open: trials are measured anew")
+    return replace(found, settings=replace(settings, judge=seal))
+
+
+def _go_on(ledger: Ledger, run: Run, screen: Screen) -> None:
+    lost = ledger.reopen_run(run.id, run.settings)
+    said = f"; {lost} experiment was in flight and is lost" if lost else ""
+    screen.say(f"going on with run {run.id}{said}")
 
 
 def _ready(
     lab: Lab, settings: Settings, screen: Screen, judge: Judging | None
 ) -> tuple[Settings, Judging]:
     """Settings with device and data found, and the judge that measures under them."""
-    proposers.choose(settings)
     if judge is not None:
         return settings, judge
     dataset = lab.dataset(settings.data or None, screen)
@@ -110,59 +155,49 @@ def _go(
     judge: Judging,
     screen: Screen,
     begin: Callable[[], None],
+    make: Callable[[Workshop], Proposer] | None = None,
 ) -> str:
-    """Work on a run until it ends. Nothing is written down before `begin`, which is called when nothing can be missing any more."""
-    repository = lab.repository()
-    clear_leftovers(lab.folder)
-    workspace = Workspace(repository, lab.folder, run.id)
-    settings, machine, stop = run.settings, Machine(run.settings.device), threading.Event()
-    workshop = Workshop(
-        settings, run.id, run.start, workspace.folder, ledger, repository, judge, machine, screen, stop
-    )  # fmt: skip
-    name, why = proposers.choose(settings)
-    if settings.proposer == proposers.AUTO:
-        screen.say(f"proposer {name}: {why}")
-    proposer = proposers.create(name, workshop)
+    """Work on a run until it ends. Nothing is written down before `begin`, which is called when nothing can be missing any more.
+
+    `make` gives the proposer where it is not the one of the settings.
+    """
+    workshop = site.workshop(lab, run, ledger, judge, screen)
+    proposer = make(workshop) if make else _chosen(workshop)
     begin()
-    workspace.advance(run.incumbent)
-    key = TrialKey(
-        tree="", judge=trials.judge_hash(lab.root / "bench"), machine=trials.machine(), dataset=Path(settings.data).name,
-        device=settings.device, seconds=settings.seconds, seed=settings.seed,
-    )  # fmt: skip
-    measured = trials.Trials(ledger, judge, screen, run.id, key, workspace.tree_hash, machine)
-    loop = Loop(
-        run, workshop, workspace=workspace, proposer=proposer, trials=measured, agenda=lab.agenda(),
-        brought=brought(settings), seal=integrity.of_judge(lab.root),
-    )  # fmt: skip
-    screen.say(f"run {run.id}: {describe(settings)}; Ctrl-C ends it with a summary")
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # a shell starts a job in the background with SIGINT ignored
-        signal.signal(number, _interrupt)
-    try:
-        why = _until_stopped(loop)
-        screen.say(f"ending: {why}; what was kept is measured again (Ctrl-C leaves that out)")
+    with site.at_work(lab, run, workshop) as here:
+        brings = brought(run.settings)
+        loop = Loop(run, here, proposer=proposer, agenda=lab.agenda(), brought=brings)
+        what = describe(run.settings, proposer.name)
+        screen.say(f"run {run.id}: {what}; Ctrl-C ends it with a summary")
         try:
-            loop.confirm()
+            why = loop.run()
         except KeyboardInterrupt:
-            screen.say("left without measuring the kept kernels again")
-    finally:
-        stop.set()
-        workspace.close()
+            why = STOPPED
+        screen.say(f"ending: {why}; what was kept is measured again (Ctrl-C leaves that out)")
+        _measured_again(here, loop.incumbent, train=why != STOPPED)
     ledger.end_run(run.id)
-    return report.summary(ledger, ledger.run(run.id), measured, why, lab.folder / "ledger.sqlite")
+    return report.summary(ledger, ledger.run(run.id), why, lab.folder / "ledger.sqlite")
 
 
-def _until_stopped(loop: Loop) -> str:
-    """Why the loop ended."""
+def _measured_again(here: Site, incumbent: str, train: bool) -> None:
+    """Time the champion's kernels, which takes seconds, and `train` it, which takes minutes. Ctrl-C leaves out what is left."""
     try:
-        return loop.run()
+        here.champion.time_again(incumbent)
+        if train:
+            here.champion.run_again(incumbent)
     except KeyboardInterrupt:
-        return "stopped"
+        here.workshop.screen.say("left without measuring what was kept to the end")
 
 
-def describe(settings: Settings) -> str:
+def _chosen(workshop: Workshop) -> Proposer:
+    """The proposer of the settings."""
+    name, why = proposers.choose(workshop.settings)
+    if workshop.settings.proposer == proposers.AUTO:
+        workshop.screen.say(f"proposer {name}: {why}")
+    return proposers.create(name, workshop)
+
+
+def describe(settings: Settings, proposer: str) -> str:
     """The settings in words."""
     what = settings.op or settings.target
     limits = [f"{settings.experiments} experiments"] if settings.experiments else []
@@ -171,14 +206,10 @@ def describe(settings: Settings) -> str:
     limits += [f"{settings.usd:.2f} USD"] if settings.usd is not None else []
     limits += [f"{settings.tokens:,} tokens"] if settings.tokens else []
     until = " or ".join(limits) or "until you stop it"
-    return f"{what}, proposer {settings.proposer}, {until}, trials of {settings.seconds:g} s on {settings.device}"
+    return f"{what}, proposer {proposer}, {until}, trials of {settings.seconds:g} s on {settings.device}"
 
 
 def brought(settings: Settings) -> tuple[str, ...]:
     """Where the files of --start went; none if the folder is gone."""
     folder = Path(settings.start) if settings.start else None
     return tuple(overlay(folder)) if folder is not None and folder.is_dir() else ()
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -12,7 +12,10 @@ from agent.ledger import Ledger
 from agent.records import LOST, OPEN, Experiment, Past
 
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
-MORE = ("run", "number", "proposer", "speed", "bpb_change", "device_seconds", "reason")
+FIGURES = (
+    "speed", "speed_low", "speed_high", "blocks", "bpb_change", "bpb_low", "bpb_high", "rate", "rate_low", "rate_high", "pairs",
+)  # fmt: skip
+MORE = ("run", "number", "proposer", *FIGURES, "device_seconds", "reason")
 
 
 def tsv(ledger: Ledger, run: str | None = None) -> str:
@@ -29,8 +32,7 @@ def _cells(experiment: Experiment) -> list[str]:
         experiment.run,
         experiment.number,
         experiment.proposer,
-        outcome.speed,
-        outcome.bpb_change,
+        *(getattr(outcome, name) for name in FIGURES),
     )
     cells = [
         experiment.commit[:7],

@@ -53,7 +53,11 @@ class Judging(Protocol):
         """What compilers make of an op: bench/inspection.py describes it. Raises Unfit if it does not compile."""
         ...
 
-    def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult: ...
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
+        """Train the tree and score it on `split`; test is for the champion against the start, never to select by."""
+        ...
 
     def revive(self, row: dict[str, Any]) -> TrialResult:
         """A result that the ledger kept as `asdict`."""
@@ -147,7 +151,9 @@ class Bench:
         except Refused as refused:
             raise Unfit(str(refused)) from None
 
-    def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult:
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
         from bench import trial
 
         return trial.run_trial(
@@ -156,6 +162,7 @@ class Bench:
             seconds=self.seconds,
             seed=seed,
             device=self.device,
+            split=split,
             progress=progress,
         )
 

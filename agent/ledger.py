@@ -22,9 +22,11 @@ from agent.records import (
     REFUSE,
     RUNNING,
     CallTotals,
+    Confirmation,
     Experiment,
     GateResult,
     Outcome,
+    Pair,
     Past,
     Proposal,
     Run,
@@ -405,27 +407,33 @@ class Ledger:
         )
         return [(row["tree"], json.loads(row["result"])) for row in rows]
 
-    def add_confirmation(
-        self, run: str, op: str, incumbent: str, ratio: float, low: float, high: float
-    ) -> None:
+    def add_confirmation(self, run: str, incumbent: str, found: Confirmation) -> None:
         with self._transaction():
-            row = {
-                "run": run,
-                "op": op,
-                "incumbent": incumbent,
-                "ratio": ratio,
-                "low": low,
-                "high": high,
-            }
-            self._insert("confirmations", row | {"at": time.time()})
+            row = {"run": run, "incumbent": incumbent, "at": time.time()}
+            self._insert("confirmations", row | asdict(found))
 
-    def confirmations(self, run: str, incumbent: str) -> dict[str, tuple[float, float, float]]:
-        """(ratio, low, high) by op: the latest re-measurement of this incumbent against the run's start."""
+    def confirmations(self, run: str, incumbent: str) -> list[Confirmation]:
+        """By op, the latest re-measurement of this incumbent against the run's start."""
         rows = self._rows(
-            "SELECT op, ratio, low, high FROM confirmations WHERE run = ? AND incumbent = ? ORDER BY at",
+            "SELECT op, ratio, low, high, blocks FROM confirmations WHERE run = ? AND incumbent = ? ORDER BY at",
             (run, incumbent),
         )
-        return {row["op"]: (row["ratio"], row["low"], row["high"]) for row in rows}
+        return list({row["op"]: Confirmation(**dict(row)) for row in rows}.values())
+
+    def add_pair(self, run: str, pair: Pair) -> None:
+        """One more pair of start and champion; one that was run on this seed before gives way."""
+        with self._transaction():
+            self._db.execute(
+                "DELETE FROM pairs WHERE run = ? AND incumbent = ? AND seed = ?",
+                (run, pair.incumbent, pair.seed),
+            )
+            self._insert("pairs", {"run": run, "at": time.time()} | asdict(pair))
+
+    def pairs(self, run: str) -> list[Pair]:
+        """Every pair of start and champion that a run has been through, oldest first."""
+        names = ", ".join(field.name for field in fields(Pair))
+        rows = self._rows(f"SELECT {names} FROM pairs WHERE run = ? ORDER BY rowid", (run,))
+        return [Pair(**dict(row)) for row in rows]
 
 
 def _of_run(run: str | None) -> tuple[str, tuple[str, ...]]:

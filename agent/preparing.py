@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from agent import gates, integrity, merging, scope, similarity
+from agent import gates, integrity, merging, scope, similarity, standard
 from agent.git import GitError
 from agent.ledger import Ledger
 from agent.machine import Machine
@@ -51,6 +51,7 @@ class Prepared:
     """A proposal that is worth a trial. `number` is the ledger's id of its experiment."""
 
     number: int
+    proposer: str
     hypothesis: str
     parent: str
     commit: str
@@ -206,9 +207,10 @@ class Preparing:
 
     def _judge(self, proposal: Proposal, parent: str, commit: str) -> Prepared | None:
         candidate = self.workspace.candidate(self.settings.target, parent, commit)
+        repeats = standard.of(proposal.proposer).may_repeat
         earlier = gates.Context(
             self.judge, self.settings.op,
-            self.ledger.patch_numbers(self.run_id), self.ledger.sketches(self.run_id),
+            {} if repeats else self.ledger.patch_numbers(self.run_id), () if repeats else self.ledger.sketches(self.run_id),
         )  # fmt: skip
         number = self.ledger.open_experiment(
             self.run_id, proposal, parent, commit, *_patch(candidate)
@@ -233,7 +235,7 @@ class Preparing:
             if refusal is None:
                 self.workspace.hold(number, commit)
                 self.ledger.ready_experiment(number)
-                return Prepared(number, proposal.hypothesis, parent, commit, candidate)
+                return Prepared(number, proposal.proposer, proposal.hypothesis, parent, commit, candidate)  # fmt: skip
             watched.outcome = Outcome(REFUSE, f"{refusal.name}: {refusal.reason}")
         self.workspace.forget(commit)
         self.screen.say(f"  {watched.close().status}")
@@ -312,8 +314,8 @@ class Preparing:
             self.settings.target, experiment.parent, experiment.commit
         )
         return Prepared(
-            experiment.id, experiment.hypothesis, experiment.parent, experiment.commit, candidate
-        )
+            experiment.id, experiment.proposer, experiment.hypothesis, experiment.parent, experiment.commit, candidate
+        )  # fmt: skip
 
     def rebased(self, prepared: Prepared) -> Prepared:
         """The proposal on the incumbent of now, through the gates again if that is another. Raises BaseMoved.
@@ -341,7 +343,7 @@ class Preparing:
             raise BaseMoved(
                 f"on the incumbent of now {results[-1].name} refuses it: {results[-1].reason}"
             )
-        return Prepared(prepared.number, prepared.hypothesis, parent, commit, candidate)
+        return replace(prepared, parent=parent, commit=commit, candidate=candidate)
 
     # ---- how the run stands
 
@@ -358,9 +360,14 @@ class Preparing:
 
     def _context(self, commit: str) -> Context:
         settings = self.settings
+        own = (standard.PRUNE, standard.PLACEBO)  # no idea of theirs is worth another's reading
+        history = [
+            past for past in self.ledger.history()
+            if past.proposer not in own or past.proposer == self.proposer.name
+        ]  # fmt: skip
         return Context(
             run=self.run_id, commit=commit, incumbent=self.workspace.checkout(commit), target=settings.target,
-            op=settings.op, device=settings.device, seed=settings.seed, history=self.ledger.history(),
+            op=settings.op, device=settings.device, seed=settings.seed, history=history,
             agenda=self.agenda, brought=self.brought,
         )  # fmt: skip
 

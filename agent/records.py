@@ -137,7 +137,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an experiment ended. `speed` is candidate time / incumbent time, `bpb_change` candidate minus incumbent."""
+    """How an experiment ended. `speed` is candidate time / incumbent time, `bpb_change` candidate minus incumbent, `rate` candidate
+    tokens/s / incumbent tokens/s; each with its 95 % bounds, from so many timed blocks or pairs of trials."""
 
     status: str
     reason: str
@@ -146,6 +147,39 @@ class Outcome:
     bpb_change: float | None = None
     peak_memory_mb: float | None = None
     device_seconds: float = 0.0
+    speed_low: float | None = None
+    speed_high: float | None = None
+    blocks: int | None = None
+    bpb_low: float | None = None
+    bpb_high: float | None = None
+    rate: float | None = None
+    rate_low: float | None = None
+    rate_high: float | None = None
+    pairs: int | None = None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Start and champion of a run trained once more on a seed that chose nothing, scored on the test split."""
+
+    incumbent: str
+    keeps: int  # of the run by then
+    seed: int
+    before_bpb: float
+    after_bpb: float
+    before_rate: float  # tokens/s
+    after_rate: float
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """An op of the champion timed once more against the start, with fresh inputs."""
+
+    op: str
+    ratio: float
+    low: float
+    high: float
+    blocks: int
 
 
 @dataclass(frozen=True)

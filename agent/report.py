@@ -1,4 +1,7 @@
-"""What a run came to, in words and figures that a person understands."""
+"""What a run came to, in words and figures that a person understands.
+
+The gain of a run is what the champion showed when it was run again; what the keeps claimed stands beside it, never in its place.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from agent import placebo, standard
+from agent.figures import bits, ratio
+from agent.gain_report import gain
 from agent.ledger import Ledger
 from agent.records import CRASH, DROP, KEEP, READY, REFUSE, RUNNING, Experiment, Past, Run
 from agent.screen import duration
-from agent.trials import Trials
 
 _PAST = {
     KEEP: "kept",
@@ -22,15 +27,15 @@ _PAST = {
 }
 
 
-def summary(ledger: Ledger, run: Run, trials: Trials, why: str, file: Path) -> str:
-    """The end of a run: what was tried, what each gate said, what was kept, before and after, what to type next."""
+def summary(ledger: Ledger, run: Run, why: str, file: Path) -> str:
+    """The end of a run: what was tried, what each gate said, what was kept, what that gains, what to type next."""
     experiments = ledger.experiments(run.id)
     lines = ["", f"run {run.id} ended: {why}", ""]
     for experiment in experiments:
         lines += _experiment(experiment)
     lines += ["", _counts(experiments)]
-    lines += _figures(run, trials)
-    lines += _confirmations(ledger, run)
+    lines += gain(ledger, run)
+    lines += _of_placebos(run, experiments)
     lines += [spending(ledger, run.id)]
     lines += ["", f"ledger   {file}", *_next(run, experiments)]
     return "\n".join(lines)
@@ -50,10 +55,21 @@ def status(ledger: Ledger, file: Path, running: bool) -> str:
     lines += ["", f"run {latest.id}"]
     for experiment in ledger.experiments(latest.id):
         lines += _experiment(experiment)
-    lines += ["", spending(ledger, latest.id)]
+    lines += ["", *gain(ledger, latest), spending(ledger, latest.id)]
     if not running:
         lines.append(f"go on with it: python -m agent --resume {latest.id}")
     return "\n".join(lines)
+
+
+def of_run(ledger: Ledger, run: Run) -> str:
+    """The gain of a run, by what its champion showed when it was run again."""
+    experiments = ledger.experiments(run.id)
+    lines = [f"run {run.id}: {_counts(experiments)}", *gain(ledger, run)]
+    return "\n".join([*lines, *_of_placebos(run, experiments), spending(ledger, run.id)])
+
+
+def _of_placebos(run: Run, experiments: Sequence[Experiment]) -> list[str]:
+    return placebo.rates(experiments) if run.settings.proposer == standard.PLACEBO else []
 
 
 def spending(ledger: Ledger, run: str) -> str:
@@ -70,9 +86,17 @@ def spending(ledger: Ledger, run: str) -> str:
 
 def _experiment(experiment: Experiment) -> Iterator[str]:
     outcome = experiment.outcome
-    speed = f"{outcome.speed:.3f}x time" if outcome.speed is not None else ""
-    bpb = f"{outcome.bpb_change:+.4f} BPB" if outcome.bpb_change is not None else ""
-    yield f"{experiment.number:4} {outcome.status:7} {speed:11} {bpb:12} {experiment.hypothesis}"
+    yield f"{experiment.number:4} {outcome.status:7} {experiment.hypothesis}"
+    if outcome.speed is not None:
+        yield f"{'':13}{ratio(outcome.speed, outcome.speed_low, outcome.speed_high)} time, {outcome.blocks or 'unknown'} blocks of calls"
+    if outcome.bpb_change is not None:
+        shown = bits(outcome.bpb_change, outcome.bpb_low, outcome.bpb_high)
+        rate = (
+            ""
+            if outcome.rate is None
+            else f"; {ratio(outcome.rate, outcome.rate_low, outcome.rate_high)} tokens/s"
+        )
+        yield f"{'':13}{shown} BPB{rate}; {outcome.pairs or 'unknown'} pair(s) of trials"
     passed = [f"{gate.name} {duration(gate.seconds)}" for gate in experiment.gates if gate.passed]
     if passed:
         yield f"{'':13}passed {', '.join(passed)}"
@@ -87,25 +111,6 @@ def _counts(experiments: Sequence[Past]) -> str:
     by_gate = f" ({', '.join(f'{n} by {gate}' for gate, n in refused.items())})" if refused else ""
     words = [f"{n} {_PAST.get(s, s)}{by_gate if s == REFUSE else ''}" for s, n in statuses.items()]
     return f"{len(experiments)} experiments: {', '.join(words)}"
-
-
-def _figures(run: Run, trials: Trials) -> Iterator[str]:
-    figures = trials.figures(run.start, run.incumbent)
-    if figures is None:
-        return
-    seeds = f"mean of {figures.seeds} seed{'s' if figures.seeds > 1 else ''}"
-    if run.start == run.incumbent:
-        yield f"val_bpb  {figures.before_bpb:.4f}, {figures.before_speed:,.0f} tokens/s ({seeds}); nothing was kept"
-        return
-    yield f"val_bpb  {figures.before_bpb:.4f} -> {figures.after_bpb:.4f}  ({seeds}; {trials.noise(run.start)} from seed to seed)"
-    gain = figures.after_speed / figures.before_speed
-    yield f"tokens/s {figures.before_speed:,.0f} -> {figures.after_speed:,.0f}  ({gain:.3f}x)"
-
-
-def _confirmations(ledger: Ledger, run: Run) -> Iterator[str]:
-    for op, (ratio, low, high) in ledger.confirmations(run.id, run.incumbent).items():
-        word = "confirmed" if high < 1 else "not confirmed"
-        yield f"{word}: {op} takes {ratio:.3f}x the time of the start [{low:.3f}, {high:.3f}], measured again with fresh inputs"
 
 
 def _next(run: Run, experiments: list[Experiment]) -> Iterator[str]:

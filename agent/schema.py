@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = """
 CREATE TABLE runs (
@@ -53,6 +53,26 @@ CREATE TABLE stretches (
 """
 SCHEMA += _SPENDING
 
+# What stands behind a figure: bounds and numbers of runs, and the pairs that the champion was run again in.
+_BEHIND = """
+ALTER TABLE experiments ADD COLUMN speed_low REAL;
+ALTER TABLE experiments ADD COLUMN speed_high REAL;
+ALTER TABLE experiments ADD COLUMN blocks INTEGER;
+ALTER TABLE experiments ADD COLUMN bpb_low REAL;
+ALTER TABLE experiments ADD COLUMN bpb_high REAL;
+ALTER TABLE experiments ADD COLUMN rate REAL;
+ALTER TABLE experiments ADD COLUMN rate_low REAL;
+ALTER TABLE experiments ADD COLUMN rate_high REAL;
+ALTER TABLE experiments ADD COLUMN pairs INTEGER;
+ALTER TABLE confirmations ADD COLUMN blocks INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE pairs (
+  run TEXT NOT NULL REFERENCES runs, incumbent TEXT NOT NULL, keeps INTEGER NOT NULL, seed INTEGER NOT NULL,
+  before_bpb REAL NOT NULL, after_bpb REAL NOT NULL, before_rate REAL NOT NULL, after_rate REAL NOT NULL, at REAL NOT NULL,
+  PRIMARY KEY (run, incumbent, seed)
+) STRICT;
+"""
+SCHEMA += _BEHIND
+
 # From the version of the key to the next.
 STEPS = {
     1: """
@@ -62,4 +82,5 @@ ALTER TABLE experiments ADD COLUMN paths TEXT NOT NULL DEFAULT '[]';
 ALTER TABLE experiments ADD COLUMN sketch TEXT NOT NULL DEFAULT '[]';
 """
     + _SPENDING,
+    2: _BEHIND,
 }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import platform
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +24,6 @@ if TYPE_CHECKING:
     from bench.trial import TrialResult
 
 FRESH_S = 12 * 3600  # a machine's clock and load drift; older trials are measured again
-
-
-@dataclass(frozen=True)
-class Figures:
-    """What is known of a tree beside another, over the seeds that both were trained with."""
-
-    seeds: int
-    before_bpb: float
-    after_bpb: float
-    before_speed: float  # tokens/s
-    after_speed: float
 
 
 class Trials:
@@ -57,69 +46,71 @@ class Trials:
 
     def result(self, commit: str, tree: Path, seed: int, what: str) -> TrialResult:
         """The trial of the files of `commit`, which lie in `tree`: remembered if it is fresh, else run now."""
-        key = replace(self._key, tree=self._tree_hash(commit), seed=seed)
-        row = self._ledger.find_trial(key, since=self._fresh())
-        return self._judge.revive(row) if row is not None else self._run_now(key, tree, what)
+        row = self._ledger.find_trial(self._key_of(commit, seed), since=self._fresh())
+        return self._judge.revive(row) if row is not None else self.run(commit, tree, seed, what)
+
+    def run(self, commit: str, tree: Path, seed: int, what: str, split: str = "val") -> TrialResult:
+        """The trial of the files of `commit`, run now, whatever is remembered."""
+        key = replace(self._key_of(commit, seed), split=split)
+        with self._machine.hold(DEVICE):
+            self._screen.stage(f"{what}, seed {seed}: trial", key.seconds)
+            started = time.monotonic()
+            result = self._judge.trial(tree, seed, self._screen.progress, split)
+            self.seconds += time.monotonic() - started
+        self._ledger.add_trial(self._run, key, as_row(result))
+        if result.ok:
+            said = f"{split}_bpb {result.val_bpb:.4f}, {result.tokens_per_second:,.0f} tokens/s, {result.num_steps:,} steps"
+        else:
+            said = f"failed: {result.failure}: {result.detail}"
+        self._screen.say(f"  {what}, seed {seed}: {said}")
+        return result
 
     def recheck(self, commit: str, tree: Path, seed: int, older_s: float, start: str) -> str:
         """Run a tree again if its last trial is older than that: in words, how the machine has changed since; "" if it has not.
 
         All figures from before such a change are void.
         """
-        key = replace(self._key, tree=self._tree_hash(commit), seed=seed)
-        now = time.time()
+        key, now = self._key_of(commit, seed), time.time()
         row = self._ledger.find_trial(key, since=self._fresh())
         young = self._ledger.find_trial(key, since=max(now - older_s, self._since))
         if row is None or young is not None:
             return ""
-        again = self._run_now(key, tree, "incumbent again")
+        again = self.run(commit, tree, seed, "incumbent again")
         said = self._judge.drifted(self._judge.revive(row), again, self.noise(start))
         if said:
             self._since = now
         return said
 
-    def _fresh(self) -> float:
-        return max(self._since, time.time() - FRESH_S)
-
-    def _run_now(self, key: TrialKey, tree: Path, what: str) -> TrialResult:
-        seed = key.seed
-        with self._machine.hold(DEVICE):
-            self._screen.stage(f"{what}, seed {seed}: trial", key.seconds)
-            started = time.monotonic()
-            result = self._judge.trial(tree, seed, self._screen.progress)
-            self.seconds += time.monotonic() - started
-        self._ledger.add_trial(self._run, key, as_row(result))
-        if result.ok:
-            said = f"val_bpb {result.val_bpb:.4f}, {result.tokens_per_second:,.0f} tokens/s, {result.num_steps:,} steps"
-        else:
-            said = f"failed: {result.failure}: {result.detail}"
-        self._screen.say(f"  {what}, seed {seed}: {said}")
-        return result
-
     def noise(self, start: str) -> Spread:
         """Spread of val_bpb from seed to seed, pooled over every tree that was trained with several seeds; `start` is the commit that the run began with."""
         trees: dict[str, dict[int, float]] = defaultdict(dict)
-        for tree, row in self._ledger.results(self._key, ("tree", "seed"), self._since):
+        for tree, row in self._rows():
             trees[tree][row["seed"]] = row["val_bpb"]
         return self._judge.noise(trees, self._tree_hash(start))
 
-    def figures(self, before: str, after: str) -> Figures | None:
-        """Both commits' means over the seeds they share; None if there is none."""
-        old, new = self._by_seed(before), self._by_seed(after)
-        shared = sorted(old.keys() & new.keys())
-        if not shared:
-            return None
+    def spread(self, of: Callable[[Mapping[str, Any]], float]) -> Spread:
+        """How far `of` of a trial's row moves from seed to seed, pooled over every tree that was trained with several."""
+        from bench.interval import Spread
 
-        def mean(rows: Mapping[int, Mapping[str, Any]], name: str) -> float:
-            return math.fsum(rows[seed][name] for seed in shared) / len(shared)
+        groups: dict[str, list[float]] = defaultdict(list)
+        for tree, row in self._rows():
+            groups[tree].append(of(row))
+        return Spread.pooled(list(groups.values()))
 
-        return Figures(
-            len(shared), mean(old, "val_bpb"), mean(new, "val_bpb"), mean(old, "tokens_per_second"), mean(new, "tokens_per_second")
-        )  # fmt: skip
+    def typical_s(self) -> float:
+        """How long a trial of this run takes with all that belongs to it."""
+        took = [row["total_seconds"] for _, row in self._rows()]
+        return statistics.median(took) if took else self._key.seconds
 
-    def _by_seed(self, commit: str) -> dict[int, dict[str, Any]]:
-        key = replace(self._key, tree=self._tree_hash(commit))
-        return {row["seed"]: row for _, row in self._ledger.results(key)}
+    def _rows(self) -> list[tuple[str, dict[str, Any]]]:
+        """(tree, row) of every good trial that selected or was selected by."""
+        return self._ledger.results(self._key, ("tree", "seed"), self._since)
+
+    def _key_of(self, commit: str, seed: int) -> TrialKey:
+        return replace(self._key, tree=self._tree_hash(commit), seed=seed)
+
+    def _fresh(self) -> float:
+        return max(self._since, time.time() - FRESH_S)
 
 
 def judge_hash(bench: Path) -> str:

@@ -119,7 +119,7 @@ class Rules:
         if after < 0:
             raise Unfit("never")
         ratio = after / before
-        return Comparison(ratio, ratio * 0.98, ratio * 1.02, [], 0.1)
+        return Comparison(ratio, ratio * 0.98, ratio * 1.02, [{"blocks": 50}], 0.1)
 
     def parity(self, incumbent: Path, candidate: Path) -> Finding:
         self.calls.append("parity")
@@ -139,7 +139,9 @@ class Rules:
         self.calls.append(f"inspect {op}")
         return {"op": op, "kernels": [], "loops": []}
 
-    def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult:
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
         self.calls.append(f"trial {seed}")
         if progress is not None:
             progress({"phase": "training", "step": 1, "loss": 3.0, "tokens": 100, "elapsed": 0.1})

@@ -93,7 +93,7 @@ def test_a_judge_that_changes_while_what_was_kept_is_measured_again_confirms_not
     with pytest.raises(LoopError, match="bench/rule.py changed"):
         campaign.run(lab, SETTINGS, Transcript(), AtTheEnd())
     run = lab.ledger().run()
-    assert lab.ledger().confirmations(run.id, run.incumbent) == {}
+    assert lab.ledger().confirmations(run.id, run.incumbent) == []
 
 
 def test_a_tree_that_changes_during_a_gate_is_refused(lab: Lab) -> None:
@@ -107,10 +107,10 @@ def test_a_tree_that_changes_during_a_gate_is_refused(lab: Lab) -> None:
 
 def test_a_tree_that_changes_during_its_trial_is_refused(lab: Lab) -> None:
     class Rewriting(Rules):
-        def trial(self, tree, seed, progress) -> TrialResult:  # type: ignore[no-untyped-def]
+        def trial(self, tree, seed, progress, split="val") -> TrialResult:  # type: ignore[no-untyped-def]
             if constant(tree, "csrc/scale.cpp", "kRows") != 1:
                 write(tree, {"kernels/scale.py": "fast = True\n"})
-            return super().trial(tree, seed, progress)
+            return super().trial(tree, seed, progress, split)
 
     campaign.run(lab, replace(SETTINGS, experiments=3), Transcript(), Rewriting())
     tried = [e.outcome for e in lab.ledger().experiments() if e.outcome.reason.startswith("trial:")]

@@ -43,9 +43,9 @@ class Slow(Rules):
     def compare(self, op, incumbent, candidate):
         time.sleep(0.01)
         return super().compare(op, incumbent, candidate)
-    def trial(self, tree, seed, progress):
+    def trial(self, tree, seed, progress, split="val"):
         time.sleep(0.01)
-        return super().trial(tree, seed, progress)
+        return super().trial(tree, seed, progress, split)
 
 class Telling(Transcript):
     def __init__(self, pipe):

@@ -20,8 +20,10 @@ from agent.records import (
     KEEP,
     LOST,
     REFUSE,
+    Confirmation,
     GateResult,
     Outcome,
+    Pair,
     Proposal,
     Run,
     Settings,
@@ -174,6 +176,11 @@ CREATE TABLE gates (
   passed INTEGER NOT NULL, reason TEXT NOT NULL, evidence TEXT NOT NULL, seconds REAL NOT NULL,
   PRIMARY KEY (experiment, position)
 ) STRICT;
+CREATE TABLE confirmations (
+  run TEXT NOT NULL REFERENCES runs, op TEXT NOT NULL, incumbent TEXT NOT NULL,
+  ratio REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL, at REAL NOT NULL
+) STRICT;
+INSERT INTO confirmations VALUES ('old', 'scale', 's', 0.8, 0.7, 0.9, 3.0);
 INSERT INTO runs VALUES ('old', '{"proposer": "sweep", "seconds": 15.0}', 'b', 's', 's', 1.0, NULL);
 INSERT INTO experiments (run, number, proposer, hypothesis, notes, parent, commit_hash, patch, patch_hash, status, reason, started)
   VALUES ('old', 1, 'sweep', 'rows', '{}', 's', 'c', '+x', 'd', 'drop', 'no better', 2.0);
@@ -192,6 +199,9 @@ def test_a_ledger_of_the_version_before_is_brought_up_to_date_with_all_it_holds(
     assert ledger.run("old").settings.seconds == 15.0
     (experiment,) = ledger.experiments("old")
     assert (experiment.hypothesis, experiment.model, experiment.paths) == ("rows", "", ())
+    assert (experiment.outcome.bpb_low, experiment.outcome.pairs) == (None, None)
+    assert ledger.confirmations("old", "s") == [Confirmation("scale", 0.8, 0.7, 0.9, 0)]
+    assert ledger.pairs("old") == []
     assert propose(ledger, run="old") == 2
     assert ledger.calls("old").count == 0
     ledger.close()
@@ -205,6 +215,15 @@ def test_a_trial_is_found_only_under_the_same_key_and_while_fresh(ledger: Ledger
         assert ledger.find_trial(TrialKey(**{**vars(KEY), other: "another"})) is None
     assert ledger.find_trial(TrialKey(**{**vars(KEY), "seed": 1})) is None
     assert ledger.find_trial(KEY, since=time.time() + 1) is None
+
+
+def test_a_pair_that_is_run_again_takes_the_place_of_the_first(ledger: Ledger) -> None:
+    first = Pair("champion", 2, 7, 2.5, 2.4, 1000.0, 1100.0)
+    other = Pair("champion", 2, 8, 2.5, 2.3, 1000.0, 1100.0)
+    better = Pair("champion", 2, 7, 2.5, 2.45, 1000.0, 1050.0)
+    for pair in (first, other, better):
+        ledger.add_pair("r1", pair)
+    assert ledger.pairs("r1") == [other, better]
 
 
 def test_a_failed_trial_is_kept_but_never_reused(ledger: Ledger) -> None:

@@ -93,11 +93,13 @@ class Night(Rules):
         said = _said(candidate, {"kFlush": "the loss parts from the incumbent's at step 3"})
         return Finding(False, said) if said else super().parity(incumbent, candidate)
 
-    def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult:
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
         failures = {"kScratch": "out_of_memory", "LR = 4.0": "nan", "while self": "late"}
         if failure := _said(tree, failures):
             return TrialResult(False, failure, "it broke", seed=seed)
-        result = super().trial(tree, seed, progress)
+        result = super().trial(tree, seed, progress, split)
         return replace(result, val_bpb=1.0) if _said(tree, {"self.targets": "x"}) else result
 
 
@@ -154,7 +156,7 @@ def test_the_branch_holds_the_keeps_and_nothing_else(night: Ran) -> None:
     night.lab.repository().export(run.incumbent, tree, ("csrc", "model"))
     assert constant(tree, "csrc/scale.cpp", "kRows") == 4
     assert constant(tree, "model/optim.py", "LR") == 0.01
-    assert "scale takes 0.500x the time of the start" in night.summary
+    assert "scale takes 0.500x [0.490, 0.510] the time of the start" in night.summary
 
 
 def test_nothing_outside_of_the_branch_is_touched(night: Ran) -> None:
@@ -204,11 +206,13 @@ class Impatient(Night):
 
     left = 6
 
-    def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult:
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
         self.left -= 1
         if self.left == 0:
             raise KeyboardInterrupt
-        return super().trial(tree, seed, progress)
+        return super().trial(tree, seed, progress, split)
 
 
 def test_a_night_that_was_stopped_goes_on_to_the_same_end(tmp_path: Path) -> None:

@@ -190,9 +190,11 @@ def lab(tmp_path: Path) -> Lab:
 class SlowTrials(Rules):
     """Long enough that whatever works ahead has worked."""
 
-    def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult:
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
         time.sleep(0.1)
-        return super().trial(tree, seed, progress)
+        return super().trial(tree, seed, progress, split)
 
 
 def test_a_proposal_made_while_another_was_kept_is_judged_on_top_of_it(
@@ -297,11 +299,13 @@ def test_a_spent_budget_ends_the_night_after_what_was_ready_was_tried(
 class Pressed(SlowTrials):
     """Ctrl-C in the trial of the first candidate."""
 
-    def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult:
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
         if "kRows = 1" not in (tree / "csrc/scale.cpp").read_text():
             time.sleep(0.3)
             raise KeyboardInterrupt
-        return super().trial(tree, seed, progress)
+        return super().trial(tree, seed, progress, split)
 
 
 class PressedLate(Rules):

@@ -47,8 +47,10 @@ class Faster(Rules):
 
     after: int = 0
 
-    def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult:
-        result = super().trial(tree, seed, progress)
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
+        result = super().trial(tree, seed, progress, split)
         done = sum(call.startswith("trial") for call in self.calls)
         if done <= self.after:
             return result
@@ -59,8 +61,10 @@ class Faster(Rules):
 class Worthless(Faster):
     """No setting does anything to the bits."""
 
-    def trial(self, tree: Path, seed: int, progress: Progress | None) -> TrialResult:
-        result = super().trial(tree, seed, progress)
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
+        result = super().trial(tree, seed, progress, split)
         return replace(result, val_bpb=result.val_bpb - constant(tree, "model/optim.py", "LR"))
 
     def decide(self, *arguments: Any, **more: Any) -> Verdict:

@@ -1,0 +1,124 @@
+"""The champion against the start once more, on the test split and on seeds that chose nothing: the one figure that is reported as the gain.
+
+What a keep claims was measured by the trials that chose it, and the luckiest are chosen. So every EVERY keeps and at the end of a run both
+are trained anew, PAIRS times, by turns, and scored on documents that no selection has looked at. Each pair is in the ledger when
+it is done; a run that was stopped goes on with the next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from agent import gains, surface
+from agent.hours import Hours
+from agent.judging import Unfit
+from agent.machine import DEVICE
+from agent.proposers import Workshop
+from agent.records import KEEP, Confirmation, Pair, Run
+from agent.screen import duration
+from agent.seeds import fresh
+from agent.trials import Trials
+from agent.workspace import Workspace
+
+EVERY = 5  # keeps
+PAIRS = 3  # with two, the interval is 3.6 times as wide; a fourth takes a third off it
+SPLIT = "test"
+TIMING_S = 20  # of one op
+
+
+class Champion:
+    """Measures the incumbents of one run. `verify` raises where the judge is no longer the one that the run began with."""
+
+    def __init__(
+        self,
+        run: Run,
+        workshop: Workshop,
+        *,
+        workspace: Workspace,
+        trials: Trials,
+        hours: Hours,
+        verify: Callable[[], None],
+    ) -> None:
+        self._run, self._start = run.id, run.start
+        self._ledger, self._repository, self._judge = workshop.ledger, workshop.repository, workshop.judge  # fmt: skip
+        self._screen, self._machine = workshop.screen, workshop.machine
+        self._workspace, self._trials, self._hours = workspace, trials, hours
+        self._verify = verify
+
+    def cost_s(self, incumbent: str) -> float:
+        """What running this incumbent again will take, about."""
+        return 2 * len(self._missing(incumbent)) * self._trials.typical_s()
+
+    def keep(self, incumbent: str) -> None:
+        """A keep has made this the incumbent; every EVERY keeps it is run again."""
+        if self._keeps() % EVERY == 0:
+            self.run_again(incumbent)
+
+    def run_again(self, incumbent: str) -> None:
+        """Bring the pairs of this incumbent to PAIRS, if there is time for it."""
+        missing = self._missing(incumbent)
+        if not missing:
+            return
+        cost, left = self.cost_s(incumbent), self._hours.left_s()
+        what = f"{2 * len(missing)} trials, start and champion by turns on the test split, take about {duration(cost)}"
+        if cost > left:
+            self._screen.say(
+                f"the gain is not measured: {what}, {duration(max(0.0, left))} are left; later: python -m agent report --rerun {self._run}"
+            )
+            return
+        self._screen.say(f"the gain: {what}")
+        for place, seed in missing:
+            trained = self._pair(incumbent, seed, start_first=place % 2 == 0)
+            self._hours.tick()
+            if not trained:
+                return
+
+    def time_again(self, incumbent: str) -> None:
+        """Time each kernel that the run has changed once more, champion against start, with fresh inputs."""
+        paths = [change.path for change in self._repository.changes(self._start, incumbent)]
+        if not any(surface.is_kernel(path) for path in paths):
+            return
+        start, tree = self._workspace.checkout(self._start), self._workspace.checkout(incumbent)
+        for op in surface.touched_ops(paths, tree, self._judge.ops()):
+            self._screen.stage(f"measuring {op} again, champion against start", TIMING_S)
+            try:
+                with self._machine.hold(DEVICE):
+                    found = self._judge.compare(op, start, tree)
+            except Unfit as unfit:
+                self._screen.say(f"  {op} could not be measured again: {unfit}")
+                continue
+            self._verify()
+            behind = gains.blocks({"shapes": found.shapes})
+            self._ledger.add_confirmation(
+                self._run, incumbent, Confirmation(op, found.ratio, found.low, found.high, behind)
+            )
+            self._hours.tick()
+
+    def _missing(self, incumbent: str) -> Sequence[tuple[int, int]]:
+        """(place, seed) of the pairs yet to run; none where its files are the start's, as after all keeps were taken out."""
+        if self._workspace.tree_hash(incumbent) == self._workspace.tree_hash(self._start):
+            return []
+        done = {pair.seed for pair in self._ledger.pairs(self._run) if pair.incumbent == incumbent}
+        seeds = enumerate(fresh(PAIRS, self._run, SPLIT, incumbent))
+        return [(place, seed) for place, seed in seeds if seed not in done]
+
+    def _pair(self, incumbent: str, seed: int, start_first: bool) -> bool:
+        """One more pair, whose order alternates so that a drift of the machine favours neither; whether both trained."""
+        arms = [("start", self._start), ("champion", incumbent)]
+        found = {}
+        for what, commit in arms if start_first else reversed(arms):
+            tree = self._workspace.checkout(commit)
+            found[what] = self._trials.run(commit, tree, seed, what, SPLIT)
+            if not found[what].ok:
+                self._screen.say(f"  the gain is not known: the {what} failed when it was run again")  # fmt: skip
+                return False
+        self._verify()
+        before, after = found["start"], found["champion"]
+        self._ledger.add_pair(
+            self._run,
+            Pair(incumbent, self._keeps(), seed, before.val_bpb, after.val_bpb, before.tokens_per_second, after.tokens_per_second),
+        )  # fmt: skip
+        return True
+
+    def _keeps(self) -> int:
+        return self._ledger.counts(self._run).get(KEEP, 0)

@@ -1,0 +1,104 @@
+"""What the keeps of a run claimed together, and what the champion showed when it was run again: the difference is the winner's curse.
+
+A claim is a product of chance and truth, and a keep is chosen for both; so the sum of the claims is too good, and by how much says how
+far this campaign's own keeps can be believed. Claims of changes that `prune` has taken out since are left out, with their removal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from agent import gains, standard
+from agent.ledger import Ledger
+from agent.records import KEEP, Confirmation, Experiment, Pair, Run
+from bench.interval import Figure, Spread, mean, total
+
+
+@dataclass(frozen=True)
+class Again:
+    """Start and champion as the pairs of one incumbent showed them. `rate`: of tokens/s, as its logarithm."""
+
+    incumbent: str
+    keeps: int
+    before_bpb: float
+    after_bpb: float
+    before_rate: float
+    after_rate: float
+    bpb: Figure
+    rate: Figure
+
+
+def again(ledger: Ledger, run: Run) -> list[Again]:
+    """Every re-run of a run, oldest first; their spread is pooled, since each is only a few pairs."""
+    groups: dict[str, list[Pair]] = {}
+    for pair in ledger.pairs(run.id):
+        groups.setdefault(pair.incumbent, []).append(pair)
+    bpb = [[p.after_bpb - p.before_bpb for p in group] for group in groups.values()]
+    rate = [[math.log(p.after_rate / p.before_rate) for p in group] for group in groups.values()]
+    bpb_spread, rate_spread = Spread.pooled(bpb), Spread.pooled(rate)
+    return [
+        Again(
+            incumbent, pairs[-1].keeps, *_means(pairs), mean(bpbs, bpb_spread), mean(rates, rate_spread)
+        )
+        for (incumbent, pairs), bpbs, rates in zip(groups.items(), bpb, rate, strict=True)
+    ]  # fmt: skip
+
+
+def of_champion(ledger: Ledger, run: Run) -> Again | None:
+    """The re-run of the incumbent of now."""
+    return next((each for each in again(ledger, run) if each.incumbent == run.incumbent), None)
+
+
+def standing(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """The keeps that are in the champion: neither taken out, nor the taking out of one."""
+    kept = [e for e in experiments if e.outcome.status == KEEP]
+    gone = {e.notes["without"] for e in kept if e.proposer == standard.PRUNE}
+    return [e for e in kept if e.proposer != standard.PRUNE and e.number not in gone]
+
+
+def bpb(keeps: Iterable[Experiment]) -> Figure:
+    """The BPB that keeps claim together."""
+    outcomes = [e.outcome for e in keeps if e.outcome.bpb_change is not None]
+    return total([_figure(o.bpb_change, o.bpb_low, o.bpb_high, o.pairs) for o in outcomes])
+
+
+def rate(keeps: Iterable[Experiment]) -> Figure:
+    """The logarithm of the tokens/s that keeps claim together."""
+    outcomes = [e.outcome for e in keeps if e.outcome.rate is not None]
+    return total([_logs(o.rate, o.rate_low, o.rate_high, o.pairs) for o in outcomes])
+
+
+def op_time(keeps: Iterable[Experiment], op: str) -> Figure:
+    """The logarithm of the time of an op that keeps claim together."""
+    found = [gains.comparisons(e.gates)[op] for e in keeps if op in gains.comparisons(e.gates)]
+    return total([_logs(c["ratio"], c["low"], c["high"], gains.blocks(c)) for c in found])
+
+
+def confirmed(found: Confirmation) -> Figure:
+    """The logarithm of the time that an op of the champion takes, timed once more."""
+    return _logs(found.ratio, found.low, found.high, found.blocks)
+
+
+def _figure(value: float | None, low: float | None, high: float | None, runs: int | None) -> Figure:
+    """A row of the ledger as a figure; one without bounds may be anything."""
+    return Figure(
+        value or 0.0, -math.inf if low is None else low, math.inf if high is None else high, runs or 0
+    )  # fmt: skip
+
+
+def _logs(value: float | None, low: float | None, high: float | None, runs: int | None) -> Figure:
+    value, low, high = (None if x is None else math.log(x) for x in (value, low, high))
+    return _figure(value, low, high, runs)
+
+
+def _means(pairs: Sequence[Pair]) -> tuple[float, float, float, float]:
+    """BPB and tokens/s of the start and of the champion, as Again has them."""
+    return (
+        fmean(pair.before_bpb for pair in pairs),
+        fmean(pair.after_bpb for pair in pairs),
+        fmean(pair.before_rate for pair in pairs),
+        fmean(pair.after_rate for pair in pairs),
+    )

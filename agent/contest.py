@@ -1,0 +1,141 @@
+"""Candidate against incumbent: paired trials, seed by seed, until there is a verdict, and what has to be true before a keep counts.
+
+An old trial of the incumbent is run again before a candidate meets it, and once more before anything is kept: a machine that became
+faster meanwhile makes a gain of its own. Where it has changed, all earlier trials are void and the pairs are run anew.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from agent import gains, gates, integrity, lines, surface
+from agent.preparing import Prepared, gate_by_gate
+from agent.proposers import Workshop
+from agent.records import CRASH, DROP, KEEP, REFUSE, GateResult, Outcome, Run
+from agent.standard import Standard, timer_refuses
+from agent.trials import Trials
+from bench.plan import BASELINES, ENOUGH_NOISE, MAX_PAIRS, RECHECK_TRIALS
+
+if TYPE_CHECKING:
+    from bench.trial import TrialResult
+    from bench.verdict import Verdict
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Paired trials and what they came to."""
+
+    ours: list[TrialResult]
+    theirs: list[TrialResult]
+    verdict: Verdict
+
+    @property
+    def kept(self) -> bool:
+        return self.verdict.decision == "keep"
+
+
+class Contest:
+    """Decides the candidates of one run. `tick` is called after each trial."""
+
+    def __init__(
+        self, run: Run, workshop: Workshop, *, trials: Trials, tick: Callable[[], None]
+    ) -> None:
+        self.run_id, self.settings, self.start = run.id, run.settings, run.start
+        self.ledger, self.judge = workshop.ledger, workshop.judge
+        self.screen, self.machine = workshop.screen, workshop.machine
+        self.trials, self.tick = trials, tick
+
+    def decide(self, prepared: Prepared, asked: Standard, results: Sequence[GateResult]) -> Outcome:
+        """What a candidate comes to by the standard that is `asked` of it; `results` are those of the gates that timed it."""
+        sealed = integrity.of_tree(prepared.candidate.tree)
+        purpose = (self.run_id, prepared.proposer, prepared.candidate.patch)
+        seeds = asked.seeds(self.settings.seed, MAX_PAIRS, *purpose)
+        self._recheck(prepared, seeds[0], RECHECK_TRIALS * self.settings.seconds)
+        began, spent = time.time(), self.trials.seconds
+        tried = self._pairs(prepared, asked, seeds, results)
+        kept = isinstance(tried, Tried) and tried.kept and self.trials.seconds > spent
+        if kept and self._recheck(prepared, seeds[0], time.time() - began):
+            tried = self._pairs(prepared, asked, seeds, results)
+        if changed := sealed.changed():
+            return Outcome(REFUSE, f"trial: {', '.join(changed[:5])} changed while it was trained")
+        if isinstance(tried, Outcome):
+            return tried
+        verdict, timer = tried.verdict, timer_refuses(results)
+        reason = timer + verdict.reason
+        said = GateResult("verdict", tried.kept, reason, verdict.evidence, time.time() - began)
+        self.ledger.add_gate(prepared.number, said)
+        if tried.kept and verdict.flag:
+            if refused := self._examined_again(prepared, verdict.flag):
+                return Outcome(REFUSE, refused)
+            reason += f"; flagged, and found correct again: {verdict.flag}"
+        return Outcome(
+            KEEP if tried.kept and not timer else DROP,
+            reason,
+            val_bpb=fmean(result.val_bpb for result in tried.theirs),
+            peak_memory_mb=max(result.peak_memory_mb for result in tried.theirs),
+            **self._figures(tried),
+        )
+
+    def _figures(self, tried: Tried) -> dict[str, Any]:
+        rates = self.trials.spread(lambda row: math.log(row["tokens_per_second"]))
+        return gains.trained(tried.ours, tried.theirs, self.trials.noise(self.start), rates)
+
+    def _pairs(
+        self, prepared: Prepared, asked: Standard, seeds: Sequence[int], results: Sequence[GateResult]
+    ) -> Tried | Outcome:  # fmt: skip
+        """Both trained seed by seed, until the verdict is not "again"; an outcome where one does not train."""
+        candidate = prepared.candidate
+        kind = "kernels" if all(surface.is_kernel(path) for path in candidate.paths) else "model"
+        added = lines.added(candidate.changes)
+        ours: list[TrialResult] = []
+        theirs: list[TrialResult] = []
+        for seed in seeds:
+            theirs.append(self.trials.result(prepared.commit, candidate.tree, seed, "candidate"))
+            self.tick()
+            if not theirs[-1].ok:
+                return Outcome(CRASH, f"trial: {theirs[-1].failure}: {theirs[-1].detail}")
+            ours.append(self.trials.result(prepared.parent, candidate.incumbent, seed, "incumbent"))
+            if not ours[-1].ok:
+                return Outcome(DROP, f"the incumbent's own trial failed: {ours[-1].failure}")
+            noise = self.trials.noise(self.start)
+            claim = gains.claim(results)
+            verdict = asked.decide(self.judge, kind, claim, ours, theirs, noise, lines=added)
+            if verdict.decision != "again":
+                break
+            if kind == "model":
+                self._learn_noise(prepared)
+        return Tried(ours, theirs, verdict)
+
+    def _learn_noise(self, prepared: Prepared) -> None:
+        """Train the incumbent on further seeds, once a campaign, so that what looks promising can be told from luck."""
+        first = self.settings.seed
+        for seed in range(first, first + ENOUGH_NOISE + BASELINES):
+            if self.trials.noise(self.start).degrees >= ENOUGH_NOISE:
+                return
+            tree = prepared.candidate.incumbent
+            self.trials.result(prepared.parent, tree, seed, "incumbent, for the noise")
+            self.tick()
+
+    def _recheck(self, prepared: Prepared, seed: int, older_s: float) -> bool:
+        """Whether the machine has changed since the incumbent's last trial; that one is run again if it is older than that."""
+        tree = prepared.candidate.incumbent
+        said = self.trials.recheck(prepared.parent, tree, seed, older_s, self.start)
+        self.tick()
+        if said:
+            self.screen.say(f"  the machine has changed: {said}; all trials from before are void")
+        return bool(said)
+
+    def _examined_again(self, prepared: Prepared, flag: str) -> str:
+        """Put a kernel that gains more than it can through the correctness gate once more, with drawn and captured data; why it refuses, or ""."""
+        self.screen.say(f"  flagged: {flag}; to the correctness gate again")
+        context = gates.Context(self.judge, self.settings.op)
+        found = gate_by_gate(
+            self.ledger, self.screen, self.machine, prepared.number, prepared.candidate, context,
+            [("correctness", gates.correctness)],
+        )  # fmt: skip
+        return "" if found[-1].passed else f"correctness: {found[-1].reason} (asked again: {flag})"

@@ -1,0 +1,80 @@
+"""The gain of a run in lines: what the champion showed on the test split, what its keeps had claimed, and the winner's curse between them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from agent import claims
+from agent.claims import Again
+from agent.figures import bits, ratio
+from agent.ledger import Ledger
+from agent.records import Confirmation, Experiment, Run
+from bench.interval import Figure, minus
+
+_COLUMN = 9
+
+
+def gain(ledger: Ledger, run: Run) -> Iterator[str]:
+    """Every figure with its 95 % interval and the number of runs behind it."""
+    keeps = claims.standing(ledger.experiments(run.id))
+    if not keeps:
+        yield "gain: none; nothing was kept, or all of it was taken out again"
+        return
+    champion = claims.of_champion(ledger, run)
+    if champion is None:
+        yield f"gain: not known; the champion was not run again on the test split: python -m agent --resume {run.id}"
+        yield from _claimed(keeps)
+    else:
+        yield "gain, champion against start, on documents and seeds that chose nothing:"
+        yield from _trained(champion, keeps)
+    for confirmed in ledger.confirmations(run.id, run.incumbent):
+        yield from _timed(confirmed, keeps)
+    for earlier in claims.again(ledger, run):
+        if champion is None or earlier != champion:
+            shown = f"{_bits(earlier.bpb)} BPB, {_ratio(earlier.rate)} tokens/s"
+            yield f"after {earlier.keeps} keeps it was {shown}, {_pairs(earlier.bpb.runs)}"
+
+
+def _trained(champion: Again, keeps: list[Experiment]) -> Iterator[str]:
+    said = f"{champion.before_bpb:.4f} -> {champion.after_bpb:.4f}: {_bits(champion.bpb)}, {_pairs(champion.bpb.runs)} of trials"
+    yield f"{'test_bpb':{_COLUMN}}{said}"
+    claimed = claims.bpb(keeps)
+    yield _curse(keeps, _bits(claimed), _pairs(claimed.runs), _bits(minus(champion.bpb, claimed)))
+    said = f"{champion.before_rate:,.0f} -> {champion.after_rate:,.0f}: {_ratio(champion.rate)}, {_pairs(champion.rate.runs)} of trials"
+    yield f"{'tokens/s':{_COLUMN}}{said}"
+    claimed = claims.rate(keeps)
+    yield _curse(keeps, _ratio(claimed), _pairs(claimed.runs), _ratio(minus(champion.rate, claimed)))  # fmt: skip
+
+
+def _timed(confirmed: Confirmation, keeps: list[Experiment]) -> Iterator[str]:
+    word = "confirmed" if confirmed.high < 1 else "not confirmed"
+    shown = ratio(confirmed.ratio, confirmed.low, confirmed.high)
+    yield f"{word}: {confirmed.op} takes {shown} the time of the start, {confirmed.blocks} blocks of calls, fresh inputs"
+    claimed, found = claims.op_time(keeps, confirmed.op), claims.confirmed(confirmed)
+    yield _curse(keeps, _ratio(claimed), f"{claimed.runs} blocks", _ratio(minus(found, claimed)))
+
+
+def _claimed(keeps: list[Experiment]) -> Iterator[str]:
+    claimed, rate = claims.bpb(keeps), claims.rate(keeps)
+    yield f"{'':{_COLUMN}}claimed by {_keeps(keeps)}, too good by being chosen: {_bits(claimed)} BPB, {_ratio(rate)} tokens/s, {_pairs(claimed.runs)}"
+
+
+def _curse(keeps: list[Experiment], claimed: str, behind: str, gap: str) -> str:
+    return f"{'':{_COLUMN}}{_keeps(keeps)} claimed {claimed}, {behind}; winner's curse {gap}"
+
+
+def _keeps(keeps: list[Experiment]) -> str:
+    return f"{len(keeps)} keep{'' if len(keeps) == 1 else 's'}"
+
+
+def _pairs(runs: int) -> str:
+    return f"{runs} pair{'' if runs == 1 else 's'}"
+
+
+def _bits(figure: Figure) -> str:
+    return bits(figure.value, figure.low, figure.high)
+
+
+def _ratio(logs: Figure) -> str:
+    found = logs.exp()
+    return ratio(found.value, found.low, found.high)

@@ -1,0 +1,78 @@
+"""What an experiment's measurements say of a change, each figure with its 95 % bounds and the number of runs behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from agent.records import GateResult
+
+if TYPE_CHECKING:
+    from bench.interval import Figure, Spread
+    from bench.trial import TrialResult
+
+
+def comparisons(results: Sequence[GateResult]) -> dict[str, dict[str, Any]]:
+    """By op, the comparisons that the microbench left as evidence."""
+    return {
+        op: found
+        for result in results
+        if result.name == "microbench"
+        for op, found in result.evidence.items()
+        if isinstance(found, dict)
+    }
+
+
+def blocks(comparison: Mapping[str, Any]) -> int:
+    """Blocks of calls that a comparison timed, over all its shapes."""
+    return sum(int(shape["blocks"]) for shape in comparison["shapes"])
+
+
+def claim(results: Sequence[GateResult]) -> dict[str, Any] | None:
+    """The comparison of the op that gained most."""
+    measured = comparisons(results).values()
+    return min(measured, key=lambda found: float(found["ratio"]), default=None)
+
+
+def timed(results: Sequence[GateResult]) -> dict[str, Any]:
+    """The fields of an Outcome that come from timing: the geometric mean over the ops; empty if no op was timed."""
+    found = comparisons(results).values()
+    if not found:
+        return {}
+    from bench.interval import Figure, total
+
+    logs = [
+        Figure(math.log(each["ratio"]), math.log(each["low"]), math.log(each["high"]), blocks(each))
+        for each in found
+    ]
+    summed, count = total(logs), len(logs)
+    ratio = Figure(summed.value / count, summed.low / count, summed.high / count, summed.runs).exp()
+    return {
+        "speed": ratio.value, "speed_low": ratio.low, "speed_high": ratio.high, "blocks": ratio.runs,
+    }  # fmt: skip
+
+
+def trained(
+    ours: Sequence[TrialResult], theirs: Sequence[TrialResult], noise: Spread, log_rate: Spread
+) -> dict[str, Any]:
+    """The fields of an Outcome that come from trials paired by position, incumbent's and candidate's.
+
+    BPB as the verdict sees it; tokens/s with the spread of `log_rate`, a single trial's.
+    """
+    from bench.interval import mean
+    from bench.paired import Paired
+
+    together = list(zip(ours, theirs, strict=True))
+    change = Paired([t.val_bpb - o.val_bpb for o, t in together], noise).figure()
+    logs = [math.log(t.tokens_per_second / o.tokens_per_second) for o, t in together]
+    rate = mean(logs, log_rate.of_difference).exp()
+    return {
+        "bpb_change": change.value, **_bounds("bpb", change), "rate": rate.value, **_bounds("rate", rate), "pairs": change.runs,
+    }  # fmt: skip
+
+
+def _bounds(name: str, figure: Figure) -> dict[str, float | None]:
+    """Bounds as the ledger keeps them: none where nothing was repeated."""
+    known = math.isfinite(figure.half)
+    return {f"{name}_low": figure.low if known else None, f"{name}_high": figure.high if known else None}  # fmt: skip

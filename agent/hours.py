@@ -1,0 +1,53 @@
+"""The time that a run has: its --hours of work and --gpu-hours of the device, over all its lives, and what of them is left for its end.
+
+At the end the champion is run again, which takes as long as six trials. That belongs to the night that was asked for, so nothing new is begun
+when no more time is left than that; of a short limit, where it would be more than SHARE, nothing is set aside.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from agent.ledger import Ledger
+from agent.machine import Machine
+from agent.records import Run
+from agent.screen import duration
+
+SHARE = 0.25  # of a limit, that may be set aside
+
+
+class Hours:
+    """Accounts for one life of a run, from its making on."""
+
+    def __init__(self, run: Run, ledger: Ledger, machine: Machine) -> None:
+        self._run, self._settings = run.id, run.settings
+        self._ledger, self._machine = ledger, machine
+        self._stretch = ledger.begin_stretch(run.id)
+
+    def tick(self) -> None:
+        """The run is still worked on."""
+        self._ledger.tick(self._stretch, self._machine.device_seconds)
+
+    def left_s(self) -> float:
+        return min((limit - used for limit, used, _ in self._limits()), default=math.inf)
+
+    def over(self, aside_s: float) -> str | None:
+        """Why nothing more is begun, or None. `aside_s`: what the end of the run will take."""
+        for limit, used, name in self._limits():
+            aside = aside_s if aside_s <= SHARE * limit else 0.0
+            if used + aside >= limit:
+                less = f", less {duration(aside)} to run what was kept again" if aside else ""
+                return f"{limit / 3600:g} {name} are over{less}"
+        return None
+
+    def _limits(self) -> Iterator[tuple[float, float, str]]:
+        """(limit, used by now, name), both in seconds."""
+        self.tick()
+        worked, held = self._ledger.worked(self._run)
+        for hours, used, name in (
+            (self._settings.hours, worked, "hours"),
+            (self._settings.gpu_hours, held, "hours of the device"),
+        ):
+            if hours is not None:
+                yield hours * 3600, used, name

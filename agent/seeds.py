@@ -1,0 +1,18 @@
+"""Seeds that chose nothing: drawn from what they are for, so that a resumed run finds the same ones and no selection ever used them."""
+
+from __future__ import annotations
+
+import hashlib
+
+SELECTING = 1 << 20  # selection counts up from --seed and stays below
+_BITS = 31
+
+
+def fresh(count: int, *purpose: object) -> tuple[int, ...]:
+    """`count` seeds for a purpose: always the same, and others for another purpose."""
+
+    def draw(place: int) -> int:
+        digest = hashlib.sha256(repr((*purpose, place)).encode()).digest()
+        return int.from_bytes(digest[:8], "big") % ((1 << _BITS) - SELECTING) + SELECTING
+
+    return tuple(map(draw, range(count)))

@@ -1,0 +1,77 @@
+"""What works on one run, put together: from a run in the ledger to the parts that its loop, or a re-run of its champion, is made of."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from agent import integrity, trials
+from agent.champion import Champion
+from agent.hours import Hours
+from agent.judging import Judging
+from agent.lab import Lab
+from agent.ledger import Ledger
+from agent.machine import Machine
+from agent.preparing import Guard
+from agent.proposers import Workshop
+from agent.records import Run, TrialKey
+from agent.screen import Screen
+from agent.workspace import Workspace, clear_leftovers
+
+
+@dataclass(frozen=True)
+class Site:
+    """The parts that every piece of work on a run needs."""
+
+    workshop: Workshop
+    workspace: Workspace
+    trials: trials.Trials
+    hours: Hours
+    guard: Guard
+    champion: Champion
+
+
+def workshop(lab: Lab, run: Run, ledger: Ledger, judge: Judging, screen: Screen) -> Workshop:
+    """What a proposer may use. Nothing is written down yet; what killed runs left is removed."""
+    clear_leftovers(lab.folder)
+    return Workshop(
+        run.settings, run.id, run.start, lab.folder / "runs" / run.id, ledger, lab.repository(), judge,
+        Machine(run.settings.device), screen, threading.Event(),
+    )  # fmt: skip
+
+
+@contextmanager
+def at_work(lab: Lab, run: Run, shop: Workshop) -> Iterator[Site]:
+    """Work on a run that is in the ledger. Ctrl-C and a polite kill are a KeyboardInterrupt inside; at the end the trees are removed."""
+    workspace = Workspace(shop.repository, lab.folder, run.id)
+    workspace.advance(run.incumbent)
+    settings = run.settings
+    key = TrialKey(
+        tree="", judge=trials.judge_hash(lab.root / "bench"), machine=trials.machine(), dataset=Path(settings.data).name,
+        device=settings.device, seconds=settings.seconds, seed=settings.seed,
+    )  # fmt: skip
+    measured = trials.Trials(
+        shop.ledger, shop.judge, shop.screen, run.id, key, workspace.tree_hash, shop.machine
+    )
+    hours = Hours(run, shop.ledger, shop.machine)
+    guard = Guard(shop.ledger, workspace.folder, integrity.of_judge(lab.root))
+    champion = Champion(
+        run, shop, workspace=workspace, trials=measured, hours=hours, verify=guard.verify
+    )
+    # a shell starts a job in the background with SIGINT ignored
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
+    try:
+        yield Site(shop, workspace, measured, hours, guard, champion)
+    finally:
+        shop.stop.set()
+        workspace.close()
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

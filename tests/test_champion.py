@@ -1,0 +1,181 @@
+"""The gain of a run is what its champion shows on seeds and documents that chose nothing; every figure of it has bounds and runs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from lab_tree import Rules, Transcript, constant, make
+
+from agent import campaign, champion
+from agent.__main__ import main
+from agent.champion import PAIRS
+from agent.gain_report import gain
+from agent.judging import Progress
+from agent.lab import Lab
+from agent.proposers import Context
+from agent.records import KEEP, GateResult, Proposal, Settings
+from agent.seeds import SELECTING, fresh
+from bench.trial import TrialResult
+
+MODEL = Settings(target="model", proposer="sweep", seconds=5.0, data="corpus-1", experiments=2)
+LUCK = 0.05
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(make(tmp_path / "checkout"))
+
+
+class Lucky(Rules):
+    """A model that is better than the start looks LUCK better still in the trials that choose. `asked`: split and seed of every trial."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str, int]] = []
+
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
+        self.asked.append((split, seed))
+        found = super().trial(tree, seed, progress, split)
+        better = constant(tree, "model/optim.py", "LR") < 0.04
+        return replace(found, val_bpb=found.val_bpb - LUCK) if better and split == "val" else found
+
+
+def test_the_gain_is_that_of_the_re_run_and_the_luck_of_the_choice_is_named(lab: Lab) -> None:
+    summary = campaign.run(lab, MODEL, Transcript(), Lucky())
+    (line,) = (line for line in summary.splitlines() if line.startswith("test_bpb"))
+    assert ": -0.0200 [-0.0200, -0.0200]" in line
+    after = summary.splitlines()[summary.splitlines().index(line) + 1]
+    assert "1 keep claimed -0.0700 [" in after
+    assert "winner's curse +0.0500 [" in after
+    assert ", 3 pairs of trials" in summary
+    block = list(gain(lab.ledger(), lab.ledger().run()))
+    assert line in block
+    assert "\n".join(block) in summary
+
+
+def test_selection_never_sees_the_test_split_and_the_re_run_no_seed_of_selection(lab: Lab) -> None:
+    judge = Lucky()
+    campaign.run(lab, MODEL, Transcript(), judge)
+    selected = [seed for split, seed in judge.asked if split == "val"]
+    again = [seed for split, seed in judge.asked if split == "test"]
+    assert max(selected) < SELECTING <= min(again)
+    assert len(again) == 2 * PAIRS  # start and champion
+    assert len(set(again)) == PAIRS
+
+
+def test_the_order_of_start_and_champion_alternates(lab: Lab) -> None:
+    screen = Transcript()
+    campaign.run(lab, MODEL, screen, Lucky())
+    said = [line.split(",")[0].strip() for line in screen.lines if "test_bpb" in line]
+    assert said == ["start", "champion", "champion", "start", "start", "champion"]
+
+
+class Stopping(Lucky):
+    """Ctrl-C in the n-th trial of the test split."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.at = at
+
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
+        if split == "test" and len([s for s, _ in self.asked if s == "test"]) == self.at:
+            raise KeyboardInterrupt
+        return super().trial(tree, seed, progress, split)
+
+
+def test_a_re_run_that_was_stopped_tells_what_is_known_and_goes_on_with_the_next_pair(
+    lab: Lab,
+) -> None:
+    summary = campaign.run(lab, MODEL, Transcript(), Stopping(at=3))
+    assert ", 1 pair of trials" in summary
+    assert "-0.0200 [bounds unknown]" in summary
+    judge = Lucky()
+    said = campaign.rerun(lab, None, Transcript(), judge)
+    assert ", 3 pairs of trials" in said
+    # of six, one pair is known; half a pair from before a stop is not a pair
+    assert [split for split, _ in judge.asked] == ["test"] * 4
+    judge = Lucky()
+    assert campaign.rerun(lab, None, Transcript(), judge) == said
+    assert judge.asked == []
+
+
+def test_a_keep_that_was_never_run_again_is_a_claim_and_no_gain(lab: Lab) -> None:
+    summary = campaign.run(lab, MODEL, Transcript(), Stopping(at=0))
+    assert "gain: not known" in summary
+    assert "claimed by 1 keep, too good by being chosen: -0.0700 [" in summary
+
+
+def test_a_champion_that_no_longer_trains_has_no_gain(lab: Lab) -> None:
+    class Fragile(Lucky):
+        def trial(
+            self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+        ) -> TrialResult:
+            found = super().trial(tree, seed, progress, split)
+            return found if split == "val" else replace(found, ok=False, failure="nan")
+
+    screen = Transcript()
+    assert "gain: not known" in campaign.run(lab, MODEL, screen, Fragile())
+    assert any("the start failed when it was run again" in line for line in screen.lines)
+
+
+class Rates:
+    """One model after another, each better by what every keep needs."""
+
+    name = "rates"
+    ahead = 0
+
+    def propose(self, context: Context) -> Proposal | None:
+        rate = 0.038 - 0.002 * len(context.history)
+        return Proposal("slower", {"model/optim.py": f"LR = {rate:.3f}\n"}, self.name)
+
+    def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
+        return None
+
+
+def test_every_few_keeps_the_champion_is_run_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: Rates())
+    monkeypatch.setattr(champion, "EVERY", 2)
+    summary = campaign.run(lab, replace(MODEL, experiments=3), Transcript(), Rules(noise_bpb=1e-4))
+    ledger = lab.ledger()
+    assert ledger.counts(ledger.run().id) == {KEEP: 3}
+    assert [pair.keeps for pair in ledger.pairs(ledger.run().id)] == [2] * PAIRS + [3] * PAIRS
+    assert "after 2 keeps it was -0.0040 [-0.0040, -0.0040] BPB" in summary
+
+
+def test_every_gain_that_status_and_report_print_has_its_bounds_and_its_runs(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    campaign.run(lab, Settings(proposer="sweep", seconds=5.0, data="corpus-1", experiments=7), Transcript(), Rules())  # fmt: skip
+    for command in ("status", "report"):
+        assert main([command], lab) == 0
+        lines = capsys.readouterr().out.splitlines()
+        gains = [line for line in lines if re.search(r"\d\.\d{3}x|[-+]\d\.\d{4} .*BPB", line)]
+        ours = [line for line in gains if "microbench:" not in line and "BPB not worse" not in line]
+        assert len(ours) >= 4
+        for line in ours:
+            assert re.search(r"\[[-+]?\d", line), line
+            assert re.search(r"\d+ (pair|blocks)", line), line
+        assert any("3 pairs of trials" in line for line in lines)
+
+
+def test_report_of_a_run_that_kept_nothing_says_so(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    campaign.run(lab, MODEL, Transcript(), Rules(noise_bpb=0.5))
+    assert main(["report", lab.ledger().run().id], lab) == 0
+    assert "gain: none" in capsys.readouterr().out
+
+
+def test_fresh_seeds_are_the_same_again_and_others_for_another_purpose() -> None:
+    assert fresh(3, "run", "test", "abc") == fresh(3, "run", "test", "abc")
+    assert not {*fresh(3, "run", "test", "abc")} & {*fresh(3, "run", "test", "abd")}
+    assert all(SELECTING <= seed < 2**31 for seed in fresh(1000, "x"))

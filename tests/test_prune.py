@@ -1,0 +1,189 @@
+"""A kept change is taken out again and has to win its place once more; what does not is dropped in a commit of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from lab_tree import CPP, Rules, Transcript, constant, git, make
+
+from agent import campaign, claims
+from agent.judging import Progress
+from agent.lab import Lab, Unusable
+from agent.proposers import Context
+from agent.records import (
+    CRASH,
+    DROP,
+    KEEP,
+    LOST,
+    REFUSE,
+    Experiment,
+    GateResult,
+    Proposal,
+    Settings,
+)
+from agent.seeds import SELECTING
+from bench.trial import TrialResult
+
+SETTINGS = Settings(target="all", proposer="sweep", seconds=5.0, data="corpus-1", experiments=2)
+ROWS = {"csrc/scale.cpp": CPP.replace("kRows = 1", "kRows = 4")}
+RATE = {"model/optim.py": "LR = 0.02  # tune: 0.02 0.04 0.08\n"}
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    return Lab(make(tmp_path / "checkout"))
+
+
+class Scripted:
+    """Proposes these files, one proposal after the other."""
+
+    name = "scripted"
+    ahead = 0
+
+    def __init__(self, *files: Mapping[str, str]) -> None:
+        self._left = list(files)
+
+    def propose(self, context: Context) -> Proposal | None:
+        return Proposal("an idea", self._left.pop(0), self.name) if self._left else None
+
+    def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
+        return None
+
+
+class Lucky(Rules):
+    """Each change looks better in the trials that choose; `real` says whether it is, in those that do not."""
+
+    def __init__(self, real: bool = False) -> None:
+        super().__init__()
+        self.real, self.seeds = real, set[tuple[float, int]]()
+
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
+        rate = constant(tree, "model/optim.py", "LR")
+        self.seeds.add((rate, seed))
+        found = super().trial(tree, seed, progress, split)
+        if self.real or seed < SELECTING:
+            return found
+        return TrialResult(**{**vars(found), "val_bpb": found.val_bpb - rate})
+
+
+def kept(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, judge: Rules, *files: Mapping[str, str]
+) -> None:
+    """A run that has kept these changes."""
+    with monkeypatch.context() as patched:
+        patched.setattr(campaign.proposers, "create", lambda name, workshop: Scripted(*files))
+        campaign.run(lab, SETTINGS, Transcript(), judge)
+    ledger = lab.ledger()
+    assert ledger.counts(ledger.run().id) == {KEEP: len(files)}
+
+
+def removals(lab: Lab) -> list[Experiment]:
+    return [e for e in lab.ledger().experiments() if e.proposer == "prune"]
+
+
+def test_a_keep_that_was_luck_is_taken_out_in_a_commit_of_its_own(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Lucky()
+    kept(lab, monkeypatch, judge, RATE, ROWS)
+    before = lab.ledger().run()
+    campaign.prune(lab, None, Transcript(), judge)
+    after = lab.ledger().run()
+    assert [(e.notes["without"], e.outcome.status) for e in removals(lab)] == [
+        (2, REFUSE),
+        (1, KEEP),
+    ]
+    assert "no worse without it" in removals(lab)[1].outcome.reason
+    assert git(lab.root, "rev-parse", f"lab/{after.id}^") == before.incumbent
+    assert git(lab.root, "rev-parse", f"lab/{after.id}") == after.incumbent
+    assert "LR = 0.04" in git(lab.root, "show", f"lab/{after.id}:model/optim.py")
+    assert "kRows = 4" in git(lab.root, "show", f"lab/{after.id}:csrc/scale.cpp")
+    assert [e.number for e in claims.standing(lab.ledger().experiments())] == [2]
+
+
+def test_a_keep_that_pays_on_seeds_that_chose_nothing_stays(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Lucky(real=True)
+    kept(lab, monkeypatch, judge, RATE, ROWS)
+    before = lab.ledger().run().incumbent
+    campaign.prune(lab, None, Transcript(), judge)
+    assert lab.ledger().run().incumbent == before
+    rows, rate = removals(lab)
+    assert rows.outcome.status == REFUSE
+    assert "slower" in rows.outcome.reason
+    assert rate.outcome.status == DROP
+    assert "it still pays" in rate.outcome.reason
+
+
+def test_a_removal_is_tried_on_seeds_that_no_selection_has_used(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(lab, monkeypatch, Lucky(), RATE)
+    judge = Lucky()
+    campaign.prune(lab, None, Transcript(), judge)
+    without = {seed for rate, seed in judge.seeds if rate == 0.04}
+    with_it = {seed for rate, seed in judge.seeds if rate == 0.02 and seed >= SELECTING}
+    assert without == with_it  # paired
+    assert len(without) == removals(lab)[0].outcome.pairs
+    assert min(without) >= SELECTING
+
+
+def test_a_change_that_a_later_one_has_rewritten_cannot_be_taken_out_alone(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = {"csrc/scale.cpp": CPP.replace("kRows = 1", "kRows = 2")}
+    kept(lab, monkeypatch, Rules(), two, ROWS)
+    campaign.prune(lab, None, Transcript(), Rules())
+    assert [(e.notes["without"], e.outcome.status) for e in removals(lab)] == [
+        (2, REFUSE),
+        (1, CRASH),
+    ]
+    assert "cannot be taken out alone" in removals(lab)[1].outcome.reason
+
+
+class Impatient(Lucky):
+    """Ctrl-C in the n-th trial."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.left = at
+
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
+        self.left -= 1
+        if self.left == 0:
+            raise KeyboardInterrupt
+        return super().trial(tree, seed, progress, split)
+
+
+def test_a_prune_that_was_stopped_goes_on_and_asks_nothing_twice(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(lab, monkeypatch, Lucky(), RATE, ROWS)
+    assert "ended: stopped" in campaign.prune(lab, None, Transcript(), Impatient(at=2))
+    campaign.prune(lab, None, Transcript(), Lucky())
+    ends = [(e.notes["without"], e.outcome.status) for e in removals(lab)]
+    assert ends == [(2, REFUSE), (1, LOST), (1, KEEP)]
+    campaign.prune(lab, None, Transcript(), Lucky())
+    assert len(removals(lab)) == 3
+
+
+def test_limits_of_the_run_do_not_end_a_prune_and_stay_with_the_run(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept(lab, monkeypatch, Lucky(), RATE, ROWS)
+    summary = campaign.prune(lab, None, Transcript(), Lucky())
+    assert "ended: proposer prune has nothing left to try" in summary
+    assert lab.ledger().run().settings.experiments == 2
+
+
+def test_a_run_that_kept_nothing_has_nothing_to_prune(lab: Lab) -> None:
+    campaign.run(lab, SETTINGS, Transcript(), Rules(fail_trial="nan", noise_bpb=0.5))
+    with pytest.raises(Unusable, match="has no keep"):
+        campaign.prune(lab, None, Transcript(), Rules())
