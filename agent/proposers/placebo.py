@@ -1,0 +1,77 @@
+"""The proposer of nothing: every proposal changes tokens and no behaviour, so that whatever is kept of it is a false keep.
+
+A local variable gets another name, half of the time two functions change places as well, and a comment says so. All of it follows from the
+seed and the proposal's number, so that a resumed run goes on with the next. The scope gate takes them as they are: a name is a token,
+so that none is idle; each name has letters of its own, so that none is the patch of another; and what similarity compares, names numbered
+and order left out, is empty, which it calls too little to be the same.
+"""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Callable
+from pathlib import Path
+
+from agent import null_cpp, null_python, standard, surface
+from agent.proposers import Context, Workshop
+from agent.records import LOST, GateResult, Proposal
+
+SUFFIX = 4  # letters
+_SWAPPED = 0.5  # share of the proposals
+
+
+class Placebo:
+    name = standard.PLACEBO
+    ahead = 0  # nothing to gain: a proposal takes no time
+
+    def propose(self, context: Context) -> Proposal | None:
+        mine = [p for p in context.history if p.run == context.run and p.proposer == self.name]
+        place = sum(past.outcome.status != LOST for past in mine)
+        rng = random.Random(f"placebo {context.seed} {place}")
+        paths = _paths(context)
+        rng.shuffle(paths)
+        for path in paths:
+            made = change(path, (context.incumbent / path).read_text(), rng)
+            if made is not None:
+                text, said = made
+                return Proposal(f"placebo: {path}: {said}", {path: text}, self.name)
+        return None
+
+    def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
+        """A placebo that is refused is counted, not mended."""
+        return None
+
+
+def create(workshop: Workshop) -> Placebo:
+    return Placebo()
+
+
+def change(path: str, text: str, rng: random.Random) -> tuple[str, str] | None:
+    """The text with a null change, and what was done; None where the file offers none."""
+    null = null_python if path.endswith(".py") else null_cpp
+    suffix = "".join(rng.choices(string.ascii_lowercase, k=SUFFIX))
+    swap = rng.random() < _SWAPPED
+    renamed = null.rename(text, suffix, rng)
+    if renamed is None:
+        return None
+    text, said = renamed
+    reorder: Callable[[str, random.Random], tuple[str, str] | None] = null.reorder
+    if swap and (swapped := reorder(text, rng)) is not None:
+        text, said = swapped[0], f"{said}; {swapped[1]}"
+    comment = "#" if path.endswith(".py") else "//"
+    return f"{text.rstrip()}\n{comment} {suffix}: {said}\n", said
+
+
+def _paths(context: Context) -> list[str]:
+    """Files of the surface whose code this device runs."""
+    other = ".cu" if context.device == "cpu" else ".cpp"
+    found = (f"{folder}/{file.name}" for folder in surface.FOLDERS for file in _files(context.incumbent / folder))  # fmt: skip
+    return [
+        path for path in found
+        if surface.editable(path, context.target, context.op) and not path.endswith((other, ".h"))
+    ]  # fmt: skip
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.glob("*.*") if file.is_file())
