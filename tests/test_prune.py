@@ -9,6 +9,7 @@ import pytest
 from lab_tree import CPP, Rules, Transcript, constant, git, make
 
 from agent import campaign, claims
+from agent.__main__ import main
 from agent.judging import Progress
 from agent.lab import Lab, Unusable
 from agent.proposers import Context
@@ -187,3 +188,13 @@ def test_a_run_that_kept_nothing_has_nothing_to_prune(lab: Lab) -> None:
     campaign.run(lab, SETTINGS, Transcript(), Rules(fail_trial="nan", noise_bpb=0.5))
     with pytest.raises(Unusable, match="has no keep"):
         campaign.prune(lab, None, Transcript(), Rules())
+
+
+def test_the_command_takes_the_latest_run_and_says_why_there_is_nothing_to_do(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["prune"], lab) == 2
+    assert "no run" in capsys.readouterr().err
+    campaign.run(lab, SETTINGS, Transcript(), Rules(fail_trial="nan", noise_bpb=0.5))
+    assert main(["prune"], lab) == 2
+    assert "has no keep that could be taken out" in capsys.readouterr().err
