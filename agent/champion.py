@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from agent import gains, surface
+from agent import surface
 from agent.hours import Hours
 from agent.judging import Unfit
 from agent.machine import DEVICE
@@ -23,6 +23,7 @@ from agent.workspace import Workspace
 EVERY = 5  # keeps
 PAIRS = 3  # with two, the interval is 3.6 times as wide; a fourth takes a third off it
 SPLIT = "test"
+LAST = 2  # trials of an experiment that is under way when the time is up
 TIMING_S = 20  # of one op
 
 
@@ -48,6 +49,11 @@ class Champion:
     def cost_s(self, incumbent: str) -> float:
         """What running this incumbent again will take, about."""
         return 2 * len(self._missing(incumbent)) * self._trials.typical_s()
+
+    def aside_s(self, incumbent: str) -> float:
+        """What to leave for it at the end of a run, with the experiment that is under way by then."""
+        cost = self.cost_s(incumbent)
+        return cost + LAST * self._trials.typical_s() if cost else 0.0
 
     def keep(self, incumbent: str) -> None:
         """A keep has made this the incumbent; every EVERY keeps it is run again."""
@@ -88,10 +94,8 @@ class Champion:
                 self._screen.say(f"  {op} could not be measured again: {unfit}")
                 continue
             self._verify()
-            behind = gains.blocks({"shapes": found.shapes})
-            self._ledger.add_confirmation(
-                self._run, incumbent, Confirmation(op, found.ratio, found.low, found.high, behind)
-            )
+            confirmed = Confirmation(op, found.ratio, found.low, found.high, found.blocks)
+            self._ledger.add_confirmation(self._run, incumbent, confirmed)
             self._hours.tick()
 
     def _missing(self, incumbent: str) -> Sequence[tuple[int, int]]:

@@ -19,7 +19,7 @@ from agent.proposers import Workshop
 from agent.records import CRASH, DROP, KEEP, REFUSE, GateResult, Outcome, Run
 from agent.standard import Standard, timer_refuses
 from agent.trials import Trials
-from bench.plan import BASELINES, ENOUGH_NOISE, MAX_PAIRS, RECHECK_TRIALS
+from bench.plan import BASELINES, ENOUGH_NOISE, MAX_PAIRS, RECHECK_S
 
 if TYPE_CHECKING:
     from bench.trial import TrialResult
@@ -55,7 +55,7 @@ class Contest:
         sealed = integrity.of_tree(prepared.candidate.tree)
         purpose = (self.run_id, prepared.proposer, prepared.candidate.patch)
         seeds = asked.seeds(self.settings.seed, MAX_PAIRS, *purpose)
-        self._recheck(prepared, seeds[0], RECHECK_TRIALS * self.settings.seconds)
+        self._recheck(prepared, seeds[0], RECHECK_S)
         began, spent = time.time(), self.trials.seconds
         tried = self._pairs(prepared, asked, seeds, results)
         kept = isinstance(tried, Tried) and tried.kept and self.trials.seconds > spent

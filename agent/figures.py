@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from agent.records import Outcome
+
 
 def bits(value: float, low: float | None, high: float | None) -> str:
     """`-0.0120 [-0.0190, -0.0050]`"""
@@ -13,6 +15,22 @@ def bits(value: float, low: float | None, high: float | None) -> str:
 def ratio(value: float, low: float | None, high: float | None) -> str:
     """`0.930x [0.910, 0.950]`"""
     return f"{value:.3f}x {_bounds(low, high, '{:.3f}')}"
+
+
+def time_in_short(outcome: Outcome) -> str:
+    """`0.930x [0.910, 0.950] time`, bounds where they are known; "" if no op was timed."""
+    if outcome.speed is None:
+        return ""
+    known = outcome.speed_low is not None
+    return f"{ratio(outcome.speed, outcome.speed_low, outcome.speed_high) if known else f'{outcome.speed:.3f}x'} time"
+
+
+def bits_in_short(outcome: Outcome) -> str:
+    """`-0.0120 [-0.0190, -0.0050] BPB`, bounds where they are known; "" if nothing was trained."""
+    if outcome.bpb_change is None:
+        return ""
+    known = outcome.bpb_low is not None
+    return f"{bits(outcome.bpb_change, outcome.bpb_low, outcome.bpb_high) if known else f'{outcome.bpb_change:+.4f}'} BPB"
 
 
 def share(value: float, low: float, high: float) -> str:

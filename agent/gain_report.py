@@ -22,7 +22,7 @@ def gain(ledger: Ledger, run: Run) -> Iterator[str]:
         return
     champion = claims.of_champion(ledger, run)
     if champion is None:
-        yield f"gain: not known; the champion was not run again on the test split: python -m agent --resume {run.id}"
+        yield f"gain: not known; the champion was not run again on the test split: python -m agent report --rerun {run.id}"
         yield from _claimed(keeps)
     else:
         yield "gain, champion against start, on documents and seeds that chose nothing:"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from agent import integrity, similarity, surface
 from agent import scope as rules
@@ -27,6 +27,9 @@ from agent.machine import CORES, DEVICE, NOTHING, Machine
 from agent.records import Candidate, Change, GateResult
 from agent.static import cpp, exports, literals, python, symbols
 from bench.finding import Finding
+
+if TYPE_CHECKING:
+    from bench.timing import Comparison
 
 
 @dataclass(frozen=True)
@@ -186,7 +189,7 @@ def microbench(candidate: Candidate, context: Context) -> Finding:
         except Unfit as unfit:
             return Finding(False, f"{op}: {unfit}", evidence)
         evidence[op] = asdict(result)
-        said.append(f"{op} {_speed(result.ratio, result.low, result.high)}")
+        said.append(f"{op} {_speed(result)}")
         if result.low > 1.0:
             return Finding(
                 False,
@@ -206,8 +209,8 @@ def microbench(candidate: Candidate, context: Context) -> Finding:
     return Finding(True, "; ".join(said), evidence)
 
 
-def _speed(ratio: float, low: float, high: float) -> str:
-    return f"takes {ratio:.3f}x the incumbent's time [{low:.3f}, {high:.3f}]"
+def _speed(found: Comparison) -> str:
+    return f"takes {found.ratio:.3f}x the incumbent's time [{found.low:.3f}, {found.high:.3f}] over {found.blocks} blocks"
 
 
 def parity(candidate: Candidate, context: Context) -> Finding:

@@ -1,7 +1,7 @@
 """The time that a run has: its --hours of work and --gpu-hours of the device, over all its lives, and what of them is left for its end.
 
 At the end the champion is run again, which takes as long as six trials. That belongs to the night that was asked for, so nothing new is begun
-when no more time is left than that; of a short limit, where it would be more than SHARE, nothing is set aside.
+when no more time is left than that. Of a short limit, where it would be more than SHARE, nothing is set aside, and the re-run is left for later.
 """
 
 from __future__ import annotations

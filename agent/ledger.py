@@ -390,22 +390,30 @@ class Ledger:
         """The latest good trial with this key, not older than `since` (seconds since the epoch)."""
         where = " AND ".join(f"{name} = ?" for name in _KEY)
         rows = self._rows(
-            f"SELECT result FROM trials WHERE {where} AND ok = 1 AND at >= ? ORDER BY id DESC LIMIT 1",
+            f"SELECT result FROM trials WHERE {where} AND ok = 1 AND NOT void AND at >= ? ORDER BY id DESC LIMIT 1",
             (*asdict(key).values(), since),
         )
         return json.loads(rows[0]["result"]) if rows else None
 
     def results(
-        self, key: TrialKey, free: tuple[str, ...] = ("seed",), since: float = 0.0
+        self, key: TrialKey, free: tuple[str, ...] = ("seed",)
     ) -> list[tuple[str, dict[str, Any]]]:
-        """(tree, result) of every good trial that differs from `key` in the `free` fields at most and is not older than `since`, oldest first."""
+        """(tree, result) of every good trial that differs from `key` in the `free` fields at most, oldest first."""
         same = [name for name in _KEY if name not in free]
         where = " AND ".join(f"{name} = ?" for name in same)
         rows = self._rows(
-            f"SELECT tree, result FROM trials WHERE {where} AND ok = 1 AND at >= ? ORDER BY id",
-            (*(getattr(key, name) for name in same), since),
+            f"SELECT tree, result FROM trials WHERE {where} AND ok = 1 AND NOT void ORDER BY id",
+            [getattr(key, name) for name in same],
         )
         return [(row["tree"], json.loads(row["result"])) for row in rows]
+
+    def void_trials(self, key: TrialKey, before: float) -> None:
+        """This machine and device have changed: no trial from before that moment is found again, by this run or another."""
+        with self._transaction():
+            self._db.execute(
+                "UPDATE trials SET void = 1 WHERE machine = ? AND device = ? AND at < ?",
+                (key.machine, key.device, before),
+            )
 
     def add_confirmation(self, run: str, incumbent: str, found: Confirmation) -> None:
         with self._transaction():

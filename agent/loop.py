@@ -129,7 +129,7 @@ class Loop:
         limit = self.settings.experiments
         if limit is not None and self.preparing.finished() >= limit:
             return f"{limit} experiments are done"
-        return self.hours.over(self.champion.cost_s(self.incumbent))
+        return self.hours.over(self.champion.aside_s(self.incumbent))
 
     def _enough(self) -> str | None:
         """Why no further proposal is needed although the run goes on: those under way fill the limit."""

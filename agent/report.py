@@ -14,6 +14,7 @@ from agent import placebo, standard
 from agent.figures import bits, ratio
 from agent.gain_report import gain
 from agent.ledger import Ledger
+from agent.night_report import whole
 from agent.records import CRASH, DROP, KEEP, READY, REFUSE, RUNNING, Experiment, Past, Run
 from agent.screen import duration
 
@@ -34,8 +35,7 @@ def summary(ledger: Ledger, run: Run, why: str, file: Path) -> str:
     for experiment in experiments:
         lines += _experiment(experiment)
     lines += ["", _counts(experiments)]
-    lines += gain(ledger, run)
-    lines += _of_placebos(run, experiments)
+    lines += [*gain(ledger, run), *whole(experiments), *_of_placebos(run, experiments)]
     lines += [spending(ledger, run.id)]
     lines += ["", f"ledger   {file}", *_next(run, experiments)]
     return "\n".join(lines)
@@ -55,7 +55,12 @@ def status(ledger: Ledger, file: Path, running: bool) -> str:
     lines += ["", f"run {latest.id}"]
     for experiment in ledger.experiments(latest.id):
         lines += _experiment(experiment)
-    lines += ["", *gain(ledger, latest), spending(ledger, latest.id)]
+    lines += [
+        "",
+        *gain(ledger, latest),
+        *whole(ledger.experiments(latest.id)),
+        spending(ledger, latest.id),
+    ]
     if not running:
         lines.append(f"go on with it: python -m agent --resume {latest.id}")
     return "\n".join(lines)
@@ -64,7 +69,7 @@ def status(ledger: Ledger, file: Path, running: bool) -> str:
 def of_run(ledger: Ledger, run: Run) -> str:
     """The gain of a run, by what its champion showed when it was run again."""
     experiments = ledger.experiments(run.id)
-    lines = [f"run {run.id}: {_counts(experiments)}", *gain(ledger, run)]
+    lines = [f"run {run.id}: {_counts(experiments)}", *gain(ledger, run), *whole(experiments)]
     return "\n".join([*lines, *_of_placebos(run, experiments), spending(ledger, run.id)])
 
 

@@ -53,7 +53,7 @@ CREATE TABLE stretches (
 """
 SCHEMA += _SPENDING
 
-# What stands behind a figure: bounds and numbers of runs, and the pairs that the champion was run again in.
+# What stands behind a figure: bounds and numbers of runs, the pairs that the champion was run again in, and which trials a changed machine made void.
 _BEHIND = """
 ALTER TABLE experiments ADD COLUMN speed_low REAL;
 ALTER TABLE experiments ADD COLUMN speed_high REAL;
@@ -65,6 +65,7 @@ ALTER TABLE experiments ADD COLUMN rate_low REAL;
 ALTER TABLE experiments ADD COLUMN rate_high REAL;
 ALTER TABLE experiments ADD COLUMN pairs INTEGER;
 ALTER TABLE confirmations ADD COLUMN blocks INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE trials ADD COLUMN void INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE pairs (
   run TEXT NOT NULL REFERENCES runs, incumbent TEXT NOT NULL, keeps INTEGER NOT NULL, seed INTEGER NOT NULL,
   before_bpb REAL NOT NULL, after_bpb REAL NOT NULL, before_rate REAL NOT NULL, after_rate REAL NOT NULL, at REAL NOT NULL,

@@ -41,12 +41,11 @@ class Trials:
     ) -> None:
         self._ledger, self._judge, self._screen, self._run = ledger, judge, screen, run
         self._key, self._tree_hash, self._machine = key, tree_hash, machine
-        self._since = 0.0  # figures from before are void: the machine has changed
         self.seconds = 0.0  # spent on trials so far, those that were remembered left out
 
     def result(self, commit: str, tree: Path, seed: int, what: str) -> TrialResult:
         """The trial of the files of `commit`, which lie in `tree`: remembered if it is fresh, else run now."""
-        row = self._ledger.find_trial(self._key_of(commit, seed), since=self._fresh())
+        row = self._ledger.find_trial(self._key_of(commit, seed), since=time.time() - FRESH_S)
         return self._judge.revive(row) if row is not None else self.run(commit, tree, seed, what)
 
     def run(self, commit: str, tree: Path, seed: int, what: str, split: str = "val") -> TrialResult:
@@ -68,17 +67,17 @@ class Trials:
     def recheck(self, commit: str, tree: Path, seed: int, older_s: float, start: str) -> str:
         """Run a tree again if its last trial is older than that: in words, how the machine has changed since; "" if it has not.
 
-        All figures from before such a change are void.
+        All trials from before such a change are void.
         """
         key, now = self._key_of(commit, seed), time.time()
-        row = self._ledger.find_trial(key, since=self._fresh())
-        young = self._ledger.find_trial(key, since=max(now - older_s, self._since))
+        row = self._ledger.find_trial(key, since=now - FRESH_S)
+        young = self._ledger.find_trial(key, since=now - older_s)
         if row is None or young is not None:
             return ""
         again = self.run(commit, tree, seed, "incumbent again")
         said = self._judge.drifted(self._judge.revive(row), again, self.noise(start))
         if said:
-            self._since = now
+            self._ledger.void_trials(key, before=now)
         return said
 
     def noise(self, start: str) -> Spread:
@@ -104,13 +103,10 @@ class Trials:
 
     def _rows(self) -> list[tuple[str, dict[str, Any]]]:
         """(tree, row) of every good trial that selected or was selected by."""
-        return self._ledger.results(self._key, ("tree", "seed"), self._since)
+        return self._ledger.results(self._key, ("tree", "seed"))
 
     def _key_of(self, commit: str, seed: int) -> TrialKey:
         return replace(self._key, tree=self._tree_hash(commit), seed=seed)
-
-    def _fresh(self) -> float:
-        return max(self._since, time.time() - FRESH_S)
 
 
 def judge_hash(bench: Path) -> str:

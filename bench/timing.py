@@ -81,6 +81,11 @@ class Comparison:
     arms: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
+    def blocks(self) -> int:
+        """Blocks of calls behind the ratio, over all shapes."""
+        return sum(int(shape["blocks"]) for shape in self.shapes)
+
+    @property
     def faster(self) -> bool:
         return self.high < 1.0
 

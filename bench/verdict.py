@@ -96,7 +96,7 @@ def _better(paired: Paired, shown: str, lines: int) -> Verdict:
 def _same_mathematics(
     comparison: Comparison, paired: Paired, shown: str, explained_bpb: float | None
 ) -> Verdict:
-    took = f"{comparison.ratio:.3f} of the incumbent's time [{comparison.low:.3f}, {comparison.high:.3f}]"
+    took = f"{comparison.ratio:.3f} of the incumbent's time [{comparison.low:.3f}, {comparison.high:.3f}] over {comparison.blocks} blocks"
     if not comparison.faster:
         return Verdict("drop", f"not faster: {took}")
     look = min(paired.pairs, len(SPEND)) - 1

@@ -87,8 +87,18 @@ class Campaign:
 
     def propose(self, effect: float, target: str = "model") -> Tried:
         """Try a candidate whose true BPB is `effect` below the incumbent's, as the loop does."""
-        candidate = Tree(str(len(self._trees)), self.incumbent.bpb - effect)
-        self._trees.append(candidate)
+        candidate = self.candidate(effect)
+        tried = self.pairs(candidate, target)
+        if tried.kept:
+            self.incumbent = candidate
+        return tried
+
+    def candidate(self, effect: float) -> Tree:
+        self._trees.append(Tree(str(len(self._trees)), self.incumbent.bpb - effect))
+        return self._trees[-1]
+
+    def pairs(self, candidate: Tree, target: str = "model") -> Tried:
+        """Paired trials until the verdict is not "again"."""
         ours: list[TrialResult] = []
         theirs: list[TrialResult] = []
         for seed in range(MAX_PAIRS):
@@ -101,13 +111,13 @@ class Campaign:
             while target != "kernels" and self.noise().degrees < self._enough:
                 self._incumbent(len(self.incumbent.trials))
         claimed = statistics.fmean(t.val_bpb - o.val_bpb for t, o in zip(theirs, ours, strict=True))
-        if kept := verdict.decision == "keep":
-            self.incumbent = candidate
-        return Tried(kept, len(theirs), verdict, claimed)
+        return Tried(verdict.decision == "keep", len(theirs), verdict, claimed)
 
     def noise(self) -> Spread:
         groups = {
-            t.name: {seed: trial.val_bpb for seed, trial in t.trials.items()} for t in self._trees
+            t.name: {seed: trial.val_bpb for seed, trial in t.trials.items()}
+            for t in self._trees
+            if len(t.trials) > 1  # one alone tells nothing of noise
         }
         return noise_of(unselected(groups, self.start.name))
 

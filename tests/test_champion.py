@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def test_the_gain_is_that_of_the_re_run_and_the_luck_of_the_choice_is_named(lab:
     assert "1 keep claimed -0.0700 [" in after
     assert "winner's curse +0.0500 [" in after
     assert ", 3 pairs of trials" in summary
+    assert "1 of 1 keeps that claim bits stand at a false-discovery rate of 10 %" in summary
     block = list(gain(lab.ledger(), lab.ledger().run()))
     assert line in block
     assert "\n".join(block) in summary
@@ -112,6 +114,39 @@ def test_a_keep_that_was_never_run_again_is_a_claim_and_no_gain(lab: Lab) -> Non
     assert "claimed by 1 keep, too good by being chosen: -0.0700 [" in summary
 
 
+class Timed(Stopping):
+    """Every trial takes a minute."""
+
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
+        return replace(super().trial(tree, seed, progress, split), total_seconds=60.0)
+
+
+@pytest.mark.parametrize(
+    ("worked_s", "why", "measured"),
+    [
+        (3000, "proposer sweep has nothing left to try", 3),
+        (3200, "1 hours are over, less 8:00 to run what was kept again", 3),
+        (3400, "1 hours are over, less 8:00 to run what was kept again", 0),
+    ],
+)
+def test_the_re_run_belongs_to_the_hours_that_were_asked_for(
+    lab: Lab, worked_s: int, why: str, measured: int
+) -> None:
+    campaign.run(lab, MODEL, Transcript(), Timed(at=0))
+    with sqlite3.connect(lab.ledger().path) as db:
+        db.execute("UPDATE stretches SET began = until - ?", (worked_s,))
+    screen, changes = Transcript(), {"hours": 1.0, "experiments": 4}
+    summary = campaign.resume(lab, None, changes, screen, Timed(at=99))
+    assert f"ended: {why}" in summary
+    ledger = lab.ledger()
+    assert len(ledger.pairs(ledger.run().id)) == measured
+    later = f"python -m agent report --rerun {ledger.run().id}"
+    assert any(later in line for line in screen.lines) == (not measured)
+    assert (later in summary) == (not measured)
+
+
 def test_a_champion_that_no_longer_trains_has_no_gain(lab: Lab) -> None:
     class Fragile(Lucky):
         def trial(
@@ -137,6 +172,26 @@ class Rates:
 
     def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
         return None
+
+
+def test_ctrl_c_ends_a_run_without_minutes_of_training_and_tells_how_to_have_them_later(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Pressed(Lucky):
+        def trial(
+            self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+        ) -> TrialResult:
+            if constant(tree, "model/optim.py", "LR") < 0.038:
+                raise KeyboardInterrupt
+            return super().trial(tree, seed, progress, split)
+
+    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: Rates())
+    judge = Pressed()
+    summary = campaign.run(lab, MODEL, Transcript(), judge)
+    assert "ended: stopped" in summary
+    assert "gain: not known" in summary
+    assert "report --rerun" in summary
+    assert "test" not in [split for split, _ in judge.asked]
 
 
 def test_every_few_keeps_the_champion_is_run_again(

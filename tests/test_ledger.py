@@ -180,6 +180,12 @@ CREATE TABLE confirmations (
   run TEXT NOT NULL REFERENCES runs, op TEXT NOT NULL, incumbent TEXT NOT NULL,
   ratio REAL NOT NULL, low REAL NOT NULL, high REAL NOT NULL, at REAL NOT NULL
 ) STRICT;
+CREATE TABLE trials (
+  id INTEGER PRIMARY KEY, run TEXT REFERENCES runs,
+  tree TEXT NOT NULL, judge TEXT NOT NULL, machine TEXT NOT NULL, dataset TEXT NOT NULL, device TEXT NOT NULL,
+  seconds REAL NOT NULL, seed INTEGER NOT NULL, split TEXT NOT NULL,
+  ok INTEGER NOT NULL, val_bpb REAL, tokens_per_second REAL, result TEXT NOT NULL, at REAL NOT NULL
+) STRICT;
 INSERT INTO confirmations VALUES ('old', 'scale', 's', 0.8, 0.7, 0.9, 3.0);
 INSERT INTO runs VALUES ('old', '{"proposer": "sweep", "seconds": 15.0}', 'b', 's', 's', 1.0, NULL);
 INSERT INTO experiments (run, number, proposer, hypothesis, notes, parent, commit_hash, patch, patch_hash, status, reason, started)
@@ -215,6 +221,20 @@ def test_a_trial_is_found_only_under_the_same_key_and_while_fresh(ledger: Ledger
         assert ledger.find_trial(TrialKey(**{**vars(KEY), other: "another"})) is None
     assert ledger.find_trial(TrialKey(**{**vars(KEY), "seed": 1})) is None
     assert ledger.find_trial(KEY, since=time.time() + 1) is None
+
+
+def test_trials_that_a_changed_machine_made_void_are_never_found_again(ledger: Ledger) -> None:
+    other = TrialKey(**{**vars(KEY), "machine": "another"})
+    ledger.add_trial("r1", KEY, RESULT)
+    ledger.add_trial("r1", other, RESULT)
+    moment = time.time()
+    ledger.void_trials(KEY, before=moment)
+    assert ledger.find_trial(KEY) is None
+    assert ledger.results(KEY) == []
+    assert ledger.find_trial(other) == RESULT
+    ledger.add_trial("r1", KEY, RESULT)
+    ledger.void_trials(KEY, before=moment)
+    assert Ledger(ledger.path).find_trial(KEY) == RESULT
 
 
 def test_a_pair_that_is_run_again_takes_the_place_of_the_first(ledger: Ledger) -> None:

@@ -172,7 +172,7 @@ def test_every_placebo_comes_to_its_verdict_and_the_rate_is_printed(lab: Lab) ->
     ledger = lab.ledger()
     assert [status for _, status in placebos(ledger)] == [DROP] * 12
     assert all(e.outcome.pairs for e in ledger.experiments())
-    names = [name for name, _ in gates.GATES]
+    names = [*(name for name, _ in gates.GATES), "verdict"]
     assert all([gate.name for gate in e.gates] == names for e in ledger.experiments())
     assert "false keeps: 0 of 12 placebos that reached their verdict, 0.0 % [0.0 %, 26.5 %]" in summary  # fmt: skip
 

@@ -402,7 +402,7 @@ def experienced(bench: Bench) -> Toolbox:
 
 def test_history_lists_what_was_tried_and_how_it_ended(experienced: Toolbox) -> None:
     listed = told(experienced, "history")
-    assert "1 [scale] keep, 0.800x the time: two rows a pass | faster" in listed
+    assert "1 [scale] keep, 0.800x time: two rows a pass | faster" in listed
     assert "2 [scale] refuse by microbench: eight rows a pass | microbench: slower" in listed
 
 

@@ -15,7 +15,7 @@ from bench.verdict import ALPHA, FUTILE, SPEND, Verdict, decide
 
 NOISE = Spread(0.002, 30)
 SIGMA = 2**0.5 * NOISE.deviation  # of a paired difference
-FASTER = Comparison(0.9, 0.88, 0.92, [], 1.0)
+FASTER = Comparison(0.9, 0.88, 0.92, [{"blocks": 60}, {"blocks": 40}], 1.0)
 UNDECIDED = Comparison(0.98, 0.95, 1.01, [], 1.0)
 
 
@@ -70,7 +70,12 @@ def test_what_is_said_carries_interval_noise_and_the_number_of_pairs() -> None:
 
 
 def test_a_faster_kernel_with_an_unchanged_model_is_kept() -> None:
-    assert judged(0.0, target="kernels").decision == "keep"
+    kept = judged(0.0, target="kernels")
+    assert kept.decision == "keep"
+    assert (
+        "0.900 of the incumbent's time [0.880, 0.920] over 100 blocks; BPB not worse: +0.0000 BPB ["
+        in kept.reason
+    )
 
 
 def test_a_faster_kernel_that_may_harm_the_model_is_run_again_and_one_that_does_is_dropped() -> None:  # fmt: skip

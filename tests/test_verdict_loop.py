@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from agent.judging import Progress
 from agent.lab import Lab
 from agent.records import DROP, KEEP, REFUSE, Change, Settings
 from bench.finding import Finding
-from bench.interval import Spread
 from bench.plan import ENOUGH_NOISE
 from bench.trial import TrialResult
 from bench.verdict import Verdict
@@ -86,14 +85,19 @@ def age(lab: Lab, seconds: float) -> None:
         db.execute("UPDATE trials SET at = at - ?", (seconds,))
 
 
-def test_an_old_trial_of_the_incumbent_is_run_again_before_a_candidate_meets_it(lab: Lab) -> None:
-    none = replace(MODEL, experiments=1)
-    campaign.run(lab, none, Transcript(), Rules())
-    age(lab, 3600.0)
+@pytest.mark.parametrize(("old_s", "again"), [(900.0, False), (3600.0, True)])
+def test_an_old_trial_of_the_incumbent_is_run_again_before_a_candidate_meets_it(
+    lab: Lab, old_s: float, again: bool
+) -> None:
+    """Twelve lengths of a short trial are no age: a machine changes by the hour."""
+    one = replace(MODEL, experiments=1)
+    campaign.run(lab, one, Transcript(), Rules())
+    age(lab, old_s)
     screen = Transcript()
-    campaign.run(lab, none, screen, Rules())
+    campaign.run(lab, one, screen, Rules())
     trained = [line.split(":")[0].strip() for line in screen.lines if ", seed " in line]
-    assert trained[:2] == ["incumbent again, seed 0", "candidate, seed 0"]
+    first = ["incumbent again, seed 0"] if again else []
+    assert trained[: len(first) + 1] == [*first, "candidate, seed 0"]
 
 
 def test_where_the_machine_is_another_all_that_was_remembered_is_measured_anew(lab: Lab) -> None:
@@ -104,35 +108,37 @@ def test_where_the_machine_is_another_all_that_was_remembered_is_measured_anew(l
     assert any("all trials from before are void" in line for line in screen.lines)
     kept = [e.outcome.bpb_change for e in lab.ledger().experiments() if e.outcome.status == KEEP]
     assert kept == pytest.approx([-0.02, -0.02])  # by one clock: the machine's 0.05 is in neither
+    with sqlite3.connect(lab.ledger().path) as db:
+        told = db.execute("SELECT at < ?, void FROM trials", (time.time() - 1800,)).fetchall()
+    assert set(told) == {(1, 1), (0, 0)}  # in the file, so that --resume knows it too
 
 
 @dataclass
-class Suspicious(Rules):
-    """Every keep is flagged; the second look of the gate finds what `again` says."""
+class TooGood(Rules):
+    """A kernel that gains 0.1 BPB, which the tokens do not explain; the second look of the gate finds what `again` says."""
 
     again: bool = True
+
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
+        result = super().trial(tree, seed, progress, split)
+        curve = [[1e5 * i, 3.0 - i / 80] for i in range(1, 41)]
+        better = 0.1 * (constant(tree, "csrc/scale.cpp", "kRows") > 1)
+        return replace(
+            result, val_bpb=result.val_bpb - better, total_tokens_M=4.0 + 2 * better, losses=curve
+        )
 
     def correctness(self, op: str, tree: Path) -> Finding:
         looks = self.calls.count("correctness")
         finding = super().correctness(op, tree)
         return finding if looks == 0 or self.again else Finding(False, "a captured case is wrong")
 
-    def decide(
-        self,
-        target: str,
-        comparison: Mapping[str, Any] | None,
-        incumbent: Sequence[TrialResult],
-        candidate: Sequence[TrialResult],
-        noise: Spread,
-        *,
-        lines: int = 0,
-    ) -> Verdict:
-        verdict = super().decide(target, comparison, incumbent, candidate, noise, lines=lines)
-        return replace(verdict, flag="-0.0300 BPB, where its tokens explain -0.0020")
-
 
 def flagged(lab: Lab, again: bool) -> Any:
-    campaign.run(lab, replace(KERNEL, experiments=3), Transcript(), Suspicious(again=again))
+    campaign.run(
+        lab, replace(KERNEL, experiments=3), Transcript(), TooGood(noise_bpb=1e-4, again=again)
+    )
     asked = [e for e in lab.ledger().experiments() if "verdict" in [g.name for g in e.gates]]
     assert asked, "no candidate came to a verdict"
     return asked[0]
@@ -141,7 +147,10 @@ def flagged(lab: Lab, again: bool) -> Any:
 def test_a_flagged_kernel_is_refused_where_the_gate_finds_it_wrong_after_all(lab: Lab) -> None:
     experiment = flagged(lab, again=False)
     assert experiment.outcome.status == REFUSE
-    assert "captured case is wrong (asked again: -0.0300 BPB" in experiment.outcome.reason
+    assert (
+        "captured case is wrong (asked again: -0.1000 BPB, where its tokens explain -0.0"
+        in experiment.outcome.reason
+    )
     assert [gate.name for gate in experiment.gates][-2:] == ["verdict", "correctness"]
     assert lab.ledger().run().incumbent == lab.ledger().run().start
 
@@ -149,7 +158,8 @@ def test_a_flagged_kernel_is_refused_where_the_gate_finds_it_wrong_after_all(lab
 def test_a_flagged_kernel_that_is_right_is_kept_with_the_flag_in_its_reason(lab: Lab) -> None:
     experiment = flagged(lab, again=True)
     assert experiment.outcome.status == KEEP
-    assert "flagged, and found correct again" in experiment.outcome.reason
+    assert "flagged, and found correct again: -0.1000 BPB" in experiment.outcome.reason
+    assert [gate.name for gate in experiment.gates][-2:] == ["verdict", "correctness"]
 
 
 def change(path: str, before: str, after: str) -> Change:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from agent.figures import bits_in_short, time_in_short
 from agent.records import Experiment, GateResult, Past
 
 MAX_REASON = 3_000  # characters of a gate's reason
@@ -93,14 +94,16 @@ def experiment(found: Experiment, run: str) -> str:
     """One experiment whole: what was expected, how it ended, what each gate said, and its patch."""
     parts = [_short(found, run), f"expected: {_line(found.expected) or 'not said'}"]
     if found.outcome.bpb_change is not None:
-        parts.append(f"change of val_bpb: {found.outcome.bpb_change:+.5f}")
+        parts.append(
+            f"change of val_bpb: {bits_in_short(found.outcome)}, {found.outcome.pairs} pairs"
+        )
     return "\n".join([*parts, gates(found.gates), found.patch])
 
 
 def _short(past: Past, run: str) -> str:
     where = f"{past.number}" if past.run == run else f"{past.number} of run {past.run}"
     outcome = past.outcome
-    speed = "" if outcome.speed is None else f", {outcome.speed:.3f}x the time"
+    speed = "" if outcome.speed is None else f", {time_in_short(outcome)}"
     gate = f" by {past.refused_by}" if past.refused_by else ""
     about = ", ".join(past.ops) or ", ".join(past.paths) or "no file"
     return f"{where} [{about}] {outcome.status}{gate}{speed}: {_line(past.hypothesis)} | {_line(outcome.reason)}"

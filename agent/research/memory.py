@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from agent import surface
+from agent.figures import bits_in_short, time_in_short
 from agent.records import CRASH, DROP, KEEP, REFUSE, Past
 from agent.research.archive import gain, is_kernel, is_near_miss
 from agent.research.search import since_keep
@@ -96,10 +97,8 @@ def _line(past: Past, run: str) -> str:
 
 
 def _figures(past: Past) -> str:
-    outcome = past.outcome
-    speed = "" if outcome.speed is None else f"{outcome.speed:.3f}x time"
-    bpb = "" if outcome.bpb_change is None else f"{outcome.bpb_change:+.4f} BPB"
-    return ", ".join(filter(None, (speed, bpb))) or "no figure"
+    known = (time_in_short(past.outcome), bits_in_short(past.outcome))
+    return ", ".join(filter(None, known)) or "no figure"
 
 
 def _failed(rows: Sequence[Past]) -> str:

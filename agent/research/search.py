@@ -21,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
+from agent.figures import bits_in_short, time_in_short
 from agent.git import Repository
 from agent.records import CRASH, DROP, KEEP, REFUSE, Past
 from agent.research import archive
@@ -200,7 +201,6 @@ def _about(op: str | None, shares: Mapping[str, float], tries: Mapping[str | Non
 
 def _called(past: Past) -> str:
     """An experiment by number and run, with its figure; its own words are left out, since they are the proposer's."""
-    outcome = past.outcome
-    figure = f"{outcome.bpb_change or 0:+.4f} BPB" if not is_kernel(past) else f"{outcome.speed or 1:.3f}x time"  # fmt: skip
-    kind = "kept" if outcome.status == KEEP else "a near miss"
+    figure = time_in_short(past.outcome) if is_kernel(past) else bits_in_short(past.outcome)
+    kind = "kept" if past.outcome.status == KEEP else "a near miss"
     return f"experiment {past.number} of run {past.run} ({kind}, {figure})"

@@ -1,0 +1,40 @@
+"""What the keeps of a night are worth together: a hundred tries at 1 % each keep one thing that is nothing. Reported, and nothing is taken back for it.
+
+Only a proposal that claims bits has evidence against chance in its trials (bench/night.py); a kernel claims time, which is told by the microbench's
+interval and timed again at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from agent import standard
+from agent.records import KEEP, Experiment
+from bench import night
+
+
+def whole(experiments: Sequence[Experiment]) -> Iterator[str]:
+    """At which false-discovery rate each keep that claims bits stands, among all that came to a verdict; nothing where none was kept."""
+    judged = [(e, found) for e in experiments if (found := _verdict(e))]
+    rates = night.rates([float(found["e_value"]) for _, found in judged])
+    kept = [(e, q) for (e, _), q in zip(judged, rates, strict=True) if e.outcome.status == KEEP]
+    if not kept:
+        return
+    stand = sum(q <= night.FALSE_DISCOVERY for _, q in kept)
+    limit = f"{night.FALSE_DISCOVERY:.0%}".replace("%", " %")
+    yield f"the whole night (e-BH; reported, not enforced): {stand} of {len(kept)} keeps that claim bits stand at a false-discovery rate of {limit}, among {len(judged)} verdicts"
+    at = ", ".join(f"{e.number} at {_percent(q)}" for e, q in kept)
+    yield f"{'':9}experiment {at}"
+
+
+def _verdict(experiment: Experiment) -> Mapping[str, Any] | None:
+    """The evidence of its verdict, where that was about bits and about something proposed."""
+    if experiment.proposer == standard.PRUNE:
+        return None
+    said = [gate.evidence for gate in experiment.gates if gate.name == "verdict"]
+    return said[-1] if said and "e_value" in said[-1] and "ratio" not in said[-1] else None
+
+
+def _percent(rate: float) -> str:
+    return "none" if rate >= 1 else f"{rate:.2%}".replace("%", " %")
