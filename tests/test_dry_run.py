@@ -22,7 +22,7 @@ from agent.records import DROP, REFUSE, GateResult, Outcome, Proposal, Run, Sett
 from agent.research.messages import Usage
 
 NIGHT = Settings(proposer="anthropic", models=("m",), prices=("m=2/10/0.2/2.5",), seconds=300.0)
-PACE = Pace((Stage("scope", 1.0, 4.0, 0), Stage("trial", 0.25, 384.0, 0)), (50.0, 200.0, 400.0), True, 720.0)  # fmt: skip
+PACE = Pace((Stage("scope", 1.0, 4.0, 0), Stage("trial", 0.25, 384.0, 0)), (50.0, 200.0, 400.0), True, 480.0, 240.0)  # fmt: skip
 
 
 @pytest.fixture

@@ -10,11 +10,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from agent import proposers
-from agent.dry_run.pace import BASELINES, Pace, pace
+from agent.dry_run.pace import CLOSING, Pace, pace
 from agent.dry_run.talk import Talk, talk
 from agent.lab import Lab, Unusable
 from agent.records import Settings
 from agent.screen import duration
+from bench.plan import BASELINES
 
 CASES = ("low", "expected", "high")
 MODELS = frozenset({"anthropic", "openai"})  # proposers whose requests are counted
@@ -75,12 +76,12 @@ def ends(settings: Settings, tempo: Pace, interval: float, usd: float, tokens: f
 
     interval: seconds from one experiment to the next. usd, tokens: of a proposal.
     """
-    start = tempo.baseline / 3600
+    once = (tempo.baseline + tempo.closing) / 3600
     spent: tuple[tuple[str, float | None, float, float], ...] = (
-        # limit, its value, what the start takes of it, what an experiment takes
+        # limit, its value, what start and end take of it, what an experiment takes
         ("--experiments", settings.experiments, 0.0, 1.0),
-        ("--hours", settings.hours, start, interval / 3600),
-        ("--gpu-hours", settings.gpu_hours, start, tempo.device / 3600),
+        ("--hours", settings.hours, once, interval / 3600),
+        ("--gpu-hours", settings.gpu_hours, once, tempo.device / 3600),
         ("--usd", settings.usd, 0.0, usd),
         ("--tokens", settings.tokens, 0.0, tokens),
     )
@@ -88,7 +89,7 @@ def ends(settings: Settings, tempo: Pace, interval: float, usd: float, tokens: f
     for flag, limit, before, each in spent:
         if limit is not None and each > 0:
             count = max(0.0, (limit - before) / each)
-            found.append(End(f"{flag} {limit:g}", count, start + count * interval / 3600))
+            found.append(End(f"{flag} {limit:g}", count, once + count * interval / 3600))
     return sorted(found, key=lambda end: end.experiments)
 
 
@@ -102,7 +103,8 @@ def _pace_table(tempo: Pace) -> list[str]:
     ]
     rows.append(["all", "", f"{tempo.judged:,.1f}", f"{tempo.device:,.1f} of them on the device"])
     note = f"once, at the start: {duration(tempo.baseline)} for {BASELINES} trials of the incumbent"
-    return [*_table(rows, notes=True), note]
+    last = f"once, at the end, if anything was kept: {duration(tempo.closing)} for {CLOSING} trials, champion against start"
+    return [*_table(rows, notes=True), note, last]
 
 
 def _talk_table(of: Talk) -> list[str]:

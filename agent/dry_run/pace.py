@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from agent import gates
+from agent.champion import PAIRS
 from agent.machine import DEVICE
 from agent.records import LOST, OPEN, Experiment, Settings
+from bench.plan import BASELINES
 
 ENOUGH = 10  # measurements, from which on they count and not the assumption
 TRIAL = "trial"
@@ -28,7 +30,7 @@ KERNEL_GATES = frozenset(
 )  # a model's change passes
 TRIALS = {"kernels": 1.1, "model": 1.7, "all": 1.4}  # of a candidate, until its verdict
 SET_UP_S = 45.0  # of a trial, beside its own length: start, compilation, scoring
-BASELINES = 2  # trials of the start
+CLOSING = 2 * PAIRS  # trials of start and champion at the end
 # Seconds that a proposer takes for a proposal: low, expected, high.
 THINKING = {
     "sweep": (0.1, 0.5, 2.0),
@@ -52,12 +54,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of an experiment: `judged` from its first gate to its end, `device` of them on the device, `baseline` once at the start."""
+    """Seconds of an experiment: `judged` from its first gate to its end, `device` of them on the device; `baseline` once at the start, `closing` at the end."""
 
     stages: tuple[Stage, ...]
     thinking: tuple[float, float, float]  # of the proposer: low, expected, high
     ahead: bool
     baseline: float
+    closing: float
 
     @property
     def judged(self) -> float:
@@ -87,7 +90,9 @@ def pace(settings: Settings, proposer: str, experiments: Iterable[Experiment]) -
     known = len(trained) if len(trained) >= ENOUGH else 0
     seconds = sum(trained) / known if known else TRIALS[settings.target] * trial
     stages.append(Stage(TRIAL, left, seconds, known))
-    return Pace(tuple(stages), THINKING[proposer], proposer in AHEAD, BASELINES * trial)
+    return Pace(
+        tuple(stages), THINKING[proposer], proposer in AHEAD, BASELINES * trial, CLOSING * trial
+    )
 
 
 def _gate(
