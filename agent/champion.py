@@ -95,14 +95,18 @@ class Champion:
                 continue
             self._verify()
             confirmed = Confirmation(op, found.ratio, found.low, found.high, found.blocks)
-            self._ledger.add_confirmation(self._run, incumbent, confirmed)
+            self._ledger.measured.add_confirmation(self._run, incumbent, confirmed)
             self._hours.tick()
 
     def _missing(self, incumbent: str) -> Sequence[tuple[int, int]]:
         """(place, seed) of the pairs yet to run; none where its files are the start's, as after all keeps were taken out."""
         if self._workspace.tree_hash(incumbent) == self._workspace.tree_hash(self._start):
             return []
-        done = {pair.seed for pair in self._ledger.pairs(self._run) if pair.incumbent == incumbent}
+        done = {
+            pair.seed
+            for pair in self._ledger.measured.pairs(self._run)
+            if pair.incumbent == incumbent
+        }
         seeds = enumerate(fresh(PAIRS, self._run, SPLIT, incumbent))
         return [(place, seed) for place, seed in seeds if seed not in done]
 
@@ -118,7 +122,7 @@ class Champion:
                 return False
         self._verify()
         before, after = found["start"], found["champion"]
-        self._ledger.add_pair(
+        self._ledger.measured.add_pair(
             self._run,
             Pair(incumbent, self._keeps(), seed, before.val_bpb, after.val_bpb, before.tokens_per_second, after.tokens_per_second),
         )  # fmt: skip

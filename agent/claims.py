@@ -34,7 +34,7 @@ class Again:
 def again(ledger: Ledger, run: Run) -> list[Again]:
     """Every re-run of a run, oldest first; their spread is pooled, since each is only a few pairs."""
     groups: dict[str, list[Pair]] = {}
-    for pair in ledger.pairs(run.id):
+    for pair in ledger.measured.pairs(run.id):
         groups.setdefault(pair.incumbent, []).append(pair)
     bpb = [[p.after_bpb - p.before_bpb for p in group] for group in groups.values()]
     rate = [[math.log(p.after_rate / p.before_rate) for p in group] for group in groups.values()]

@@ -57,7 +57,9 @@ def as_json(ledger: Ledger, run: str | None = None) -> str:
     for each in ledger.runs():
         if run in (None, each.id):
             experiments = [asdict(experiment) for experiment in ledger.experiments(each.id)]
-            runs.append(asdict(each) | {"spent": ledger.spent(each.id), "experiments": experiments})
+            runs.append(
+                asdict(each) | {"spent": ledger.accounts.spent(each.id), "experiments": experiments}
+            )
     return json.dumps({"runs": runs}, indent=2)
 
 

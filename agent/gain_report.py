@@ -27,7 +27,7 @@ def gain(ledger: Ledger, run: Run) -> Iterator[str]:
     else:
         yield "gain, champion against start, on documents and seeds that chose nothing:"
         yield from _trained(champion, keeps)
-    for confirmed in ledger.confirmations(run.id, run.incumbent):
+    for confirmed in ledger.measured.confirmations(run.id, run.incumbent):
         yield from _timed(confirmed, keeps)
     for earlier in claims.again(ledger, run):
         if champion is None or earlier != champion:

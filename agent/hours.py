@@ -23,11 +23,11 @@ class Hours:
     def __init__(self, run: Run, ledger: Ledger, machine: Machine) -> None:
         self._run, self._settings = run.id, run.settings
         self._ledger, self._machine = ledger, machine
-        self._stretch = ledger.begin_stretch(run.id)
+        self._stretch = ledger.accounts.begin_stretch(run.id)
 
     def tick(self) -> None:
         """The run is still worked on."""
-        self._ledger.tick(self._stretch, self._machine.device_seconds)
+        self._ledger.accounts.tick(self._stretch, self._machine.device_seconds)
 
     def left_s(self) -> float:
         return min((limit - used for limit, used, _ in self._limits()), default=math.inf)
@@ -44,7 +44,7 @@ class Hours:
     def _limits(self) -> Iterator[tuple[float, float, str]]:
         """(limit, used by now, name), both in seconds."""
         self.tick()
-        worked, held = self._ledger.worked(self._run)
+        worked, held = self._ledger.accounts.worked(self._run)
         for hours, used, name in (
             (self._settings.hours, worked, "hours"),
             (self._settings.gpu_hours, held, "hours of the device"),

@@ -1,41 +1,38 @@
 """The ledger: one SQLite file that remembers every run, proposal, gate and trial.
 
 Each method that writes is one transaction, synced to disk before it returns, so that a kill at any moment loses at most the
-experiment in flight. A local disk is required: SQLite's write-ahead log does not work over a network file system.
+experiment in flight. Runs and experiments are here; `accounts` has money and time, `measured` has the trials.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from agent.accounts import Accounts
+from agent.database import Database, LedgerError
+from agent.measurements import Measurements
 from agent.records import (
     LOST,
     READY,
     REFUSE,
     RUNNING,
-    CallTotals,
-    Confirmation,
     Experiment,
     GateResult,
     Outcome,
-    Pair,
     Past,
     Proposal,
     Run,
     Settings,
-    TrialKey,
 )
-from agent.schema import SCHEMA, SCHEMA_VERSION, STEPS
 
-_KEY = tuple(field.name for field in fields(TrialKey))
+__all__ = ["Ledger", "LedgerError"]
+
 _OUTCOME = tuple(field.name for field in fields(Outcome))
 _PAST = (
     "id", "run", "number", "proposer", "model", "hypothesis", "expected", "paths", "notes", "parent", "commit_hash",
@@ -43,92 +40,48 @@ _PAST = (
 )  # fmt: skip
 
 
-class LedgerError(RuntimeError):
-    """The file is not a ledger that this version reads."""
-
-
 class Ledger:
     """The ledger in the file `path`, created if it is not there. One object may be used by several threads."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.RLock()
-        self._db = sqlite3.connect(
-            path, isolation_level=None, timeout=30.0, check_same_thread=False
-        )
-        self._db.row_factory = sqlite3.Row
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("PRAGMA foreign_keys = ON")
-        with self._transaction():
-            self._prepare(self._db.execute("PRAGMA user_version").fetchone()[0])
-
-    def _prepare(self, version: int) -> None:
-        """Make the tables of a new file, or bring those of an older version up to date."""
-        if version > SCHEMA_VERSION:
-            raise LedgerError(
-                f"{self.path}: schema {version}, expected {SCHEMA_VERSION}; move it away or use the version that wrote it"
-            )
-        scripts = [SCHEMA] if version == 0 else [STEPS[v] for v in range(version, SCHEMA_VERSION)]
-        for statement in ";".join(scripts).split(";"):
-            self._db.execute(statement)
-        self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        self._database = Database(path)
+        self.accounts, self.measured = Accounts(self._database), Measurements(self._database)
 
     def close(self) -> None:
-        self._db.close()
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-    def _rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
-        with self._lock:
-            return self._db.execute(query, values).fetchall()
-
-    def _insert(self, table: str, row: Mapping[str, Any]) -> int:
-        names, marks = ", ".join(row), ", ".join("?" * len(row))
-        done = self._db.execute(
-            f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(row.values())
-        )
-        return int(done.lastrowid or 0)
+        self._database.close()
 
     # ---- runs
 
     def start_run(self, run: Run) -> None:
-        with self._transaction():
+        with self._database.transaction():
             row = asdict(run) | {"settings": json.dumps(asdict(run.settings))}
-            self._insert("runs", row)
+            self._database.insert("runs", row)
 
     def reopen_run(self, run: str, settings: Settings) -> int:
         """Go on with a run under these settings; what was in flight is lost. How many experiments that were.
 
         An experiment that waited for its trial is not lost: it waits still.
         """
-        with self._transaction():
-            done = self._db.execute(
+        with self._database.transaction():
+            done = self._database.execute(
                 "UPDATE experiments SET status = ?, reason = 'the loop was stopped while it ran', ended = ? "
                 "WHERE run = ? AND status = ?",
                 (LOST, time.time(), run, RUNNING),
             )
             values = (json.dumps(asdict(settings)), run)
-            self._db.execute("UPDATE runs SET ended = NULL, settings = ? WHERE id = ?", values)
+            self._database.execute(
+                "UPDATE runs SET ended = NULL, settings = ? WHERE id = ?", values
+            )
             return done.rowcount
 
     def end_run(self, run: str) -> None:
-        with self._transaction():
-            self._db.execute("UPDATE runs SET ended = ? WHERE id = ?", (time.time(), run))
+        with self._database.transaction():
+            self._database.execute("UPDATE runs SET ended = ? WHERE id = ?", (time.time(), run))
 
     def runs(self) -> list[Run]:
         """Every run, oldest first."""
-        rows = self._rows("SELECT * FROM runs ORDER BY started, rowid")
+        rows = self._database.rows("SELECT * FROM runs ORDER BY started, rowid")
         return [
             Run(**{**row, "settings": Settings.from_json(json.loads(row["settings"]))})
             for row in map(dict, rows)
@@ -156,8 +109,8 @@ class Ledger:
         sketch: Sequence[int] = (),
     ) -> int:
         """Record a proposal before anything is spent on judging it; its id."""
-        with self._transaction():
-            (number,) = self._db.execute(
+        with self._database.transaction():
+            (number,) = self._database.execute(
                 "SELECT coalesce(max(number), 0) + 1 FROM experiments WHERE run = ?", (run,)
             ).fetchone()
             row = {
@@ -168,7 +121,7 @@ class Ledger:
                 "reason": "",
                 "started": time.time(),
             }
-            return self._insert("experiments", row | _proposed(proposal, commit, patch, patch_hash, sketch))  # fmt: skip
+            return self._database.insert("experiments", row | _proposed(proposal, commit, patch, patch_hash, sketch))  # fmt: skip
 
     def amend_experiment(
         self,
@@ -195,8 +148,8 @@ class Ledger:
         self._update(experiment, {"parent": parent, "commit_hash": commit, "patch": patch})
 
     def add_gate(self, experiment: int, result: GateResult) -> None:
-        with self._transaction():
-            (position,) = self._db.execute(
+        with self._database.transaction():
+            (position,) = self._database.execute(
                 "SELECT count(*) FROM gates WHERE experiment = ?", (experiment,)
             ).fetchone()
             row = asdict(result) | {
@@ -204,7 +157,7 @@ class Ledger:
                 "position": position,
                 "passed": int(result.passed),
             }
-            self._insert("gates", row | {"evidence": json.dumps(dict(result.evidence))})
+            self._database.insert("gates", row | {"evidence": json.dumps(dict(result.evidence))})
 
     def ready_experiment(self, experiment: int) -> None:
         """It is through the gates that need no quiet machine; a kill from here on does not lose it."""
@@ -222,21 +175,21 @@ class Ledger:
         self, experiment: int, outcome: Outcome, incumbent: str | None = None
     ) -> None:
         """Record how it ended; a keep moves the run's incumbent in the same transaction."""
-        with self._transaction():
+        with self._database.transaction():
             self._set(experiment, asdict(outcome) | {"ended": time.time()})
             if incumbent is not None:
-                self._db.execute(
+                self._database.execute(
                     "UPDATE runs SET incumbent = ? WHERE id = (SELECT run FROM experiments WHERE id = ?)",
                     (incumbent, experiment),
                 )
 
     def _update(self, experiment: int, values: Mapping[str, Any]) -> None:
-        with self._transaction():
+        with self._database.transaction():
             self._set(experiment, values)
 
     def _set(self, experiment: int, values: Mapping[str, Any]) -> None:
         assignments = ", ".join(f"{name} = ?" for name in values)
-        self._db.execute(
+        self._database.execute(
             f"UPDATE experiments SET {assignments} WHERE id = ?", (*values.values(), experiment)
         )
 
@@ -259,17 +212,17 @@ class Ledger:
         where, values = _of_run(run)
         names = ", ".join(f"e.{name}" for name in _PAST)
         refusing = "SELECT name FROM gates WHERE experiment = e.id AND NOT passed ORDER BY position DESC LIMIT 1"
-        rows = self._rows(
+        rows = self._database.rows(
             f"SELECT {names}, ({refusing}) AS gate FROM experiments e {where} ORDER BY id", values
         )
         return [Past(**_past(row, row["gate"])) for row in rows]
 
     def _experiments(self, where: str, values: Sequence[Any]) -> list[Experiment]:
         found = []
-        for row in self._rows(f"SELECT * FROM experiments {where} ORDER BY id", values):
+        for row in self._database.rows(f"SELECT * FROM experiments {where} ORDER BY id", values):
             gates = tuple(
                 GateResult(g["name"], bool(g["passed"]), g["reason"], json.loads(g["evidence"]), g["seconds"])
-                for g in self._rows("SELECT * FROM gates WHERE experiment = ? ORDER BY position", (row["id"],))
+                for g in self._database.rows("SELECT * FROM gates WHERE experiment = ? ORDER BY position", (row["id"],))
             )  # fmt: skip
             refusals = [gate.name for gate in gates if not gate.passed]
             past = _past(row, refusals[-1] if refusals else None)
@@ -278,7 +231,7 @@ class Ledger:
 
     def patch_numbers(self, run: str) -> dict[str, int]:
         """Number of the experiment that first carried each patch hash; those lost in flight may come again."""
-        rows = self._rows(
+        rows = self._database.rows(
             "SELECT patch_hash, number FROM experiments WHERE run = ? AND status <> ? ORDER BY number DESC",
             (run, LOST),
         )
@@ -290,7 +243,7 @@ class Ledger:
         One that was not may come again, nearly the same, with its mistake mended.
         """
         measured = "SELECT 1 FROM gates WHERE experiment = e.id AND name = 'microbench'"
-        rows = self._rows(
+        rows = self._database.rows(
             f"SELECT number, sketch FROM experiments e WHERE run = ? AND sketch <> '[]' AND status <> ? "
             f"AND (status IN (?, ?) OR EXISTS ({measured})) ORDER BY number",
             (run, LOST, RUNNING, READY),
@@ -299,149 +252,10 @@ class Ledger:
 
     def counts(self, run: str) -> dict[str, int]:
         """How many experiments of a run have each status."""
-        rows = self._rows(
+        rows = self._database.rows(
             "SELECT status, count(*) AS n FROM experiments WHERE run = ? GROUP BY status", (run,)
         )
         return {row["status"]: row["n"] for row in rows}
-
-    # ---- money and time
-
-    def open_call(self, run: str, model: str, tokens_in: int, tokens_out: int, usd: float) -> int:
-        """Record a request to a model at its upper bound before it is sent; its id."""
-        with self._transaction():
-            row = {
-                "run": run, "model": model, "in_flight": 1, "tokens_in": tokens_in, "tokens_out": tokens_out,
-                "cache_read": 0, "cache_write": 0, "usd": usd, "at": time.time(),
-            }  # fmt: skip
-            return self._insert("calls", row)
-
-    def close_call(
-        self,
-        call: int,
-        *,
-        tokens_in: int,
-        tokens_out: int,
-        cache_read: int,
-        cache_write: int,
-        usd: float,
-    ) -> None:
-        """What the request really came to."""
-        with self._transaction():
-            self._db.execute(
-                "UPDATE calls SET in_flight = 0, tokens_in = ?, tokens_out = ?, cache_read = ?, cache_write = ?, usd = ? "
-                "WHERE id = ?",
-                (tokens_in, tokens_out, cache_read, cache_write, usd, call),
-            )
-
-    def calls(self, run: str) -> CallTotals:
-        """All requests of a run. One that was in flight when the loop was killed counts at its upper bound."""
-        (row,) = self._rows(
-            "SELECT total(usd) AS usd, coalesce(sum(tokens_in), 0) AS tokens_in, coalesce(sum(tokens_out), 0) AS tokens_out, "
-            "coalesce(sum(cache_read), 0) AS cache_read, coalesce(sum(cache_write), 0) AS cache_write, count(*) AS count, "
-            "total(usd * in_flight) AS in_flight_usd FROM calls WHERE run = ?",
-            (run,),
-        )
-        return CallTotals(**dict(row))
-
-    def spent(self, run: str) -> dict[str, float]:
-        """Money (USD), tokens, hours at work and seconds on the device of a run so far."""
-        calls, (seconds, device) = self.calls(run), self.worked(run)
-        tokens = calls.tokens_in + calls.tokens_out + calls.cache_read + calls.cache_write
-        return {
-            "usd": calls.usd,
-            "tokens": tokens,
-            "hours": seconds / 3600,
-            "device_seconds": device,
-        }
-
-    def begin_stretch(self, run: str) -> int:
-        """From here on the run is worked on; the id to `tick` with."""
-        with self._transaction():
-            now = time.time()
-            return self._insert(
-                "stretches", {"run": run, "began": now, "until": now, "device_seconds": 0.0}
-            )
-
-    def tick(self, stretch: int, device_seconds: float) -> None:
-        """The run is still worked on, and has held the device for so long in this stretch."""
-        with self._transaction():
-            self._db.execute(
-                "UPDATE stretches SET until = ?, device_seconds = ? WHERE id = ?",
-                (time.time(), device_seconds, stretch),
-            )
-
-    def worked(self, run: str) -> tuple[float, float]:
-        """(seconds at work, seconds that the device was held) of a run, over all its stretches."""
-        (row,) = self._rows(
-            "SELECT total(until - began) AS seconds, total(device_seconds) AS device FROM stretches WHERE run = ?",
-            (run,),
-        )
-        return row["seconds"], row["device"]
-
-    # ---- trials and confirmations
-
-    def add_trial(self, run: str | None, key: TrialKey, result: Mapping[str, Any]) -> None:
-        with self._transaction():
-            row = {"run": run, **asdict(key), "ok": int(result["ok"]), "at": time.time()}
-            row |= {name: result.get(name) for name in ("val_bpb", "tokens_per_second")}
-            self._insert("trials", row | {"result": json.dumps(dict(result))})
-
-    def find_trial(self, key: TrialKey, since: float = 0.0) -> dict[str, Any] | None:
-        """The latest good trial with this key, not older than `since` (seconds since the epoch)."""
-        where = " AND ".join(f"{name} = ?" for name in _KEY)
-        rows = self._rows(
-            f"SELECT result FROM trials WHERE {where} AND ok = 1 AND NOT void AND at >= ? ORDER BY id DESC LIMIT 1",
-            (*asdict(key).values(), since),
-        )
-        return json.loads(rows[0]["result"]) if rows else None
-
-    def results(
-        self, key: TrialKey, free: tuple[str, ...] = ("seed",)
-    ) -> list[tuple[str, dict[str, Any]]]:
-        """(tree, result) of every good trial that differs from `key` in the `free` fields at most, oldest first."""
-        same = [name for name in _KEY if name not in free]
-        where = " AND ".join(f"{name} = ?" for name in same)
-        rows = self._rows(
-            f"SELECT tree, result FROM trials WHERE {where} AND ok = 1 AND NOT void ORDER BY id",
-            [getattr(key, name) for name in same],
-        )
-        return [(row["tree"], json.loads(row["result"])) for row in rows]
-
-    def void_trials(self, key: TrialKey, before: float) -> None:
-        """This machine and device have changed: no trial from before that moment is found again, by this run or another."""
-        with self._transaction():
-            self._db.execute(
-                "UPDATE trials SET void = 1 WHERE machine = ? AND device = ? AND at < ?",
-                (key.machine, key.device, before),
-            )
-
-    def add_confirmation(self, run: str, incumbent: str, found: Confirmation) -> None:
-        with self._transaction():
-            row = {"run": run, "incumbent": incumbent, "at": time.time()}
-            self._insert("confirmations", row | asdict(found))
-
-    def confirmations(self, run: str, incumbent: str) -> list[Confirmation]:
-        """By op, the latest re-measurement of this incumbent against the run's start."""
-        rows = self._rows(
-            "SELECT op, ratio, low, high, blocks FROM confirmations WHERE run = ? AND incumbent = ? ORDER BY at",
-            (run, incumbent),
-        )
-        return list({row["op"]: Confirmation(**dict(row)) for row in rows}.values())
-
-    def add_pair(self, run: str, pair: Pair) -> None:
-        """One more pair of start and champion; one that was run on this seed before gives way."""
-        with self._transaction():
-            self._db.execute(
-                "DELETE FROM pairs WHERE run = ? AND incumbent = ? AND seed = ?",
-                (run, pair.incumbent, pair.seed),
-            )
-            self._insert("pairs", {"run": run, "at": time.time()} | asdict(pair))
-
-    def pairs(self, run: str) -> list[Pair]:
-        """Every pair of start and champion that a run has been through, oldest first."""
-        names = ", ".join(field.name for field in fields(Pair))
-        rows = self._rows(f"SELECT {names} FROM pairs WHERE run = ? ORDER BY rowid", (run,))
-        return [Pair(**dict(row)) for row in rows]
 
 
 def _of_run(run: str | None) -> tuple[str, tuple[str, ...]]:

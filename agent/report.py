@@ -79,7 +79,7 @@ def _of_placebos(run: Run, experiments: Sequence[Experiment]) -> list[str]:
 
 def spending(ledger: Ledger, run: str) -> str:
     """`spent: 7:30:12 at work, 6:58:40 on the device, 3.41 USD, 1,204,331 tokens`."""
-    spent = ledger.spent(run)
+    spent = ledger.accounts.spent(run)
     parts = [
         f"{duration(spent['hours'] * 3600)} at work",
         f"{duration(spent['device_seconds'])} on the device",

@@ -61,10 +61,8 @@ class BudgetSpent(Exception):
 class Purse:
     """Pays for the calls of a run. Several threads may use it."""
 
-    def __init__(
-        self, ledger: Calls, run: str, prices: Mapping[str, Price], limits: Limits
-    ) -> None:
-        self._ledger, self._run, self._prices, self._limits = ledger, run, prices, limits
+    def __init__(self, calls: Calls, run: str, prices: Mapping[str, Price], limits: Limits) -> None:
+        self._calls, self._run, self._prices, self._limits = calls, run, prices, limits
         self._in_flight: dict[int, str] = {}  # model by call
         self._lock = threading.Lock()
 
@@ -78,7 +76,7 @@ class Purse:
         usd = self._prices[model].most(tokens_in, max_output)
         with self._lock:
             self._afford(usd, tokens_in + max_output)
-            call = self._ledger.open_call(self._run, model, tokens_in, max_output, usd)
+            call = self._calls.open_call(self._run, model, tokens_in, max_output, usd)
             self._in_flight[call] = model
         return call
 
@@ -86,7 +84,7 @@ class Purse:
         """The call was answered; what it cost, USD."""
         with self._lock:
             usd = self._prices[self._in_flight.pop(call)].cost(usage)
-            self._ledger.close_call(
+            self._calls.close_call(
                 call,
                 tokens_in=usage.input,
                 tokens_out=usage.output,
@@ -101,7 +99,7 @@ class Purse:
         return self.settle(call, billed or Usage())
 
     def spent(self) -> Spent:
-        totals = self._ledger.calls(self._run)
+        totals = self._calls.calls(self._run)
         tokens = totals.tokens_in + totals.tokens_out + totals.cache_read + totals.cache_write
         return Spent(totals.usd, tokens, totals.in_flight_usd)
 

@@ -45,7 +45,9 @@ class Trials:
 
     def result(self, commit: str, tree: Path, seed: int, what: str) -> TrialResult:
         """The trial of the files of `commit`, which lie in `tree`: remembered if it is fresh, else run now."""
-        row = self._ledger.find_trial(self._key_of(commit, seed), since=time.time() - FRESH_S)
+        row = self._ledger.measured.find_trial(
+            self._key_of(commit, seed), since=time.time() - FRESH_S
+        )
         return self._judge.revive(row) if row is not None else self.run(commit, tree, seed, what)
 
     def run(self, commit: str, tree: Path, seed: int, what: str, split: str = "val") -> TrialResult:
@@ -56,7 +58,7 @@ class Trials:
             started = time.monotonic()
             result = self._judge.trial(tree, seed, self._screen.progress, split)
             self.seconds += time.monotonic() - started
-        self._ledger.add_trial(self._run, key, as_row(result))
+        self._ledger.measured.add_trial(self._run, key, as_row(result))
         if result.ok:
             said = f"{split}_bpb {result.val_bpb:.4f}, {result.tokens_per_second:,.0f} tokens/s, {result.num_steps:,} steps"
         else:
@@ -70,14 +72,14 @@ class Trials:
         All trials from before such a change are void.
         """
         key, now = self._key_of(commit, seed), time.time()
-        row = self._ledger.find_trial(key, since=now - FRESH_S)
-        young = self._ledger.find_trial(key, since=now - older_s)
+        row = self._ledger.measured.find_trial(key, since=now - FRESH_S)
+        young = self._ledger.measured.find_trial(key, since=now - older_s)
         if row is None or young is not None:
             return ""
         again = self.run(commit, tree, seed, "incumbent again")
         said = self._judge.drifted(self._judge.revive(row), again, self.noise(start))
         if said:
-            self._ledger.void_trials(key, before=now)
+            self._ledger.measured.void_trials(key, before=now)
         return said
 
     def noise(self, start: str) -> Spread:
@@ -103,7 +105,7 @@ class Trials:
 
     def _rows(self) -> list[tuple[str, dict[str, Any]]]:
         """(tree, row) of every good trial that selected or was selected by."""
-        return self._ledger.results(self._key, ("tree", "seed"))
+        return self._ledger.measured.results(self._key, ("tree", "seed"))
 
     def _key_of(self, commit: str, seed: int) -> TrialKey:
         return replace(self._key, tree=self._tree_hash(commit), seed=seed)

@@ -141,7 +141,7 @@ def test_the_re_run_belongs_to_the_hours_that_were_asked_for(
     summary = campaign.resume(lab, None, changes, screen, Timed(at=99))
     assert f"ended: {why}" in summary
     ledger = lab.ledger()
-    assert len(ledger.pairs(ledger.run().id)) == measured
+    assert len(ledger.measured.pairs(ledger.run().id)) == measured
     later = f"python -m agent report --rerun {ledger.run().id}"
     assert any(later in line for line in screen.lines) == (not measured)
     assert (later in summary) == (not measured)
@@ -202,7 +202,9 @@ def test_every_few_keeps_the_champion_is_run_again(
     summary = campaign.run(lab, replace(MODEL, experiments=3), Transcript(), Rules(noise_bpb=1e-4))
     ledger = lab.ledger()
     assert ledger.counts(ledger.run().id) == {KEEP: 3}
-    assert [pair.keeps for pair in ledger.pairs(ledger.run().id)] == [2] * PAIRS + [3] * PAIRS
+    assert [pair.keeps for pair in ledger.measured.pairs(ledger.run().id)] == [2] * PAIRS + [
+        3
+    ] * PAIRS
     assert "after 2 keeps it was -0.0040 [-0.0040, -0.0040] BPB" in summary
 
 

@@ -167,7 +167,7 @@ def test_what_the_agent_says_it_spent_is_in_the_ledger(bench: Bench) -> None:
     proposal = proposed(bench.agent(script), bench.context())
     assert proposal.hypothesis == "Four rows"
     assert (proposal.cost_usd, proposal.tokens_in, proposal.tokens_out) == (0.25, 314, 20)
-    totals = bench.ledger.calls("night")
+    totals = bench.ledger.accounts.calls("night")
     assert (totals.usd, totals.tokens_in, totals.cache_read, totals.in_flight_usd) == (0.25, 10, 300, 0.0)  # fmt: skip
 
 

@@ -98,9 +98,9 @@ def test_tokens_of_a_model_come_from_the_runs_that_asked_it_alone(lab: Lab) -> N
         began(ledger, NIGHT, name)
         for i in range(12):
             ended(ledger, {}, Outcome(DROP, ""), others[i % len(others)], name)
-            call = ledger.open_call(name, "m", 0, 0, 0.0)
+            call = ledger.accounts.open_call(name, "m", 0, 0, 0.0)
             read = 50_000 if name == "alone" else 999_999
-            ledger.close_call(call, tokens_in=10, tokens_out=700, cache_read=read, cache_write=8_000, usd=0.0)  # fmt: skip
+            ledger.accounts.close_call(call, tokens_in=10, tokens_out=700, cache_read=read, cache_write=8_000, usd=0.0)  # fmt: skip
     text = estimate(lab, NIGHT)
     assert "from: 12 in the ledger" in text
     assert figures(text, "tokens read from the cache")[:3] == [20_000, 50_000, 125_000]

@@ -93,7 +93,7 @@ def test_a_judge_that_changes_while_what_was_kept_is_measured_again_confirms_not
     with pytest.raises(LoopError, match="bench/rule.py changed"):
         campaign.run(lab, SETTINGS, Transcript(), AtTheEnd())
     run = lab.ledger().run()
-    assert lab.ledger().confirmations(run.id, run.incumbent) == []
+    assert lab.ledger().measured.confirmations(run.id, run.incumbent) == []
 
 
 def test_a_tree_that_changes_during_a_gate_is_refused(lab: Lab) -> None:

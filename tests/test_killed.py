@@ -150,7 +150,7 @@ def test_forty_kills_lose_only_what_was_in_flight_and_forget_no_money(tmp_path: 
     assert run.incumbent == kept[-1].commit
     assert git(root, "rev-parse", f"lab/{run.id}") == run.incumbent
 
-    totals = ledger.calls(run.id)
+    totals = ledger.accounts.calls(run.id)
     assert len(asked) <= totals.count <= len(asked) + killed  # written down before it is sent
     told_tokens = 4  # characters a token, as the server counts
     billed = sum(len(json.dumps(body["messages"])) // told_tokens for body in asked)

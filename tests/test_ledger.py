@@ -95,15 +95,15 @@ def test_what_waits_for_its_trial_is_not_lost_until_it_is_taken(ledger: Ledger) 
 
 
 def test_a_call_in_flight_at_a_kill_counts_at_its_upper_bound(ledger: Ledger) -> None:
-    answered = ledger.open_call("r1", "m", 1000, 500, 0.9)
-    ledger.open_call("r1", "m", 2000, 500, 1.5)
-    ledger.close_call(
+    answered = ledger.accounts.open_call("r1", "m", 1000, 500, 0.9)
+    ledger.accounts.open_call("r1", "m", 2000, 500, 1.5)
+    ledger.accounts.close_call(
         answered, tokens_in=100, tokens_out=40, cache_read=800, cache_write=60, usd=0.2
     )
     ledger.close()
     again = Ledger(ledger.path)
     again.reopen_run("r1", Settings())
-    totals = again.calls("r1")
+    totals = again.accounts.calls("r1")
     assert totals.usd == pytest.approx(1.7)
     assert totals.in_flight_usd == 1.5
     assert (totals.tokens_in, totals.tokens_out, totals.count) == (2100, 540, 2)
@@ -112,11 +112,11 @@ def test_a_call_in_flight_at_a_kill_counts_at_its_upper_bound(ledger: Ledger) ->
 
 def test_time_at_work_adds_up_over_the_lives_of_a_run(ledger: Ledger) -> None:
     for device_seconds in (3.0, 4.0):
-        stretch = ledger.begin_stretch("r1")
+        stretch = ledger.accounts.begin_stretch("r1")
         time.sleep(0.05)
-        ledger.tick(stretch, device_seconds)
+        ledger.accounts.tick(stretch, device_seconds)
         time.sleep(0.05)  # after the last tick: what a kill loses
-    worked, held = ledger.worked("r1")
+    worked, held = ledger.accounts.worked("r1")
     assert 0.1 <= worked < 0.2
     assert held == 7.0
 
@@ -206,35 +206,35 @@ def test_a_ledger_of_the_version_before_is_brought_up_to_date_with_all_it_holds(
     (experiment,) = ledger.experiments("old")
     assert (experiment.hypothesis, experiment.model, experiment.paths) == ("rows", "", ())
     assert (experiment.outcome.bpb_low, experiment.outcome.pairs) == (None, None)
-    assert ledger.confirmations("old", "s") == [Confirmation("scale", 0.8, 0.7, 0.9, 0)]
-    assert ledger.pairs("old") == []
+    assert ledger.measured.confirmations("old", "s") == [Confirmation("scale", 0.8, 0.7, 0.9, 0)]
+    assert ledger.measured.pairs("old") == []
     assert propose(ledger, run="old") == 2
-    assert ledger.calls("old").count == 0
+    assert ledger.accounts.calls("old").count == 0
     ledger.close()
     assert len(Ledger(file).history()) == 2
 
 
 def test_a_trial_is_found_only_under_the_same_key_and_while_fresh(ledger: Ledger) -> None:
-    ledger.add_trial("r1", KEY, RESULT)
-    assert ledger.find_trial(KEY) == RESULT
+    ledger.measured.add_trial("r1", KEY, RESULT)
+    assert ledger.measured.find_trial(KEY) == RESULT
     for other in ("tree", "judge", "machine", "dataset", "device"):
-        assert ledger.find_trial(TrialKey(**{**vars(KEY), other: "another"})) is None
-    assert ledger.find_trial(TrialKey(**{**vars(KEY), "seed": 1})) is None
-    assert ledger.find_trial(KEY, since=time.time() + 1) is None
+        assert ledger.measured.find_trial(TrialKey(**{**vars(KEY), other: "another"})) is None
+    assert ledger.measured.find_trial(TrialKey(**{**vars(KEY), "seed": 1})) is None
+    assert ledger.measured.find_trial(KEY, since=time.time() + 1) is None
 
 
 def test_trials_that_a_changed_machine_made_void_are_never_found_again(ledger: Ledger) -> None:
     other = TrialKey(**{**vars(KEY), "machine": "another"})
-    ledger.add_trial("r1", KEY, RESULT)
-    ledger.add_trial("r1", other, RESULT)
+    ledger.measured.add_trial("r1", KEY, RESULT)
+    ledger.measured.add_trial("r1", other, RESULT)
     moment = time.time()
-    ledger.void_trials(KEY, before=moment)
-    assert ledger.find_trial(KEY) is None
-    assert ledger.results(KEY) == []
-    assert ledger.find_trial(other) == RESULT
-    ledger.add_trial("r1", KEY, RESULT)
-    ledger.void_trials(KEY, before=moment)
-    assert Ledger(ledger.path).find_trial(KEY) == RESULT
+    ledger.measured.void_trials(KEY, before=moment)
+    assert ledger.measured.find_trial(KEY) is None
+    assert ledger.measured.results(KEY) == []
+    assert ledger.measured.find_trial(other) == RESULT
+    ledger.measured.add_trial("r1", KEY, RESULT)
+    ledger.measured.void_trials(KEY, before=moment)
+    assert Ledger(ledger.path).measured.find_trial(KEY) == RESULT
 
 
 def test_a_pair_that_is_run_again_takes_the_place_of_the_first(ledger: Ledger) -> None:
@@ -242,14 +242,14 @@ def test_a_pair_that_is_run_again_takes_the_place_of_the_first(ledger: Ledger) -
     other = Pair("champion", 2, 8, 2.5, 2.3, 1000.0, 1100.0)
     better = Pair("champion", 2, 7, 2.5, 2.45, 1000.0, 1050.0)
     for pair in (first, other, better):
-        ledger.add_pair("r1", pair)
-    assert ledger.pairs("r1") == [other, better]
+        ledger.measured.add_pair("r1", pair)
+    assert ledger.measured.pairs("r1") == [other, better]
 
 
 def test_a_failed_trial_is_kept_but_never_reused(ledger: Ledger) -> None:
-    ledger.add_trial("r1", KEY, {"ok": False, "failure": "nan", "val_bpb": float("nan")})
-    assert ledger.find_trial(KEY) is None
-    assert ledger.results(KEY) == []
+    ledger.measured.add_trial("r1", KEY, {"ok": False, "failure": "nan", "val_bpb": float("nan")})
+    assert ledger.measured.find_trial(KEY) is None
+    assert ledger.measured.results(KEY) == []
 
 
 def test_tsv_begins_with_the_columns_of_autoresearch_and_keeps_one_line_a_row(

@@ -59,7 +59,7 @@ def test_a_session_survives_what_a_wire_and_a_model_can_do(
     ]  # fmt: skip
     ledger = Ledger(tmp_path / "ledger.sqlite")
     ledger.start_run(Run(RUN, Settings(), "base", "start", "start", time.time()))
-    purse, said = Purse(ledger, RUN, {name: price_of(name)}, Limits(usd=100.0)), []
+    purse, said = Purse(ledger.accounts, RUN, {name: price_of(name)}, Limits(usd=100.0)), []
     with server_of(script) as server:
         model = model_of(name, server.url, key=KEY)
         patience = Patience(threading.Event(), said.append)
@@ -70,7 +70,7 @@ def test_a_session_survives_what_a_wire_and_a_model_can_do(
         assert mended.hypothesis == "unroll, with a mask"
         assert len(server.bodies) == len(script)
     assert "529" in said[0]
-    totals = ledger.calls(RUN)
+    totals = ledger.accounts.calls(RUN)
     assert (totals.count, totals.in_flight_usd) == (len(script), 0)
     assert session.cost_usd == pytest.approx(totals.usd)
     assert totals.cache_read > 200

@@ -60,7 +60,7 @@ class Setting:
     def session(self, model: Scripted, limits: ToolLimits | None = None, **bounds: Any) -> Session:
         draft = Draft(self.context.incumbent, self.workshop.folder, "kernels", None)
         toolbox = Toolbox(draft, self.workshop, self.context, limits)
-        purse = Purse(self.ledger, "r", {"scripted": Price(4.0, 20.0, 0.4, 5.0)}, Limits())
+        purse = Purse(self.ledger.accounts, "r", {"scripted": Price(4.0, 20.0, 0.4, 5.0)}, Limits())
         patience = Patience(self.workshop.stop, self.screen.say)
         return Session(
             model, toolbox, purse, patience, ("Rules.",), "Make scale faster.", Bounds(**bounds),
@@ -166,7 +166,7 @@ def test_an_unknown_tool_is_answered_with_the_tools_there_are(lab: Setting) -> N
 def test_the_money_of_a_session_is_in_the_ledger_and_in_the_session(lab: Setting) -> None:
     made = lab.session(Scripted([read(), edit(), submit()]))
     made.run()
-    totals = lab.ledger.calls("r")
+    totals = lab.ledger.accounts.calls("r")
     assert totals.count == 3
     assert totals.in_flight_usd == 0
     assert made.cost_usd == pytest.approx(totals.usd)
@@ -227,14 +227,14 @@ def test_an_unusable_reply_is_answered_and_is_no_part_of_what_follows(
     assert said in last(model.prompts[1])
     assert "Nothing of that answer was carried out" in last(model.prompts[1])
     assert reply not in model.prompts[-1].turns
-    assert lab.ledger.calls("r").count == 3  # it was paid for
+    assert lab.ledger.accounts.calls("r").count == 3  # it was paid for
 
 
 def test_the_fourth_unusable_reply_is_the_end(lab: Setting) -> None:
     bad = [says("", CUT), says("", REFUSAL), calls(malformed("edit", "no")), says("x", MAX_TOKENS)]
     nothing = ends_with_nothing(lab.session(Scripted([read(), bad[0], edit(), *bad[1:], submit()])))
     assert "4 unusable answers, the last: Your answer reached the limit" in nothing.reason
-    assert nothing.cost_usd == pytest.approx(lab.ledger.calls("r").usd)
+    assert nothing.cost_usd == pytest.approx(lab.ledger.accounts.calls("r").usd)
     assert nothing.cost_usd > 0
 
 
@@ -252,8 +252,8 @@ def test_a_busy_server_is_asked_again_and_only_the_answer_is_paid(lab: Setting) 
     made = lab.session(model)
     made.run()
     assert made.turns == 3
-    assert lab.ledger.calls("r").count == 6
-    assert lab.ledger.calls("r").usd == pytest.approx(made.cost_usd)
+    assert lab.ledger.accounts.calls("r").count == 6
+    assert lab.ledger.accounts.calls("r").usd == pytest.approx(made.cost_usd)
     assert "429 too many requests; trying again" in lab.screen.lines[0]
 
 
@@ -262,7 +262,7 @@ def test_what_a_cut_stream_billed_is_paid(lab: Setting) -> None:
     made = lab.session(Scripted([cut, edit(), submit()]))
     made.run()
     assert made.cost_usd > 6.0
-    assert lab.ledger.calls("r").usd == pytest.approx(made.cost_usd)
+    assert lab.ledger.accounts.calls("r").usd == pytest.approx(made.cost_usd)
 
 
 def test_stop_ends_a_session_that_waits_for_a_server(lab: Setting) -> None:
@@ -271,7 +271,7 @@ def test_stop_ends_a_session_that_waits_for_a_server(lab: Setting) -> None:
     with pytest.raises(Stopped):
         lab.session(Scripted([read(), Transient("529 overloaded", retry_after=600)])).run()
     assert time.monotonic() - began < 5
-    assert lab.ledger.calls("r").in_flight_usd == 0
+    assert lab.ledger.accounts.calls("r").in_flight_usd == 0
 
 
 def test_stop_ends_a_session_between_two_calls_of_a_tool(lab: Setting) -> None:
@@ -288,10 +288,10 @@ def test_a_request_that_is_rejected_ends_the_session_with_the_reason(lab: Settin
     nothing = ends_with_nothing(lab.session(Scripted([read(), Rejected("400: messages.1: bad")])))
     assert nothing.reason == "scripted rejects the request: 400: messages.1: bad"
     assert nothing.model == "scripted"
-    assert nothing.cost_usd == pytest.approx(lab.ledger.calls("r").usd)
+    assert nothing.cost_usd == pytest.approx(lab.ledger.accounts.calls("r").usd)
     assert nothing.cost_usd > 0
     assert nothing.tokens_in > 0
-    assert lab.ledger.calls("r").in_flight_usd == 0
+    assert lab.ledger.accounts.calls("r").in_flight_usd == 0
 
 
 def test_a_request_that_dies_in_an_unknown_way_stays_in_the_purse_at_its_most(lab: Setting) -> None:
@@ -300,7 +300,7 @@ def test_a_request_that_dies_in_an_unknown_way_stays_in_the_purse_at_its_most(la
 
     with pytest.raises(KeyboardInterrupt):
         lab.session(Scripted([read(), interrupted])).run()
-    assert lab.ledger.calls("r").in_flight_usd > 8_000 * 20 / 1e6
+    assert lab.ledger.accounts.calls("r").in_flight_usd > 8_000 * 20 / 1e6
 
 
 # ---- length
@@ -320,7 +320,7 @@ def test_two_hundred_fat_results_stay_below_the_bound_and_still_end_in_a_submiss
     sizes = [model.count(prompt) for prompt in model.prompts]
     assert max(sizes) <= 0.7 * 40_000
     assert all(prompt.turns[0] == model.prompts[0].turns[0] for prompt in model.prompts)
-    assert lab.ledger.calls("r").cache_read > lab.ledger.calls("r").tokens_in
+    assert lab.ledger.accounts.calls("r").cache_read > lab.ledger.accounts.calls("r").tokens_in
 
 
 def test_results_too_long_for_a_small_window_are_cut_and_say_so(lab: Setting) -> None:
@@ -333,7 +333,7 @@ def test_results_too_long_for_a_small_window_are_cut_and_say_so(lab: Setting) ->
 def test_a_task_too_long_for_a_model_says_to_use_another(lab: Setting) -> None:
     with pytest.raises(ModelUnusable, match="use a model with a longer context"):
         lab.session(Scripted([read()], window=1_000)).run()
-    assert lab.ledger.calls("r").count == 0
+    assert lab.ledger.accounts.calls("r").count == 0
 
 
 def test_an_answer_gets_no_more_room_than_the_window_leaves(lab: Setting) -> None:
@@ -396,7 +396,7 @@ def test_a_proposal_carries_its_session_s_model_money_and_expectation(lab: Setti
     proposal = lab.researcher(Scripted([read(), edit(), submit()])).propose(lab.context)
     assert (proposal.proposer, proposal.model) == ("scripted", "scripted")
     assert proposal.expected == "scale twice as fast"
-    assert proposal.cost_usd == pytest.approx(lab.ledger.calls("r").usd)
+    assert proposal.cost_usd == pytest.approx(lab.ledger.accounts.calls("r").usd)
     assert proposal.cost_usd > 0
     assert json.loads(json.dumps(proposal.notes)) == proposal.notes
     assert proposal.notes["turns"] == 3
@@ -438,7 +438,7 @@ def test_a_refused_proposal_is_mended_in_its_own_session_with_the_money_so_far(
     mended = mind.repair(first, REFUSED)
     assert mended is not None
     assert mended.files == {PATH: CPP.replace("kRows = 1", "kRows = 4")}
-    assert mended.cost_usd == pytest.approx(lab.ledger.calls("r").usd)
+    assert mended.cost_usd == pytest.approx(lab.ledger.accounts.calls("r").usd)
     assert mended.cost_usd > first.cost_usd
 
 
@@ -459,7 +459,7 @@ def test_a_new_session_begins_with_the_incumbent_s_files(lab: Setting) -> None:
 def test_a_budget_spent_before_the_first_call_ends_the_run(lab: Setting) -> None:
     with pytest.raises(BudgetSpent):
         lab.researcher(Scripted([read()]), usd=0.01).propose(lab.context)
-    assert lab.ledger.calls("r").count == 0
+    assert lab.ledger.accounts.calls("r").count == 0
 
 
 def test_a_budget_spent_in_mid_session_leaves_its_money_in_a_row_and_then_ends_the_run(
@@ -472,21 +472,23 @@ def test_a_budget_spent_in_mid_session_leaves_its_money_in_a_row_and_then_ends_t
         mind.propose(lab.context)
     assert 1 < len(model.prompts) < 40
     assert 0 < caught.value.cost_usd <= 0.5
-    assert lab.ledger.calls("r").usd == pytest.approx(caught.value.cost_usd)
+    assert lab.ledger.accounts.calls("r").usd == pytest.approx(caught.value.cost_usd)
     with pytest.raises(BudgetSpent):
         mind.propose(lab.context)
-    assert lab.ledger.calls("r").usd == pytest.approx(caught.value.cost_usd)
+    assert lab.ledger.accounts.calls("r").usd == pytest.approx(caught.value.cost_usd)
 
 
 def test_a_failed_session_s_money_is_carried_and_the_next_one_starts_afresh(lab: Setting) -> None:
     mind = lab.researcher(Scripted([read(), says("no"), says("no"), edit(), submit()]))
     with pytest.raises(NoProposal) as caught:
         mind.propose(lab.context)
-    spent = lab.ledger.calls("r").usd
+    spent = lab.ledger.accounts.calls("r").usd
     assert caught.value.cost_usd == pytest.approx(spent)
     assert caught.value.cost_usd > 0
     assert (caught.value.tokens_in > 0, caught.value.tokens_out > 0) == (True, True)
-    assert mind.propose(lab.context).cost_usd == pytest.approx(lab.ledger.calls("r").usd - spent)
+    assert mind.propose(lab.context).cost_usd == pytest.approx(
+        lab.ledger.accounts.calls("r").usd - spent
+    )
 
 
 def test_two_near_misses_that_merge_are_proposed_without_asking_a_model(lab: Setting) -> None:

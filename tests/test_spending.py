@@ -49,7 +49,7 @@ def open_ledger(path):
 
 @pytest.fixture(params=["memory", "ledger"])
 def book(request, tmp_path):
-    return Book() if request.param == "memory" else open_ledger(tmp_path)
+    return Book() if request.param == "memory" else open_ledger(tmp_path).accounts
 
 
 def test_a_call_counts_at_its_most_until_it_is_settled(book):
@@ -100,10 +100,10 @@ def test_a_limit_on_tokens_counts_cached_ones(book):
 
 
 def test_spending_survives_a_kill_with_what_was_in_flight(tmp_path):
-    first = Purse(open_ledger(tmp_path), RUN, PRICES, Limits(usd=2.0))
+    first = Purse(open_ledger(tmp_path).accounts, RUN, PRICES, Limits(usd=2.0))
     first.settle(first.reserve("dear", 1_000, 10_000), Usage(output=10_000))
     first.reserve("dear", 1_000, 20_000)
-    again = Purse(open_ledger(tmp_path), RUN, PRICES, Limits(usd=2.0))
+    again = Purse(open_ledger(tmp_path).accounts, RUN, PRICES, Limits(usd=2.0))
     assert again.spent() == first.spent()
     assert again.spent().usd == pytest.approx(0.5 + PRICES["dear"].most(1_000, 20_000))
     with pytest.raises(BudgetSpent):

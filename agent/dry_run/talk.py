@@ -89,7 +89,7 @@ def _measured(ledger: Ledger, model: str) -> tuple[Usage, int] | None:
     for run in ledger.runs():
         asked = [past for past in ledger.history(run.id) if past.model]
         if {past.model for past in asked} == {model}:
-            calls = ledger.calls(run.id)
+            calls = ledger.accounts.calls(run.id)
             total = Usage(
                 total.input + calls.tokens_in, total.output + calls.tokens_out,
                 total.cache_read + calls.cache_read, total.cache_write + calls.cache_write,

@@ -174,7 +174,10 @@ class Command:
 
     def _afford(self) -> None:
         """Raises BudgetSpent when what the command said that it spent has come to a limit: what a run of it will cost, nobody knows."""
-        spent, settings = self._workshop.ledger.spent(self._workshop.run), self._workshop.settings
+        spent, settings = (
+            self._workshop.ledger.accounts.spent(self._workshop.run),
+            self._workshop.settings,
+        )
         if settings.usd is not None and spent["usd"] >= settings.usd:
             raise BudgetSpent(f"{spent['usd']:.2f} of {settings.usd:.2f} USD are spent")
         if settings.tokens is not None and spent["tokens"] >= settings.tokens:
@@ -184,8 +187,8 @@ class Command:
         """What a run of the command spent, as far as it says so, into the ledger."""
         used, ledger = said.usage, self._workshop.ledger
         if said.usd or used != Usage():
-            call = ledger.open_call(self._workshop.run, self._program, 0, 0, said.usd)
-            ledger.close_call(
+            call = ledger.accounts.open_call(self._workshop.run, self._program, 0, 0, said.usd)
+            ledger.accounts.close_call(
                 call, tokens_in=used.input, tokens_out=used.output, cache_read=used.cache_read,
                 cache_write=used.cache_write, usd=said.usd,
             )  # fmt: skip

@@ -157,4 +157,6 @@ def _purse(workshop: Workshop, models: Sequence[Model]) -> Purse:
             model.check()
     except (UnknownPrice, ValueError, ModelUnusable) as error:
         raise Unusable(str(error)) from error
-    return Purse(workshop.ledger, workshop.run, prices, Limits(settings.usd, settings.tokens))
+    return Purse(
+        workshop.ledger.accounts, workshop.run, prices, Limits(settings.usd, settings.tokens)
+    )

@@ -1,0 +1,85 @@
+"""Money and time in the ledger: what models were asked and what that came to, and for how long a run was worked on."""
+
+from __future__ import annotations
+
+import time
+
+from agent.database import Database
+from agent.records import CallTotals
+
+
+class Accounts:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def open_call(self, run: str, model: str, tokens_in: int, tokens_out: int, usd: float) -> int:
+        """Record a request to a model at its upper bound before it is sent; its id."""
+        with self._database.transaction():
+            row = {
+                "run": run, "model": model, "in_flight": 1, "tokens_in": tokens_in, "tokens_out": tokens_out,
+                "cache_read": 0, "cache_write": 0, "usd": usd, "at": time.time(),
+            }  # fmt: skip
+            return self._database.insert("calls", row)
+
+    def close_call(
+        self,
+        call: int,
+        *,
+        tokens_in: int,
+        tokens_out: int,
+        cache_read: int,
+        cache_write: int,
+        usd: float,
+    ) -> None:
+        """What the request really came to."""
+        with self._database.transaction():
+            self._database.execute(
+                "UPDATE calls SET in_flight = 0, tokens_in = ?, tokens_out = ?, cache_read = ?, cache_write = ?, usd = ? "
+                "WHERE id = ?",
+                (tokens_in, tokens_out, cache_read, cache_write, usd, call),
+            )
+
+    def calls(self, run: str) -> CallTotals:
+        """All requests of a run. One that was in flight when the loop was killed counts at its upper bound."""
+        (row,) = self._database.rows(
+            "SELECT total(usd) AS usd, coalesce(sum(tokens_in), 0) AS tokens_in, coalesce(sum(tokens_out), 0) AS tokens_out, "
+            "coalesce(sum(cache_read), 0) AS cache_read, coalesce(sum(cache_write), 0) AS cache_write, count(*) AS count, "
+            "total(usd * in_flight) AS in_flight_usd FROM calls WHERE run = ?",
+            (run,),
+        )
+        return CallTotals(**dict(row))
+
+    def spent(self, run: str) -> dict[str, float]:
+        """Money (USD), tokens, hours at work and seconds on the device of a run so far."""
+        calls, (seconds, device) = self.calls(run), self.worked(run)
+        tokens = calls.tokens_in + calls.tokens_out + calls.cache_read + calls.cache_write
+        return {
+            "usd": calls.usd,
+            "tokens": tokens,
+            "hours": seconds / 3600,
+            "device_seconds": device,
+        }
+
+    def begin_stretch(self, run: str) -> int:
+        """From here on the run is worked on; the id to `tick` with."""
+        with self._database.transaction():
+            now = time.time()
+            return self._database.insert(
+                "stretches", {"run": run, "began": now, "until": now, "device_seconds": 0.0}
+            )
+
+    def tick(self, stretch: int, device_seconds: float) -> None:
+        """The run is still worked on, and has held the device for so long in this stretch."""
+        with self._database.transaction():
+            self._database.execute(
+                "UPDATE stretches SET until = ?, device_seconds = ? WHERE id = ?",
+                (time.time(), device_seconds, stretch),
+            )
+
+    def worked(self, run: str) -> tuple[float, float]:
+        """(seconds at work, seconds that the device was held) of a run, over all its stretches."""
+        (row,) = self._database.rows(
+            "SELECT total(until - began) AS seconds, total(device_seconds) AS device FROM stretches WHERE run = ?",
+            (run,),
+        )
+        return row["seconds"], row["device"]

@@ -1,0 +1,84 @@
+"""What was measured, in the ledger: trials, which a later one may share, the champion against the start, its kernels timed again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from agent.database import Database
+from agent.records import Confirmation, Pair, TrialKey
+
+_KEY = tuple(field.name for field in fields(TrialKey))
+
+
+class Measurements:
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add_trial(self, run: str | None, key: TrialKey, result: Mapping[str, Any]) -> None:
+        with self._database.transaction():
+            row = {"run": run, **asdict(key), "ok": int(result["ok"]), "at": time.time()}
+            row |= {name: result.get(name) for name in ("val_bpb", "tokens_per_second")}
+            self._database.insert("trials", row | {"result": json.dumps(dict(result))})
+
+    def find_trial(self, key: TrialKey, since: float = 0.0) -> dict[str, Any] | None:
+        """The latest good trial with this key, not older than `since` (seconds since the epoch)."""
+        where = " AND ".join(f"{name} = ?" for name in _KEY)
+        rows = self._database.rows(
+            f"SELECT result FROM trials WHERE {where} AND ok = 1 AND NOT void AND at >= ? ORDER BY id DESC LIMIT 1",
+            (*asdict(key).values(), since),
+        )
+        return json.loads(rows[0]["result"]) if rows else None
+
+    def results(
+        self, key: TrialKey, free: tuple[str, ...] = ("seed",)
+    ) -> list[tuple[str, dict[str, Any]]]:
+        """(tree, result) of every good trial that differs from `key` in the `free` fields at most, oldest first."""
+        same = [name for name in _KEY if name not in free]
+        where = " AND ".join(f"{name} = ?" for name in same)
+        rows = self._database.rows(
+            f"SELECT tree, result FROM trials WHERE {where} AND ok = 1 AND NOT void ORDER BY id",
+            [getattr(key, name) for name in same],
+        )
+        return [(row["tree"], json.loads(row["result"])) for row in rows]
+
+    def void_trials(self, key: TrialKey, before: float) -> None:
+        """This machine and device have changed: no trial from before that moment is found again, by this run or another."""
+        with self._database.transaction():
+            self._database.execute(
+                "UPDATE trials SET void = 1 WHERE machine = ? AND device = ? AND at < ?",
+                (key.machine, key.device, before),
+            )
+
+    def add_confirmation(self, run: str, incumbent: str, found: Confirmation) -> None:
+        with self._database.transaction():
+            row = {"run": run, "incumbent": incumbent, "at": time.time()}
+            self._database.insert("confirmations", row | asdict(found))
+
+    def confirmations(self, run: str, incumbent: str) -> list[Confirmation]:
+        """By op, the latest re-measurement of this incumbent against the run's start."""
+        rows = self._database.rows(
+            "SELECT op, ratio, low, high, blocks FROM confirmations WHERE run = ? AND incumbent = ? ORDER BY at",
+            (run, incumbent),
+        )
+        return list({row["op"]: Confirmation(**dict(row)) for row in rows}.values())
+
+    def add_pair(self, run: str, pair: Pair) -> None:
+        """One more pair of start and champion; one that was run on this seed before gives way."""
+        with self._database.transaction():
+            self._database.execute(
+                "DELETE FROM pairs WHERE run = ? AND incumbent = ? AND seed = ?",
+                (run, pair.incumbent, pair.seed),
+            )
+            self._database.insert("pairs", {"run": run, "at": time.time()} | asdict(pair))
+
+    def pairs(self, run: str) -> list[Pair]:
+        """Every pair of start and champion that a run has been through, oldest first."""
+        names = ", ".join(field.name for field in fields(Pair))
+        rows = self._database.rows(
+            f"SELECT {names} FROM pairs WHERE run = ? ORDER BY rowid", (run,)
+        )
+        return [Pair(**dict(row)) for row in rows]
