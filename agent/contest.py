@@ -38,6 +38,11 @@ class Tried:
     def kept(self) -> bool:
         return self.verdict.decision == "keep"
 
+    @property
+    def surprises(self) -> bool:
+        """A gain, for whatever it is taken: the machine may have made it."""
+        return self.verdict.decision in ("keep", "quarantine")
+
 
 class Contest:
     """Decides the candidates of one run. `tick` is called after each trial."""
@@ -58,8 +63,8 @@ class Contest:
         self._recheck(prepared, seeds[0], RECHECK_S)
         began, spent = time.time(), self.trials.seconds
         tried = self._pairs(prepared, asked, seeds, results)
-        kept = isinstance(tried, Tried) and tried.kept and self.trials.seconds > spent
-        if kept and self._recheck(prepared, seeds[0], time.time() - began):
+        gained = isinstance(tried, Tried) and tried.surprises and self.trials.seconds > spent
+        if gained and self._recheck(prepared, seeds[0], time.time() - began):
             tried = self._pairs(prepared, asked, seeds, results)
         if changed := sealed.changed():
             return Outcome(REFUSE, f"trial: {', '.join(changed[:5])} changed while it was trained")

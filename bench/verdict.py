@@ -8,7 +8,7 @@ Candidate and incumbent are paired by seed; noise, and how well it is known, com
              A gain beyond what their extra tokens explain is flagged: the kernel has to go through the correctness gate again.
     a tie    goes to fewer lines: a model that is shorter and loses less than TIE sigma is kept.
 
-A gain beyond PLAUSIBLE is more often a hole in the judge than a discovery: it is set aside for a person, and never kept in silence.
+A keep that gains more than PLAUSIBLE is more often a hole in the judge than a discovery: it is set aside for a person, and never kept in silence.
 Every figure in `evidence` is about the mean difference in BPB, candidate minus incumbent; `e_value` is for the account of the night (bench/night.py).
 """
 
@@ -59,14 +59,6 @@ def decide(
         return Verdict("drop", said, {"failure": failed.failure})
     paired = Paired([c.val_bpb - i.val_bpb for c, i in zip(candidate, incumbent, strict=True)], noise)  # fmt: skip
     evidence, shown = _evidence(paired), _shown(paired)
-    share = -paired.mean / statistics.fmean(i.val_bpb for i in incumbent)
-    if share > PLAUSIBLE:
-        return Verdict(
-            "quarantine",
-            f"quarantined: {share:.0%} fewer bits ({shown}) is more than one change wins. Not kept: read the patch, score its trial by hand, "
-            "and commit it yourself if the gain is real",
-            evidence,
-        )
     if target == "kernels" and comparison is not None:
         evidence["ratio"] = [round(x, 4) for x in (comparison.ratio, comparison.low, comparison.high)]  # fmt: skip
         verdict = _same_mathematics(comparison, paired, shown, explained(incumbent, candidate))
@@ -74,6 +66,14 @@ def decide(
         verdict = _better(paired, shown, lines)
     if verdict.decision == "again" and paired.pairs >= MAX_PAIRS:
         verdict = Verdict("drop", f"undecided after {MAX_PAIRS} pairs: {shown}")
+    share = -paired.mean / statistics.fmean(i.val_bpb for i in incumbent)
+    if verdict.decision == "keep" and share > PLAUSIBLE:
+        verdict = Verdict(
+            "quarantine",
+            f"quarantined: {share:.0%} fewer bits ({shown}) is more than one change wins. Not kept: read the patch, score its trial by hand, "
+            "and commit it yourself if the gain is real",
+            verdict.evidence,
+        )
     return Verdict(verdict.decision, verdict.reason, evidence | verdict.evidence, verdict.flag)
 
 
@@ -109,7 +109,7 @@ def _same_mathematics(
     if explained_bpb is not None:
         evidence["explained_by_tokens_bpb"] = round(explained_bpb, 5)
         if paired.p_below(explained_bpb) <= SPEND[look]:
-            flag = f"{paired.mean:+.4f} BPB, where its tokens explain {explained_bpb:+.4f}: the same mathematics learns no faster"
+            flag = f"{_figure(paired)}, where its tokens explain {explained_bpb:+.4f}: the same mathematics learns no faster"
     return Verdict("keep", f"{took}; BPB not worse: {shown}", evidence, flag)
 
 
@@ -130,6 +130,10 @@ def _evidence(paired: Paired) -> dict[str, Any]:
 
 
 def _shown(paired: Paired) -> str:
-    figure = paired.figure()
-    pairs = f"{paired.pairs} pair{'s' if paired.pairs > 1 else ''}"
-    return f"{paired.mean:+.4f} BPB [{figure.low:+.4f}, {figure.high:+.4f}] over {pairs}, noise {paired.spread:.4f} a pair (degrees of freedom: {paired.degrees})"
+    return f"{_figure(paired)}, noise {paired.spread:.4f} a pair (degrees of freedom: {paired.degrees})"
+
+
+def _figure(paired: Paired) -> str:
+    found = paired.figure()
+    pairs = f"{found.runs} pair{'s' if found.runs > 1 else ''}"
+    return f"{found.value:+.4f} BPB [{found.low:+.4f}, {found.high:+.4f}] over {pairs}"

@@ -107,7 +107,7 @@ def test_a_call_in_flight_at_a_kill_counts_at_its_upper_bound(ledger: Ledger) ->
     assert totals.usd == pytest.approx(1.7)
     assert totals.in_flight_usd == 1.5
     assert (totals.tokens_in, totals.tokens_out, totals.count) == (2100, 540, 2)
-    assert again.spent("r1")["tokens"] == 2100 + 540 + 800 + 60
+    assert again.accounts.spent("r1")["tokens"] == 2100 + 540 + 800 + 60
 
 
 def test_time_at_work_adds_up_over_the_lives_of_a_run(ledger: Ledger) -> None:

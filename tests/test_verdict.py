@@ -145,5 +145,12 @@ def test_an_improbable_gain_is_set_aside_for_a_person_whatever_the_target() -> N
         assert "read the patch" in verdict.reason
 
 
+def test_an_improbable_gain_that_noise_explains_is_run_again_and_not_set_aside() -> None:
+    wild = Spread(0.3, 1)  # two trials on a machine that is overrun
+    for target, comparison in (("model", None), ("kernels", FASTER)):
+        verdict = decide(target, comparison, [trial(3.0)], [trial(2.4)], wild)
+        assert verdict.decision == "again"
+
+
 def test_a_gain_of_a_tenth_is_not_improbable() -> None:
     assert decide("model", None, [trial(1.8)], [trial(1.62)], NOISE).decision == "keep"

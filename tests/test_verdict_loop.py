@@ -45,6 +45,7 @@ class Faster(Rules):
     """The machine gets faster by a fifth after so many trials, and the bits with it."""
 
     after: int = 0
+    bits: float = 0.05
 
     def trial(
         self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
@@ -54,7 +55,7 @@ class Faster(Rules):
         if done <= self.after:
             return result
         faster = result.tokens_per_second * 1.2
-        return replace(result, val_bpb=result.val_bpb - 0.05, tokens_per_second=faster)
+        return replace(result, val_bpb=result.val_bpb - self.bits, tokens_per_second=faster)
 
 
 class Worthless(Faster):
@@ -73,10 +74,14 @@ class Worthless(Faster):
         return replace(verdict, decision="keep") if eager else verdict
 
 
-def test_a_keep_that_a_faster_machine_made_does_not_survive_the_incumbents_re_run(lab: Lab) -> None:
+@pytest.mark.parametrize("bits", [0.05, 1.0])  # a gain, and one beyond belief
+def test_a_keep_that_a_faster_machine_made_does_not_survive_the_incumbents_re_run(
+    lab: Lab, bits: float
+) -> None:
     screen = Transcript()
-    campaign.run(lab, replace(MODEL, experiments=1), screen, Worthless(after=2))
+    campaign.run(lab, replace(MODEL, experiments=1), screen, Worthless(after=2, bits=bits))
     assert statuses(lab) == [DROP]
+    assert "quarantined" not in lab.ledger().experiments()[0].outcome.reason
     assert any("the machine has changed: the incumbent makes +20% tokens/s" in s for s in screen.lines)  # fmt: skip
 
 
@@ -147,10 +152,7 @@ def flagged(lab: Lab, again: bool) -> Any:
 def test_a_flagged_kernel_is_refused_where_the_gate_finds_it_wrong_after_all(lab: Lab) -> None:
     experiment = flagged(lab, again=False)
     assert experiment.outcome.status == REFUSE
-    assert (
-        "captured case is wrong (asked again: -0.1000 BPB, where its tokens explain -0.0"
-        in experiment.outcome.reason
-    )
+    assert "captured case is wrong (asked again: -0.1000 BPB [" in experiment.outcome.reason
     assert [gate.name for gate in experiment.gates][-2:] == ["verdict", "correctness"]
     assert lab.ledger().run().incumbent == lab.ledger().run().start
 
