@@ -17,6 +17,11 @@ def ratio(value: float, low: float | None, high: float | None) -> str:
     return f"{value:.3f}x {_bounds(low, high, '{:.3f}')}"
 
 
+def pairs(runs: int | None) -> str:
+    """`1 pair`, `3 pairs`"""
+    return "unknown pairs" if runs is None else f"{runs} pair{'' if runs == 1 else 's'}"
+
+
 def time_in_short(outcome: Outcome) -> str:
     """`0.930x [0.910, 0.950] time`, bounds where they are known; "" if no op was timed."""
     if outcome.speed is None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from agent import claims
 from agent.claims import Again
-from agent.figures import bits, ratio
+from agent.figures import bits, pairs, ratio
 from agent.ledger import Ledger
 from agent.records import Confirmation, Experiment, Run
 from bench.interval import Figure, minus
@@ -32,18 +32,18 @@ def gain(ledger: Ledger, run: Run) -> Iterator[str]:
     for earlier in claims.again(ledger, run):
         if champion is None or earlier != champion:
             shown = f"{_bits(earlier.bpb)} BPB, {_ratio(earlier.rate)} tokens/s"
-            yield f"after {earlier.keeps} keeps it was {shown}, {_pairs(earlier.bpb.runs)}"
+            yield f"after {earlier.keeps} keeps it was {shown}, {pairs(earlier.bpb.runs)}"
 
 
 def _trained(champion: Again, keeps: list[Experiment]) -> Iterator[str]:
-    said = f"{champion.before_bpb:.4f} -> {champion.after_bpb:.4f}: {_bits(champion.bpb)}, {_pairs(champion.bpb.runs)} of trials"
+    said = f"{champion.before_bpb:.4f} -> {champion.after_bpb:.4f}: {_bits(champion.bpb)}, {pairs(champion.bpb.runs)} of trials"
     yield f"{'test_bpb':{_COLUMN}}{said}"
     claimed = claims.bpb(keeps)
-    yield _curse(keeps, _bits(claimed), _pairs(claimed.runs), _bits(minus(champion.bpb, claimed)))
-    said = f"{champion.before_rate:,.0f} -> {champion.after_rate:,.0f}: {_ratio(champion.rate)}, {_pairs(champion.rate.runs)} of trials"
+    yield _curse(keeps, _bits(claimed), pairs(claimed.runs), _bits(minus(champion.bpb, claimed)))
+    said = f"{champion.before_rate:,.0f} -> {champion.after_rate:,.0f}: {_ratio(champion.rate)}, {pairs(champion.rate.runs)} of trials"
     yield f"{'tokens/s':{_COLUMN}}{said}"
     claimed = claims.rate(keeps)
-    yield _curse(keeps, _ratio(claimed), _pairs(claimed.runs), _ratio(minus(champion.rate, claimed)))  # fmt: skip
+    yield _curse(keeps, _ratio(claimed), pairs(claimed.runs), _ratio(minus(champion.rate, claimed)))  # fmt: skip
 
 
 def _timed(confirmed: Confirmation, keeps: list[Experiment]) -> Iterator[str]:
@@ -56,7 +56,7 @@ def _timed(confirmed: Confirmation, keeps: list[Experiment]) -> Iterator[str]:
 
 def _claimed(keeps: list[Experiment]) -> Iterator[str]:
     claimed, rate = claims.bpb(keeps), claims.rate(keeps)
-    yield f"{'':{_COLUMN}}claimed by {_keeps(keeps)}, too good by being chosen: {_bits(claimed)} BPB, {_ratio(rate)} tokens/s, {_pairs(claimed.runs)}"
+    yield f"{'':{_COLUMN}}claimed by {_keeps(keeps)}, too good by being chosen: {_bits(claimed)} BPB, {_ratio(rate)} tokens/s, {pairs(claimed.runs)}"
 
 
 def _curse(keeps: list[Experiment], claimed: str, behind: str, gap: str) -> str:
@@ -65,10 +65,6 @@ def _curse(keeps: list[Experiment], claimed: str, behind: str, gap: str) -> str:
 
 def _keeps(keeps: list[Experiment]) -> str:
     return f"{len(keeps)} keep{'' if len(keeps) == 1 else 's'}"
-
-
-def _pairs(runs: int) -> str:
-    return f"{runs} pair{'' if runs == 1 else 's'}"
 
 
 def _bits(figure: Figure) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agent import placebo, standard
-from agent.figures import bits, ratio
+from agent.figures import bits, pairs, ratio
 from agent.gain_report import gain
 from agent.ledger import Ledger
 from agent.night_report import whole
@@ -101,7 +101,7 @@ def _experiment(experiment: Experiment) -> Iterator[str]:
             if outcome.rate is None
             else f"; {ratio(outcome.rate, outcome.rate_low, outcome.rate_high)} tokens/s"
         )
-        yield f"{'':13}{shown} BPB{rate}; {outcome.pairs or 'unknown'} pair(s) of trials"
+        yield f"{'':13}{shown} BPB{rate}; {pairs(outcome.pairs)} of trials"
     passed = [f"{gate.name} {duration(gate.seconds)}" for gate in experiment.gates if gate.passed]
     if passed:
         yield f"{'':13}passed {', '.join(passed)}"

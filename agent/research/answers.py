@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.figures import bits_in_short, time_in_short
+from agent.figures import bits_in_short, pairs, time_in_short
 from agent.records import Experiment, GateResult, Past
 
 MAX_REASON = 3_000  # characters of a gate's reason
@@ -95,7 +95,7 @@ def experiment(found: Experiment, run: str) -> str:
     parts = [_short(found, run), f"expected: {_line(found.expected) or 'not said'}"]
     if found.outcome.bpb_change is not None:
         parts.append(
-            f"change of val_bpb: {bits_in_short(found.outcome)}, {found.outcome.pairs} pairs"
+            f"change of val_bpb: {bits_in_short(found.outcome)}, {pairs(found.outcome.pairs)}"
         )
     return "\n".join([*parts, gates(found.gates), found.patch])
 
