@@ -8,8 +8,9 @@ and 9e-2 on the trial's shapes, an honest one 2e-3), and one that reads its inpu
 the norm, and at the worst element relative to the largest. Never a constant: a tolerance that fits 1e-3 lets everything pass at 1e-6.
 
 A gradient may cancel to nearly nothing (RMSNorm over one element, a softmax over one key) where the terms it is made of do not. Its terms are of size
-|upstream| |result| / |input|, or what the contract says they are; FLOOR float32 units of that are always allowed, and more towards FLOOR units
-of the working dtype the nearer the exact gradient comes to one such unit.
+|upstream| |result| / |input|, and FLOOR float32 units of that are always allowed, more towards FLOOR units of the working
+dtype the nearer the exact gradient comes to one such unit. Where a contract names larger terms, FLOOR float32 units of those are allowed, in every
+dtype: what is summed in float32 and then rounded has no other error.
 """
 
 from __future__ import annotations
@@ -190,15 +191,15 @@ class Standard:
         """What is always allowed: a floor of units of the tensor, and of the terms that it is the sum of."""
         eps, single = torch.finfo(self.working).eps, torch.finfo(torch.float32).eps
         floor = (FLOOR if self.working == torch.float32 else HALF_FLOOR) * eps
-        terms = self._size_of_terms(name) / max(float(self.truth[name].norm()), TINY)
-        if name in self.contract.results:
-            return floor + FLOOR * terms * single
-        return floor + FLOOR * terms * max(single, eps * min(1.0, terms * eps))
+        norm = max(float(self.truth[name].norm()), TINY)
+        named, terms = self.named_terms.get(name, 0.0) / norm, self._size_of_terms(name) / norm
+        worth = max(single, eps * min(1.0, terms * eps))
+        return floor + FLOOR * max(terms * worth, named * single)
 
     def _size_of_terms(self, name: str) -> float:
-        """Norm of the terms of a gradient, and of what the contract names."""
+        """Norm of the terms that a gradient is the sum of."""
         if name in self.contract.results:
-            return self.named_terms.get(name, 0.0)
+            return 0.0
         flows = range(len(self.contract.results)) if self.through is None else self.through
         pushed = math.sqrt(
             sum(
@@ -207,8 +208,7 @@ class Standard:
                 for u, i in zip(self.upstream, flows, strict=True)
             )
         )
-        size = max(float(self.inputs[name[1:]].double().norm()), TINY)
-        return max(self.named_terms.get(name, 0.0), pushed / size)
+        return pushed / max(float(self.inputs[name[1:]].double().norm()), TINY)
 
 
 class _Spread:
