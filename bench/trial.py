@@ -17,7 +17,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,10 @@ def run_trial(
     steps: int | None = None,
     score: bool = True,
     progress: Progress | None = None,
+    turn: AbstractContextManager[object] | None = None,
 ) -> TrialResult:
-    """Train the model of `tree` for `seconds` (or exactly `steps` steps within them) and score it on `split`."""
+    """Train the model of `tree` for `seconds` (or exactly `steps` steps within them) and score it on `split`. `turn`, if any, is held
+    while it trains."""
     started = time.monotonic()
     trial = _Trial(dataset, seconds, seed, device, progress or (lambda _: None))
     ok, failure, detail = True, "", ""
@@ -108,7 +110,8 @@ def run_trial(
             scorer = runners.enter_context(Judge(tree, device=device)) if score else None
             trial.known["isolation"] = trainer.isolation
             trial.set_up(trainer, scorer, impl)
-            weights = trial.train(trainer, steps)
+            with turn or nullcontext():
+                weights = trial.train(trainer, steps)
             if scorer is not None:
                 trial.score(trainer, scorer, weights, split)
                 trial.examine_kernels(trainer)
