@@ -6,8 +6,11 @@ read from the cubin and reported.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +31,7 @@ def build(tree: Path, changed: Sequence[str]) -> Finding:
     try:
         sources = _sources(tree, changed)
         if sources:
-            with Judge(tree, cache_writable=True) as judge:
-                judge.ask("load", tree=str(judge.tree))
-                answer = judge.ask("build", timeout=TIMEOUT_S, sources=[str(s) for s in sources])
-                evidence["build_seconds"] = answer["seconds"]
-                evidence["objects"] = answer["objects"]
+            evidence |= _compiled(tree, sources)
         for op in _ops(changed):
             with Judge(tree) as judge:
                 judge.ask("load", op=op, tree=str(judge.tree))
@@ -41,6 +40,23 @@ def build(tree: Path, changed: Sequence[str]) -> Finding:
     except Refused as refused:
         return Finding(False, str(refused), {**evidence, "kind": refused.kind})
     return Finding(True, _summary(evidence), evidence)
+
+
+def _compiled(tree: Path, sources: Sequence[Path]) -> dict[str, Any]:
+    """Seconds and shared object of each source. A compiler uses one core, so that the sources are dealt out to a runner a core."""
+    runners = min(len(sources), len(os.sched_getaffinity(0)))
+    with ThreadPoolExecutor(runners) as pool:
+        answers = list(pool.map(partial(_compile, tree), (sources[i::runners] for i in range(runners))))  # fmt: skip
+    return {
+        "build_seconds": {name: s for answer in answers for name, s in answer["seconds"].items()},
+        "objects": {name: path for answer in answers for name, path in answer["objects"].items()},
+    }
+
+
+def _compile(tree: Path, sources: Sequence[Path]) -> dict[str, Any]:
+    with Judge(tree, cache_writable=True) as judge:
+        judge.ask("load", tree=str(judge.tree))
+        return judge.ask("build", timeout=TIMEOUT_S, sources=[str(s) for s in sources])
 
 
 def _sources(tree: Path, changed: Sequence[str]) -> list[Path]:
