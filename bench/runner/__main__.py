@@ -11,6 +11,7 @@ blocks.py, of memory in lending.py, of a trial in training.py, of a recording in
 
 from __future__ import annotations
 
+import gc
 import socket
 import sys
 import time
@@ -124,6 +125,7 @@ class Runner:
 
 def main() -> None:
     """`python -m bench.runner SOCKET_FD DEVICE`, started by bench/sandbox/__init__.py."""
+    gc.enable()
     Runner(Channel(socket.socket(fileno=int(sys.argv[1]))), sys.argv[2]).serve()
 
 

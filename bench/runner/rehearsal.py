@@ -9,6 +9,7 @@ allocation of its own, no longer than what it spans, and between its rows nothin
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from torch import Tensor
 
 
 def main() -> None:
+    gc.enable()
     plan = json.loads(sys.argv[1])
     sys.path.insert(0, plan["tree"])
     function = getattr(__import__(f"kernels.{plan['op']}", fromlist=["_"]), plan["op"])
