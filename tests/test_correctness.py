@@ -36,6 +36,7 @@ def tree(tmp_path: Path):
     return make
 
 
+@pytest.mark.usefixtures("built")
 @pytest.mark.parametrize("op", ops())
 def test_shipped_kernel_passes(op: str) -> None:
     finding = check(op, ROOT, seed=SEED)

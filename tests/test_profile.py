@@ -84,6 +84,7 @@ def test_an_op_inside_another_is_counted_as_part_of_it() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("built")
 def test_a_step_is_split_by_op_and_a_slow_op_shows(tree: Tree) -> None:
     found = of_step(tree(norm=slow(40)), 8192, 0, device="cpu")
     rows = {row["name"]: row for row in found["rows"]}
@@ -102,6 +103,7 @@ def test_a_step_is_split_by_op_and_a_slow_op_shows(tree: Tree) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("built")
 def test_an_op_is_timed_implementation_by_implementation_beside_the_incumbent(tree: Tree) -> None:
     found = of_op("rms_norm", tree(norm=slow(15)), beside=ROOT, device="cpu")
     for case in {row["case"] for row in found["rows"]}:

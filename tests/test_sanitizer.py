@@ -232,6 +232,7 @@ def needs_namespaces() -> None:
         pytest.skip("no namespaces on this machine")
 
 
+@pytest.mark.usefixtures("built")
 def test_an_op_is_rehearsed_under_every_tool_in_the_sandbox(program: Path) -> None:
     needs_namespaces()
     op = "linear_cross_entropy"

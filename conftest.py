@@ -1,0 +1,23 @@
+"""What tests of tests/ and bench/ share: the C++ kernels of this tree, built once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from agent import surface
+from bench import builds
+from bench.judge import CACHE
+
+ROOT = Path(__file__).resolve().parent
+# Kernels that a test calls in its own process lie in the cache of the runners, so that neither builds what the other has.
+os.environ["TORCH_EXTENSIONS_DIR"] = str(CACHE)
+
+
+@pytest.fixture(scope="session")
+def built() -> None:
+    """Every C++ kernel is in the cache. A runner can only read it: what it misses there it compiles for itself alone, 3 s a source."""
+    found = builds.build(ROOT, surface.sources(ROOT))
+    assert found.passed, found.reason
