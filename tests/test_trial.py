@@ -26,8 +26,6 @@ from bench.judge import Refused
 from bench.sandbox import processes
 from bench.trial import TrialResult, run_trial
 
-pytestmark = pytest.mark.alone
-
 TESTS = Path(__file__).resolve().parent
 CHEATS = sorted((TESTS / "cheats").glob("trial_*.py"))
 STEPS = 20
@@ -309,6 +307,7 @@ def test_set_up_beyond_its_allowance_is_taken_from_the_training(
     assert run(tree, dataset, steps=2, seconds=1.0, score=False).failure == "late"
 
 
+@pytest.mark.alone
 def test_work_in_a_child_process_after_the_bell_is_seen(tmp_path: Path, dataset: Dataset) -> None:
     body = """
     def train(self, *a, **k):
