@@ -29,7 +29,7 @@ from agent.static import cpp, exports, literals, python, symbols
 from bench.finding import Finding
 
 if TYPE_CHECKING:
-    from bench.timing import Comparison
+    from bench.speed import Comparison
 
 
 @dataclass(frozen=True)
@@ -181,6 +181,8 @@ def correctness(candidate: Candidate, context: Context) -> Finding:
 
 def microbench(candidate: Candidate, context: Context) -> Finding:
     """Evidence: a Comparison by op, as a dict."""
+    from bench.speed import SHAPE_SHARE
+
     evidence: dict[str, Any] = {}
     wins, product, said = 0, 1.0, []
     for op in context.touched(candidate):
@@ -190,13 +192,23 @@ def microbench(candidate: Candidate, context: Context) -> Finding:
             return Finding(False, f"{op}: {unfit}", evidence)
         evidence[op] = asdict(result)
         said.append(f"{op} {_speed(result)}")
-        if result.low > 1.0:
+        if result.unsteady:
+            said[-1] += f" (beside itself the incumbent takes {_range(**result.placebo)})"
+        if result.slower:
             return Finding(
                 False,
                 f"slower: {said[-1]}; the incumbent's way is better on these shapes",
                 evidence,
             )
-        wins += result.high < 1.0
+        if result.lagging:
+            worst = max(result.lagging, key=lambda shape: float(shape["ratio"]))
+            return Finding(
+                False,
+                f"slower on a shape that the model uses: {_range(**worst)} on {worst['case']}, {SHAPE_SHARE:.0%} more are allowed; "
+                f"over the whole mix {said[-1]}",
+                evidence,
+            )
+        wins += result.faster
         product *= result.ratio
     if not said:
         return Finding(True, "no kernel is changed", evidence)
@@ -210,7 +222,11 @@ def microbench(candidate: Candidate, context: Context) -> Finding:
 
 
 def _speed(found: Comparison) -> str:
-    return f"takes {found.ratio:.3f}x the incumbent's time [{found.low:.3f}, {found.high:.3f}] over {found.blocks} blocks"
+    return f"takes {_range(found.ratio, found.low, found.high)} over {found.blocks} blocks"
+
+
+def _range(ratio: float, low: float, high: float, **_: object) -> str:
+    return f"{ratio:.3f}x the incumbent's time [{low:.3f}, {high:.3f}]"
 
 
 def parity(candidate: Candidate, context: Context) -> Finding:

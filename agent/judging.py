@@ -16,7 +16,7 @@ from bench.finding import Finding
 if TYPE_CHECKING:
     from bench.data import Dataset
     from bench.interval import Spread
-    from bench.timing import Comparison
+    from bench.speed import Comparison
     from bench.trial import TrialResult
     from bench.verdict import Verdict
 
@@ -192,7 +192,7 @@ class Bench:
         lines: int = 0,
     ) -> Verdict:
         from bench import verdict
-        from bench.timing import Comparison
+        from bench.speed import Comparison
 
         measured = None if comparison is None else Comparison(**comparison)
         return verdict.decide(target, measured, incumbent, candidate, noise, lines=lines)

@@ -21,7 +21,7 @@ from bench.threads import one_thread
 
 # After one call, as many more as begin within this time: float64 takes 0.05 s for some (a norm), 2 for others (a loss over 8192 words).
 MORE_S = 1.0
-SAMPLED = 1 << 18  # elements of a tensor by which two answers are compared between blocks
+SAMPLED = 1 << 16  # elements of a tensor by which two answers are compared between blocks
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bench.judge import Judge, Refused
-from bench.sandbox import processes
+from bench.sandbox import precedence, processes
 
 # Import and first call: an honest autotuner needs seconds, torch.compile half a minute. What takes longer moves work out of the clock, and is
 # paid in every trial. Libraries are built by the gate before, off this clock.
@@ -35,10 +35,12 @@ class Conduct:
     cold_s: float = 0.0
     turn_cpu_s: float = 0.0
     turn_s: float = 0.0
+    first_in_line: bool = False  # before other work of the machine
 
     def begin(self) -> None:
         """Begin to count; what the runner did before belongs to its start and its first calls."""
         self._pids = processes.tree(self.judge.pid)
+        self.first_in_line = precedence.take(self._pids)
         self._cpu, self._started = processes.cpu_seconds(self._pids), time.perf_counter()
         self.turn_cpu_s = self.turn_s = 0.0
 
@@ -49,6 +51,12 @@ class Conduct:
         yield
         self.turn_s += time.perf_counter() - started
         self.turn_cpu_s += processes.cpu_seconds(self._pids) - cpu
+
+    def clocks(self) -> tuple[float, float]:
+        """Processor time of the runner so far, and the time for which it, or this thread that waits for its answer, was ready to run and
+        another process had the core."""
+        waited = processes.waited_seconds(self._pids) + processes.waited_here()
+        return processes.thread_seconds(self._pids), waited
 
     def end(self, threads: int) -> None:
         """Raises Refused for work outside of its turns, and for more threads than `threads` in them."""

@@ -32,11 +32,14 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class Contents:
-    """Pools of values for the tensors of a case: its inputs and, where gradients flow, what comes from upstream."""
+    """Pools of values for the tensors of a case: its inputs and, where gradients flow, what comes from upstream.
 
-    def __init__(self, asked: Contract, case: Case, rng: random.Random) -> None:
+    `share`: how many cases are staged beside each other.
+    """
+
+    def __init__(self, asked: Contract, case: Case, rng: random.Random, *, share: int = 1) -> None:
         generator = torch.Generator().manual_seed(rng.getrandbits(48))
-        self.asked, self.case = asked, case
+        self.asked, self.case, self.share = asked, case, share
         self.shapes = result_shapes(asked, case)
         wrt = () if case.forward_only else asked.differentiable
         self.wrt = tuple(name for name in wrt if name in case.inputs)
@@ -52,7 +55,7 @@ class Contents:
 
     def sets(self) -> int:
         """The most calls that a block can have."""
-        return int(max(2, min(MAX_SETS, STAGED_BYTES // self.set_bytes)))
+        return int(max(2, min(MAX_SETS, STAGED_BYTES // self.share // self.set_bytes)))
 
 
 def _pool(wanted: Input, generator: torch.Generator) -> Bytes:
@@ -66,11 +69,10 @@ def _pool(wanted: Input, generator: torch.Generator) -> Bytes:
 
 
 class Stage:
-    """The sets of one arm in its arena. All share one place for results: a block copies out the results of one call."""
+    """The sets of one arm, placed behind what its arena holds. All share one place for results: a block copies out the results of one call."""
 
     def __init__(self, contents: Contents, arena: Arena) -> None:
         self.contents, self.arena = contents, arena
-        arena.reset()
         placed = [
             place_call(arena, contents.case, contents.shapes, contents.wrt)
             for _ in range(contents.sets())

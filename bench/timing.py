@@ -1,154 +1,57 @@
 """The one timer: gate, benchmark and agent all measure through it.
 
 Each implementation under comparison has a runner of its own; the judge's monotonic clock runs around one request that makes `n` calls (n so
-that a block takes about 10 ms, against about 0.1 ms for the request itself, which every arm pays alike). Blocks of the arms are
-interleaved in random order. Every call of a block has an input set of its own, with contents that no call has seen (bench/staging.py), and in
-each block one call, drawn at random, is copied out while the clock runs; the most suspicious of those are compared with float64 (bench/audit.py).
-Training ops are timed forward and backward together.
+that a block takes about 5 ms, against about 0.1 ms for the request itself, which every arm pays alike). Blocks of the arms are
+interleaved in random order, and rounds of the cases with each other. Every call of a block has an input set of its own, with contents that no
+call has seen (bench/staging.py), and in each block one call, drawn at random, is copied out while the clock runs; the most suspicious
+of those are compared with float64 (bench/audit.py). Training ops are timed forward and backward together.
 
-A comparison is the median of paired ratios (candidate / incumbent, block by block) with a bootstrap interval over blocks. It is refused,
-whatever its ratio, where a block is faster than this machine can be, where time that is saved in a row of calls is not saved by a call that is
-asked alone, where a runner worked while it was not asked, took threads, memory or torch's settings (bench/conduct.py). A speed-up
-of more than QUARANTINE times is no result before a person has looked at it.
+A comparison is a paired ratio: the candidate's time over the incumbent's, block by block, with an interval (bench/ratio.py) for each case
+and for their mix, in which a case weighs as much as a step of the model calls it. The incumbent runs twice, in two runners: both
+are what the candidate is held against, and where they differ by more than noise the interval is as much wider. Runners come before other work
+of the machine where the user may give them that (bench/sandbox/precedence.py). A comparison stops early where the answer is clear, or where nothing will be shown in the time that is left.
+
+It is refused, whatever its ratio, where a block is faster than this machine can be, where time that is saved in a row of calls is not saved by
+a call that is asked alone (bench/savings.py), where a runner worked while it was not asked, took threads, memory or torch's settings
+(bench/conduct.py). A speed-up of more than QUARANTINE times is no result before a person has looked at it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import secrets
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from bench import device_memory, roofline
+from bench import clocks, device_memory, roofline
 from bench.audit import Audit
 from bench.conduct import Conduct, no_memory_hog
 from bench.contracts import Case, Contract, contract
 from bench.judge import Judge, Refused
-from bench.staging import Contents, Stage
+from bench.ratio import Estimate, estimate, log_ratios
+from bench.rounds import Arm, Measured, Rounds, Samples, Table, prepare
+from bench.speed import CONFIDENCE, Comparison
+from bench.staging import Contents
 from bench.threads import one_thread
 
-BLOCK_S = 0.010
-LONGEST_BLOCK_S = 0.040  # of the slower arm
-WARM_UP_S = 0.3
-CALL_TIMEOUT_S = 120.0
-BOOTSTRAP = 2000
-# Of a comparison, at least: the bootstrap interval of a median of five blocks missed one in an A/A comparison.
-ROUNDS = 25
-LEAST_S = 0.5  # of a case
-FORWARD_ROUNDS = 5
-# Of the time that a call saves in a row, so much at least has to be saved by a call asked alone. Honest ones save as much or more; least
-# where threads have to be woken first, some 50 us.
-ALONE_SHARE = 0.25
-ALONE_S = 4.0  # asked on for so long where noise leaves that open
-WORTH_ASKING = 0.1  # of the incumbent's time: smaller savings drown in the noise of single calls
+__all__ = ["Arm", "Measured", "Samples", "compare", "measure", "sample"]
+
+LIMIT_S = 20.0  # of a comparison, from the start of its runners
+END_S = 2.0  # of that for the audit and the last questions
+ROUNDS = 25  # of each case, at least: fewer are three runs of a bootstrap over blocks, which says nothing of its own error
+LOOKS = (1 / 3, 2 / 3)  # shares of the time at which a comparison may stop
+EARLY_CONFIDENCE = 0.999  # with which it stops because the answer is clear
+HOPE = 0.02  # chance that an answer comes, below which it stops
+PLACEBO_CONFIDENCE = 0.99  # with which the incumbent differs from itself: its two processes lie unequally, or the machine is too busy
 QUARANTINE = 10.0
-
-Samples = dict[str, list[float]]
-Numbers = np.ndarray[Any, np.dtype[np.float64]]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One thing to time: an implementation (None: the tree's default) of an op in a tree, `mode` eager or inductor."""
-
-    name: str
-    tree: Path
-    impl: str | None = None
-    mode: str = "eager"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Candidate time / incumbent time: below one is faster. `low` and `high` bound it with 95 % confidence; `shapes` has each shape's own.
-
-    `arms`: of incumbent and candidate the seconds of import and first calls, the largest memory in MB, and the processors that were busy
-    with it while it was asked: less than one where other work took them.
-    """
-
-    ratio: float
-    low: float
-    high: float
-    shapes: list[dict[str, Any]]
-    seconds: float
-    arms: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    @property
-    def blocks(self) -> int:
-        """Blocks of calls behind the ratio, over all shapes."""
-        return sum(int(shape["blocks"]) for shape in self.shapes)
-
-    @property
-    def faster(self) -> bool:
-        return self.high < 1.0
-
-    @property
-    def slower(self) -> bool:
-        return self.low > 1.0
-
-
-@dataclass
-class Measured:
-    """Seconds a call, by arm and block: `row` in blocks of many calls, `alone` in blocks of one, `forward` without backward."""
-
-    row: Samples
-    alone: Samples
-    forward: Samples
-
-
-@dataclass(frozen=True)
-class Savings:
-    """Seconds that a call of the candidate saves: in a row of calls, and when it is asked alone (with bounds).
-
-    A runner that leaves work out where it will not be looked at, or does the work of many calls in one, saves nothing in a call that
-    is asked alone and whose results are copied out. The request costs both arms the same, so that it falls out of a difference.
-    """
-
-    incumbent: float
-    row: float
-    alone: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, row: Samples, alone: Samples) -> Savings:
-        incumbent, candidate = (statistics.median(row[n]) for n in ("incumbent", "candidate"))
-        saved = np.subtract(alone["incumbent"], alone["candidate"])
-        low, high = np.quantile(_medians(saved, np.random.default_rng(0)), (0.005, 0.995))
-        return cls(
-            incumbent, incumbent - candidate, float(np.median(saved)), float(low), float(high)
-        )
-
-    @property
-    def claimed(self) -> bool:
-        return self.row > WORTH_ASKING * self.incumbent
-
-    @property
-    def unclear(self) -> bool:
-        return self.claimed and self.low < ALONE_SHARE * self.row < self.high
-
-    def check(self, case: Case) -> None:
-        """Raises Refused where calls are cheap only in a row; of kind noise where that may also be chance."""
-        if not self.claimed or self.alone >= ALONE_SHARE * self.row:
-            return
-        measured = (
-            f"a call in a row of calls saves {1e6 * self.row:.0f} us, and one asked alone {1e6 * self.alone:.0f} us "
-            f"[{1e6 * self.low:.0f}, {1e6 * self.high:.0f}] ({case.label()})"
-        )
-        if self.unclear:
-            raise Refused("noise", f"{measured}: run it again when this machine does nothing else")
-        raise Refused(
-            "phase",
-            f"{measured}: work of some calls is left out or done by others; if it is not, "
-            "run it again when this machine does nothing else",
-        )
+PAIR = ("incumbent", "candidate")
 
 
 def compare(
@@ -157,42 +60,38 @@ def compare(
     candidate: Path,
     *,
     device: str = "cpu",
-    limit_s: float = 10.0,
+    limit_s: float = LIMIT_S,
     seed: int | None = None,
     cases: Sequence[Case] | None = None,
 ) -> Comparison:
-    """Time an op of two trees on `cases`, by default the trial's. Raises Refused when an arm fails, a timed output is wrong, or time was not
-    saved honestly."""
+    """Time an op of two trees on `cases`, by default those that a step of the trial's model calls. Raises Refused when an arm fails, a timed
+    output is wrong, or time was not saved honestly."""
+    started = time.monotonic()
     asked = contract(op)
-    cases = asked.trial[device] if cases is None else cases
-    arms = (Arm("incumbent", incumbent), Arm("candidate", candidate))
+    cases = [case for case in asked.trial[device] if case.calls] if cases is None else cases
+    arms = (Arm("incumbent", incumbent), Arm("placebo", incumbent), Arm("candidate", candidate))
     rng = random.Random(secrets.randbits(48) if seed is None else seed)
-    rows, logs = [], []
     with _runners(op, arms, device) as runners:
-        started = time.monotonic()
-        for i, case in enumerate(cases):
-            share = (limit_s - (time.monotonic() - started)) / (len(cases) - i)
-            found = measure(
-                asked,
-                case,
-                arms,
-                runners,
-                limit_s=max(share, LEAST_S),
-                rng=rng,
-                least=ROUNDS,
-                pair=True,
-            )
-            _possible(asked, case, found.row, device)
-            logs.append(np.log(_ratios(found.row)))
-            rows.append(_row(case, found, *_interval([logs[-1]])))
-            if found.alone["candidate"] and rows[-1]["high"] < 1:
-                Savings.of(found.row, found.alone).check(case)
+        prepared = prepare(asked, cases, arms, runners, rng)
+        for rounds in prepared:
+            rounds.begin()
+        before = clocks.read(device)
+        with one_thread():
+            stopped = _run(prepared, started + limit_s - END_S)
+            after = clocks.read(device)
+            rows = []
+            for rounds in prepared:
+                rounds.finish(pair=True)
+                _possible(asked, rounds.case, rounds.found.wall, device)
+                rows.append(_row(rounds))
+                if rounds.found.alone["candidate"] and rows[-1]["high"] < 1:
+                    rounds.found.savings().check(rounds.case)
         for runner in runners:
             _once_more(asked, arms, runner, rng)
             runner.end(torch.get_num_threads())
             runner.unchanged()
-        no_memory_hog(*runners)
-        ratio, low, high = _interval(logs)
+        watched = {runner.name: runner for runner in runners if runner.name in PAIR}
+        no_memory_hog(watched["incumbent"], watched["candidate"])
         fastest = min(rows, key=lambda row: float(row["ratio"]))
         if fastest["ratio"] * QUARANTINE < 1:
             raise Refused(
@@ -200,14 +99,77 @@ def compare(
                 f"quarantined: needs a person. {1 / fastest['ratio']:.0f} times as fast on {fastest['case']}, and nothing was found wrong",
             )
         about = {
-            runner.name: {
+            name: {
                 "cold_s": round(runner.cold_s, 2),
                 "peak_mb": round(runner.peak_bytes() / 2**20),
                 "processors": round(runner.turn_cpu_s / runner.turn_s, 2),
+                "first_in_line": float(runner.first_in_line),
             }
-            for runner in runners
+            for name, runner in watched.items()
         }
-    return Comparison(ratio, low, high, rows, time.monotonic() - started, about)
+    return Comparison(
+        _mix(prepared).ratio,
+        *_bounds(prepared, CONFIDENCE),
+        rows,
+        time.monotonic() - started,
+        about,
+        _figures(_placebo(prepared), PLACEBO_CONFIDENCE),
+        _figures(_mix(prepared, "wall"), CONFIDENCE),
+        _figures(_mix(prepared, "thread"), CONFIDENCE),
+        stopped,
+        [reading for reading in (before, after) if reading],
+    )
+
+
+def _run(prepared: Sequence[Rounds], deadline: float) -> str:
+    """Rounds of each case by turns until the time is used or the end is clear; in words, why they ended."""
+    began = time.monotonic()
+    looks = [began + share * (deadline - began) for share in LOOKS]
+    while time.monotonic() < deadline or prepared[0].found.rounds() < ROUNDS:
+        for rounds in prepared:
+            rounds.round()
+        if looks and time.monotonic() > looks[0] and prepared[0].found.rounds() >= ROUNDS:
+            share = (looks.pop(0) - began) / (deadline - began)
+            low, high = _bounds(prepared, EARLY_CONFIDENCE)
+            if not low <= 1.0 <= high:
+                return f"clear after {share:.0%} of the time"
+            if _mix(prepared).chance(CONFIDENCE, share) < HOPE:
+                return f"hopeless after {share:.0%} of the time"
+    return "the time was used"
+
+
+def _mix(prepared: Sequence[Rounds], clock: str = "row") -> Estimate:
+    """The candidate's share of the incumbent's time, in the mix of a step."""
+    return _of(prepared, clock, "candidate", ("incumbent", "placebo"))
+
+
+def _bounds(prepared: Sequence[Rounds], level: float) -> tuple[float, float]:
+    """Of the mix: its interval, and half of what the incumbent's two runners differ by to either side, where that is more than noise."""
+    low, high = _mix(prepared).interval(level)
+    placebo = _placebo(prepared)
+    below, above = placebo.interval(PLACEBO_CONFIDENCE)
+    apart = 1.0 if below <= 1.0 <= above else math.exp(abs(placebo.log) / 2)
+    return low / apart, high * apart
+
+
+def _placebo(prepared: Sequence[Rounds]) -> Estimate:
+    return _of(prepared, "row", "placebo", ("incumbent",))
+
+
+def _of(prepared: Sequence[Rounds], clock: str, over: str, under: Sequence[str]) -> Estimate:
+    samples: list[Samples] = [getattr(rounds.found, clock) for rounds in prepared]
+    weights = [
+        rounds.case.calls * statistics.median(rounds.found.row["incumbent"]) for rounds in prepared
+    ]
+    return estimate([log_ratios(found, over, under) for found in samples], weights)
+
+
+def _figures(found: Estimate, level: float) -> dict[str, float]:
+    return _rounded(found.ratio, *found.interval(level))
+
+
+def _rounded(ratio: float, low: float, high: float) -> dict[str, float]:
+    return {"ratio": round(ratio, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 def sample(
@@ -223,6 +185,27 @@ def sample(
     rng = random.Random(secrets.randbits(48) if seed is None else seed)
     with _runners(op, arms, device) as runners:
         return measure(contract(op), case, arms, runners, limit_s=limit_s, rng=rng).row
+
+
+def measure(
+    asked: Contract,
+    case: Case,
+    arms: Sequence[Arm],
+    runners: Sequence[Conduct],
+    *,
+    limit_s: float,
+    rng: random.Random,
+    least: int = 5,
+) -> Measured:
+    """Interleaved blocks of one case until the time is used, at least `least` rounds of them. Raises Refused for a wrong answer."""
+    deadline = time.monotonic() + limit_s
+    (rounds,) = prepare(asked, [case], arms, runners, rng)
+    rounds.begin()
+    with one_thread():
+        while rounds.found.rounds() < least or time.monotonic() < deadline:
+            rounds.round()
+        rounds.finish(pair=False)
+    return rounds.found
 
 
 @contextlib.contextmanager
@@ -247,136 +230,29 @@ def _runners(op: str, arms: Sequence[Arm], device: str) -> Iterator[list[Conduct
         yield runners
 
 
-def measure(
-    asked: Contract,
-    case: Case,
-    arms: Sequence[Arm],
-    runners: Sequence[Conduct],
-    *,
-    limit_s: float,
-    rng: random.Random,
-    least: int = 5,
-    pair: bool = False,
-) -> Measured:
-    """Interleaved blocks until the time is used, at least `least` rounds of them. `pair`: an incumbent and a candidate, of which Savings
-    are to be known. Raises Refused for a wrong answer."""
-    deadline = time.monotonic() + limit_s
-    contents = Contents(asked, case, rng)
-    tables = [_Table(contents, arm, runner) for arm, runner in zip(arms, runners, strict=True)]
-    stages = {table.arm.name: table.stage for table in tables}
-    audit = Audit(contents, stages, runners[0].judge.device, rng)
-    speeds = [table.warm_up(rng) for table in tables]
-    seed = rng.getrandbits(48)
-    for stage in stages.values():
-        stage.fill(seed)
-    # All arms make the same number of calls a block, so that the request and the copied call weigh alike in each.
-    n = round(min(BLOCK_S / min(speeds), LONGEST_BLOCK_S / max(speeds)))
-    n = max(1, min(n, contents.sets()))
-    row, alone, forward = (_nothing(arms) for _ in range(3))
-
-    def ask(calls: int, samples: Samples, backward: bool = True) -> None:
-        sets, keep = rng.sample(range(contents.sets()), calls), rng.randrange(calls)
-        seed = rng.getrandbits(48)
-        for table in rng.sample(tables, len(tables)):
-            seconds = table.block(sets, keep, seed, backward)
-            samples[table.arm.name].append(seconds / calls)
-        if backward:
-            audit.see(sets[keep])
-
-    with one_thread():
-        rounds = 0
-        while rounds < least or time.monotonic() < deadline:
-            ask(n, row)
-            if n > 1:
-                ask(1, alone)
-            rounds += 1
-        until = time.monotonic() + (ALONE_S if pair else 0.0)
-        while n > 1 and pair and Savings.of(row, alone).unclear and time.monotonic() < until:
-            for _ in range(ROUNDS):
-                ask(1, alone)
-    audit.run()
-    with one_thread():
-        for _ in range(FORWARD_ROUNDS if contents.wrt and pair else 0):
-            ask(n, forward, backward=False)
-    return Measured(row, alone, forward)
-
-
-def _nothing(arms: Sequence[Arm]) -> Samples:
-    return {arm.name: [] for arm in arms}
-
-
-class _Table:
-    """One arm's input sets, and the blocks run on them."""
-
-    def __init__(self, contents: Contents, arm: Arm, runner: Conduct) -> None:
-        self.contents, self.arm, self.runner, self.judge = contents, arm, runner, runner.judge
-        self.stage = Stage(contents, self.judge.arena)
-        self.stage.fill(0)
-        if self.judge.device == "cpu":
-            # The runner's tensors are the arena's memory: what is changed there later is changed for them.
-            self._bring(self.stage.calls)
-
-    def _bring(self, calls: Sequence[dict[str, Any]]) -> None:
-        self.judge.ask("stage", timeout=CALL_TIMEOUT_S, calls=calls)
-
-    def block(self, sets: list[int], keep: int, seed: int, backward: bool = True) -> float:
-        """Seconds of one block: a call on each of `sets`, whose contents are new; call number `keep` is copied out."""
-        self.stage.change(sets, seed)
-        self.stage.poison()
-        if self.judge.device != "cpu":
-            self._bring([self.stage.calls[i] for i in sets])
-            sets = list(range(len(sets)))
-        with self.runner.turn():
-            started = time.perf_counter()
-            self.judge.ask(
-                "block",
-                timeout=CALL_TIMEOUT_S,
-                op=self.contents.asked.name,
-                impl=self.arm.impl,
-                mode=self.arm.mode,
-                sets=sets,
-                keep=keep,
-                backward=backward,
-            )
-            return time.perf_counter() - started
-
-    def warm_up(self, rng: random.Random) -> float:
-        """Run for a while; seconds a call. The first call, which may build, compile and tune, is kept apart."""
-
-        def some(n: int) -> float:
-            return self.block(
-                rng.sample(range(self.contents.sets()), n), rng.randrange(n), rng.getrandbits(48)
-            )
-
-        self.runner.first(some(1))
-        spent, calls, n = 0.0, 0, 1
-        while spent < WARM_UP_S:
-            spent += some(n)
-            calls += n
-            n = min(2 * n, self.contents.sets())
-        return spent / calls
-
-
 def _once_more(asked: Contract, arms: Sequence[Arm], runner: Conduct, rng: random.Random) -> None:
     """A drawn case, as the correctness gate asks them, through the entry that was timed. Raises Refused if it is wrong now."""
     arm = next(arm for arm in arms if arm.name == runner.name)
     contents = Contents(asked, asked.draw(rng), rng)
-    table = _Table(contents, arm, runner)
+    runner.judge.arena.reset()
+    table = Table(contents, arm, runner)
+    table.bring(table.stage.calls)
     audit = Audit(contents, {arm.name: table.stage}, runner.judge.device, rng)
     table.block([0], 0, rng.getrandbits(48))
     audit.see(0)
     audit.run()
 
 
-def _row(case: Case, found: Measured, ratio: float, low: float, high: float) -> dict[str, Any]:
+def _row(rounds: Rounds) -> dict[str, Any]:
+    found = rounds.found
+
     def ms(samples: Samples, name: str) -> float:
         return round(1e3 * statistics.median(samples[name]), 4)
 
     row: dict[str, Any] = {
-        "case": case.label(),
-        "ratio": round(ratio, 4),
-        "low": round(low, 4),
-        "high": round(high, 4),
+        "case": rounds.case.label(),
+        "calls": rounds.case.calls,
+        **_rounded(_mix([rounds]).ratio, *_bounds([rounds], CONFIDENCE)),
         "incumbent_ms": ms(found.row, "incumbent"),
         "candidate_ms": ms(found.row, "candidate"),
         "blocks": len(found.row["candidate"]),
@@ -402,22 +278,3 @@ def _possible(asked: Contract, case: Case, row: Samples, device: str) -> None:
                 f"a call of the {name} took {1e6 * min(seconds):.0f} us on {case.label()}, where moving its data once takes this "
                 f"machine at least {1e6 * floor:.0f} us: the work is not done in the call",
             )
-
-
-def _ratios(samples: Samples) -> Numbers:
-    return np.divide(samples["candidate"], samples["incumbent"])
-
-
-def _medians(x: Numbers, generator: np.random.Generator) -> Numbers:
-    """Medians of bootstrap resamples."""
-    found: Numbers = np.median(x[generator.integers(0, len(x), (BOOTSTRAP, len(x)))], axis=1)
-    return found
-
-
-def _interval(logs: Sequence[Numbers]) -> tuple[float, float, float]:
-    """Geometric mean over shapes of the median ratio, with its 95 % bootstrap interval over blocks."""
-    generator = np.random.default_rng(0)
-    centre = float(np.mean([np.median(x) for x in logs]))
-    draws = np.mean([_medians(x, generator) for x in logs], axis=0)
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return float(np.exp(centre)), float(np.exp(low)), float(np.exp(high))

@@ -24,7 +24,7 @@ from bench.curve import explained
 from bench.interval import Spread
 from bench.paired import Paired
 from bench.plan import MAX_PAIRS
-from bench.timing import Comparison
+from bench.speed import Comparison
 from bench.trial import TrialResult
 
 ALPHA = 0.01  # false keeps a proposal

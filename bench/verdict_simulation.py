@@ -20,7 +20,7 @@ from bench import interval, night
 from bench.interval import Spread
 from bench.noise import noise_of, unselected
 from bench.plan import BASELINES, ENOUGH_NOISE, MAX_PAIRS
-from bench.timing import Comparison
+from bench.speed import Comparison
 from bench.trial import TrialResult
 from bench.verdict import ALPHA, MARGIN, Verdict, decide
 

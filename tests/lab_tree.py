@@ -19,7 +19,7 @@ from bench.drift import drifted
 from bench.finding import Finding
 from bench.interval import Spread
 from bench.noise import noise_of, unselected
-from bench.timing import Comparison
+from bench.speed import Comparison
 from bench.trial import TrialResult
 from bench.verdict import Verdict, decide
 
@@ -87,6 +87,12 @@ def constant(tree: Path, path: str, name: str) -> float:
     return float(found[1])
 
 
+def compared(ratio: float, low: float, high: float) -> Comparison:
+    """What a comparison of one shape finds."""
+    bounds = {"ratio": ratio, "low": low, "high": high}
+    return Comparison(ratio, low, high, [{"case": "x[2]", "calls": 1, "blocks": 50, **bounds}], 0.1)
+
+
 @dataclass
 class Rules:
     """kRows = 4 is the fastest, kUnroll = 2 does not compile, LR = 0.02 is best; `calls` records what was asked."""
@@ -119,7 +125,7 @@ class Rules:
         if after < 0:
             raise Unfit("never")
         ratio = after / before
-        return Comparison(ratio, ratio * 0.98, ratio * 1.02, [{"blocks": 50}], 0.1)
+        return compared(ratio, ratio * 0.98, ratio * 1.02)
 
     def parity(self, incumbent: Path, candidate: Path) -> Finding:
         self.calls.append("parity")

@@ -18,7 +18,7 @@ from agent.judging import Progress, Unfit
 from agent.lab import Lab
 from agent.records import LOST, REFUSE, Past, Settings
 from bench.finding import Finding
-from bench.timing import Comparison
+from bench.speed import Comparison
 from bench.trial import TrialResult
 
 RECORDING = Path(__file__).parent / "nights" / "scale.jsonl"

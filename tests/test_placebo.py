@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab_tree import Rules, Transcript, make, write
+from lab_tree import Rules, Transcript, compared, make, write
 
 from agent import campaign, gates, null_cpp, null_python, scope, standard
 from agent.judging import Progress
@@ -17,7 +17,7 @@ from agent.lab import Lab
 from agent.ledger import Ledger
 from agent.proposers import placebo
 from agent.records import DROP, KEEP, Change, Settings
-from bench.timing import Comparison
+from bench.speed import Comparison
 from bench.trial import TrialResult
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -201,7 +201,7 @@ class Flattering(Noisy):
         self.ratio = ratio
 
     def compare(self, op: str, incumbent: Path, candidate: Path) -> Comparison:
-        return Comparison(self.ratio, self.ratio - 0.01, self.ratio + 0.01, [{"blocks": 9}], 0.1)
+        return compared(self.ratio, self.ratio - 0.01, self.ratio + 0.01)
 
 
 @pytest.mark.parametrize(

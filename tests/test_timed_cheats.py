@@ -29,8 +29,10 @@ from bench.conduct import Conduct, no_memory_hog
 from bench.contracts import Case, Input, contract
 from bench.judge import Arena, Refused
 from bench.sandbox import processes
+from bench.savings import Savings
+from bench.speed import Comparison
 from bench.staging import PAGE, Contents, Stage
-from bench.timing import Comparison, Savings, compare
+from bench.timing import compare
 
 pytestmark = pytest.mark.alone
 

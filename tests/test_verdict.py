@@ -9,7 +9,7 @@ import pytest
 from bench.interval import Spread
 from bench.noise import UNKNOWN
 from bench.plan import MAX_PAIRS
-from bench.timing import Comparison
+from bench.speed import Comparison
 from bench.trial import TrialResult
 from bench.verdict import ALPHA, FUTILE, SPEND, Verdict, decide
 

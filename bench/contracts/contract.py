@@ -104,6 +104,8 @@ class Case:
     forward_only: bool = (
         False  # where the exact gradient is zero by cancellation and any float gradient is noise
     )
+    # Of a trial's case: how often a step of the model makes this call, in whatever dtype this machine trains in; its weight in the mix.
+    calls: int = 1
 
     def label(self) -> str:
         tensors = " ".join(

@@ -26,7 +26,7 @@ class Blocks:
         """The results of call number `keep` of the block are copied into the judge's buffers, at once."""
         function = self.calls.function(request["op"], request["impl"], request["mode"])
         keep, backward = request["keep"], request["backward"]
-        with torch.set_grad_enabled(bool(self.staged[0][0]["wrt"])):
+        with torch.set_grad_enabled(bool(self.staged[request["sets"][0]][0]["wrt"])):
             for i, number in enumerate(request["sets"]):
                 call, arguments, upstream = self.staged[number]
                 if backward:

@@ -1,0 +1,242 @@
+"""Rounds of one case: a block of calls of each arm in random order, all on the same fresh contents, audited as they come.
+
+A block's time is the judge's wall clock less the time in which the runner was ready to run and another process had its core, but never less
+than its processor time over its threads. Where nothing else runs that is the wall clock; beside a process that loads one of two
+cores, ratios of equal kernels scatter by 9 to 16 % a block in place of 25 to 45 %. Sleeping counts, and so does work of other threads.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.audit import Audit
+from bench.conduct import Conduct
+from bench.contracts import Case, Contract
+from bench.savings import Savings
+from bench.staging import Contents, Stage
+
+BLOCK_S = 0.005  # of calls; the request itself takes 0.1 ms
+LONGEST_BLOCK_S = 0.040  # of the slower arm
+WARM_UP_S = 0.2
+CALL_TIMEOUT_S = 120.0
+ALONE_EVERY = 4  # rounds
+ALONE_ROUNDS = 25  # where a saving is claimed, at least
+ALONE_S = 4.0  # asked on for so long where noise leaves it open
+FORWARD_ROUNDS = 5
+
+Samples = dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing to time: an implementation (None: the tree's default) of an op in a tree, `mode` eager or inductor."""
+
+    name: str
+    tree: Path
+    impl: str | None = None
+    mode: str = "eager"
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Of one block: seconds by the judge's clock, of the processors, and what is compared (see above)."""
+
+    wall: float
+    thread: float
+    own: float
+
+
+@dataclass
+class Measured:
+    """Seconds a call, by arm and block: `row` in blocks of many calls (its clocks beside it: `wall`, `thread`), `alone` in blocks of one,
+    `forward` without backward."""
+
+    row: Samples
+    wall: Samples
+    thread: Samples
+    alone: Samples
+    forward: Samples
+
+    @classmethod
+    def nothing(cls, arms: Sequence[Arm]) -> Measured:
+        return cls(*(_nothing(arms) for _ in range(5)))
+
+    def rounds(self) -> int:
+        return min(map(len, self.row.values()), default=0)
+
+    def savings(self) -> Savings:
+        return Savings.of(self.row, self.alone)
+
+
+def _nothing(arms: Sequence[Arm]) -> Samples:
+    return {arm.name: [] for arm in arms}
+
+
+class Table:
+    """One arm's input sets of one case, and the blocks run on them. `first`: how many sets of other cases lie before them."""
+
+    def __init__(self, contents: Contents, arm: Arm, runner: Conduct, first: int = 0) -> None:
+        self.contents, self.arm, self.runner, self.judge = contents, arm, runner, runner.judge
+        self.first = first
+        self.threads = torch.get_num_threads()  # as many as a runner has
+        self.stage = Stage(contents, self.judge.arena)
+        self.stage.fill(0)
+
+    def bring(self, calls: Sequence[dict[str, Any]]) -> None:
+        self.judge.ask("stage", timeout=CALL_TIMEOUT_S, calls=calls)
+
+    def block(self, sets: list[int], keep: int, seed: int, backward: bool = True) -> Spent:
+        """A call on each of `sets`, whose contents are new; call number `keep` is copied out."""
+        self.stage.change(sets, seed)
+        self.stage.poison()
+        if self.judge.device == "cpu":
+            # The runner's tensors are the arena's memory: what is changed there is changed for them.
+            sets = [self.first + i for i in sets]
+        else:
+            self.bring([self.stage.calls[i] for i in sets])
+            sets = list(range(len(sets)))
+        with self.runner.turn():
+            thread, waited = self.runner.clocks()
+            started = time.perf_counter()
+            self.judge.ask(
+                "block",
+                timeout=CALL_TIMEOUT_S,
+                op=self.contents.asked.name,
+                impl=self.arm.impl,
+                mode=self.arm.mode,
+                sets=sets,
+                keep=keep,
+                backward=backward,
+            )
+            wall = time.perf_counter() - started
+            thread_now, waited_now = self.runner.clocks()
+        thread, waited = thread_now - thread, waited_now - waited
+        return Spent(wall, thread, max(wall - waited, thread / self.threads))
+
+    def answer_first(self, seed: int) -> None:
+        """The first call, which may build, compile and tune."""
+        self.runner.first(self.block([0], 0, seed).wall)
+
+    def warm_up(self, rng: random.Random) -> float:
+        """Run for a while, in longer and longer blocks; seconds a call in the best of them."""
+        spent, best, n = 0.0, math.inf, 1
+        while spent < WARM_UP_S:
+            sets = rng.sample(range(self.contents.sets()), n)
+            seconds = self.block(sets, rng.randrange(n), rng.getrandbits(48)).own
+            spent, best = spent + seconds, min(best, seconds / n)
+            n = min(2 * n, self.contents.sets())
+        return best
+
+
+class Rounds:
+    """One case of a measurement: `begin`, as many `round`s as wanted, `finish`. All three raise Refused for a wrong answer.
+
+    The first arm is what the answers of the others are held against.
+    """
+
+    def __init__(
+        self,
+        asked: Contract,
+        case: Case,
+        arms: Sequence[Arm],
+        runners: Sequence[Conduct],
+        rng: random.Random,
+        *,
+        first: int = 0,
+        share: int = 1,
+    ) -> None:
+        self.case, self.rng = case, rng
+        self.contents = Contents(asked, case, rng, share=share)
+        self.tables = [
+            Table(self.contents, arm, runner, first)
+            for arm, runner in zip(arms, runners, strict=True)
+        ]
+        stages = {table.arm.name: table.stage for table in self.tables}
+        self.audit = Audit(self.contents, stages, runners[0].judge.device, rng)
+        self.found = Measured.nothing(arms)
+        self.calls = 1
+
+    def begin(self) -> None:
+        """Warm up, and settle how many calls a block has: in all arms as many, so that the request and the copied call weigh alike."""
+        seeds = [self.rng.getrandbits(48) for _ in self.tables]
+        with (
+            ThreadPoolExecutor() as pool
+        ):  # 1.5 s an arm, most of it imports; `map` raises what one raised
+            list(pool.map(Table.answer_first, self.tables, seeds))
+        speeds = [table.warm_up(self.rng) for table in self.tables]
+        seed = self.rng.getrandbits(48)
+        for table in self.tables:
+            table.stage.fill(seed)
+        n = round(min(BLOCK_S / min(speeds), LONGEST_BLOCK_S / max(speeds)))
+        self.calls = max(1, min(n, self.contents.sets()))
+
+    def round(self) -> None:
+        found = self.found
+        for name, spent in self._ask(self.calls).items():
+            found.row[name].append(spent.own / self.calls)
+            found.wall[name].append(spent.wall / self.calls)
+            found.thread[name].append(spent.thread / self.calls)
+        if self.calls > 1 and found.rounds() % ALONE_EVERY == 1:
+            self._alone()
+
+    def finish(self, *, pair: bool) -> None:
+        """`pair`: an incumbent and a candidate are among the arms, of which it is to be known what a call asked alone saves."""
+        until = time.monotonic() + ALONE_S
+        while self.calls > 1 and pair and self._open(time.monotonic() < until):
+            self._alone()
+        self.audit.run()
+        for _ in range(FORWARD_ROUNDS if self.contents.wrt and pair else 0):
+            for name, spent in self._ask(self.calls, backward=False).items():
+                self.found.forward[name].append(spent.own / self.calls)
+
+    def _open(self, time_left: bool) -> bool:
+        """Whether a claimed saving needs more calls that are asked alone."""
+        savings = self.found.savings()
+        few = len(self.found.alone["candidate"]) < ALONE_ROUNDS
+        return savings.claimed and (few or (savings.unclear and time_left))
+
+    def _alone(self) -> None:
+        for name, spent in self._ask(1).items():
+            self.found.alone[name].append(spent.own)
+
+    def _ask(self, calls: int, backward: bool = True) -> dict[str, Spent]:
+        """A block of each arm on the same contents, in random order."""
+        rng = self.rng
+        sets, keep = rng.sample(range(self.contents.sets()), calls), rng.randrange(calls)
+        seed = rng.getrandbits(48)
+        spent = {
+            table.arm.name: table.block(sets, keep, seed, backward)
+            for table in rng.sample(self.tables, len(self.tables))
+        }
+        if backward:
+            self.audit.see(sets[keep])
+        return spent
+
+
+def prepare(
+    asked: Contract,
+    cases: Sequence[Case],
+    arms: Sequence[Arm],
+    runners: Sequence[Conduct],
+    rng: random.Random,
+) -> list[Rounds]:
+    """The cases beside each other in the runners' memory, so that rounds of one may follow rounds of another."""
+    for runner in runners:
+        runner.judge.arena.reset()
+    prepared: list[Rounds] = []
+    for case in cases:
+        first = sum(rounds.contents.sets() for rounds in prepared)
+        prepared.append(Rounds(asked, case, arms, runners, rng, first=first, share=len(cases)))
+    if runners[0].judge.device == "cpu":
+        for tables in zip(*(rounds.tables for rounds in prepared), strict=True):
+            tables[0].bring([call for table in tables for call in table.stage.calls])
+    return prepared

@@ -1,0 +1,38 @@
+"""Precedence over whatever else a machine does, for processes that are being timed.
+
+Beside four busy processes on two cores a loop of 60 ms takes 130 to 160 ms of wall clock, whatever its nice value: where the kernel groups the
+processes of a session (autogroup, sched(7)) it shares the cores out between sessions first. With the highest precedence of both kinds it
+takes 60 to 72. A user needs CAP_SYS_NICE for that; without it the timer has only what it subtracts (bench/rounds.py).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+HIGHEST = -20
+
+
+def take(pids: Iterable[int]) -> bool:
+    """Put these processes, the threads that they have and those they will start before all others; False where this user may not.
+
+    A process that ended meanwhile is passed over.
+    """
+    try:
+        for pid in pids:
+            _take(Path("/proc") / str(pid))
+    except PermissionError:
+        return False
+    return True
+
+
+def _take(process: Path) -> None:
+    try:
+        for thread in os.listdir(process / "task"):
+            os.setpriority(os.PRIO_PROCESS, int(thread), HIGHEST)
+        group = process / "autogroup"
+        if group.exists():
+            group.write_text(str(HIGHEST))
+    except (FileNotFoundError, ProcessLookupError):
+        return

@@ -1,0 +1,62 @@
+"""What a comparison of speed concludes, and when one kernel is called faster than another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.clocks import Reading
+
+CONFIDENCE = 0.995  # of an interval: of equal kernels one in 200 is called faster or slower
+SHAPE_SHARE = (
+    0.05  # so much slower may no shape become that the model uses, for what the others win
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Candidate time / incumbent time in the trial's mix of calls: below one is faster. `low` and `high` bound it with CONFIDENCE, and are
+    further apart by half of what the incumbent differs from itself, where that is more than noise (`placebo`: that ratio, and its bounds).
+
+    shapes:         each shape's own ratio, times, and how often a step calls it, in the contract's order
+    arms:           of incumbent and candidate the seconds of import and first calls, the largest memory in MB, the processors that were busy with
+                    it while it was asked (less than one where other work took them), and 1 where it had precedence over other work
+    wall, thread:   the same ratio by the clock on the wall and by processor time alone
+    stopped:        why no further rounds were run
+    clocks:         a GPU's before and after
+    """
+
+    ratio: float
+    low: float
+    high: float
+    shapes: list[dict[str, Any]]
+    seconds: float
+    arms: dict[str, dict[str, float]] = field(default_factory=dict)
+    placebo: dict[str, float] = field(default_factory=dict)
+    wall: dict[str, float] = field(default_factory=dict)
+    thread: dict[str, float] = field(default_factory=dict)
+    stopped: str = ""
+    clocks: list[Reading] = field(default_factory=list)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of calls behind the ratio, over all shapes."""
+        return sum(int(shape["blocks"]) for shape in self.shapes)
+
+    @property
+    def faster(self) -> bool:
+        return self.high < 1.0 and not self.wall.get("low", 0.0) > 1.0
+
+    @property
+    def slower(self) -> bool:
+        return self.low > 1.0
+
+    @property
+    def unsteady(self) -> bool:
+        """Whether the incumbent was not as fast as itself."""
+        return bool(self.placebo) and not self.placebo["low"] <= 1.0 <= self.placebo["high"]
+
+    @property
+    def lagging(self) -> list[dict[str, Any]]:
+        """Shapes of the model that became slower by more than SHAPE_SHARE, beyond their interval."""
+        return [s for s in self.shapes if s["ratio"] > 1 + SHAPE_SHARE and s["low"] > 1.0]

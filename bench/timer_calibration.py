@@ -1,0 +1,207 @@
+"""How often the timer is wrong, and what it finds: `python -m bench.timer_calibration --comparisons 300 [--load]`.
+
+A third as many comparisons of a kernel with a difference that was planted, of 5 % and of 2 %, follow as there are of a kernel with itself. The
+planted kernels call their op so often within a call that one call more is the difference; which of the two arms has it is drawn. Each
+comparison is a line of results/timer.tsv at once: a run that was ended goes on where it was. results/timer.md is written from all lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import os
+import random
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from bench.builds import build
+from bench.contracts import ops
+from bench.judge import Refused
+from bench.speed import CONFIDENCE
+from bench.timing import LIMIT_S, compare
+
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = ROOT / "results" / "timer.tsv"
+REPORT = ROOT / "results" / "timer.md"
+COLUMNS = (
+    "kind op load others threads said expected ratio low high placebo_low placebo_high wall thread rounds seconds stopped"
+).split()
+PLANTED_OP = "rms_norm"
+# Passes of a call beside the one that gradients flow through, which costs about three with its backward: one more is 5 and 2 %.
+PASSES = {"aa": 0, "5%": 17, "2%": 47}
+WANTED = {"aa": "at most 1 %", "5%": "at least 95 %", "2%": "at least 60 %"}
+REPEATED = """
+
+_one_pass = {op}
+
+
+def {op}(*inputs, **named):
+    with torch.no_grad():
+        for _ in range({passes}):
+            _one_pass(*inputs, **named)
+    return _one_pass(*inputs, **named)
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.timer_calibration")
+    parser.add_argument("--comparisons", type=int, required=True, help="of equal kernels")
+    parser.add_argument("--load", action="store_true", help="beside a process that loads one core")
+    asked = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="lab-timer-") as folder, _load(asked.load):
+        trees = _trees(Path(folder))
+        while (kind := _next(asked.comparisons, asked.load)) is not None:
+            _append(_compared(kind, trees, asked.load))
+            REPORT.write_text(report(read()))
+
+
+def read() -> list[dict[str, str]]:
+    if not ROWS.is_file():
+        return []
+    with ROWS.open() as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+def report(rows: Sequence[dict[str, str]]) -> str:
+    """The Markdown of results/timer.md."""
+    lines = [
+        "# How often the timer is wrong, and what it finds",
+        "",
+        "Written by `python -m bench.timer_calibration --comparisons N [--load]` from timer.tsv, a line a comparison. Equal kernels: each op of this",
+        f"tree with itself in turn, on the trial's shapes; planted: {PLANTED_OP} with one pass more. An interval has a confidence of {CONFIDENCE:.1%},",
+        f"a comparison {LIMIT_S:.0f} s from the start of its runners. Load: the machine's average over a minute, this command's own share included.",
+        "",
+        "| kind | beside a load | threads | median load | comparisons | faster | slower | refused | found | wanted | median ratio | median s | longest s |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|",
+    ]
+    groups = sorted({(r["kind"], r["load"], r["threads"]) for r in rows})
+    for kind, load, threads in groups:
+        of = [r for r in rows if (r["kind"], r["load"], r["threads"]) == (kind, load, threads)]
+        said = [r["said"] for r in of]
+        hits = (
+            sum(s in ("faster", "slower") for s in said)
+            if kind == "aa"
+            else sum(r["said"] == r["expected"] for r in of)
+        )
+        counts = " | ".join(str(said.count(word)) for word in ("faster", "slower", "refused"))
+        others = statistics.median(float(r["others"]) for r in of)
+        ratios = [_size(r) for r in of if r["ratio"]]
+        seconds = [float(r["seconds"]) for r in of if r["seconds"]] or [0.0]
+        lines.append(
+            f"| {kind} | {load} | {threads} | {others:.1f} | {len(of)} | {counts} | {hits / len(of):.1%} | {WANTED[kind]} | "
+            f"{statistics.median(ratios or [1.0]):.4f} | {statistics.median(seconds):.1f} | {max(seconds):.1f} |"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _size(row: dict[str, str]) -> float:
+    """The ratio, as if the difference lay in the candidate."""
+    ratio = float(row["ratio"])
+    return 1 / ratio if row["expected"] == "faster" else ratio
+
+
+def _next(wanted: int, load: bool) -> str | None:
+    """The kind that is furthest behind; None when all are done."""
+    done = [r["kind"] for r in read() if r["load"] == _word(load)]
+    aims = {"aa": wanted, "5%": -(-wanted // 3), "2%": -(-wanted // 3)}
+    left = {kind: done.count(kind) / aim for kind, aim in aims.items() if done.count(kind) < aim}
+    return min(left, key=lambda kind: left[kind], default=None)
+
+
+def _compared(kind: str, trees: dict[str, Path], load: bool) -> dict[str, str]:
+    rng = random.Random()
+    op = rng.choice(ops()) if kind == "aa" else PLANTED_OP
+    expected = "" if kind == "aa" else rng.choice(("faster", "slower"))
+    arms = [trees["aa"], trees["aa"]]
+    if expected:
+        arms = [trees[f"{kind} less"], trees[f"{kind} more"]]
+    incumbent, candidate = arms[::-1] if expected == "faster" else arms
+    row = {
+        "kind": kind,
+        "op": op,
+        "load": _word(load),
+        "others": f"{os.getloadavg()[0]:.1f}",
+        "threads": str(torch.get_num_threads()),
+        "expected": expected,
+    }
+    try:
+        found = compare(op, incumbent, candidate)
+    except Refused as refused:
+        return row | {"said": "refused", "stopped": str(refused)[:200].replace("\n", " ")}
+    said = "faster" if found.faster else "slower" if found.slower else "no difference"
+    figures = {
+        "ratio": found.ratio,
+        "low": found.low,
+        "high": found.high,
+        "placebo_low": found.placebo["low"],
+        "placebo_high": found.placebo["high"],
+        "wall": found.wall["ratio"],
+        "thread": found.thread["ratio"],
+    }
+    return (
+        row
+        | {name: f"{x:.4f}" for name, x in figures.items()}
+        | {
+            "said": said,
+            "rounds": str(found.blocks),
+            "seconds": f"{found.seconds:.1f}",
+            "stopped": found.stopped,
+        }
+    )
+
+
+def _append(row: dict[str, str]) -> None:
+    new = not ROWS.is_file()
+    with ROWS.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def _trees(folder: Path) -> dict[str, Path]:
+    """The tree as it is, and with the planted kernel; built, so that no comparison waits for a compiler."""
+    trees = {"aa": ROOT}
+    for kind, passes in PASSES.items():
+        for name, more in (("less", 0), ("more", 1)) if passes else ():
+            tree = trees[f"{kind} {name}"] = folder / f"{kind[0]}-{name}"
+            for part in ("kernels", "csrc"):
+                ignored = shutil.ignore_patterns("build", "__pycache__")
+                shutil.copytree(ROOT / part, tree / part, ignore=ignored)
+            file = tree / "kernels" / f"{PLANTED_OP}.py"
+            planted = REPEATED.format(op=PLANTED_OP, passes=passes + more)
+            file.write_text(file.read_text() + planted)
+    for tree in trees.values():
+        built = build(tree, [f"csrc/{path.name}" for path in (tree / "csrc").glob("*.cpp")])
+        if not built.passed:
+            raise RuntimeError(f"{tree} does not build: {built.reason}")
+    return trees
+
+
+@contextlib.contextmanager
+def _load(wanted: bool) -> Iterator[None]:
+    """A process that loads one core."""
+    if not wanted:
+        yield
+        return
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        try:
+            yield
+        finally:
+            busy.kill()
+
+
+def _word(load: bool) -> str:
+    return "yes" if load else "no"
+
+
+if __name__ == "__main__":
+    main()

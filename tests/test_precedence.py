@@ -1,0 +1,45 @@
+"""Processes that are timed come before other work, where the user may say so."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.sandbox import precedence
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a session of its own, as a runner is."""
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as process:
+        yield process
+        process.kill()
+
+
+def test_a_process_comes_first_or_the_user_may_not_say_so(sleeper: subprocess.Popen[bytes]) -> None:
+    taken = precedence.take([sleeper.pid])
+    assert os.getpriority(os.PRIO_PROCESS, sleeper.pid) == (precedence.HIGHEST if taken else 0)
+    group = Path(f"/proc/{sleeper.pid}/autogroup")
+    if taken and group.exists():
+        assert group.read_text().split()[-1] == str(precedence.HIGHEST)
+
+
+def test_a_process_that_has_ended_is_passed_over(sleeper: subprocess.Popen[bytes]) -> None:
+    sleeper.kill()
+    sleeper.wait()
+    assert precedence.take([sleeper.pid])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_user_without_the_right_is_told_so_and_nothing_breaks() -> None:
+    child = os.fork()
+    if child == 0:
+        os.setuid(NOBODY)
+        os._exit(int(precedence.take([os.getpid()])))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -1,0 +1,148 @@
+"""What a comparison concludes from its rounds: the interval, the mix of shapes, the placebo, and what the gate makes of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent import gates
+from bench import timing
+from bench.contracts import contract, ops
+from bench.ratio import estimate, log_ratios
+from bench.speed import CONFIDENCE, Comparison
+from bench.timing import HOPE
+
+SHAPE = {"case": "x[2048, 192]", "calls": 6, "blocks": 60, "ratio": 1.0, "low": 0.98, "high": 1.02}
+FOUND = Comparison(
+    0.95, 0.93, 0.97, [SHAPE], 9.0, placebo={"ratio": 1.0, "low": 0.98, "high": 1.02}
+)
+
+
+def noise(rng: np.random.Generator, rounds: int, lasting: float) -> np.ndarray:
+    """Log ratios of equal kernels, each like the one before to the degree `lasting`, and now and then far off."""
+    fresh = rng.normal(0, 0.1, rounds) + 0.4 * rng.standard_normal(rounds) * (
+        rng.random(rounds) < 0.1
+    )
+    for i in range(1, rounds):
+        fresh[i] += lasting * fresh[i - 1]
+    return fresh
+
+
+@pytest.mark.parametrize("lasting", [0.0, 0.3])
+@pytest.mark.parametrize("rounds", [30, 120])
+def test_the_interval_of_equal_kernels_misses_one_as_seldom_as_it_says(
+    rounds: int, lasting: float
+) -> None:
+    rng, missed, times = np.random.default_rng(1), 0, 300
+    for _ in range(times):
+        cases = [noise(rng, rounds, lasting) for _ in range(2)]
+        low, high = estimate(cases, [2.0, 1.0]).interval(0.95)
+        missed += not low <= 1.0 <= high
+    assert missed / times < 0.09
+
+
+def test_a_difference_of_five_percent_is_found_in_the_rounds_of_one_comparison() -> None:
+    rng = np.random.default_rng(2)
+    found = [
+        estimate([noise(rng, 120, 0.0) + np.log(1.05) for _ in range(2)], [1.0, 1.0])
+        for _ in range(100)
+    ]
+    assert sum(x.interval(CONFIDENCE)[0] > 1 for x in found) >= 90
+
+
+def test_a_shape_weighs_as_much_as_its_share_of_the_time() -> None:
+    rng = np.random.default_rng(3)
+    slower, faster = (np.log(r) + rng.normal(0, 1e-3, 64) for r in (1.10, 0.90))
+    assert estimate([slower, faster], [1.0, 1.0]).ratio == pytest.approx(1.0, abs=2e-3)
+    assert estimate([slower, faster], [3.0, 1.0]).ratio == pytest.approx(1.05, abs=2e-3)
+
+
+def test_a_round_is_held_against_both_runners_of_the_incumbent() -> None:
+    samples = {"incumbent": [1.0, 4.0], "placebo": [4.0, 4.0], "candidate": [2.0, 2.0]}
+    ratios = np.exp(log_ratios(samples, "candidate", ("incumbent", "placebo")))
+    assert ratios.tolist() == pytest.approx([1.0, 0.5])
+
+
+def test_hope_is_small_for_equal_kernels_and_large_for_a_difference_that_is_nearly_shown() -> None:
+    rng = np.random.default_rng(4)
+    equal = rng.normal(0, 0.1, 100)
+    equal -= equal.mean()
+    assert estimate([equal], [1.0]).chance(CONFIDENCE, 2 / 3) < HOPE
+    assert estimate([equal - 0.04], [1.0]).chance(CONFIDENCE, 1 / 3) > 0.8
+    assert estimate([equal + 0.04], [1.0]).chance(CONFIDENCE, 1 / 3) > 0.8
+
+
+def blocks(incumbent: float, placebo: float, candidate: float) -> list[Any]:
+    """Sixty rounds of one case, as a comparison holds them; seconds a call of each arm."""
+    rng = np.random.default_rng(5)
+    means = {"incumbent": incumbent, "placebo": placebo, "candidate": candidate}
+    row = {name: list(mean * np.exp(rng.normal(0, 0.02, 60))) for name, mean in means.items()}
+    return [SimpleNamespace(case=SimpleNamespace(calls=1), found=SimpleNamespace(row=row))]
+
+
+def test_where_the_incumbents_two_runners_differ_a_difference_of_that_size_is_none() -> None:
+    low, high = timing._bounds(blocks(1.00, 1.00, 0.97), CONFIDENCE)
+    assert high < 1.0
+    assert high / low < 1.05
+    low, high = timing._bounds(blocks(1.02, 0.94, 0.95), CONFIDENCE)
+    assert low < 1.0 < high
+    assert timing._bounds(blocks(1.02, 0.94, 0.80), CONFIDENCE)[1] < 0.9
+
+
+def test_a_gain_that_the_clock_on_the_wall_denies_is_none() -> None:
+    assert not replace(FOUND, wall={"ratio": 1.1, "low": 1.02, "high": 1.2}).faster
+
+
+def microbench(found: Comparison) -> tuple[bool, str]:
+    judge = SimpleNamespace(compare=lambda *_: found, ops=lambda: ["rms_norm"])
+    context = gates.Context(judge, ops=["rms_norm"])
+    tree = Path(__file__).parent
+    change = gates.Change("kernels/rms_norm.py", "100644", "100644", b"", b"x = 1")
+    finding = gates.microbench(gates.Candidate("kernels", tree, tree, (change,), ""), context)
+    return finding.passed, finding.reason
+
+
+def test_the_gate_passes_a_gain_in_the_mix() -> None:
+    assert microbench(FOUND)[0]
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        (replace(FOUND, low=0.90, high=1.01), "not faster"),
+        (replace(FOUND, ratio=1.05, low=1.02, high=1.08), "slower"),
+        (
+            replace(FOUND, shapes=[SHAPE, SHAPE | {"ratio": 1.08, "low": 1.03, "high": 1.13}]),
+            "slower on a shape that the model uses",
+        ),
+    ],
+)
+def test_the_gate_refuses(found: Comparison, said: str) -> None:
+    passed, reason = microbench(found)
+    assert not passed
+    assert reason.startswith(said)
+
+
+def test_a_shape_may_become_a_little_slower_for_what_the_others_win() -> None:
+    assert microbench(replace(FOUND, shapes=[SHAPE | {"ratio": 1.04, "low": 1.01, "high": 1.07}]))[
+        0
+    ]
+
+
+def test_calls_are_those_of_a_step_of_the_model() -> None:
+    """What bench/profile.py counts in a real step is what the architecture says: an attention a layer, an added norm a layer."""
+    from model.gpt import configure
+
+    for device, length in (("cpu", 512), ("cuda", 2048)):
+        config = configure(device, 8192, length)
+        windows = config.windows
+        for case in contract("attention").trial[device]:
+            assert case.calls == windows.count(case.scalars["window"])
+        added = sum(case.calls for case in contract("add_rms_norm").trial[device])
+        assert added == config.depth
+    assert all(any(c.calls for c in contract(op).trial[d]) for op in ops() for d in ("cpu", "cuda"))
