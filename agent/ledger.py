@@ -93,7 +93,7 @@ class Ledger:
         found = [run for run in runs if name is None or run.id == name]
         if not found:
             names = ", ".join(run.id for run in runs) or "none yet"
-            raise LedgerError(f"no run {name or ''} in {self.path}; runs: {names}")
+            raise LedgerError(f"no run{f' {name}' if name else ''} in {self.path}; runs: {names}")
         return found[-1]
 
     # ---- experiments

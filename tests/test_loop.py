@@ -67,6 +67,7 @@ def test_a_run_keeps_the_fastest_setting_on_its_branch_and_leaves_the_checkout(l
     assert f"run {run.id} ended: 7 experiments are done" in summary
     assert "confirmed: scale takes 0.500x [0.490, 0.510] the time of the start" in summary
     assert "tokens/s 1,000 -> 4,000: 4.000x [4.000, 4.000]" in summary
+    assert "whole night" not in summary  # a kernel claims time, for which there are no e-values
     assert f"git merge lab/{run.id}" in summary
     assert "ledger.sqlite" in summary
 
