@@ -14,8 +14,6 @@ from bench.judge import Refused
 from bench.parity import probe
 from bench.timing import compare
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).resolve().parent.parent
 NORM = '''"""RMSNorm that makes `repeats` passes; from call `honest_calls` on it returns its input."""
 import torch
@@ -52,6 +50,7 @@ def tree(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.mark.alone
 def test_eight_times_the_work_is_judged_slower(tree: Callable[..., Path]) -> None:
     once = tree("once", kernels__rms_norm=NORM.format(repeats=1, honest_calls=10**9))
     eight = tree("eight", kernels__rms_norm=NORM.format(repeats=8, honest_calls=10**9))
@@ -61,6 +60,7 @@ def test_eight_times_the_work_is_judged_slower(tree: Callable[..., Path]) -> Non
     assert compare("rms_norm", eight, once, limit_s=4.0).ratio < 0.9
 
 
+@pytest.mark.alone
 def test_the_interval_of_equal_files_holds_one(tree: Callable[..., Path]) -> None:
     a = tree("a", kernels__rms_norm=NORM.format(repeats=1, honest_calls=10**9))
     b = tree("b", kernels__rms_norm=NORM.format(repeats=1, honest_calls=10**9))
@@ -69,6 +69,7 @@ def test_the_interval_of_equal_files_holds_one(tree: Callable[..., Path]) -> Non
     assert found.high > 0.95, found
 
 
+@pytest.mark.alone
 def test_a_kernel_that_is_right_only_while_it_is_checked_is_refused(
     tree: Callable[..., Path],
 ) -> None:
