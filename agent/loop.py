@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from agent import gains, gates, standard, surface
 from agent.contest import Contest
+from agent.guard import LoopError
 from agent.pipeline import Ahead
-from agent.preparing import BaseMoved, LoopError, Prepared, Preparing, gate_by_gate
+from agent.preparing import BaseMoved, Prepared, Preparing, gate_by_gate
 from agent.proposers import Proposer
 from agent.records import DROP, KEEP, REFUSE, Outcome, Run
 from agent.site import Site

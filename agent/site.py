@@ -12,12 +12,12 @@ from types import FrameType
 
 from agent import integrity, trials
 from agent.champion import Champion
+from agent.guard import Guard
 from agent.hours import Hours
 from agent.judging import Judging
 from agent.lab import Lab
 from agent.ledger import Ledger
 from agent.machine import Machine
-from agent.preparing import Guard
 from agent.proposers import Workshop
 from agent.records import Run, TrialKey
 from agent.screen import Screen

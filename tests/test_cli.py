@@ -14,8 +14,9 @@ import pytest
 from lab_tree import CPP, PY, Rules, Transcript, git, make, write
 
 from agent import campaign, gate_command, trial_command
-from agent.__main__ import main, parser
+from agent.__main__ import main
 from agent.lab import Lab, Unusable
+from agent.options import parser
 from agent.records import Settings
 from agent.screen import Live, Plain, describe, duration
 from bench.trial import TrialResult

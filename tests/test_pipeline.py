@@ -14,11 +14,11 @@ from lab_tree import CPP, MODEL, Rules, Transcript, git, make
 
 from agent import campaign, merging, proposers
 from agent.git import Repository
+from agent.guard import LoopError
 from agent.judging import Progress
 from agent.lab import Lab
 from agent.machine import CORES, DEVICE, NOTHING, Machine
 from agent.pipeline import Ahead
-from agent.preparing import LoopError
 from agent.proposers import Context, NoProposal, Stopped
 from agent.records import CRASH, DROP, KEEP, LOST, READY, REFUSE, GateResult, Proposal, Settings
 from agent.spending import BudgetSpent

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from agent import surface
-from agent.__main__ import parser
+from agent.options import parser
 from agent.research.prompt import MAX_AGENDA
 
 PROGRAM = (Path(__file__).resolve().parent.parent / "program.md").read_text()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.__main__ import parser
+from agent.options import parser
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()

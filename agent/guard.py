@@ -1,0 +1,93 @@
+"""No experiment stays open and no fault passes for a result, however the judging of one ends."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from agent import integrity
+from agent.ledger import Ledger
+from agent.proposers import Stopped
+from agent.records import CRASH, LOST, Outcome
+
+MAX_FAILURES = 3  # of the judge, or of a proposer, in a row, after which the run ends
+
+
+class LoopError(RuntimeError):
+    """The loop cannot go on: its start does not train, or the judge is broken."""
+
+
+@dataclass
+class Watched:
+    """An experiment in work: what it comes to, and the commit that it has come to by then."""
+
+    ledger: Ledger
+    number: int
+    commit: str = ""
+    outcome: Outcome = field(default_factory=lambda: Outcome(CRASH, "it was never judged"))
+
+    def close(self, device_seconds: float = 0.0) -> Outcome:
+        """Write the outcome; a keep moves the run's incumbent."""
+        outcome = replace(self.outcome, device_seconds=device_seconds)
+        self.ledger.close_experiment(
+            self.number, outcome, self.commit if outcome.status == "keep" else None
+        )
+        return outcome
+
+
+class Guard:
+    """Watches over the experiments of one run."""
+
+    def __init__(self, ledger: Ledger, folder: Path, seal: integrity.Seal | None) -> None:
+        self._ledger, self._folder, self._seal = ledger, folder, seal
+        self._failures = 0
+
+    @contextmanager
+    def watch(self, number: int) -> Iterator[Watched]:
+        """Judge the experiment inside; a candidate that trips the judge must not end the night, nor pass."""
+        watched = Watched(self._ledger, number)
+        try:
+            yield watched
+            self._failures = 0
+        except (LoopError, Stopped) as ended:
+            self._ledger.close_experiment(number, Outcome(LOST, str(ended) or "the run ended"))
+            raise
+        except KeyboardInterrupt:
+            self._ledger.close_experiment(number, Outcome(LOST, "stopped by Ctrl-C"))
+            raise
+        except (
+            Exception
+        ) as error:  # the boundary of an experiment: it is the candidate's, until it repeats
+            watched.outcome = self._failed(number, error)
+
+    def verify(self) -> None:
+        """Raises LoopError if the judge's files have changed since the run was opened."""
+        try:
+            if self._seal is not None:
+                integrity.verify(self._seal)
+        except integrity.Tampered as tampered:
+            raise LoopError(f"{tampered}; nothing is lost: python -m agent --resume") from None
+
+    def keep(self, name: str, error: Exception) -> Path:
+        """The log that now holds the traceback of an error."""
+        log = self._folder / f"error-{name.replace(' ', '-')}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(traceback.format_exception(error)))
+        return log
+
+    def _failed(self, number: int, error: Exception) -> Outcome:
+        """What to record; a judge that fails again and again is itself broken, and the run ends."""
+        self._failures += 1
+        log = self.keep(str(number), error)
+        outcome = Outcome(
+            CRASH, f"the judge could not finish: {type(error).__name__}: {error}; see {log}"
+        )
+        if self._failures >= MAX_FAILURES:
+            self._ledger.close_experiment(number, outcome)
+            raise LoopError(
+                f"the judge failed {self._failures} times in a row: {outcome.reason}"
+            ) from error
+        return outcome
