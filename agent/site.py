@@ -69,6 +69,7 @@ def at_work(lab: Lab, run: Run, shop: Workshop) -> Iterator[Site]:
     try:
         yield Site(shop, workspace, measured, hours, guard, champion)
     finally:
+        hours.tick()
         shop.stop.set()
         workspace.close()
 
