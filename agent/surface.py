@@ -57,11 +57,11 @@ def touched_ops(paths: Iterable[str], tree: Path, ops: Iterable[str]) -> list[st
     touched = {Path(path).stem for path in paths if is_kernel(path)}
     if any(path in FROZEN for path in paths):
         return sorted(ops)
-    uses = {op: _uses(op, tree) for op in ops}
+    uses = {op: uses_of(op, tree) for op in ops}
     return sorted(op for op, names in uses.items() if touched & names)
 
 
-def _uses(op: str, tree: Path) -> set[str]:
+def uses_of(op: str, tree: Path) -> set[str]:
     """Stems of the files that an op is made of, itself included, followed through imports and includes."""
     found: set[str] = set()
     open_ends = {op}

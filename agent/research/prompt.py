@@ -176,10 +176,12 @@ def _contracts(context: Context) -> Iterator[tuple[str, str]]:
 def _sources(context: Context) -> dict[str, str]:
     """The editable files of the incumbent, and the headers that they include, by path."""
     found = {}
+    used = None if context.op is None else surface.uses_of(context.op, context.incumbent)
     for folder in surface.FOLDERS:
         for file in sorted((context.incumbent / folder).glob("*")):
             path = f"{folder}/{file.name}"
-            header = path.endswith(".h") and context.target != "model"
+            included = used is None or file.stem in used
+            header = path.endswith(".h") and context.target != "model" and included
             if file.is_file() and (header or surface.editable(path, context.target, context.op)):
                 found[path] = file.read_text(errors="replace")
     return found
