@@ -29,10 +29,16 @@ SECONDS = 60.0  # what the model is told; the run ends after STEPS
 CALLS = 2  # of each op
 # How much of each dimension is kept, so that the file stays below 700 kB.
 PIECES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
-    "rms_norm": {"x": (1, 48, 6, 192)},
+    "rms_norm": {"x": (1, 48, 192)},
     "add_rms_norm": {"x": (1, 48, 192), "residual": (1, 48, 192)},
     "attention": {"q": (1, 2, 100, 64), "k": (1, 2, 100, 64), "v": (1, 2, 100, 64)},
     "newton_schulz": {"G": (1, 64, 192)},
+    "qk_norm_rope": {
+        "q": (1, 24, 3, 64),
+        "k": (1, 24, 3, 64),
+        "cos": (24, 32),
+        "sin": (24, 32),
+    },
     "linear_cross_entropy": {"h": (1, 64, 192), "W": (256, 192), "targets": (1, 64)},
 }
 

@@ -30,6 +30,7 @@ from kernels.add_rms_norm import add_rms_norm
 from kernels.attention import attention
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.newton_schulz import newton_schulz
+from kernels.qk_norm_rope import qk_norm_rope
 from kernels.rms_norm import rms_norm
 
 OPS = {
@@ -37,6 +38,7 @@ OPS = {
     "attention": attention,
     "linear_cross_entropy": linear_cross_entropy,
     "newton_schulz": newton_schulz,
+    "qk_norm_rope": qk_norm_rope,
     "rms_norm": rms_norm,
 }
 
@@ -136,8 +138,8 @@ class GPT(nn.Module):
         self.smear_gate = nn.Parameter(empty(1, GATE_CHANNELS))
         self.resid_lambdas = nn.Parameter(empty(L))
         self.x0_lambdas = nn.Parameter(empty(L))
-        self.register_buffer("cos", empty(config.sequence_length, 1, config.head_dim))
-        self.register_buffer("sin", empty(config.sequence_length, 1, config.head_dim))
+        self.register_buffer("cos", empty(config.sequence_length, config.head_dim // 2))
+        self.register_buffer("sin", empty(config.sequence_length, config.head_dim // 2))
         self.ops = SimpleNamespace(
             **{name: partial(op, impl=config.impl.get(name)) for name, op in OPS.items()}
         )
@@ -176,7 +178,7 @@ class GPT(nn.Module):
         """The normalised last state (B, T, D) in the config's dtype."""
         config, ops = self.config, self.ops
         T, dtype = tokens.shape[1], config.dtype
-        cos, sin = self.cos[:T].to(dtype), self.sin[:T].to(dtype)
+        cos, sin = self.cos[:T], self.sin[:T]
         qkvo, up, down = (bank.to(dtype).unbind() for bank in (self.qkvo, self.up, self.down))
         resid, skip = self.resid_lambdas.to(dtype).unbind(), self.x0_lambdas.to(dtype).unbind()
         gates = dict(zip(config.value_layers, self.value_gates.to(dtype).unbind(), strict=True))
@@ -201,9 +203,9 @@ class GPT(nn.Module):
         self, n: Tensor, qkvo: Tensor, value: tuple[Tensor, Tensor] | None, cos: Tensor, sin: Tensor, window: int | None
     ) -> Tensor:  # fmt: skip
         (B, T, D), H = n.shape, self.config.heads
-        qk, v = F.linear(n, qkvo[:3].view(3 * D, D)).split((2 * D, D), dim=-1)
-        q, k = _rotate(self.ops.rms_norm(qk.view(B, T, 2 * H, D // H)), cos, sin).chunk(2, dim=2)
-        v = v.view(B, T, H, D // H)
+        qkv = F.linear(n, qkvo[:3].view(3 * D, D)).split(D, dim=-1)
+        q, k, v = (x.view(B, T, H, D // H) for x in qkv)
+        q, k = self.ops.qk_norm_rope(q, k, cos, sin)
         if value is not None:
             gate, embedding = value
             v = torch.addcmul(v, gate, embedding.view(v.shape))
@@ -221,13 +223,7 @@ class GPT(nn.Module):
 
 
 def _rotary(T: int, D: int) -> tuple[Tensor, Tensor]:
-    """cos and signed sin (T, 1, D), both times QK_SCALE: norm comes before rotation, so the scale costs nothing here."""
+    """cos and sin (T, D/2), both times QK_SCALE: norm comes before rotation, so the scale costs nothing here."""
     frequency = ROTARY_BASE ** (-torch.arange(0, D, 2, dtype=torch.float64) / D)
-    angle = torch.outer(torch.arange(T, dtype=torch.float64), frequency).unsqueeze(1)
-    cos, sin = QK_SCALE * angle.cos(), QK_SCALE * angle.sin()
-    return torch.cat((cos, cos), dim=-1).float(), torch.cat((-sin, sin), dim=-1).float()
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channel i of x (B, T, H, D) against channel i + D/2 by the angle of its position."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
+    angle = torch.outer(torch.arange(T, dtype=torch.float64), frequency)
+    return (QK_SCALE * angle.cos()).float(), (QK_SCALE * angle.sin()).float()

@@ -12,6 +12,7 @@ It runs in a child process (`python tests/naive.py OP TREE`) on one thread, as c
 from __future__ import annotations
 
 import importlib
+import inspect
 import math
 import os
 import re
@@ -79,6 +80,10 @@ def arguments(op: str) -> tuple[Any, ...]:
         return tuple(torch.randn(2, 4, 256, 64) for _ in range(3))
     if op == "newton_schulz":
         return (torch.randn(65536, 64),)
+    if op == "qk_norm_rope":
+        T, D = 8, 65536
+        angle = torch.outer(torch.arange(T), 10_000.0 ** (-torch.arange(0, D, 2) / D))
+        return torch.randn(1, T, 2, D), torch.randn(1, T, 2, D), angle.cos(), angle.sin()
     h, W = torch.randn(1024, 128), torch.randn(4096, 128) * 0.02
     return h, W, torch.randint(0, 4096, (1024,)), 15.0
 
@@ -89,12 +94,13 @@ def main(op: str, tree: str) -> None:
 
     torch.set_num_threads(1)
     candidate = getattr(importlib.import_module(f"kernels.{op}"), op)
-    reference = importlib.import_module(f"bench.contracts.{op}").reference
-    inputs = arguments(op)
+    contract = importlib.import_module(f"bench.contracts.{op}").CONTRACT
+    reference, inputs = contract.reference, arguments(op)
+    names = inspect.signature(reference).parameters
     learned = [
-        t.requires_grad_()
-        for t in inputs
-        if isinstance(t, torch.Tensor) and t.is_floating_point() and op != "newton_schulz"
+        value.requires_grad_()
+        for name, value in zip(names, inputs, strict=False)
+        if name in contract.differentiable
     ]
     plain, baseline = clock(reference, inputs, learned)
 
