@@ -1,4 +1,4 @@
-"""The architecture: a thin GPT in which every norm, attention and loss goes through `kernels`.
+"""The architecture: a thin GPT in which every norm, rotation, attention, MLP and loss goes through `kernels`.
 
     x  = x0 = norm(embed(token) + gate * embed(previous token))
     for each layer:
@@ -31,6 +31,7 @@ from kernels.attention import attention
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.newton_schulz import newton_schulz
 from kernels.qk_norm_rope import qk_norm_rope
+from kernels.relu2_mlp import relu2_mlp
 from kernels.rms_norm import rms_norm
 
 OPS = {
@@ -39,6 +40,7 @@ OPS = {
     "linear_cross_entropy": linear_cross_entropy,
     "newton_schulz": newton_schulz,
     "qk_norm_rope": qk_norm_rope,
+    "relu2_mlp": relu2_mlp,
     "rms_norm": rms_norm,
 }
 
@@ -196,7 +198,7 @@ class GPT(nn.Module):
                 gate = 2 * torch.sigmoid(F.linear(n[..., :GATE_CHANNELS], gates[i]))
                 value = gate.unsqueeze(-1), F.embedding(tokens, tables[i]).to(dtype)
             n, x = ops.add_rms_norm(self._attend(n, qkvo[i], value, cos, sin, window), x)
-            x = x + F.linear(F.relu(F.linear(n, up[i])).square(), down[i])
+            x = x + ops.relu2_mlp(n, up[i], down[i])
         return ops.rms_norm(x)
 
     def _attend(

@@ -84,6 +84,8 @@ def arguments(op: str) -> tuple[Any, ...]:
         T, D = 8, 65536
         angle = torch.outer(torch.arange(T), 10_000.0 ** (-torch.arange(0, D, 2) / D))
         return torch.randn(1, T, 2, D), torch.randn(1, T, 2, D), angle.cos(), angle.sin()
+    if op == "relu2_mlp":
+        return torch.randn(1024, 128), torch.randn(512, 128) * 0.05, torch.randn(128, 512) * 0.02
     h, W = torch.randn(1024, 128), torch.randn(4096, 128) * 0.02
     return h, W, torch.randint(0, 4096, (1024,)), 15.0
 
