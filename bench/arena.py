@@ -100,11 +100,12 @@ def place_call(
     *,
     upstream: str = "contiguous",
     through: Sequence[int] | None = None,
+    updates: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Lay out one call in the arena, nothing filled yet: room for results and gradients first, behind it what is lent.
 
     `upstream` is how its gradients lie (contiguous, transposed, or expanded from one value); they flow back from the results
-    numbered in `through`, by default from all.
+    numbered in `through`, by default from all. `updates` are the inputs that the call overwrites.
     """
     outputs = [arena.place(str(r.dtype)[6:], tuple(r.shape)) for r in results.values()]
     wrt = [name for name in wrt if name in case.inputs]
@@ -113,6 +114,7 @@ def place_call(
     shapes = [tuple(outputs[i]["shape"]) for i in flows]
     return {
         "inputs": {name: arena.place_input(i) for name, i in case.inputs.items()},
+        "updates": list(updates),
         "scalars": dict(case.scalars),
         "outputs": outputs,
         "wrt": wrt,

@@ -1,7 +1,7 @@
 """One op of one tree under examination: cases laid out in the arena, asked of the runner, compared with float64.
 
 The judge fills the arena with NaN before it lays out a call, so that rows lie between red zones; it poisons the room for results; and
-afterwards everything it lent must be bitwise as it was.
+afterwards everything it lent must be bitwise as it was, but for the arguments that the op is there to overwrite.
 """
 
 from __future__ import annotations
@@ -80,7 +80,10 @@ class Examination:
         arena.used += ALIGN * self.rng.randrange(64)
         before = arena.used
         shapes = result_shapes(self.contract, case)
-        call = place_call(arena, case, shapes, wrt, upstream=upstream, through=through)
+        updates = self.contract.updates
+        call = place_call(
+            arena, case, shapes, wrt, upstream=upstream, through=through, updates=updates
+        )
         lent = [*call["inputs"].values(), *call["upstream"]]
         start = min((where["offset"] for where in lent), default=before) // ALIGN * ALIGN
         laid = Laid(case, call, {}, [], (start, arena.used))
@@ -134,7 +137,7 @@ class Examination:
         hold: bool = False,
         threads: int | None = None,
     ) -> Tensors:
-        """Poison the room for results, let the runner answer, take the bytes, and check what was lent."""
+        """Poison the room for results, let the runner answer, take the bytes, check what was lent, and undo what was to be overwritten."""
         options = {"mode": mode, "dress": dress, "hold": hold, "threads": threads}
         return self.ask_all([laid], impl, do, **options)[0]
 
@@ -158,6 +161,8 @@ class Examination:
             what = do if do != "call" else mode
             raise Refused(refused.kind, f"{_named(impl)} {what}: {refused}") from None
         for each, lent in zip(laid, before, strict=True):
+            for name in self.contract.updates:
+                arena.view(each.call["inputs"][name]).copy_(each.inputs[name])
             if not torch.equal(arena.bytes(*each.lent), lent):
                 raise Refused("mutation", f"{_named(impl)}: {self._changed(each)}; work on a copy")
         return [
@@ -220,6 +225,8 @@ def result_shapes(contract: Contract, case: Case) -> Tensors:
         n: torch.empty(i.shape, dtype=getattr(torch, i.dtype), device="meta")
         for n, i in case.inputs.items()
     }
+    if contract.updates:
+        return {name: inputs[name] for name in contract.updates}
     results = contract.reference(**inputs, **case.scalars)
     results = results if isinstance(results, tuple) else (results,)
     dtypes: Mapping[str, str] = contract.result_dtypes

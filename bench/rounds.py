@@ -97,6 +97,7 @@ class Table:
     def block(self, sets: list[int], keep: int, seed: int, backward: bool = True) -> Spent:
         """A call on each of `sets`, whose contents are new; call number `keep` is copied out."""
         self.stage.change(sets, seed)
+        self.stage.remember(sets[keep])
         self.stage.poison()
         if self.judge.device == "cpu":
             # The runner's tensors are the arena's memory: what is changed there is changed for them.

@@ -5,7 +5,8 @@ bytes of every PAGE, somewhere else in the page each time, and one set is replac
 where drawing them afresh takes 400. With an eighth of the values changed a stale answer is wrong by half of its norm, beyond any
 tolerance, and no page, head or matrix of 4 KB is left as it was for a memo to find.
 
-Arms that are filled and changed from the same seeds have the same inputs: what one answers can be held against what the other answers.
+Arms that are filled and changed from the same seeds have the same inputs: what one answers can be held against what the other answers. So
+what a call overwrites is replaced whole, before every block.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class Contents:
         tensors = [*case.inputs.values(), *upstream]
         self.pools = [_pool(wanted, generator) for wanted in tensors]
         self.itemsizes = [getattr(torch, wanted.dtype).itemsize for wanted in tensors]
+        self.overwritten = [name in asked.updates for name in case.inputs] + [False] * len(upstream)
         self.set_bytes = sum(
             i.span() * size for i, size in zip(tensors, self.itemsizes, strict=True)
         )
@@ -74,13 +76,20 @@ class Stage:
     def __init__(self, contents: Contents, arena: Arena) -> None:
         self.contents, self.arena = contents, arena
         placed = [
-            place_call(arena, contents.case, contents.shapes, contents.wrt)
+            place_call(
+                arena,
+                contents.case,
+                contents.shapes,
+                contents.wrt,
+                updates=contents.asked.updates,
+            )
             for _ in range(contents.sets())
         ]
         shared = {name: placed[0][name] for name in ("outputs", "gradients")}
         self.calls: list[dict[str, Any]] = [{**call, **shared} for call in placed]
         self._lent = [_lent(call) for call in placed]
         self._memory = np.frombuffer(arena.memory, np.uint8)
+        self._before: dict[str, Tensor] = {}
 
     def fill(self, seed: int) -> None:
         """All sets anew."""
@@ -93,10 +102,17 @@ class Stage:
         """New contents for these sets, the same for the same seed."""
         rng = random.Random(seed)
         for i in sets:
-            for tensor, pool, itemsize in self._tensors(self.calls[i]):
-                _change(tensor, pool, itemsize, rng)
+            tensors = self._tensors(self.calls[i])
+            for each, overwritten in zip(tensors, self.contents.overwritten, strict=True):
+                (_renew if overwritten else _change)(*each, rng)
             self.arena.written(*self._lent[i])
         self._replace(self.calls[rng.choice(sets)], rng)
+
+    def remember(self, number: int) -> None:
+        """Copy what a call on this set will overwrite, for `inputs`."""
+        self._before = {}
+        views, _ = self.inputs(number)
+        self._before = {name: views[name].clone() for name in self.contents.asked.updates}
 
     def poison(self) -> None:
         """NaN where the results will lie."""
@@ -113,10 +129,11 @@ class Stage:
         }
 
     def inputs(self, number: int) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Views of the inputs of a set and of what comes from upstream."""
+        """Views of the inputs of a set and of what comes from upstream; what a call overwrites as it was when last remembered."""
         call = self.calls[number]
+        views = {name: self.arena.view(where) for name, where in call["inputs"].items()}
         return (
-            {name: self.arena.view(where) for name, where in call["inputs"].items()},
+            views | self._before,
             [self.arena.view(where) for where in call["upstream"]],
         )
 
@@ -134,15 +151,20 @@ class Stage:
         return found
 
     def _replace(self, call: Mapping[str, Any], rng: random.Random) -> None:
-        for tensor, pool, itemsize in self._tensors(call):
-            start = _start(pool, len(tensor), itemsize, rng)
-            tensor[:] = pool[start : start + len(tensor)]
+        for each in self._tensors(call):
+            _renew(*each, rng)
 
 
 def _lent(call: Mapping[str, Any]) -> tuple[int, int]:
     """The bytes of a set's inputs, which lie behind each other."""
     spans = [extent(where) for where in (*call["inputs"].values(), *call["upstream"])]
     return min(start for start, _ in spans), max(end for _, end in spans)
+
+
+def _renew(tensor: Bytes, pool: Bytes, itemsize: int, rng: random.Random) -> None:
+    """All bytes."""
+    start = _start(pool, len(tensor), itemsize, rng)
+    tensor[:] = pool[start : start + len(tensor)]
 
 
 def _change(tensor: Bytes, pool: Bytes, itemsize: int, rng: random.Random) -> None:

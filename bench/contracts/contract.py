@@ -36,6 +36,7 @@ class Input:
     scale: float = 1.0
     layout: str = "contiguous"
     below: int = 0  # for int64: values are drawn from [0, below)
+    positive: bool = False  # the magnitudes of the family's values: a running mean of squares
 
     def strides(self) -> tuple[int, ...]:
         order = list(range(len(self.shape)))
@@ -92,7 +93,7 @@ class Input:
             # matrices whose singular values fall evenly over three decades
             U, _, Vh = torch.linalg.svd(x, full_matrices=False)
             x = (U * torch.logspace(0, -3, U.shape[-1], dtype=torch.float64)) @ Vh
-        return x * self.scale
+        return (x.abs() if self.positive else x) * self.scale
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,9 @@ class Contract:
     trial: Mapping[str, tuple[Case, ...]]  # by device: the shapes of the trial, heaviest first
     least_bytes: Callable[[Case], int]  # forward, every tensor touched once
     flops: Callable[[Case], int]  # forward; backward is counted as twice this
+    # An op that overwrites arguments, as an optimizer does: its results are the arguments of these names as the call leaves them,
+    # and it returns None. The reference overwrites nothing and returns them.
+    in_place: bool = False
     # Dtypes of results where they are not the dtype of the first input.
     result_dtypes: Mapping[str, str] = field(default_factory=dict)
     # For a causal op: tensor name -> its dimension of time.
@@ -157,6 +161,11 @@ class Contract:
     judge: Callable[[Case, Mapping[str, Tensor], Tensor, Tensor], str] | None = None
     # Replaces the comparison of values where not the value but a property is asked: (case, float64 inputs, result, plain
     # result) -> "" or what is wrong.
+
+    @property
+    def updates(self) -> tuple[str, ...]:
+        """The arguments that a call overwrites."""
+        return self.results if self.in_place else ()
 
 
 def draw_size(rng: random.Random, largest: int) -> int:

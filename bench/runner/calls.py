@@ -9,8 +9,9 @@
     register    {op, impl, call}                        check the custom ops that one call runs, by torch's opcheck
     spoil       {op, impl, call}                        one call in which every C++ result is replaced by NaN
 
-A call is {"inputs": {name: where}, "scalars": {...}, "outputs": [where], "wrt": [names], "through": [result numbers],
-"upstream": [where], "gradients": [where]}; gradients flow back from the results in `through`.
+A call is {"inputs": {name: where}, "updates": [names], "scalars": {...}, "outputs": [where], "wrt": [names], "through": [result
+numbers], "upstream": [where], "gradients": [where]}; gradients flow back from the results in `through`. Where there are `updates`, the op
+overwrites these inputs, and they are its results.
 Dress of the inputs: lent (the judge's buffers, leaves of the graph), copy (a kernel's results of the runner's own, as a model passes
 them on), alias (a view of the leaf).
 Modes: eager, no_grad, inference, autocast, compile (aot_eager: finds graph breaks and missing fakes without paying for code) and inductor.
@@ -75,8 +76,14 @@ class Calls:
     def forward(
         self, function: Any, arguments: Mapping[str, Any], call: Mapping[str, Any]
     ) -> list[Tensor]:
+        # views from before the call: an argument that is given other memory instead has not been updated
+        updated = [arguments[name].detach() for name in call["updates"]]
         results = function(**arguments)
-        results = list(results) if isinstance(results, tuple) else [results]
+        if updated and results is not None:
+            raise Refusal(
+                f"expected None from an op that updates {', '.join(call['updates'])} in place, got {type(results).__name__}"
+            )
+        results = updated or (list(results) if isinstance(results, tuple) else [results])
         expected = len(call["outputs"])
         if len(results) != expected:
             raise Refusal(f"expected {expected} result(s), got {len(results)}")
@@ -138,8 +145,9 @@ class Calls:
         arguments, upstream = self.arguments(call, request["dress"]), self.upstream(call)
         with _mode(mode, self.lent.device.type, bool(call["wrt"])), _threads(request["threads"]):
             results, gradients = self.run(function, arguments, call, upstream)
-        inputs = [value for value in arguments.values() if isinstance(value, Tensor)]
-        _own_memory(results, [*inputs, *(t for held in self.held for t in held)])
+        if not call["updates"]:
+            inputs = [value for value in arguments.values() if isinstance(value, Tensor)]
+            _own_memory(results, [*inputs, *(t for held in self.held for t in held)])
         self.answer(call, results, gradients, exact=mode != "autocast")
         if request["hold"]:
             self.held.append([*results, *gradients])
