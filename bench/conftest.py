@@ -45,11 +45,14 @@ class Clock:
 
 
 def arms(op: str, device: str, measuring: bool) -> list[Arm]:
-    """The implementations that the device runs, plain torch first; torch.compile of it joins when measuring (it compiles for 10 s)."""
+    """The implementations that the device runs, plain torch first; torch.compile of it joins when measuring (it compiles for 10 s).
+
+    "fused" is a library's, of an op that has one.
+    """
     peers = [Arm("torch eager", ROOT, "torch")]
     if measuring:
         peers.append(Arm("torch.compile", ROOT, "torch", "inductor"))
-    ours = {"cpu": ("cpp",), "cuda": ("triton", "cuda")}[device]
+    ours = {"cpu": ("fused", "cpp"), "cuda": ("fused", "triton", "cuda")}[device]
     written = (ROOT / "kernels" / f"{op}.py").read_text()
     return peers + [Arm(name, ROOT, name) for name in ours if f'"{name}":' in written]
 

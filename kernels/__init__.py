@@ -14,11 +14,12 @@ What an op *means* (reference, shapes, tolerance, bound) is not here but in `ben
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 # Which implementation runs when the caller names none: the first that the op has.
 PREFERENCE: dict[str, tuple[str, ...]] = {
@@ -68,10 +69,29 @@ def choose(
     return impl
 
 
-def product_dtype(x: torch.Tensor) -> torch.dtype:
+def product_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which matrix products of x are formed: its own, or float32 where the processor is slow in it."""
     slow = x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and not CPU_MULTIPLIES_BF16)
     return torch.float32 if x.is_cpu and slow else x.dtype
+
+
+def overwrite(
+    op: Callable[..., None], kernel: Callable[..., None], written: Sequence[Tensor], *arguments: Any
+) -> None:
+    """Run a kernel that overwrites the tensors `written` and wants them contiguous; others are copied there and back.
+
+    torch.compile sees `op`, a custom op around the kernel. Called from Python the kernel comes without it: what torch looks at around
+    a custom op takes 40 us a call, and an optimizer makes a dozen calls a step.
+    """
+    dense = [t.contiguous() for t in written]
+    if torch.compiler.is_compiling():
+        op(*dense, *arguments)
+    else:
+        kernel(*dense, *arguments)
+        torch.autograd.graph.increment_version(dense)
+    for tensor, updated in zip(written, dense, strict=True):
+        if not tensor.is_contiguous():
+            tensor.copy_(updated)
 
 
 def ops() -> list[str]:

@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels import CPU_MULTIPLIES_BF16
+from kernels.adamw import adamw
 from kernels.add_rms_norm import add_rms_norm
 from kernels.attention import attention
 from kernels.linear_cross_entropy import linear_cross_entropy
@@ -35,6 +36,7 @@ from kernels.relu2_mlp import relu2_mlp
 from kernels.rms_norm import rms_norm
 
 OPS = {
+    "adamw": adamw,
     "add_rms_norm": add_rms_norm,
     "attention": attention,
     "linear_cross_entropy": linear_cross_entropy,

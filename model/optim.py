@@ -8,7 +8,7 @@ size, and cautious weight decay (arXiv 2510.12402) decays only the weights that 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -77,6 +77,29 @@ class _Bank:
         return _Bank(weight, torch.zeros_like(weight), size, axis, max(1.0, M / N) ** 0.5)
 
 
+@dataclass(frozen=True)
+class _Table:
+    """A weight that AdamW updates, with its two moments."""
+
+    weight: nn.Parameter
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    rate: float
+    decay: float
+    betas: tuple[float, float]
+
+    @staticmethod
+    def of(
+        weight: nn.Parameter,
+        rate: float,
+        *,
+        decay: float = 0.0,
+        betas: tuple[float, float] = ADAM_BETAS,
+    ) -> _Table:
+        moments = torch.zeros_like(weight), torch.zeros_like(weight)
+        return _Table(weight, *moments, rate, decay, betas)
+
+
 class MuonAdamW:
     """One step over all of a model's weights; rates and decay are scaled by the schedule that `train.py` keeps."""
 
@@ -84,28 +107,29 @@ class MuonAdamW:
         device = model.head.device.type
         self.rates = rates = RATES[device]
         self.banks = [_Bank.of(bank) for bank in (model.qkvo, model.up, model.down)]
-        self.adamw = torch.optim.AdamW(
-            [
-                _group([model.embed], rates.embed, weight_decay=0.001),
-                _group(list(model.value_embeds), rates.value, weight_decay=0.003),
-                _group([model.head], rates.head, weight_decay=0.01),
-                _group([model.value_gates, model.smear_gate], rates.gate),
-                _group([model.resid_lambdas], rates.lambdas * 0.01),
-                _group([model.x0_lambdas], rates.lambdas, betas=(0.96, 0.95)),
-            ],
-            eps=EPS,
-            fused=True,
-        )
+        self.tables = [
+            _Table.of(model.embed, rates.embed, decay=0.001),
+            *(_Table.of(table, rates.value, decay=0.003) for table in model.value_embeds),
+            _Table.of(model.head, rates.head, decay=0.01),
+            _Table.of(model.value_gates, rates.gate),
+            _Table.of(model.smear_gate, rates.gate),
+            _Table.of(model.resid_lambdas, rates.lambdas * 0.01),
+            _Table.of(model.x0_lambdas, rates.lambdas, betas=(0.96, 0.95)),
+        ]
         self.steps = 0
+        self._adamw = model.ops.adamw
         self._orthogonalize = model.ops.newton_schulz
         self._ns_dtype = model.config.dtype
         self._update = _compiled() if device == "cuda" else muon_update
 
+    @torch.no_grad()
     def step(self, rate: float, decay: float) -> None:
         """Update every weight from its gradient: learning rates times `rate`, Muon's weight decay times `decay`; clears gradients."""
-        for group in self.adamw.param_groups:
-            group["lr"] = group["base_lr"] * rate
-        self.adamw.step()
+        for table in self.tables:
+            beta1, beta2 = table.betas
+            self._adamw(table.weight, table.weight.grad, table.exp_avg, table.exp_avg_sq, lr=table.rate * rate, beta1=beta1,
+                        beta2=beta2, eps=EPS, weight_decay=table.decay, step=self.steps + 1)  # fmt: skip
+            table.weight.grad = None
         warm = min(self.steps / MOMENTUM_STEPS, 1.0)
         momentum = MOMENTUM_START + (MOMENTUM - MOMENTUM_START) * warm
         for bank in self.banks:
@@ -114,18 +138,7 @@ class MuonAdamW:
             self._update(bank.weight, bank.weight.grad, bank.momentum, bank.size, *scalars,
                          bank.axis, self._ns_dtype, self._orthogonalize)  # fmt: skip
             bank.weight.grad = None
-        self.adamw.zero_grad(set_to_none=True)
         self.steps += 1
-
-
-def _group(weights: Sequence[Tensor], lr: float, **options: object) -> dict[str, object]:
-    return {
-        "params": weights,
-        "lr": lr,
-        "base_lr": lr,
-        "betas": ADAM_BETAS,
-        "weight_decay": 0.0,
-    } | options
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ def test_embeddings_follow_torch_adamw() -> None:
         lr=lr,
         betas=ADAM_BETAS,
         eps=EPS,
-        weight_decay=mine.adamw.param_groups[0]["weight_decay"],
+        weight_decay=mine.tables[0].decay,
     )
     for step, rate in enumerate((1.0, 0.5, 0.25)):
         give_gradients(gpt, seed=step)
@@ -124,7 +124,7 @@ def test_every_weight_belongs_to_exactly_one_optimizer() -> None:
     gpt = model()
     optimizer = MuonAdamW(gpt)
     held = [id(bank.weight) for bank in optimizer.banks]
-    held += [id(weight) for group in optimizer.adamw.param_groups for weight in group["params"]]
+    held += [id(table.weight) for table in optimizer.tables]
     assert sorted(held) == sorted(id(weight) for weight in gpt.parameters())
 
 

@@ -43,6 +43,12 @@ GAIN = 1.2  # from the naive timer, at least
 NO_GAIN = 0.9  # of the plain version's time: what noise may show on a machine that does other work
 # Small enough for many calls a block, and for memory that malloc keeps: beyond 128 KB a process waits for pages in every call, or never.
 CASES = {
+    "adamw": Case(
+        {
+            **{name: Input((128, 192)) for name in ("param", "grad", "exp_avg")},
+            "exp_avg_sq": Input((128, 192), positive=True),
+        }
+    ),
     "attention": Case({name: Input((2, 3, 128, 64)) for name in "qkv"}),
     "linear_cross_entropy": Case(
         {

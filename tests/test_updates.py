@@ -1,0 +1,142 @@
+"""The ops that update weights in place, against float64, every implementation that runs here; Triton's kernels through the interpreter.
+
+Triton decides when it defines a kernel whether it will interpret it, so its cases run in a second pytest with TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import aot
+from kernels import INTERPRETED
+from kernels.adamw import adamw
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPILED = ("triton",) if INTERPRETED else ("cpp",)
+ADAMW = COMPILED if INTERPRETED else ("torch", "fused", "cpp")
+UNIT = {torch.float32: 1e-6, torch.bfloat16: 2**-8}  # of what is stored, relative
+OPTIONS = {"lr": 0.03, "beta1": 0.8, "beta2": 0.95, "eps": 1e-3, "weight_decay": 0.1}
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(got, want):
+    """Root mean square of the difference against that of `want`."""
+    assert got.shape == want.shape
+    error, size = ((t.double().square().mean().sqrt()) for t in (got - want, want))
+    assert error <= UNIT[got.dtype] * size, f"error {error:.2e} of {size:.2e}"
+
+
+def adam_state(*shape, dtype=torch.float32):
+    """param, grad, exp_avg, exp_avg_sq"""
+    param, grad, moment, square = (random(*shape, seed=s) for s in range(4))
+    return param, grad.to(dtype), moment.to(dtype), square.abs().to(dtype)
+
+
+@pytest.mark.parametrize("impl", ADAMW)
+@pytest.mark.parametrize("shape", [(1,), (17, 31), (3, 5, 40), (300, 120)], ids=str)
+def test_adamw_walks_with_torchs_own_in_float64(impl, shape):
+    param, moments = random(*shape), [torch.zeros(shape), torch.zeros(shape)]
+    exact = param.double().requires_grad_()
+    betas = OPTIONS["beta1"], OPTIONS["beta2"]
+    options = {name: OPTIONS[name] for name in ("lr", "eps", "weight_decay")}
+    theirs = torch.optim.AdamW([exact], betas=betas, **options)
+    for step in range(1, 5):
+        gradient = random(*shape, seed=step) * 10.0**-step
+        exact.grad = gradient.double()
+        theirs.step()
+        assert adamw(param, gradient, *moments, **OPTIONS, step=step, impl=impl) is None
+    assert_close(param, exact.detach())
+    for moment, name in zip(moments, ("exp_avg", "exp_avg_sq"), strict=True):
+        assert_close(moment, theirs.state[exact][name])
+
+
+@pytest.mark.parametrize("impl", ADAMW)
+def test_adamw_takes_its_step_before_bfloat16_moments_are_rounded(impl):
+    state = adam_state(40, 50, dtype=torch.bfloat16)
+    exact = [t.double() for t in state]
+    adamw(*state, **OPTIONS, step=3, impl=impl)
+    adamw_in_float64(*exact, step=3)
+    assert state[2].dtype == state[3].dtype == torch.bfloat16
+    for got, want in zip(state, exact, strict=True):
+        assert_close(got, want)
+
+
+def adamw_in_float64(param, grad, moment, square, step):
+    moment.mul_(0.8).add_(0.2 * grad)
+    square.mul_(0.95).add_(0.05 * grad**2)
+    size = (square / (1 - 0.95**step)).sqrt() + OPTIONS["eps"]
+    param.mul_(1 - 0.003).sub_(0.03 * moment / (1 - 0.8**step) / size)
+
+
+@pytest.mark.parametrize("impl", ADAMW)
+def test_adamw_writes_through_strides_and_nothing_beside_them(impl):
+    param, grad, moment, square = adam_state(12, 9)
+    memory = torch.full((9, 24), 5.0)
+    view = memory[:, ::2].t()
+    view.copy_(param)
+    dense = [param.clone(), grad.clone(), moment.clone(), square.clone()]
+    adamw(*dense, step=2, impl=impl)
+    adamw(view, grad.t().contiguous().t(), moment, square, step=2, impl=impl)
+    torch.testing.assert_close(view, dense[0])
+    assert (memory[:, 1::2] == 5.0).all()
+
+
+@pytest.mark.parametrize("impl", COMPILED)
+def test_an_update_is_seen_by_autograd_and_by_torch_compile(impl):
+    eager, compiled = ([t.clone() for t in adam_state(6, 24)] for _ in range(2))
+    if not INTERPRETED:  # torch.compile does not run with it
+
+        def twice(*state):
+            adamw(*state, impl=impl)
+            adamw(*state, impl=impl)
+            return state[0] * 2
+
+        doubled = torch.compile(twice, fullgraph=True, backend="aot_eager")(*compiled)
+        torch.testing.assert_close(twice(*eager), doubled)
+        torch.testing.assert_close(eager, compiled)
+    weight = random(4).requires_grad_()
+    loss = weight.square().sum()
+    with torch.no_grad():
+        adamw(weight, *adam_state(4)[1:], impl=impl)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the C++ kernels' own checks")
+def test_wrong_arguments_of_adamw_are_named():
+    param, grad, moment, square = adam_state(3, 4)
+    with pytest.raises(ValueError, match=r"grad has shape \(2, 4\): expected param's, \(3, 4\)"):
+        adamw(param, grad[:2], moment, square)
+    with pytest.raises(ValueError, match="both moments in one type"):
+        adamw(param, grad, moment, square.bfloat16())
+    with pytest.raises(RuntimeError, match="no gradient: call it under torch.no_grad"):
+        adamw(param.requires_grad_(), grad, moment, square)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is the test that starts the interpreted ones")
+def test_triton_passes_in_the_interpreter():
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="an interpreted kernel is not compiled")
+@pytest.mark.parametrize("op", ["adamw"])
+def test_triton_compiles_ahead_of_time_and_spills_nothing(op):
+    rows = aot.compile_all(importlib.import_module(f"kernels.{op}").AOT, (80, 90, 100))
+    assert all(row["stack_bytes"] == 0 for row in rows)
