@@ -29,7 +29,9 @@ SECONDS = 60.0  # what the model is told; the run ends after STEPS
 CALLS = 2  # of each op
 # How much of each dimension is kept, so that the file stays below 700 kB.
 PIECES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
-    "adamw": dict.fromkeys(("param", "grad", "exp_avg", "exp_avg_sq"), (64, 192)),
+    "adamw": dict.fromkeys(("param", "grad", "exp_avg", "exp_avg_sq"), (32, 96)),
+    "nesterov": dict.fromkeys(("momentum", "grad"), (1, 32, 64)),
+    "muon_update": dict.fromkeys(("weight", "update", "size"), (1, 32, 32)),
     "rms_norm": {"x": (1, 48, 192)},
     "add_rms_norm": {"x": (1, 48, 192), "residual": (1, 48, 192)},
     "attention": {"q": (1, 2, 100, 64), "k": (1, 2, 100, 64), "v": (1, 2, 100, 64)},

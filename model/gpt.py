@@ -30,6 +30,8 @@ from kernels.adamw import adamw
 from kernels.add_rms_norm import add_rms_norm
 from kernels.attention import attention
 from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.muon_update import muon_update
+from kernels.nesterov import nesterov
 from kernels.newton_schulz import newton_schulz
 from kernels.qk_norm_rope import qk_norm_rope
 from kernels.relu2_mlp import relu2_mlp
@@ -40,6 +42,8 @@ OPS = {
     "add_rms_norm": add_rms_norm,
     "attention": attention,
     "linear_cross_entropy": linear_cross_entropy,
+    "muon_update": muon_update,
+    "nesterov": nesterov,
     "newton_schulz": newton_schulz,
     "qk_norm_rope": qk_norm_rope,
     "relu2_mlp": relu2_mlp,

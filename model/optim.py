@@ -2,13 +2,12 @@
 
 Muon (Jordan 2024): the momentum of a matrix is replaced by its polar factor, which `kernels.newton_schulz` approximates, so that every
 direction of the matrix learns at the same rate. Two refinements: NorMuon (arXiv 2510.05491) divides each neuron's update by its running
-size, and cautious weight decay (arXiv 2510.12402) decays only the weights that the update moves towards zero as well.
+size, and cautious weight decay (arXiv 2510.12402) decays only the weights that the update moves towards zero as well. What is done around
+`newton_schulz` are two ops of one pass each, `nesterov` and `muon_update`.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -65,8 +64,7 @@ class _Bank:
 
     weight: nn.Parameter
     momentum: Tensor
-    size: Tensor
-    axis: int  # -1: neurons are rows
+    size: Tensor  # (..., M, 1) where neurons are rows, (..., 1, N) where they are columns
     rate: float
 
     @staticmethod
@@ -74,7 +72,7 @@ class _Bank:
         M, N = weight.shape[-2:]
         axis = -1 if M >= N else -2
         size = torch.zeros_like(weight.mean(axis, keepdim=True))
-        return _Bank(weight, torch.zeros_like(weight), size, axis, max(1.0, M / N) ** 0.5)
+        return _Bank(weight, torch.zeros_like(weight), size, max(1.0, M / N) ** 0.5)
 
 
 @dataclass(frozen=True)
@@ -117,53 +115,26 @@ class MuonAdamW:
             _Table.of(model.x0_lambdas, rates.lambdas, betas=(0.96, 0.95)),
         ]
         self.steps = 0
-        self._adamw = model.ops.adamw
-        self._orthogonalize = model.ops.newton_schulz
+        self._ops = model.ops
         self._ns_dtype = model.config.dtype
-        self._update = _compiled() if device == "cuda" else muon_update
 
     @torch.no_grad()
     def step(self, rate: float, decay: float) -> None:
         """Update every weight from its gradient: learning rates times `rate`, Muon's weight decay times `decay`; clears gradients."""
         for table in self.tables:
-            beta1, beta2 = table.betas
-            self._adamw(table.weight, table.weight.grad, table.exp_avg, table.exp_avg_sq, lr=table.rate * rate, beta1=beta1,
-                        beta2=beta2, eps=EPS, weight_decay=table.decay, step=self.steps + 1)  # fmt: skip
-            table.weight.grad = None
+            weight, (beta1, beta2) = table.weight, table.betas
+            self._ops.adamw(
+                weight, weight.grad, table.exp_avg, table.exp_avg_sq,
+                lr=table.rate * rate, beta1=beta1, beta2=beta2, eps=EPS, weight_decay=table.decay, step=self.steps + 1,
+            )  # fmt: skip
+            weight.grad = None
         warm = min(self.steps / MOMENTUM_STEPS, 1.0)
         momentum = MOMENTUM_START + (MOMENTUM - MOMENTUM_START) * warm
         for bank in self.banks:
-            lr = self.rates.matrix * bank.rate * rate
-            scalars = torch.tensor([momentum, lr, lr * self.rates.decay * decay]).unbind()
-            self._update(bank.weight, bank.weight.grad, bank.momentum, bank.size, *scalars,
-                         bank.axis, self._ns_dtype, self._orthogonalize)  # fmt: skip
-            bank.weight.grad = None
+            weight, lr = bank.weight, self.rates.matrix * bank.rate * rate
+            self._ops.nesterov(bank.momentum, weight.grad, beta=momentum)
+            update = self._ops.newton_schulz(weight.grad.to(self._ns_dtype), steps=NS_STEPS)
+            shrink = lr * self.rates.decay * decay
+            self._ops.muon_update(weight, update, bank.size, lr=lr, decay=shrink, beta=NEURON_BETA)
+            weight.grad = None
         self.steps += 1
-
-
-@torch.no_grad()
-def muon_update(
-    weight: Tensor, grad: Tensor, momentum: Tensor, size: Tensor, beta: Tensor, lr: Tensor, decay: Tensor,
-    axis: int, dtype: torch.dtype, orthogonalize: Callable[..., Tensor],
-) -> None:  # fmt: skip
-    """Muon step of a bank (..., M, N), in place on weight, momentum and size; grad is used up. beta, lr, decay: 0-d tensors."""
-    momentum.lerp_(grad, 1 - beta)
-    nesterov = grad.lerp_(momentum, beta).to(dtype)
-    update = orthogonalize(nesterov, steps=NS_STEPS)
-    # Each neuron's update is divided by its running size; the matrix's whole update keeps the size that it had.
-    norm = torch.linalg.vector_norm(update, dim=axis, keepdim=True, dtype=torch.float32)
-    square = norm.square() / update.shape[axis]
-    size.lerp_(square, 1 - NEURON_BETA)
-    scale = size.clamp_min(EPS).rsqrt()
-    before, after = (
-        square.sum((-2, -1), keepdim=True),
-        (square * scale.square()).sum((-2, -1), keepdim=True),
-    )
-    step = update * (scale * (lr * (before / after.clamp_min(EPS)).sqrt()))
-    shrinks = (step * weight).ge_(0)  # cautious: decay only what the step shrinks too
-    weight.addcmul_(weight, shrinks.mul_(decay), value=-1).sub_(step)
-
-
-@functools.cache
-def _compiled() -> Callable[..., None]:
-    return torch.compile(muon_update, dynamic=False, fullgraph=True)

@@ -69,7 +69,7 @@ def judge(op: str, tree: Path) -> Result:
 
 
 def arguments(op: str) -> tuple[Any, ...]:
-    """One standard normal input at a round shape; weights as a model begins with them."""
+    """One standard normal input at a round shape; weights as a model begins with them, gradients of the size that a model has."""
     import torch
 
     torch.manual_seed(0)
@@ -87,6 +87,14 @@ def arguments(op: str) -> tuple[Any, ...]:
         return torch.randn(1, T, 2, D), torch.randn(1, T, 2, D), angle.cos(), angle.sin()
     if op == "relu2_mlp":
         return torch.randn(1024, 128), torch.randn(512, 128) * 0.05, torch.randn(128, 512) * 0.02
+    if op == "nesterov":
+        return tuple(1e-3 * torch.randn(4, 1024, 512) for _ in range(2))
+    if op == "muon_update":
+        return (
+            torch.randn(4, 1024, 512),
+            torch.randn(4, 1024, 512) * 0.03,
+            torch.ones(4, 1024, 1) * 1e-3,
+        )
     if op == "adamw":
         return (*(torch.randn(4096, 256) for _ in range(3)), torch.rand(4096, 256))
     h, W = torch.randn(1024, 128), torch.randn(4096, 128) * 0.02
