@@ -21,6 +21,7 @@ class Comparison:
     shapes:         each shape's own ratio, times, and how often a step calls it, in the contract's order
     arms:           of incumbent and candidate the seconds of import and first calls, the largest memory in MB, the processors that were busy with
                     it while it was asked (less than one where other work took them), and 1 where it had precedence over other work
+    typical:        the ratio in the middle of all blocks, where the ratio itself is of the fastest third (bench/ratio.py)
     wall, thread:   the same ratio by the clock on the wall and by processor time alone
     stopped:        why no further rounds were run
     clocks:         a GPU's before and after
@@ -33,6 +34,7 @@ class Comparison:
     seconds: float
     arms: dict[str, dict[str, float]] = field(default_factory=dict)
     placebo: dict[str, float] = field(default_factory=dict)
+    typical: dict[str, float] = field(default_factory=dict)
     wall: dict[str, float] = field(default_factory=dict)
     thread: dict[str, float] = field(default_factory=dict)
     stopped: str = ""
@@ -45,7 +47,9 @@ class Comparison:
 
     @property
     def faster(self) -> bool:
-        return self.high < 1.0 and not self.wall.get("low", 0.0) > 1.0
+        """Beyond the interval, and neither denied by the clock on the wall nor, for more than noise, by what is typical."""
+        denied = self.wall.get("low", 0.0) > 1.0 or self.typical.get("low", 0.0) > self.high
+        return self.high < 1.0 and not denied
 
     @property
     def slower(self) -> bool:

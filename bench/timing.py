@@ -35,7 +35,7 @@ from bench.audit import Audit
 from bench.conduct import Conduct, no_memory_hog
 from bench.contracts import Case, Contract, contract
 from bench.judge import Judge, Refused
-from bench.ratio import Estimate, estimate, log_ratios
+from bench.ratio import Estimate, Statistic, estimate, fast, logs, typical
 from bench.rounds import Arm, Measured, Rounds, Samples, Table, prepare
 from bench.speed import CONFIDENCE, Comparison
 from bench.staging import Contents
@@ -114,6 +114,7 @@ def compare(
         time.monotonic() - started,
         about,
         _figures(_placebo(prepared), PLACEBO_CONFIDENCE),
+        _figures(_mix(prepared, statistic=typical), CONFIDENCE),
         _figures(_mix(prepared, "wall"), CONFIDENCE),
         _figures(_mix(prepared, "thread"), CONFIDENCE),
         stopped,
@@ -138,9 +139,9 @@ def _run(prepared: Sequence[Rounds], deadline: float) -> str:
     return "the time was used"
 
 
-def _mix(prepared: Sequence[Rounds], clock: str = "row") -> Estimate:
+def _mix(prepared: Sequence[Rounds], clock: str = "row", statistic: Statistic = fast) -> Estimate:
     """The candidate's share of the incumbent's time, in the mix of a step."""
-    return _of(prepared, clock, "candidate", ("incumbent", "placebo"))
+    return _of(prepared, clock, "candidate", ("incumbent", "placebo"), statistic)
 
 
 def _bounds(prepared: Sequence[Rounds], level: float) -> tuple[float, float]:
@@ -153,15 +154,17 @@ def _bounds(prepared: Sequence[Rounds], level: float) -> tuple[float, float]:
 
 
 def _placebo(prepared: Sequence[Rounds]) -> Estimate:
-    return _of(prepared, "row", "placebo", ("incumbent",))
+    return _of(prepared, "row", "placebo", ("incumbent",), fast)
 
 
-def _of(prepared: Sequence[Rounds], clock: str, over: str, under: Sequence[str]) -> Estimate:
+def _of(
+    prepared: Sequence[Rounds], clock: str, over: str, under: Sequence[str], statistic: Statistic
+) -> Estimate:
     samples: list[Samples] = [getattr(rounds.found, clock) for rounds in prepared]
     weights = [
         rounds.case.calls * statistics.median(rounds.found.row["incumbent"]) for rounds in prepared
     ]
-    return estimate([log_ratios(found, over, under) for found in samples], weights)
+    return estimate([logs(found, over, under) for found in samples], weights, statistic)
 
 
 def _figures(found: Estimate, level: float) -> dict[str, float]:
