@@ -35,8 +35,9 @@ COLUMNS = (
     "kind op load others threads said expected ratio low high placebo_low placebo_high wall thread rounds seconds stopped"
 ).split()
 PLANTED_OP = "rms_norm"
-# Passes of a call beside the one that gradients flow through, which costs about three with its backward: one more is 5 and 2 %.
-PASSES = {"aa": 0, "5%": 17, "2%": 47}
+# Passes of a call beside the one that gradients flow through, which takes with its backward and what the judge copies as long as five to ten of
+# them (one pass more beside 10, 17, 40 and 47 takes 6.5, 3.7, 2.2 and 2.1 % longer): one more is 5 and 2 %.
+PASSES = {"aa": 0, "5%": 14, "2%": 45}
 WANTED = {"aa": "at most 1 %", "5%": "at least 95 %", "2%": "at least 60 %"}
 REPEATED = """
 
