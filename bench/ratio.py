@@ -2,8 +2,8 @@
 
 What else a machine does only ever adds to a block's time: half of the blocks of equal kernels lie within 10 % above the fastest and the rest up to
 45 %. So an arm's time is the mean of the fastest third of its blocks, which scatters from comparison to comparison by 0.9 % where the middle
-of the paired ratios does by 1.5 % (results/timer.md). That says nothing of a kernel which is fast in one block of three, so that
-bench/speed.py holds it against what is `typical`, the middle half of the paired ratios.
+of the paired ratios does by 1.5 % (results/LOG.md). That says nothing of a kernel which is fast in one block of three, so that
+bench/speed.py holds it against what is `typical`, the middle half of the paired ratios. results/timer.md has how often all this is wrong.
 
 Noise of a machine lasts longer than a round (another process has a core for a while), so that rounds that follow each other are alike:
 what is resampled are runs of them, sqrt(rounds) long, and not single ones. The bootstrap gives the standard error; the interval is as

@@ -8,9 +8,7 @@ from typing import Any
 from bench.clocks import Reading
 
 CONFIDENCE = 0.995  # of an interval: of equal kernels one in 200 is called faster or slower
-SHAPE_SHARE = (
-    0.05  # so much slower may no shape become that the model uses, for what the others win
-)
+SHAPE_SHARE = 0.05  # so much slower may a shape of the model become for what others win
 
 
 @dataclass(frozen=True)
