@@ -1,8 +1,9 @@
 """Rounds of one case: a block of calls of each arm in random order, all on the same fresh contents, audited as they come.
 
-A block's time is the judge's wall clock less the time in which the runner was ready to run and another process had its core, but never less
-than its processor time over its threads. Where nothing else runs that is the wall clock; beside a process that loads one of two
-cores, ratios of equal kernels scatter by 9 to 16 % a block in place of 25 to 45 %. Sleeping counts, and so does work of other threads.
+A block's time is the judge's wall clock less the time for which threads of the runner, or the judge's that waits for it, were ready to run and
+others had the cores, but never less than the runner's processor time over its threads. Where nothing else runs that is the wall clock; beside
+a process that loads one of two cores, ratios of equal kernels scatter by 9 to 16 % a block in place of 25 to 45 %. Sleeping counts. A runner
+could make threads of its own wait for each other: bench/speed.py holds the ratio against that of the wall clock.
 """
 
 from __future__ import annotations

@@ -6,10 +6,10 @@ interleaved in random order, and rounds of the cases with each other. Every call
 call has seen (bench/staging.py), and in each block one call, drawn at random, is copied out while the clock runs; the most suspicious
 of those are compared with float64 (bench/audit.py). Training ops are timed forward and backward together.
 
-A comparison is a paired ratio: the candidate's time over the incumbent's, block by block, with an interval (bench/ratio.py) for each case
-and for their mix, in which a case weighs as much as a step of the model calls it. The incumbent runs twice, in two runners: both
-are what the candidate is held against, and where they differ by more than noise the interval is as much wider. Runners come before other work
-of the machine where the user may give them that (bench/sandbox/precedence.py). A comparison stops early where the answer is clear, or where nothing will be shown in the time that is left.
+A comparison is the candidate's time over the incumbent's, with an interval (bench/ratio.py) for each case and for their mix, in which a
+case weighs as much as a step of the model calls it. The incumbent runs twice, in two runners: both are what the candidate is held against,
+and where they differ by more than noise the interval is as much wider. Runners come before other work of the machine where the user may
+give them that (bench/sandbox/precedence.py). A comparison stops early where the answer is clear, or where nothing will be shown in time.
 
 It is refused, whatever its ratio, where a block is faster than this machine can be, where time that is saved in a row of calls is not saved by
 a call that is asked alone (bench/savings.py), where a runner worked while it was not asked, took threads, memory or torch's settings
