@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -34,6 +35,26 @@ def test_a_process_that_has_ended_is_passed_over(sleeper: subprocess.Popen[bytes
     sleeper.kill()
     sleeper.wait()
     assert precedence.take([sleeper.pid])
+
+
+@pytest.mark.parametrize(
+    ("refusal", "taken"), [(errno.EINVAL, True), (errno.EAGAIN, False), (errno.EROFS, False)]
+)
+def test_a_kernel_that_refuses_the_group_is_no_crash(
+    sleeper: subprocess.Popen[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: int,
+    taken: bool,
+) -> None:
+    """EINVAL is what a process that no session was made for gets: there nice alone decides."""
+
+    def refuse(path: Path, text: str) -> int:
+        raise OSError(refusal, os.strerror(refusal), str(path))
+
+    monkeypatch.setattr(Path, "exists", lambda path: True)
+    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(os, "setpriority", lambda *_: None)
+    assert precedence.take([sleeper.pid]) is taken
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")

@@ -7,6 +7,7 @@ takes 60 to 72. A user needs CAP_SYS_NICE for that; without it the timer has onl
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,24 +16,29 @@ HIGHEST = -20
 
 
 def take(pids: Iterable[int]) -> bool:
-    """Put these processes, the threads that they have and those they will start before all others; False where this user may not.
+    """Put these processes, the threads that they have and those they will start before all others; False where the kernel refuses.
 
     A process that ended meanwhile is passed over.
     """
-    try:
-        for pid in pids:
+    for pid in pids:
+        try:
             _take(Path("/proc") / str(pid))
-    except PermissionError:
-        return False
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        except OSError:  # by EPERM, EACCES, EAGAIN (no CAP_SYS_ADMIN) or EROFS
+            return False
     return True
 
 
 def _take(process: Path) -> None:
+    for thread in os.listdir(process / "task"):
+        os.setpriority(os.PRIO_PROCESS, int(thread), HIGHEST)
+    group = process / "autogroup"
     try:
-        for thread in os.listdir(process / "task"):
-            os.setpriority(os.PRIO_PROCESS, int(thread), HIGHEST)
-        group = process / "autogroup"
         if group.exists():
             group.write_text(str(HIGHEST))
-    except (FileNotFoundError, ProcessLookupError):
-        return
+    except OSError as error:
+        if (
+            error.errno != errno.EINVAL
+        ):  # of a process that no session was made for: it stands alone beside the groups, by its nice value
+            raise
