@@ -8,15 +8,14 @@ old, and too few because the night went by with running it again.
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bench import simulated
 from bench.drift import drifted
 from bench.plan import BASELINES, RECHECK_S
 from bench.trial import TrialResult
@@ -145,17 +144,5 @@ def _row(trial_s: float, age_s: float, found: list[Counted]) -> str:
     return f"| {trial_s:g} s | {name}{here} | {statistics.fmean(each):.1f} ± {error:.1f} | {share:.0%} | {false:.2%} | {spent:.1%} |"
 
 
-def main() -> None:
-    about = (__doc__ or "").split("\n\n", 1)[0]
-    argparse.ArgumentParser("python -m bench.drift_simulation", description=about).parse_args()
-    started = time.monotonic()
-    lines = []
-    for line in report():
-        print(line, flush=True)
-        lines.append(line)
-    REPORT.write_text("\n".join(lines) + "\n")
-    print(f"\n{REPORT.relative_to(REPORT.parent.parent)} written in {time.monotonic() - started:.0f} s")  # fmt: skip
-
-
 if __name__ == "__main__":
-    main()
+    simulated.command("bench.drift_simulation", __doc__, report(), REPORT)

@@ -7,16 +7,14 @@ at first; what is kept becomes the incumbent, its lucky trials with it.
 
 from __future__ import annotations
 
-import argparse
 import math
 import random
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench import interval, night
+from bench import interval, night, simulated
 from bench.interval import Spread
 from bench.noise import noise_of, unselected
 from bench.plan import BASELINES, ENOUGH_NOISE, MAX_PAIRS
@@ -304,17 +302,5 @@ def _nights(spread: float) -> Iterator[str]:
     yield f"Of the proposals without effect in these campaigns {rate(nothing)} were kept."
 
 
-def main() -> None:
-    about = (__doc__ or "").split("\n\n", 1)[0]
-    argparse.ArgumentParser("python -m bench.verdict_simulation", description=about).parse_args()
-    started = time.monotonic()
-    lines = []
-    for line in report():
-        print(line, flush=True)
-        lines.append(line)
-    REPORT.write_text("\n".join(lines) + "\n")
-    print(f"\n{REPORT.relative_to(REPORT.parent.parent)} written in {time.monotonic() - started:.0f} s")  # fmt: skip
-
-
 if __name__ == "__main__":
-    main()
+    simulated.command("bench.verdict_simulation", __doc__, report(), REPORT)

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_tree import CPP, Rules, Transcript, constant, git, make, write
+from lab_tree import CPP, Rules, Transcript, constant, git, impatient, make, write
 
 from agent import campaign, gates
-from agent.judging import Progress
 from agent.lab import Lab, Unusable
 from agent.ledger import Ledger
 from agent.loop import LoopError
@@ -19,7 +18,6 @@ from agent.proposers import Context
 from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, GateResult, Proposal, Settings
 from agent.seeds import SELECTING
 from bench.finding import Finding
-from bench.trial import TrialResult
 
 SETTINGS = Settings(proposer="sweep", seconds=5.0, data="corpus-1", experiments=7)
 
@@ -210,24 +208,8 @@ def test_a_start_that_cannot_be_taken_is_refused(
         )
 
 
-class Impatient(Rules):
-    """Someone presses Ctrl-C during the n-th trial."""
-
-    def __init__(self, trial: int) -> None:
-        super().__init__()
-        self.left = trial
-
-    def trial(
-        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-    ) -> TrialResult:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-        return super().trial(tree, seed, progress, split)
-
-
 def test_ctrl_c_ends_with_a_summary_and_resume_goes_on_to_the_same_end(lab: Lab) -> None:
-    summary = campaign.run(lab, SETTINGS, Transcript(), Impatient(3))
+    summary = campaign.run(lab, SETTINGS, Transcript(), impatient(Rules(), 3))
     ledger = lab.ledger()
     assert "ended: stopped" in summary
     assert statuses(ledger)[-1] == LOST

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab_tree import Rules, Transcript, compared, make, write
+from lab_tree import Rules, Transcript, compared, impatient, make, write
 
 from agent import campaign, gates, null_cpp, null_python, scope, standard
 from agent.judging import Progress
@@ -219,26 +219,10 @@ def test_a_kernel_is_kept_only_where_the_timer_and_the_verdict_both_let_it(
         assert (standard.TIMER_REFUSES in timed.evidence) == (status == DROP)
 
 
-class Stopping(Noisy):
-    """Ctrl-C in the n-th trial."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.left = at
-
-    def trial(
-        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-    ) -> TrialResult:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-        return super().trial(tree, seed, progress, split)
-
-
 def test_a_placebo_run_that_was_stopped_tells_what_is_known_and_goes_on_to_the_same_end(
     lab: Lab,
 ) -> None:
-    summary = campaign.run(lab, AA, Transcript(), Stopping(7))
+    summary = campaign.run(lab, AA, Transcript(), impatient(Noisy(), 7))
     assert re.search(r"false keeps: 0 of \d placebos", summary)
     assert "not judged: 1 in flight when the run was stopped" in summary
     campaign.resume(lab, None, {}, Transcript(), Noisy())

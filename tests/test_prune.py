@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from lab_tree import CPP, Rules, Transcript, constant, git, make
+from lab_tree import CPP, Rules, Transcript, constant, git, impatient, make
 
 from agent import campaign, claims
 from agent.__main__ import main
@@ -147,27 +147,11 @@ def test_a_change_that_a_later_one_has_rewritten_cannot_be_taken_out_alone(
     assert "cannot be taken out alone" in removals(lab)[1].outcome.reason
 
 
-class Impatient(Lucky):
-    """Ctrl-C in the n-th trial."""
-
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        self.left = at
-
-    def trial(
-        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-    ) -> TrialResult:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-        return super().trial(tree, seed, progress, split)
-
-
 def test_a_prune_that_was_stopped_goes_on_and_asks_nothing_twice(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept(lab, monkeypatch, Lucky(), RATE, ROWS)
-    assert "ended: stopped" in campaign.prune(lab, None, Transcript(), Impatient(at=2))
+    assert "ended: stopped" in campaign.prune(lab, None, Transcript(), impatient(Lucky(), 2))
     campaign.prune(lab, None, Transcript(), Lucky())
     ends = [(e.notes["without"], e.outcome.status) for e in removals(lab)]
     assert ends == [(2, REFUSE), (1, LOST), (1, KEEP)]
