@@ -62,6 +62,17 @@ SHARES: dict[str, tuple[int, tuple[str, ...]]] = {
     "csrc/linear_cross_entropy.cpp": (26, ("linear_cross_entropy",)),
     "csrc/attention.cpp": (30, ("attention",)),
     "csrc/lab.h": (10, ("rms_norm", "linear_cross_entropy", "newton_schulz")),
+    "kernels/qk_norm_rope.py": (14, ("qk_norm_rope",)),
+    "kernels/relu2_mlp.py": (14, ("relu2_mlp",)),
+    "kernels/adamw.py": (12, ("adamw",)),
+    "kernels/nesterov.py": (8, ("nesterov",)),
+    "kernels/muon_update.py": (12, ("muon_update",)),
+    "csrc/qk_norm_rope.cpp": (16, ("qk_norm_rope",)),
+    "csrc/relu2_mlp.cpp": (10, ("relu2_mlp",)),
+    "csrc/adamw.cpp": (8, ("adamw",)),
+    "csrc/nesterov.cpp": (4, ("nesterov",)),
+    "csrc/muon_update.cpp": (12, ("muon_update",)),
+    "csrc/lanes.h": (10, ("qk_norm_rope", "relu2_mlp")),
 }
 ONLY = {
     "torch": 'IMPLEMENTATIONS = {"torch": _torch}',
