@@ -1,0 +1,55 @@
+"""How far from exact a result may be: far enough for every honest order of arithmetic, and no further."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.comparison import Standard
+from bench.contracts import Case, Input, contract
+from kernels.attention import attention
+
+ATTENTION = contract("attention")
+
+
+def judged(scale: float, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
+    """What is wrong with float32 attention of heavy-tailed queries and keys, whose scores grow with `scale`."""
+    inputs = {
+        "q": Input((1, 6, 31, 128), family="heavy_tail", scale=scale),
+        "k": Input((1, 3, 31, 128), family="heavy_tail"),
+        "v": Input((1, 3, 31, 128), family="spike"),
+    }
+    generator = torch.Generator().manual_seed(8)
+    drawn = {name: wanted.values(generator).float() for name, wanted in inputs.items()}
+    do = torch.randn(1, 6, 31, 128, generator=generator)
+    case = Case(inputs, {"causal": True, "window": None})
+    standard = Standard(ATTENTION, case, drawn, [do], tuple(inputs), device="cpu")
+    leaves = {name: t.clone().requires_grad_() for name, t in drawn.items()}
+    o = function(*leaves.values())
+    gradients = torch.autograd.grad(o, list(leaves.values()), do)
+    answer = {"o": o.detach(), **dict(zip(("dq", "dk", "dv"), gradients, strict=True))}
+    return standard.examine(answer)[0]
+
+
+def rebuilt(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+
+
+def in_fewer_bits(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return rebuilt(*(x + (x.to(torch.bfloat16).to(x.dtype) - x).detach() for x in (q, k, v)))
+
+
+@pytest.mark.parametrize("scale", [0.001, 0.16], ids=["scores-of-a-few", "scores-of-hundreds"])
+def test_a_softmax_that_is_rebuilt_from_its_log_sum_exp_is_honest(scale: float) -> None:
+    """With scores of 870 torch's own dv is off by 2.6e-5, the formula's by 6.5e-7."""
+    assert judged(scale, rebuilt) == ""
+    assert judged(scale, lambda q, k, v: attention(q, k, v, impl="cpp")) == ""
+
+
+@pytest.mark.parametrize("scale", [0.001, 0.16], ids=["scores-of-a-few", "scores-of-hundreds"])
+def test_inputs_in_fewer_bits_are_refused_whatever_the_scores(scale: float) -> None:
+    assert "relative error" in judged(scale, in_fewer_bits)
