@@ -9,8 +9,7 @@ namespace {
 // sum = x + residual, rounded to the type it is stored in: the norm is that of the stored sum.
 template <typename T>
 void row_add(const T* x, const T* residual, T* sum, int64_t D) {
-#pragma omp simd
-  for (int64_t i = 0; i < D; ++i) store(sum + i, load(x + i) + load(residual + i));
+  for_each_block(D, [&](int64_t, auto read, auto write) { write(sum, to_even<T>(read(x) + read(residual))); });
 }
 
 // x, residual (R, D) contiguous, weight (D,) float32 or none -> y (R, D), sum (R, D), rstd (R,) float32
@@ -23,9 +22,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& residu
   Tensor y = torch::stable::empty_like(x), sum = torch::stable::empty_like(x);
   Tensor rstd = torch::stable::new_empty(x, {R}, ScalarType::Float);
   dispatch_float(x.scalar_type(), "add_rms_norm", [&]<typename T>() {
+    const Weight<T> w(weight, D);
     const T *xs = reads<T>(x), *residuals = reads<T>(residual);
     T* sums = writes<T>(sum);
-    rows_forward(sums, weight ? reads<float>(*weight) : nullptr, writes<T>(y), writes<float>(rstd), R, D,
+    rows_forward(sums, w.data, writes<T>(y), writes<float>(rstd), R, D,
                  static_cast<float>(eps), [&](int64_t r) { row_add(xs + r * D, residuals + r * D, sums + r * D, D); });
   });
   return {y, sum, rstd};

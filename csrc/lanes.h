@@ -48,6 +48,54 @@ inline void store_pair(bf16* p, Pair v) {
   const words even = reinterpret_cast<words>(v.even) + 0x8000u, odd = reinterpret_cast<words>(v.odd) + 0x8000u;
   *reinterpret_cast<unaligned_words*>(p) = even >> 16 | (odd & 0xffff0000u);
 }
+// Ties to even first, for sums of two bfloat16, of which many are ties: always away from zero, a residual stream would drift.
+template <typename T>
+Pair to_even(Pair v) {
+  if constexpr (!std::is_same_v<T, bf16>) return v;
+  const auto round = [](floats x) {
+    const words u = reinterpret_cast<words>(x);
+    return reinterpret_cast<floats>((u + 0x7fffu + (u >> 16 & 1u)) & 0xffff0000u);
+  };
+  return {round(v.even), round(v.odd)};
+}
+
+// Half precision has its bits elsewhere: element by element, which the compiler makes vectors of. `even` is the first half.
+inline Pair load_pair(const fp16* p) {
+  float wide[kBlock];
+#pragma omp simd
+  for (int i = 0; i < kBlock; ++i) wide[i] = load(p + i);
+  return load_pair(wide);
+}
+inline void store_pair(fp16* p, Pair v) {
+  float wide[kBlock];
+  store_pair(wide, v);
+#pragma omp simd
+  for (int i = 0; i < kBlock; ++i) store(p + i, wide[i]);
+}
+
+// The end of a row, `n` < kBlock channels: read as if zeros followed, written without them.
+template <typename T>
+Pair load_pair(const T* p, int64_t n) {
+  T block[kBlock] = {};
+  std::copy_n(p, n, block);
+  return load_pair(block);
+}
+template <typename T>
+void store_pair(T* p, Pair v, int64_t n) {
+  T block[kBlock];
+  store_pair(block, v);
+  std::copy_n(block, n, p);
+}
+
+// Calls each(i, read, write) for every block of a row of D channels, at channel i; read(p) and write(p, v) move as many as there are.
+template <typename Each>
+void for_each_block(int64_t D, Each&& each) {
+  const int64_t whole = D / kBlock * kBlock;
+  for (int64_t i = 0; i < whole; i += kBlock)
+    each(i, [i](const auto* p) { return load_pair(p + i); }, [i](auto* p, Pair v) { store_pair(p + i, v); });
+  if (const int64_t n = D - whole)
+    each(whole, [=](const auto* p) { return load_pair(p + whole, n); }, [=](auto* p, Pair v) { store_pair(p + whole, v, n); });
+}
 
 // Sum of all lanes, by halves: in order it would be 16 additions that wait for each other.
 inline float sum_of(floats v) {
@@ -63,7 +111,7 @@ inline float sum_of(Pair v) { return sum_of(v.even + v.odd); }
 // n floats (a multiple of kBlock) in the order in which the lanes of a row of T hold its channels: `from` itself, or in `to`.
 template <typename T>
 const float* arrange(const float* from, float* to, int64_t n) {
-  if constexpr (std::is_same_v<T, float>) return from;
+  if constexpr (!std::is_same_v<T, bf16>) return from;
   words evens{}, odds{};
   for (uint32_t i = 0; i < kLanes; ++i) evens[i] = 2 * i, odds[i] = 2 * i + 1;
   const floats nan = floats{} + std::numeric_limits<float>::quiet_NaN();  // zeros in its lower half
@@ -73,4 +121,14 @@ const float* arrange(const float* from, float* to, int64_t n) {
     store_pair(to + i, {even == even ? even : nan, odd == odd ? odd : nan});
   }
   return to;
+}
+
+// The opposite, of n floats whatever their number, as whole blocks hold them.
+template <typename T>
+void put_in_order(const float* from, float* to, int64_t n) {
+  constexpr bool kTwoAndTwo = std::is_same_v<T, bf16>;
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t block = i / kBlock * kBlock, lane = i % kBlock;
+    to[i] = from[kTwoAndTwo ? block + lane % 2 * kLanes + lane / 2 : i];
+  }
 }

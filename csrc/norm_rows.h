@@ -1,9 +1,10 @@
 // RMSNorm row by row, forward and backward: what rms_norm.cpp and add_rms_norm.cpp share.
 //
-// A row of D elements (a few KB) is passed over twice, but only the first pass reads memory: the second finds it in L1.
+// A row of D elements (a few KB) is passed over twice, but only the first pass reads memory: the second finds it in L1. Of a bfloat16
+// row converting is then the larger part of the work: it is written out in vectors (lanes.h).
 #pragma once
 
-#include "lab.h"
+#include "lanes.h"
 
 constexpr int64_t kGrain = 1 << 14;  // tune: 4096 16384 65536
 // Elements a thread takes at least: below it waking the pool (about 5 us) costs more than the rows.
@@ -16,48 +17,55 @@ constexpr int64_t kTogether = 512;  // tune: 1 512 1024 2048
 // 1 / sqrt(mean(x^2) + eps)
 template <typename T>
 float row_rstd(const T* x, int64_t D, float eps) {
-  float sum = 0.f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < D; ++i) {
-    const float v = load(x + i);
-    sum += v * v;
-  }
-  return 1.f / std::sqrt(sum / static_cast<float>(D) + eps);
+  Pair squares{};
+  for_each_block(D, [&](int64_t, auto read, auto) { squares = squares + read(x) * read(x); });
+  return 1.f / std::sqrt(sum_of(squares) / static_cast<float>(D) + eps);
 }
 
 // y = x * rstd * weight
 template <typename T>
 void row_scale(const T* x, const float* weight, float rstd, T* y, int64_t D) {
-  if (weight == nullptr) {
-#pragma omp simd
-    for (int64_t i = 0; i < D; ++i) store(y + i, load(x + i) * rstd);
-  } else {
-#pragma omp simd
-    for (int64_t i = 0; i < D; ++i) store(y + i, load(x + i) * rstd * weight[i]);
-  }
+  for_each_block(D, [&](int64_t i, auto read, auto write) {
+    write(y, weight == nullptr ? read(x) * rstd : read(x) * rstd * load_pair(weight + i));
+  });
 }
 
 // With n = x * rstd and g = dy * weight:  dx = rstd * (g - n * mean(g * n)) = rstd * (g - x * c),  dweight += dy * n.
 // kWeight: there is a weight. kJoin: another gradient, `joining`, reaches x too, and dx is the sum of both.
 template <bool kWeight, typename T>
 float row_c(const T* dy, const T* x, const float* weight, float rstd, int64_t D) {
-  float dot = 0.f;
-#pragma omp simd reduction(+ : dot)
-  for (int64_t i = 0; i < D; ++i) dot += load(dy + i) * (kWeight ? weight[i] : 1.f) * load(x + i);
-  return dot * rstd * rstd / static_cast<float>(D);
+  Pair dot{};
+  for_each_block(D, [&](int64_t i, auto read, auto) {
+    dot = dot + (kWeight ? read(dy) * load_pair(weight + i) : read(dy)) * read(x);
+  });
+  return sum_of(dot) * rstd * rstd / static_cast<float>(D);
 }
 
 template <bool kWeight, bool kJoin, typename T>
 void row_dx(const T* dy, const T* x, const float* weight, float rstd, float c, const T* joining, T* dx, float* dweight,
             int64_t D) {
-#pragma omp simd
-  for (int64_t i = 0; i < D; ++i) {
-    const float d = load(dy + i), v = load(x + i);
-    const float through = rstd * (d * (kWeight ? weight[i] : 1.f) - v * c);
-    store(dx + i, kJoin ? load(joining + i) + through : through);
-    if constexpr (kWeight) dweight[i] += d * (v * rstd);
-  }
+  for_each_block(D, [&](int64_t i, auto read, auto write) {
+    const Pair d = read(dy), v = read(x);
+    const Pair through = ((kWeight ? d * load_pair(weight + i) : d) - v * c) * rstd;
+    write(dx, kJoin ? read(joining) + through : through);
+    if constexpr (kWeight) store_pair(dweight + i, load_pair(dweight + i) + d * (v * rstd));
+  });
 }
+
+// The weight as blocks of T hold it, with zeros after it, so that of a weight whole blocks can be read everywhere.
+template <typename T>
+struct Weight {
+  std::vector<float> padded, lanes;
+  const float* data = nullptr;
+
+  Weight(const std::optional<Tensor>& weight, int64_t D) {
+    if (!weight) return;
+    padded.assign(static_cast<size_t>((D + kBlock - 1) / kBlock * kBlock), 0.f);
+    std::copy_n(reads<float>(*weight), D, padded.begin());
+    lanes.resize(padded.size());
+    data = arrange<T>(padded.data(), lanes.data(), static_cast<int64_t>(padded.size()));
+  }
+};
 
 // Calls first(r), then second(r), for every row from begin to end; the first calls of short rows go ahead together, so that one
 // row's sum, root and division run while the next row is read (1.4x at D = 256).
@@ -86,15 +94,16 @@ void rows_forward(const T* x, const float* weight, T* y, float* rstd, int64_t R,
   });
 }
 
-// Backward of all rows, on all threads: writes dx (R, D), adds into dweight (D,) if there is a weight.
+// Backward of all rows, on all threads: writes dx (R, D), and dweight (D,) if there is a weight.
 template <bool kWeight, bool kJoin, typename T>
 void rows_backward(const T* dy, const T* x, const float* weight, const float* rstd, const T* joining, T* dx, float* dweight,
                    int64_t R, int64_t D) {
   const int64_t parts = std::clamp<int64_t>(std::min(R * D / kGrain, R / 8), 1, kParts);
-  std::vector<float> sums(static_cast<size_t>(kWeight ? parts * D : 0), 0.f), c(static_cast<size_t>(R));
+  const int64_t width = kWeight ? (D + kBlock - 1) / kBlock * kBlock : 0;
+  std::vector<float> sums(static_cast<size_t>(parts * width), 0.f), c(static_cast<size_t>(R));
   torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
     for (int64_t part = first; part < last; ++part) {
-      float* sum = kWeight ? sums.data() + part * D : nullptr;
+      float* sum = sums.data() + part * width;
       in_two_passes(
           R * part / parts, R * (part + 1) / parts, D,
           [&](int64_t r) { c[r] = row_c<kWeight>(dy + r * D, x + r * D, weight, rstd[r], D); },
@@ -104,9 +113,9 @@ void rows_backward(const T* dy, const T* x, const float* weight, const float* rs
           });
     }
   });
-  if constexpr (kWeight)
-    for (int64_t part = 0; part < parts; ++part)
-      for (int64_t i = 0; i < D; ++i) dweight[i] += sums[part * D + i];
+  for (int64_t part = 1; part < parts; ++part)
+    for (int64_t i = 0; i < width; ++i) sums[i] += sums[part * width + i];
+  if constexpr (kWeight) put_in_order<T>(sums.data(), dweight, D);
 }
 
 // dy, x, joining (R, D); weight (D,) float32; rstd (R,) float32 -> dx (R, D), dweight (D,) float32, zeros without a weight
@@ -116,8 +125,9 @@ inline std::tuple<Tensor, Tensor> norm_backward(const Tensor& dy, const Tensor& 
   Tensor dx = torch::stable::empty_like(x);
   Tensor dweight = torch::stable::new_zeros(x, {D}, ScalarType::Float);
   dispatch_float(x.scalar_type(), "rms_norm", [&]<typename T>() {
+    const Weight<T> w(weight, D);
     const auto run = [&]<bool kWeight, bool kJoin>() {
-      rows_backward<kWeight, kJoin, T>(reads<T>(dy), reads<T>(x), kWeight ? reads<float>(*weight) : nullptr,
+      rows_backward<kWeight, kJoin, T>(reads<T>(dy), reads<T>(x), w.data,
                                        reads<float>(rstd), kJoin ? reads<T>(*joining) : nullptr, writes<T>(dx),
                                        writes<float>(dweight), R, D);
     };

@@ -17,14 +17,13 @@ own 10 us are nothing that a list of tensors would save.
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import choose, jit, overwrite
+from kernels import choose, custom_op, jit, overwrite
 
 
 def adamw(
@@ -159,7 +158,7 @@ AOT = [
 KERNELS = {"cpp": _cpp, "triton": _triton}
 
 
-@torch.library.custom_op("kernels::adamw", mutates_args=("param", "exp_avg", "exp_avg_sq"))
+@custom_op("adamw", mutates=("param", "exp_avg", "exp_avg_sq"))
 def _op(
     param: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, grad: Tensor,
     keep: float, rate: float, beta1: float, beta2: float, root: float, eps: float, impl: str,
@@ -168,8 +167,6 @@ def _op(
 
 
 def _kernel(impl: str):
-    op = partial(_op, impl=impl)
-
     def run(
         param: Tensor, grad: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor,
         lr: float, beta1: float, beta2: float, eps: float, weight_decay: float, step: int,
@@ -177,7 +174,7 @@ def _kernel(impl: str):
         keep, rate = 1 - lr * weight_decay, lr / (1 - beta1**step)
         root = 1 / math.sqrt(1 - beta2**step)
         states, g = (param, exp_avg, exp_avg_sq), grad.contiguous()
-        overwrite(op, KERNELS[impl], states, g, keep, rate, beta1, beta2, root, eps)
+        overwrite(_op, states, g, keep, rate, beta1, beta2, root, eps, impl)
 
     return run
 

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import choose, jit
+from kernels import choose, custom_op, jit
 
 
 def add_rms_norm(
@@ -196,7 +196,7 @@ FORWARD = {"cpp": _cpp_forward, "triton": _triton_forward}
 BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}
 
 
-@torch.library.custom_op("kernels::add_rms_norm", mutates_args=())
+@custom_op("add_rms_norm")
 def _op(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -212,7 +212,7 @@ def _(
     return torch.empty_like(x), torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
 
 
-@torch.library.custom_op("kernels::add_rms_norm_backward", mutates_args=())
+@custom_op("add_rms_norm_backward")
 def _op_backward(
     dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor | None, rstd: Tensor, impl: str
 ) -> tuple[Tensor, Tensor]:

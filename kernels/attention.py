@@ -23,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import INTERPRETED, choose, jit
+from kernels import INTERPRETED, choose, custom_op, jit
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -473,14 +473,14 @@ BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}
 
 
 # One custom op for all kernels: its fake and its autograd formula are written once, and torch.compile keeps it whole.
-@torch.library.custom_op("kernels::attention", mutates_args=())
+@custom_op("attention")
 def _op(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, impl: str
 ) -> tuple[Tensor, Tensor]:
     return FORWARD[impl](q, k, v, causal, window)
 
 
-@torch.library.custom_op("kernels::attention_backward", mutates_args=())
+@custom_op("attention_backward")
 def _op_backward(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, causal: bool, window: int | None, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip

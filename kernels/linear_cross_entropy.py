@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import choose, jit, product_dtype
+from kernels import choose, custom_op, jit, product_dtype
 
 IGNORED = -100
 
@@ -220,14 +220,14 @@ LOSS = {"cpp": _cpp_loss, "triton": _triton_loss}
 LOSS_AND_GRADIENT = {"cpp": _cpp_loss_and_gradient, "triton": _triton_loss_and_gradient}
 
 
-@torch.library.custom_op("kernels::linear_cross_entropy_loss", mutates_args=())
+@custom_op("linear_cross_entropy_loss")
 def _op_loss(
     h: Tensor, W: Tensor, targets: Tensor, softcap: float | None, impl: str
 ) -> Tensor:  # h (N, D), W (V, D) of one dtype, targets (N,) -> loss (N,) float32
     return LOSS[impl](h, W, targets, softcap)
 
 
-@torch.library.custom_op("kernels::linear_cross_entropy", mutates_args=())
+@custom_op("linear_cross_entropy")
 def _op(
     h: Tensor, W: Tensor, targets: Tensor, softcap: float | None, impl: str
 ) -> tuple[Tensor, Tensor]:  # -> loss (N,) float32, dz (N, V)

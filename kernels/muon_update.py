@@ -16,7 +16,6 @@ bfloat16 2 N less each time.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import choose, jit, overwrite
+from kernels import choose, custom_op, jit, overwrite
 
 EPS = 1e-10  # a mean square below it counts as this much
 
@@ -199,7 +198,7 @@ AOT = [
 KERNELS = {"cpp": _cpp, "triton": _triton}
 
 
-@torch.library.custom_op("kernels::muon_update", mutates_args=("weight", "size"))
+@custom_op("muon_update", mutates=("weight", "size"))
 def _op(
     weight: Tensor, size: Tensor, update: Tensor, lr: float, decay: float, beta: float, impl: str
 ) -> None:
@@ -207,13 +206,11 @@ def _op(
 
 
 def _kernel(impl: str):
-    op = partial(_op, impl=impl)
-
     def run(
         weight: Tensor, update: Tensor, size: Tensor, lr: float, decay: float, beta: float
     ) -> None:
         dense = update.contiguous()
-        overwrite(op, KERNELS[impl], (weight, size), dense, lr, decay, beta)
+        overwrite(_op, (weight, size), dense, lr, decay, beta, impl)
 
     return run
 

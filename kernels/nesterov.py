@@ -12,14 +12,12 @@ asks for no memory.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import choose, jit, overwrite
+from kernels import choose, custom_op, jit, overwrite
 
 
 def nesterov(
@@ -97,16 +95,14 @@ AOT = [
 KERNELS = {"cpp": _cpp, "triton": _triton}
 
 
-@torch.library.custom_op("kernels::nesterov", mutates_args=("momentum", "grad"))
+@custom_op("nesterov", mutates=("momentum", "grad"))
 def _op(momentum: Tensor, grad: Tensor, beta: float, impl: str) -> None:
     KERNELS[impl](momentum, grad, beta)
 
 
 def _kernel(impl: str):
-    op = partial(_op, impl=impl)
-
     def run(momentum: Tensor, grad: Tensor, beta: float) -> None:
-        overwrite(op, KERNELS[impl], (momentum, grad), beta)
+        overwrite(_op, (momentum, grad), beta, impl)
 
     return run
 

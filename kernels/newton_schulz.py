@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import INTERPRETED, choose, jit, product_dtype
+from kernels import INTERPRETED, choose, custom_op, jit, product_dtype
 
 
 def newton_schulz(G: Tensor, steps: int = 5, *, impl: str | None = None) -> Tensor:
@@ -319,7 +319,7 @@ AOT = [
 KERNELS = {"cpp": _cpp, "triton": _triton}
 
 
-@torch.library.custom_op("kernels::newton_schulz", mutates_args=())
+@custom_op("newton_schulz")
 def _op(G: Tensor, steps: int, impl: str) -> Tensor:
     return KERNELS[impl](G, steps)
 

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import choose, jit
+from kernels import choose, custom_op, jit
 
 
 def qk_norm_rope(
@@ -248,7 +248,7 @@ FORWARD = {"cpp": _cpp_forward, "triton": _triton_forward}
 BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}
 
 
-@torch.library.custom_op("kernels::qk_norm_rope", mutates_args=())
+@custom_op("qk_norm_rope")
 def _op(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, eps: float, impl: str
 ) -> tuple[Tensor, Tensor]:
@@ -262,7 +262,7 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
-@torch.library.custom_op("kernels::qk_norm_rope_backward", mutates_args=())
+@custom_op("qk_norm_rope_backward")
 def _op_backward(
     dq_out: Tensor, dk_out: Tensor, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, eps: float, impl: str
 ) -> tuple[Tensor, Tensor]:  # fmt: skip

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import INTERPRETED, choose, jit, product_dtype
+from kernels import INTERPRETED, choose, custom_op, jit, product_dtype
 
 
 def relu2_mlp(x: Tensor, w_up: Tensor, w_down: Tensor, *, impl: str | None = None) -> Tensor:
@@ -208,7 +208,7 @@ FORWARD = {"cpp": _cpp_forward, "triton": _triton_forward}
 BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}
 
 
-@torch.library.custom_op("kernels::relu2_mlp", mutates_args=())
+@custom_op("relu2_mlp")
 def _op(x: Tensor, w_up: Tensor, w_down: Tensor, impl: str) -> tuple[Tensor, Tensor]:
     return FORWARD[impl](x, w_up, w_down)  # y (R, E), s (R, M)
 
@@ -218,7 +218,7 @@ def _(x: Tensor, w_up: Tensor, w_down: Tensor, impl: str) -> tuple[Tensor, Tenso
     return x.new_empty(x.shape[0], w_down.shape[0]), x.new_empty(x.shape[0], w_up.shape[0])
 
 
-@torch.library.custom_op("kernels::relu2_mlp_backward", mutates_args=())
+@custom_op("relu2_mlp_backward")
 def _op_backward(
     dy: Tensor, x: Tensor, w_up: Tensor, w_down: Tensor, s: Tensor, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import choose, jit
+from kernels import choose, custom_op, jit
 
 
 def rms_norm(
@@ -158,7 +158,7 @@ FORWARD = {"cpp": _cpp_forward, "triton": _triton_forward}
 BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}
 
 
-@torch.library.custom_op("kernels::rms_norm", mutates_args=())
+@custom_op("rms_norm")
 def _op(x: Tensor, weight: Tensor | None, eps: float, impl: str) -> tuple[Tensor, Tensor]:
     return FORWARD[impl](x, weight, eps)
 
@@ -168,7 +168,7 @@ def _(x: Tensor, weight: Tensor | None, eps: float, impl: str) -> tuple[Tensor, 
     return torch.empty_like(x), x.new_empty(x.shape[0], dtype=torch.float32)
 
 
-@torch.library.custom_op("kernels::rms_norm_backward", mutates_args=())
+@custom_op("rms_norm_backward")
 def _op_backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, impl: str
 ) -> tuple[Tensor, Tensor]:

@@ -197,8 +197,15 @@ def test_the_custom_ops_are_well_formed():
     h, W, targets = draw((6,), 8, 20, torch.float32)
     # AOT dispatch is what test_it_compiles_whole runs; opcheck's own would differentiate dz, which is refused.
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(module._op, (h, W, targets, 15.0, "cpp"), test_utils=checks)
-    torch.library.opcheck(module._op_loss, (h.detach(), W.detach(), targets, None, "cpp"))
+    torch.library.opcheck(
+        torch.ops.kernels.linear_cross_entropy.default,
+        (h, W, targets, 15.0, "cpp"),
+        test_utils=checks,
+    )
+    torch.library.opcheck(
+        torch.ops.kernels.linear_cross_entropy_loss.default,
+        (h.detach(), W.detach(), targets, None, "cpp"),
+    )
 
 
 def test_triton_kernels_compile_for_every_gpu():

@@ -1,0 +1,83 @@
+"""A kernel is a custom op to whoever looks at operators, and a plain function to whoever only calls it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.profiler import profile
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from kernels import CustomOp, overwrite
+
+
+class Seen(TorchDispatchMode):
+    """The operators that are called in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def tripled(x: Tensor) -> Tensor:
+    return x * 3
+
+
+def doubled_in_place(x: Tensor) -> None:
+    x.numpy()[...] *= 2  # which torch does not see
+
+
+def op(name: str) -> CustomOp:
+    found = CustomOp(name, tripled)
+    found.register_fake(torch.empty_like)
+    found.register_autograd(lambda ctx, g: g * 3, setup_context=lambda ctx, inputs, output: None)
+    return found
+
+
+def test_a_plain_call_and_a_watched_one_have_the_same_result_and_gradient() -> None:
+    triple = op("tested_triple")
+    for watch in (False, True):
+        x = torch.ones(4, requires_grad=True)
+        with Seen() if watch else profile() as seen:
+            y = triple(x)
+            (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert y.tolist() == [3.0] * 4
+        assert gradient.tolist() == [3.0] * 4
+        called = seen.names if watch else [event.name for event in seen.function_events]
+        assert ("kernels::tested_triple" in called) == watch
+
+
+def test_the_compiler_and_fake_tensors_see_one_operator() -> None:
+    triple = op("tested_whole")
+    x = torch.ones(4, requires_grad=True)
+    compiled = torch.compile(lambda x: triple(x) + 1, fullgraph=True, backend="aot_eager")
+    (gradient,) = torch.autograd.grad(compiled(x).sum(), x)
+    assert compiled(x).tolist() == [4.0] * 4
+    assert gradient.tolist() == [3.0] * 4
+    with FakeTensorMode():
+        assert triple(torch.empty(2, 3)).shape == (2, 3)
+
+
+def test_a_second_derivative_is_refused() -> None:
+    x = torch.ones(4, requires_grad=True)
+    (gradient,) = torch.autograd.grad(op("tested_twice")(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_what_is_overwritten_is_known_to_autograd_whatever_its_strides() -> None:
+    double = CustomOp("tested_double", doubled_in_place, mutates=("x",))
+    saved, weight = torch.ones(3, 4), torch.ones(3, 4, requires_grad=True)
+    product = saved * weight  # keeps `saved` for its gradient
+    overwrite(double, (saved,))
+    assert saved.tolist() == [[2.0] * 4] * 3
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.sum().backward()
+    transposed = torch.ones(3, 4).T
+    overwrite(double, (transposed,))
+    assert transposed.tolist() == [[2.0] * 3] * 4
