@@ -92,9 +92,7 @@ class Bench:
     device: str = "cpu"
     dataset: Dataset | None = None
     seconds: float = 300.0
-    impl: str | None = (
-        None  # every op by this implementation, where the trial is to be a comparison
-    )
+    impl: str | None = None  # every op by this one, where the trial is to be a comparison
 
     def ops(self) -> list[str]:
         from bench import contracts
@@ -164,6 +162,7 @@ class Bench:
             device=self.device,
             split=split,
             progress=progress,
+            impl=dict.fromkeys(self.ops(), self.impl) if self.impl else None,
         )
 
     def revive(self, row: dict[str, Any]) -> TrialResult:

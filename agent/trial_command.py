@@ -67,4 +67,7 @@ def _head(result: TrialResult) -> Iterator[str]:
     if result.isolation:
         yield f"{'isolation:':<19}{result.isolation}"
     if not result.ok:
-        yield f"{'failure:':<19}{result.failure}: {' '.join(result.detail.split())}"
+        lines = [line.strip() for line in result.detail.splitlines() if line.strip()] or [""]
+        yield f"{'failure:':<19}{result.failure}: {lines[-1].removeprefix(f'{result.failure}: ')}"
+        if lines[:-1]:
+            yield f"{'log:':<19}{' '.join(lines[:-1])}"

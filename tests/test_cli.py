@@ -9,16 +9,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 from lab_tree import CPP, PY, Rules, Transcript, git, make, write
 
 from agent import campaign, gate_command, trial_command
 from agent.__main__ import main
+from agent.judging import Bench
 from agent.lab import Lab, Unusable
 from agent.options import parser
 from agent.records import Settings
 from agent.screen import Live, Plain, describe, duration
+from bench import trial
+from bench.contracts import ops
+from bench.data import Dataset
 from bench.trial import TrialResult
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -200,9 +205,21 @@ def test_a_trial_ends_with_the_lines_that_autoresearch_prints(lab: Lab) -> None:
 
 
 def test_a_failed_trial_says_how_and_claims_no_figure() -> None:
-    text = trial_command.block(TrialResult(False, "nan", "loss was not\nfinite"))
-    assert "failure:           nan: loss was not finite" in text
-    assert "val_bpb" not in text
+    trace = "Traceback (most recent call last):\n  File x, line 3\nnan: loss was not finite\n"
+    lines = trial_command.block(TrialResult(False, "nan", trace)).splitlines()
+    assert "failure:           nan: loss was not finite" in lines
+    assert "log:               Traceback (most recent call last): File x, line 3" in lines
+    assert not any(line.startswith("val_bpb") for line in lines)
+
+
+@pytest.mark.parametrize("impl", [None, "torch"])
+def test_a_trial_runs_every_op_by_the_implementation_that_is_asked_for(
+    impl: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(trial, "run_trial", lambda tree, data, **given: asked.update(given))
+    Bench("cpu", cast(Dataset, object()), impl=impl).trial(ROOT, 0, None)
+    assert asked["impl"] == (None if impl is None else dict.fromkeys(ops(), "torch"))
 
 
 def test_a_trial_sees_the_working_tree_and_only_its_sources(lab: Lab, tmp_path: Path) -> None:
