@@ -52,18 +52,16 @@ void row_dx(const T* dy, const T* x, const float* weight, float rstd, float c, c
   });
 }
 
-// The weight as blocks of T hold it, with zeros after it, so that of a weight whole blocks can be read everywhere.
+// The weight as blocks of T hold it.
 template <typename T>
 struct Weight {
-  std::vector<float> padded, lanes;
+  std::vector<float> lanes;
   const float* data = nullptr;
 
   Weight(const std::optional<Tensor>& weight, int64_t D) {
     if (!weight) return;
-    padded.assign(static_cast<size_t>((D + kBlock - 1) / kBlock * kBlock), 0.f);
-    std::copy_n(reads<float>(*weight), D, padded.begin());
-    lanes.resize(padded.size());
-    data = arrange<T>(padded.data(), lanes.data(), static_cast<int64_t>(padded.size()));
+    lanes.resize(static_cast<size_t>(whole_blocks(D)));
+    data = arrange<T>(reads<float>(*weight), lanes.data(), D);
   }
 };
 
@@ -99,7 +97,7 @@ template <bool kWeight, bool kJoin, typename T>
 void rows_backward(const T* dy, const T* x, const float* weight, const float* rstd, const T* joining, T* dx, float* dweight,
                    int64_t R, int64_t D) {
   const int64_t parts = std::clamp<int64_t>(std::min(R * D / kGrain, R / 8), 1, kParts);
-  const int64_t width = kWeight ? (D + kBlock - 1) / kBlock * kBlock : 0;
+  const int64_t width = kWeight ? whole_blocks(D) : 0;
   std::vector<float> sums(static_cast<size_t>(parts * width), 0.f), c(static_cast<size_t>(R));
   torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
     for (int64_t part = first; part < last; ++part) {

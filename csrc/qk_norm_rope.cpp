@@ -8,8 +8,8 @@
 //
 // Bound: memory. Forward reads and writes q and k once, backward reads dy and x and writes dx. rstd is not kept: both sums of backward,
 // that of x^2 and that of g x, come from one reading of the row. Where a composition of torch's functions makes normalised, rotated and
-// concatenated copies, a row here (128 B to 512 B) stays in registers and L1. For short rows the bound is the arithmetic all the same: the
-// rows of the usual heads, D a multiple of 64 in float32 or bfloat16, are written out in vectors (lanes.h), twice as fast.
+// concatenated copies, a row here (128 B to 512 B) stays in registers and L1. For rows as short as those of the usual heads the bound is the
+// arithmetic all the same: they are written out in vectors (lanes.h), twice as fast.
 //
 // q and k may be views of a packed projection: rows are read where they lie, at any distance from each other.
 #include "lanes.h"
@@ -19,109 +19,40 @@ namespace {
 constexpr int64_t kGrain = 1 << 14;  // tune: 4096 16384 65536
 // Elements a thread takes at least: below it waking the pool (about 5 us) costs more than the rows.
 
-// The cos and sin of a position, D/2 each.
+// The cos and sin of a position, D/2 each, arranged as the rows are (lanes.h).
 struct Turn {
   const float *cos, *sin;
 };
 
-// ---- a row: any type and any D ----
-
-template <typename T>
+// kTail: D/2 is no multiple of kBlock.
+template <bool kTail, typename T>
 void row_forward(const T* x, Turn turn, T* y, int64_t half, float eps) {
-  const int64_t D = 2 * half;
-  float squares = 0.f;
-#pragma omp simd reduction(+ : squares)
-  for (int64_t i = 0; i < D; ++i) squares += load(x + i) * load(x + i);
-  const float rstd = 1.f / std::sqrt(squares / static_cast<float>(D) + eps);
-#pragma omp simd
-  for (int64_t i = 0; i < half; ++i) {
-    const float a = load(x + i) * rstd, b = load(x + half + i) * rstd;
-    store(y + i, a * turn.cos[i] - b * turn.sin[i]);
-    store(y + half + i, b * turn.cos[i] + a * turn.sin[i]);
-  }
+  Pair squares{};
+  for_each_block<kTail>(2 * half, [&](int64_t, auto read, auto) { squares = squares + read(x) * read(x); });
+  const float rstd = 1.f / std::sqrt(sum_of(squares) / static_cast<float>(2 * half) + eps);
+  for_each_block<kTail>(half, [&](int64_t i, auto read, auto write) {
+    const Pair a = read(x) * rstd, b = read(x + half) * rstd, cos = load_pair(turn.cos + i), sin = load_pair(turn.sin + i);
+    write(y, a * cos - b * sin);
+    write(y + half, b * cos + a * sin);
+  });
 }
 
-template <typename T>
+template <bool kTail, typename T>
 void row_backward(const T* dy, const T* x, Turn turn, T* dx, int64_t half, float eps) {
   const float D = static_cast<float>(2 * half);
-  float squares = 0.f, dot = 0.f;
-#pragma omp simd reduction(+ : squares, dot)
-  for (int64_t i = 0; i < half; ++i) {
-    const float da = load(dy + i), db = load(dy + half + i), a = load(x + i), b = load(x + half + i);
-    squares += a * a + b * b;
-    dot += a * (da * turn.cos[i] + db * turn.sin[i]) + b * (db * turn.cos[i] - da * turn.sin[i]);
-  }
-  const float rstd = 1.f / std::sqrt(squares / D + eps), c = dot * rstd * rstd / D;
-#pragma omp simd
-  for (int64_t i = 0; i < half; ++i) {
-    const float da = load(dy + i), db = load(dy + half + i);
-    store(dx + i, rstd * (da * turn.cos[i] + db * turn.sin[i] - load(x + i) * c));
-    store(dx + half + i, rstd * (db * turn.cos[i] - da * turn.sin[i] - load(x + half + i) * c));
-  }
-}
-
-// ---- a row of whole blocks of vectors: float or bf16, D/2 a multiple of kBlock, `turn` arranged as the row is ----
-
-template <typename T>
-void block_row_forward(const T* x, Turn turn, T* y, int64_t half, float eps) {
-  Pair squares{};
-  for (int64_t i = 0; i < 2 * half; i += kBlock) {
-    const Pair v = load_pair(x + i);
-    squares = squares + v * v;
-  }
-  const float rstd = 1.f / std::sqrt(sum_of(squares) / static_cast<float>(2 * half) + eps);
-  for (int64_t i = 0; i < half; i += kBlock) {
-    const Pair a = load_pair(x + i) * rstd, b = load_pair(x + half + i) * rstd;
-    const Pair cos = load_pair(turn.cos + i), sin = load_pair(turn.sin + i);
-    store_pair(y + i, a * cos - b * sin);
-    store_pair(y + half + i, b * cos + a * sin);
-  }
-}
-
-template <typename T>
-void block_row_backward(const T* dy, const T* x, Turn turn, T* dx, int64_t half, float eps) {
-  const float D = static_cast<float>(2 * half);
   Pair squares{}, dot{};
-  for (int64_t i = 0; i < half; i += kBlock) {
-    const Pair da = load_pair(dy + i), db = load_pair(dy + half + i), a = load_pair(x + i), b = load_pair(x + half + i);
+  for_each_block<kTail>(half, [&](int64_t i, auto read, auto) {
+    const Pair da = read(dy), db = read(dy + half), a = read(x), b = read(x + half);
     const Pair cos = load_pair(turn.cos + i), sin = load_pair(turn.sin + i);
     squares = squares + a * a + b * b;
     dot = dot + a * (da * cos + db * sin) + b * (db * cos - da * sin);
-  }
+  });
   const float rstd = 1.f / std::sqrt(sum_of(squares) / D + eps), c = sum_of(dot) * rstd * rstd / D;
-  for (int64_t i = 0; i < half; i += kBlock) {
-    const Pair da = load_pair(dy + i), db = load_pair(dy + half + i);
-    const Pair cos = load_pair(turn.cos + i), sin = load_pair(turn.sin + i);
-    store_pair(dx + i, (da * cos + db * sin - load_pair(x + i) * c) * rstd);
-    store_pair(dx + half + i, (db * cos - da * sin - load_pair(x + half + i) * c) * rstd);
-  }
-}
-
-// ---- all rows ----
-
-template <typename T>
-constexpr bool kInBlocks = !std::is_same_v<T, fp16>;
-
-template <typename T>
-void forward_row(const T* x, Turn turn, T* y, int64_t half, float eps) {
-  if constexpr (kInBlocks<T>)
-    if (half % kBlock == 0) return block_row_forward(x, turn, y, half, eps);
-  row_forward(x, turn, y, half, eps);
-}
-
-template <typename T>
-void backward_row(const T* dy, const T* x, Turn turn, T* dx, int64_t half, float eps) {
-  if constexpr (kInBlocks<T>)
-    if (half % kBlock == 0) return block_row_backward(dy, x, turn, dx, half, eps);
-  row_backward(dy, x, turn, dx, half, eps);
-}
-
-// The turn as rows of T want it: itself, or rearranged in `buffer` (D floats).
-template <typename T>
-Turn arranged(Turn turn, float* buffer, int64_t half) {
-  if constexpr (kInBlocks<T>)
-    if (half % kBlock == 0) return {arrange<T>(turn.cos, buffer, half), arrange<T>(turn.sin, buffer + half, half)};
-  return turn;
+  for_each_block<kTail>(half, [&](int64_t i, auto read, auto write) {
+    const Pair da = read(dy), db = read(dy + half), cos = load_pair(turn.cos + i), sin = load_pair(turn.sin + i);
+    write(dx, (da * cos + db * sin - read(x) * c) * rstd);
+    write(dx + half, (db * cos - da * sin - read(x + half) * c) * rstd);
+  });
 }
 
 // A tensor (B, T, H, D) with contiguous rows.
@@ -141,17 +72,19 @@ Heads<T> heads(Tensor& x) {
   return {writes<T>(x), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-// Calls each(b, t, turn) for every token of q (B, T, H, D) and k (B, T, Hk, D), whose rows are of type T, in parallel.
+// Calls each<kTail>(b, t, turn) for every token of q (B, T, H, D) and k (B, T, Hk, D), whose rows are of type T, in parallel.
 template <typename T, typename Each>
 void for_each_token(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin, Each&& each) {
-  const int64_t B = q.size(0), tokens = q.size(1), D = q.size(3), half = D / 2;
+  const int64_t B = q.size(0), tokens = q.size(1), D = q.size(3), half = D / 2, width = whole_blocks(half);
   const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, (q.size(2) + k.size(2)) * D));
   const float *c = reads<float>(cos), *s = reads<float>(sin);
   torch::stable::parallel_for(0, B * tokens, grain, [&](int64_t begin, int64_t end) {
-    std::vector<float> buffer(static_cast<size_t>(D));
+    std::vector<float> turned(static_cast<size_t>(2 * width));
     for (int64_t i = begin; i < end; ++i) {
       const int64_t t = i % tokens;
-      each(i / tokens, t, arranged<T>({c + t * half, s + t * half}, buffer.data(), half));
+      const Turn turn{arrange<T>(c + t * half, turned.data(), half), arrange<T>(s + t * half, turned.data() + width, half)};
+      if (half == width) each.template operator()<false>(i / tokens, t, turn);
+      else each.template operator()<true>(i / tokens, t, turn);
     }
   });
 }
@@ -177,9 +110,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
   dispatch_float(q.scalar_type(), "qk_norm_rope", [&]<typename T>() {
     const auto from_q = heads<T>(q), from_k = heads<T>(k);
     const Heads<T> to_q = heads<T>(q_out), to_k = heads<T>(k_out);
-    for_each_token<T>(q, k, cos, sin, [&](int64_t b, int64_t t, Turn turn) {
-      for (int64_t h = 0; h < H; ++h) forward_row(from_q.at(b, t, h), turn, to_q.at(b, t, h), half, e);
-      for (int64_t h = 0; h < Hk; ++h) forward_row(from_k.at(b, t, h), turn, to_k.at(b, t, h), half, e);
+    for_each_token<T>(q, k, cos, sin, [&]<bool kTail>(int64_t b, int64_t t, Turn turn) {
+      for (int64_t h = 0; h < H; ++h) row_forward<kTail>(from_q.at(b, t, h), turn, to_q.at(b, t, h), half, e);
+      for (int64_t h = 0; h < Hk; ++h) row_forward<kTail>(from_k.at(b, t, h), turn, to_k.at(b, t, h), half, e);
     });
   });
   return {q_out, k_out};
@@ -197,9 +130,9 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dq_out, const Tensor& dk_out, 
   dispatch_float(q.scalar_type(), "qk_norm_rope", [&]<typename T>() {
     const auto from_q = heads<T>(q), from_k = heads<T>(k), up_q = heads<T>(dq_out), up_k = heads<T>(dk_out);
     const Heads<T> to_q = heads<T>(dq), to_k = heads<T>(dk);
-    for_each_token<T>(q, k, cos, sin, [&](int64_t b, int64_t t, Turn turn) {
-      for (int64_t h = 0; h < H; ++h) backward_row(up_q.at(b, t, h), from_q.at(b, t, h), turn, to_q.at(b, t, h), half, e);
-      for (int64_t h = 0; h < Hk; ++h) backward_row(up_k.at(b, t, h), from_k.at(b, t, h), turn, to_k.at(b, t, h), half, e);
+    for_each_token<T>(q, k, cos, sin, [&]<bool kTail>(int64_t b, int64_t t, Turn turn) {
+      for (int64_t h = 0; h < H; ++h) row_backward<kTail>(up_q.at(b, t, h), from_q.at(b, t, h), turn, to_q.at(b, t, h), half, e);
+      for (int64_t h = 0; h < Hk; ++h) row_backward<kTail>(up_k.at(b, t, h), from_k.at(b, t, h), turn, to_k.at(b, t, h), half, e);
     });
   });
   return {dq, dk};
