@@ -9,16 +9,15 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.arms import arms, missing
 from bench.contracts import Case, contract
 from bench.roofline import bound_seconds
 from bench.timing import Arm, sample
 
-ROOT = Path(__file__).resolve().parent.parent
 SECONDS_A_CASE = 12.0
 ROWS: list[tuple[str, str, str, float, float, float, float]] = []
 
@@ -44,25 +43,21 @@ class Clock:
         self.now += seconds
 
 
-def arms(op: str, device: str, measuring: bool) -> list[Arm]:
-    """The implementations that the device runs, plain torch first; torch.compile of it joins when measuring (it compiles for 10 s).
-
-    "fused" is a library's, of an op that has one.
-    """
-    peers = [Arm("torch eager", ROOT, "torch")]
-    if measuring:
-        peers.append(Arm("torch.compile", ROOT, "torch", "inductor"))
-    ours = {"cpu": ("fused", "cpp"), "cuda": ("fused", "triton", "cuda")}[device]
-    written = (ROOT / "kernels" / f"{op}.py").read_text()
-    return peers + [Arm(name, ROOT, name) for name in ours if f'"{name}":' in written]
-
-
 @functools.cache
 def samples(op: str, index: int, device: str, measuring: bool) -> dict[str, list[float]]:
     """All arms of one case in one interleaved measurement."""
     case = contract(op).trial[device][index]
     limit = SECONDS_A_CASE if measuring else 0.0
-    return sample(op, case, arms(op, device, measuring), device=device, limit_s=limit)
+    present = [
+        arm for arm in arms(op, device, compiled=measuring) if not why_not(op, index, arm, device)
+    ]
+    return sample(op, case, present, device=device, limit_s=limit)
+
+
+@functools.cache
+def why_not(op: str, index: int, arm: Arm, device: str) -> str:
+    """Why an arm has no samples of a case, or ""."""
+    return missing(op, contract(op).trial[device][index], arm, device)
 
 
 @pytest.fixture

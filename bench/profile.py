@@ -44,7 +44,7 @@ def of_op(op: str, tree: Path, *, beside: Path | None = None, device: str) -> di
         arms.append(Arm(f"incumbent {_implementations(op, beside, device)[1]}", beside))
     asked, rows = contract(op), []
     for case in asked.trial[device]:
-        limit = _limit_s(asked, case, device, trained=not case.forward_only)
+        limit = limit_of(asked, case, device, trained=not case.forward_only)
         for name, seconds in sample(op, case, arms, device=device, limit_s=CASE_S).items():
             which, impl = name.split()
             rows.append(
@@ -140,7 +140,7 @@ def _least_s(op: str, calls: Iterable[Any], steps: int, device: str) -> float | 
     asked, least = contract(op), 0.0
     for arguments, count in calls:
         case, trained = _case(arguments)
-        least += int(count) * _limit_s(asked, case, device, trained)
+        least += int(count) * limit_of(asked, case, device, trained)
     return least / steps or None
 
 
@@ -159,7 +159,7 @@ def _case(arguments: Mapping[str, Any]) -> tuple[Case, bool]:
     return Case(inputs, scalars), trained
 
 
-def _limit_s(asked: Contract, case: Case, device: str, trained: bool) -> float:
+def limit_of(asked: Contract, case: Case, device: str, trained: bool) -> float:
     """The bound of a call. Backward: twice the arithmetic and, at least, twice the traffic."""
     passes = 3 if asked.differentiable and trained else 1
     dtype = next(i.dtype for i in case.inputs.values() if i.dtype != "int64")

@@ -115,10 +115,13 @@ def tool() -> Path | None:
 
 def plan(asked: Contract, rng: random.Random) -> list[dict[str, Any]]:
     """Calls to rehearse: small, and of every layout."""
-    return [_call(asked, c) for c in (asked.large(rng), *(asked.draw(rng) for _ in range(DRAWN)))]
+    return [
+        described(asked, c) for c in (asked.large(rng), *(asked.draw(rng) for _ in range(DRAWN)))
+    ]
 
 
-def _call(asked: Contract, case: Case) -> dict[str, Any]:
+def described(asked: Contract, case: Case) -> dict[str, Any]:
+    """A call for a runner that draws its tensors itself."""
     inputs = {
         name: {
             "dtype": wanted.dtype,

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench.conftest import arms, samples
+from bench.arms import arms
+from bench.conftest import samples, why_not
 from bench.contracts import contract, ops
 from bench.timing import Arm
 
@@ -23,7 +24,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pytest.param(op, index, arm, id=f"{op}-{index}-{arm.name.replace(' ', '_')}")
         for op, index in CASES
         if measuring or index == 0  # the second shape shows how fast, and nothing else
-        for arm in arms(op, DEVICE, measuring)
+        for arm in arms(op, DEVICE, compiled=measuring)
     ]
     metafunc.parametrize(("op", "index", "arm"), wanted)
 
@@ -31,6 +32,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_implementation(
     op: str, index: int, arm: Arm, replay: Callable[..., None], request: pytest.FixtureRequest
 ) -> None:
+    if reason := why_not(op, index, arm, DEVICE):
+        pytest.skip(reason)
     measuring = request.config.getoption("--benchmark")
     times = samples(op, index, DEVICE, measuring)[arm.name]
     replay(op, contract(op).trial[DEVICE][index], arm, DEVICE, times)

@@ -41,7 +41,7 @@ from bench.speed import CONFIDENCE, Comparison
 from bench.staging import Contents
 from bench.threads import one_thread
 
-__all__ = ["Arm", "Measured", "Samples", "compare", "measure", "sample"]
+__all__ = ["Arm", "Measured", "Samples", "compare", "measure", "runners_of", "sample"]
 
 LIMIT_S = 20.0  # of a comparison, from the start of its runners
 END_S = 2.0  # of that for the audit and the last questions
@@ -71,7 +71,7 @@ def compare(
     cases = [case for case in asked.trial[device] if case.calls] if cases is None else cases
     arms = (Arm("incumbent", incumbent), Arm("placebo", incumbent), Arm("candidate", candidate))
     rng = random.Random(secrets.randbits(48) if seed is None else seed)
-    with _runners(op, arms, device) as runners:
+    with runners_of(op, arms, device) as runners:
         prepared = prepare(asked, cases, arms, runners, rng)
         for rounds in prepared:
             rounds.begin()
@@ -186,7 +186,7 @@ def sample(
 ) -> Samples:
     """Seconds a call, block by block and interleaved, for each arm by name."""
     rng = random.Random(secrets.randbits(48) if seed is None else seed)
-    with _runners(op, arms, device) as runners:
+    with runners_of(op, arms, device) as runners:
         return measure(contract(op), case, arms, runners, limit_s=limit_s, rng=rng).row
 
 
@@ -212,7 +212,8 @@ def measure(
 
 
 @contextlib.contextmanager
-def _runners(op: str, arms: Sequence[Arm], device: str) -> Iterator[list[Conduct]]:
+def runners_of(op: str, arms: Sequence[Arm], device: str) -> Iterator[list[Conduct]]:
+    """A runner for each arm, with the op loaded, as `measure` wants them."""
     with contextlib.ExitStack() as stack:
         # On a GPU, tensors that travelled through the host would do so while the clock runs.
         judges = [

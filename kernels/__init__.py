@@ -8,6 +8,11 @@ and plainest first:
     triton   Triton; CUDA tensors, or CPU tensors under Triton's interpreter (TRITON_INTERPRET=1)
     cuda     CUDA C++ in `csrc/<op>.cu`; CUDA tensors
 
+An op may export `LIBRARIES` beside it: what others have written, which does a part of what the op means. They run where a caller names
+them, and nowhere else:
+
+    cudnn    cuDNN through torch           flex    torch's FlexAttention           fa4    flash-attn-4; all of CUDA tensors
+
 What an op *means* (reference, shapes, tolerance, bound) is not here but in `bench/contracts/<op>.py`, out of reach of an edit.
 """
 
@@ -35,7 +40,7 @@ INTERPRETED = (
 _RUNS_ON: dict[str, tuple[str, ...]] = {
     "cpp": ("cpu",),
     "triton": ("cuda", "cpu") if INTERPRETED else ("cuda",),
-    "cuda": ("cuda",),
+    **dict.fromkeys(("cuda", "cudnn", "flex", "fa4"), ("cuda",)),
 }
 
 

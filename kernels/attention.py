@@ -4,6 +4,9 @@
     cpp      csrc/attention.cpp: tiles of scores in L1 with an online softmax; tiles outside the band are skipped
     triton   the same in shared memory and registers; one program a tile of queries, backward also one a tile of keys
 
+and, by their names alone, what others have written for a GPU (LIBRARIES): cudnn, flex, fa4. Each does a part of what the op means, and
+says what it does not; they stand here to be measured against, and for a model that finds one faster.
+
 The band: query i sees keys i - before <= j <= i + after. Both fast versions keep lse, the log-sum-exp of every row of scores, and
 rebuild P = exp(scores - lse) in the backward (Dao et al. 2022, arXiv 2205.14135):
 
@@ -15,13 +18,17 @@ B H T^2 / 2 pairs if causal, B H T w with a window. Least traffic of b-byte elem
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from kernels import INTERPRETED, choose, custom_op, jit
 
@@ -41,10 +48,10 @@ def attention(
 
     With `window` query i sees keys i - window < j <= i (causal) or |i - j| < window (not causal). Any strides; float32, bfloat16 or
     float16; the result has q's shape, dtype and order of dimensions in memory. Raises ValueError or TypeError if the arguments
-    do not fit together.
+    do not fit together; of LIBRARIES ValueError for what one does not do, RuntimeError where it is not installed.
     """
     _check(q, k, v, window)
-    return IMPLEMENTATIONS[choose(IMPLEMENTATIONS, impl, q.device)](q, k, v, causal, window)
+    return KNOWN[choose(KNOWN, impl, q.device)](q, k, v, causal, window)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> None:
@@ -468,8 +475,97 @@ AOT = [
 ]  # fmt: skip
 
 
-FORWARD = {"cpp": _cpp_forward, "triton": _triton_forward}
-BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}
+# ---- What others have written ----
+
+HALVES = (torch.bfloat16, torch.float16)
+
+
+def _only_halves(name: str, dtype: torch.dtype) -> None:
+    if dtype not in HALVES:
+        raise ValueError(f"attention: impl={name!r} takes bfloat16 or float16, got {dtype}")
+
+
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None) -> Tensor:
+    """cuDNN's kernels, through torch: all keys or those before the query, in 16 bits."""
+    _only_halves("cudnn", q.dtype)
+    if window is not None:
+        raise ValueError(f"attention: impl='cudnn' knows no window, got window={window}; 'flex' and 'fa4' do")  # fmt: skip
+    if q.shape[1] != k.shape[1]:
+        raise ValueError(
+            f"attention: impl='cudnn' wants as many heads of keys as of queries, got {q.shape[1]} and {k.shape[1]}; 'flex' and 'fa4' group them"
+        )
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
+@functools.cache
+def _compiled_flex():
+    """One for all shapes, with code for each: where that is too many, fullgraph raises in place of running (T, T) scores eagerly."""
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
+
+
+@functools.lru_cache(maxsize=16)
+def _band_mask(T: int, before: int, after: int, device: torch.device):
+    """Which 128 x 128 tiles of scores the band touches; built from the (T, T) mask, so it is kept."""
+
+    def visible(b, h, i, j):
+        return (i - j <= before) & (j - i <= after)
+
+    return create_block_mask(visible, None, None, T, T, device=device)
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None) -> Tensor:
+    """torch's FlexAttention: a Triton template that skips the tiles which a mask leaves empty."""
+    T = q.shape[2]
+    mask = _band_mask(T, *_band(T, causal, window), q.device)
+    return _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+
+
+def _flash_attention_4():
+    """(forward, backward) of the package flash-attn-4; imported on first use, which takes seconds."""
+    try:
+        from flash_attn.cute.interface import _flash_attn_bwd, _flash_attn_fwd
+    except ImportError as missing:
+        raise RuntimeError(
+            f"attention: impl='fa4' needs flash_attn.cute ({missing}): pip install flash-attn-4"
+        ) from missing
+    return _flash_attn_fwd, _flash_attn_bwd
+
+
+def _fa4_band(q: Tensor, causal: bool, window: int | None) -> dict[str, Any]:
+    """What its kernels call the band; None stands for no end."""
+    _only_halves("fa4", q.dtype)
+    before = None if window is None else window - 1
+    return {"causal": causal, "window_size_left": before, "window_size_right": None if causal else before}  # fmt: skip
+
+
+def _laid_out_as(like: Tensor, x: Tensor) -> Tensor:
+    """x in the order of dimensions that the op promises; a copy only where it came in another."""
+    promised = torch.empty_like(like)
+    return x if x.stride() == promised.stride() else promised.copy_(x)
+
+
+def _fa4_forward(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None
+) -> tuple[Tensor, Tensor]:
+    band, (forward, _) = _fa4_band(q, causal, window), _flash_attention_4()
+    rows = [x.transpose(1, 2) for x in (q, k, v)]  # (B, T, H, D)
+    o, lse, *_ = forward(*rows, **band, return_lse=True)
+    return _laid_out_as(q, o.transpose(1, 2)), lse
+
+
+def _fa4_backward(
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, causal: bool, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    band, (_, backward) = _fa4_band(q, causal, window), _flash_attention_4()
+    rows = [x.transpose(1, 2) for x in (q, k, v, o, do)]
+    dq, dk, dv, *_ = backward(*rows, lse, **band)
+    dq, dk, dv = (_laid_out_as(x, dx.transpose(1, 2)) for x, dx in ((q, dq), (k, dk), (v, dv)))
+    return dq, dk, dv
+
+
+FORWARD = {"cpp": _cpp_forward, "triton": _triton_forward, "fa4": _fa4_forward}
+BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward, "fa4": _fa4_backward}
 
 
 # One custom op for all kernels: its fake and its autograd formula are written once, and torch.compile keeps it whole.
@@ -522,3 +618,5 @@ def _kernel(impl: str):
 
 
 IMPLEMENTATIONS = {"torch": _torch, "cpp": _kernel("cpp"), "triton": _kernel("triton")}
+LIBRARIES = {"cudnn": _cudnn, "flex": _flex, "fa4": _kernel("fa4")}
+KNOWN = {**IMPLEMENTATIONS, **LIBRARIES}

@@ -1,7 +1,7 @@
 """Places where one small change makes a Python kernel another program: found in the syntax tree, applied to the text.
 
 What is not mutated: docstrings, annotations, error messages and the conditions that lead to nothing but an error, decorators, and everything
-that only Triton reaches (it cannot run on a CPU outside its interpreter, so the gate here would never see the change).
+that only Triton or another's library for a GPU reaches (neither runs on a CPU as such, so the gate here would never see the change).
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 ONLY_TRITON = ("_aot", "_block_d", "_operands", "_precision", "_tile", "_tiles", "_tiling")
-ONLY_ERRORS = ("_check", "_check_targets")
+ONLY_LIBRARIES = (
+    "_cudnn", "_compiled_flex", "_band_mask", "_flex", "_flash_attention_4", "_fa4_band", "_laid_out_as", "_fa4_forward", "_fa4_backward",
+)  # fmt: skip
+ONLY_ERRORS = ("_check", "_check_targets", "_only_halves")
 # Constants at module level that change values; the others are sizes of tiles and chunks.
 TABLES = ("POLAR_EXPRESS", "QUINTIC", "SAFETY", "TINY")
 MODULES = ("torch", "math", "F", "jit")
@@ -104,7 +107,7 @@ def _is_reached(node: ast.stmt) -> bool:
     name = next(iter(_names(node)), "")
     if isinstance(node, ast.Assign):
         return name in TABLES
-    if not isinstance(node, ast.FunctionDef) or name in ONLY_TRITON + ONLY_ERRORS:
+    if not isinstance(node, ast.FunctionDef) or name in ONLY_TRITON + ONLY_LIBRARIES + ONLY_ERRORS:
         return False
     return not name.startswith("_triton") and "triton.jit" not in map(
         ast.unparse, node.decorator_list

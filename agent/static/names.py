@@ -13,6 +13,9 @@ KERNEL_MODULES = _STDLIB | {"torch", "triton", "numpy", "einops", "kernels"}
 MODEL_MODULES = KERNEL_MODULES | set(
     "concurrent threading queue json resource importlib model".split()
 )
+# Packages that are an op as a whole, and the file in which an implementation that says so by its name may call them. Which names those
+# are is in the contract; the correctness gate looks whether another one does.
+LIBRARIES = {"flash_attn": "kernels/attention.py"}
 _INSTEAD = {
     "os": "; for the number of threads ask torch.get_num_threads(), a setting is a constant of the file",
     "sys": "; torch.finfo and math have the limits of numbers",
@@ -100,6 +103,9 @@ _OF = {
     "torch.utils": frozenset("checkpoint _pytree dlpack hooks weak _foreach_utils".split()),
     "kernels": frozenset("jit choose product_dtype INTERPRETED CPU_MULTIPLIES_BF16".split()),
     "kernels.jit": frozenset("load isa targets BuildError".split()),
+    "flash_attn": frozenset({"cute"}),
+    "flash_attn.cute": frozenset({"interface"}),
+    "flash_attn.cute.interface": frozenset({"_flash_attn_fwd", "_flash_attn_bwd"}),
 }
 # Switches of the whole process: a kernel that sets one changes what it is compared with.
 _STATE = frozenset(
@@ -129,11 +135,12 @@ MODULES = (
 OWN_OPERATORS = ("aten", "prim", "prims", "_", "c10d", "quantized", "inductor")
 
 
-def import_error(name: str, model: bool) -> str:
-    """Why `import name` is refused, or ""."""
+def import_error(name: str, path: str) -> str:
+    """Why `import name` is refused in a file, or ""."""
+    model = path.startswith("model/")
     allowed = MODEL_MODULES if model else KERNEL_MODULES
     package = name.split(".")[0]
-    if package in allowed:
+    if package in allowed or LIBRARIES.get(package) == path:
         return path_error(name, model)
     heavy = ", ".join(sorted(allowed - _STDLIB))
     return (

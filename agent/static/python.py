@@ -43,7 +43,7 @@ def inspect_source(path: str, source: str) -> Report:
     except (ValueError, RecursionError, MemoryError) as error:
         report.refusals.append((1, f"does not parse: {error}"))
         return report
-    reader = _Reader(origins, path.startswith("model/"))
+    reader = _Reader(origins, path)
     for node in (*ast.walk(tree), *(n for part in written for n in ast.walk(part))):
         line = getattr(node, "lineno", 1)
         report.refusals += [(line, text) for text in reader.refusals(node)]
@@ -59,8 +59,8 @@ def inspect_source(path: str, source: str) -> Report:
 class _Reader:
     """One file: what is wrong with a node, by the origin of its names."""
 
-    def __init__(self, origins: Origins, model: bool) -> None:
-        self.origins, self.model = origins, model
+    def __init__(self, origins: Origins, path: str) -> None:
+        self.origins, self.path, self.model = origins, path, path.startswith("model/")
 
     # ---- refusals ----
 
@@ -88,7 +88,7 @@ class _Reader:
 
     def _import(self, modules: list[str]) -> Iterator[str]:
         for name in modules:
-            error = names.import_error(name, self.model)
+            error = names.import_error(name, self.path)
             if error:
                 yield error if error.startswith("imports") else f"imports {error}"
 

@@ -154,7 +154,8 @@ CONTRACT = Contract(
         "aten::_cudnn_attention",
         "aten::_native_multi_head_attention",
         "flex_attention",
+        "flash_attn.cute",
     ),
-    library_names=("sdpa", "cudnn", "flex", "flash"),
+    library_names=("sdpa", "cudnn", "flex", "flash", "fa4"),
     infinite=("v",),
 )

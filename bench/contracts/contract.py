@@ -146,8 +146,8 @@ class Contract:
     result_dtypes: Mapping[str, str] = field(default_factory=dict)
     # For a causal op: tensor name -> its dimension of time.
     time_axis: Mapping[str, int] = field(default_factory=dict)
-    # Library functions that are this op as a whole, by the beginning of their dispatcher name. A kernel file may call one only
-    # in an implementation of a name that says so.
+    # Library functions that are this op as a whole, by the beginning of their dispatcher name, or packages that launch kernels past
+    # the dispatcher. A kernel file may call one only in an implementation of a name that says so.
     library: tuple[str, ...] = ()
     library_names: tuple[str, ...] = ()
     # Norms of the terms whose difference a result or a gradient is, by its name, where they can be far larger than itself:

@@ -2,6 +2,12 @@
 
 stage     {calls}                                       bring input sets to the device
 block     {op, impl, mode, sets, keep, backward}        one call on each of these sets in turn, one of them copied out
+
+On a GPU the calls of a block are asked for one after another and waited for once, when all have been: while the device takes longer for a call
+than the host for its launches, the queue is full and launches do not show, but for the first's. The shortest call of the trial's shapes there,
+AdamW's, moves 117 MB: 39 us at 3.02 TB/s, beside some 10 us of the host's. Where the host is slower (a small matrix in Newton-Schulz's many
+products) its launches are timed, of all arms alike, as a step that is not captured in a graph pays them: an arm that captures one itself gains
+what it really gains.
 """
 
 from __future__ import annotations

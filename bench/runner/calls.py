@@ -5,7 +5,7 @@
     interleave  {op, impl, calls}                       forward of each, then backward of each in the same order
     accumulate  {op, impl, call}                        the same leaves through the op twice, their gradients summed
     recall      {outputs}                               copy the results of held calls out again
-    trace       {op, impl, call}                        names of all operators that one call runs                    -> {operators}
+    trace       {op, impl, call}                        names of all operators that one call runs, and of packages that need none -> {operators}
     register    {op, impl, call}                        check the custom ops that one call runs, by torch's opcheck
     spoil       {op, impl, call}                        one call in which every C++ result is replaced by NaN
 
@@ -20,6 +20,7 @@ Modes: eager, no_grad, inference, autocast, compile (aot_eager: finds graph brea
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -30,6 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.runner.lending import Lent, Refusal
 
+# Packages that launch kernels past the dispatcher: that one has been imported is what can be seen of it.
+_PAST_THE_DISPATCHER = ("flash_attn.cute",)
 # Gradients are compared with float64, and compiling is a mode of its own: the other two opchecks would say it again.
 _OPCHECKS = ("test_schema", "test_faketensor")
 
@@ -198,7 +201,8 @@ class Calls:
 
         with profile(use_cpu=True) as seen:
             self.whole(request)
-        return {"operators": sorted({event.name for event in seen.function_events})}
+        loaded = {name for name in _PAST_THE_DISPATCHER if name in sys.modules}
+        return {"operators": sorted(loaded | {event.name for event in seen.function_events})}
 
     def do_register(self, request: Mapping[str, Any]) -> dict[str, Any]:
         from torch.testing._internal.optests.generate_tests import OpCheckError

@@ -1,0 +1,192 @@
+"""The parts of bench/gpu_report.py, each a process of its own, so that it can be ended: `python -m bench.gpu_parts PART [OP] --device cuda`.
+
+A part prints a line of JSON for each thing that it has found, when it has found it. Exit status 1 where an op was refused.
+
+    facts      the device, its clocks and what is installed       ceilings   copy and matrix product (bench/roofline.py)
+    build OP   csrc and every Triton kernel (bench/builds.py)     check OP   the correctness gate (bench/correctness.py)
+    time OP    every arm on every shape                           profile    a training step (bench/profile.py)
+
+`time` measures each shape twice. `events` are milliseconds by the protocol of the public figures (bench/runner/events.py), each arm alone, by the
+runner's own word: what goals are held against. `judge` are medians of interleaved blocks by the judge's clock (bench/timing.py), their outputs
+audited; a call there carries its share of a request and of a copied answer, so that they tell arms apart and are no time of a kernel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import random
+import secrets
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from bench import arms as measured
+from bench import builds, clocks, correctness, goals, profile, roofline
+from bench.conduct import Conduct
+from bench.contracts import Case, Contract, contract, ops
+from bench.finding import Finding
+from bench.judge import Refused
+from bench.peers import PEERS
+from bench.sanitizer import described
+from bench.timing import Arm, measure, runners_of
+
+ROOT = Path(__file__).resolve().parent.parent
+PARTS = ("facts", "ceilings", "build", "check", "time", "profile")
+PACKAGES = ("torch", "triton", "flash-attn-4", "liger-kernel", "quack-kernels")
+WARM_S, EVENTS_S = 120.0, 30.0  # the first call compiles
+CASE_S = 1.5  # of interleaved blocks
+VOCABULARY = 8192
+
+Record = dict[str, Any]
+
+
+def facts(device: str) -> Iterator[Record]:
+    import torch
+
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
+    installed = {package: _version(package) for package in PACKAGES}
+    yield {"device": name or platform.machine(), "cuda": torch.version.cuda, **installed}
+    yield {"clocks": clocks.read(device)}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def ceilings(device: str) -> Iterator[Record]:
+    yield {**roofline.ceilings(device), "clocks": clocks.read(device)}
+
+
+def build(op: str, device: str) -> Iterator[Record]:
+    yield _verdict(op, builds.build(ROOT, [f"kernels/{op}.py", f"csrc/{op}.cpp", f"csrc/{op}.cu"]))
+
+
+def check(op: str, device: str) -> Iterator[Record]:
+    yield _verdict(op, correctness.check(op, ROOT, device=device))
+
+
+def _verdict(op: str, finding: Finding) -> Record:
+    said = finding.evidence.get("compute_sanitizer")
+    return {"op": op, "passed": finding.passed, "reason": finding.reason} | (
+        {"compute_sanitizer": said} if said else {}
+    )
+
+
+def step(device: str) -> Iterator[Record]:
+    yield profile.of_step(ROOT, VOCABULARY, 0, device=device)
+
+
+def timed(op: str, device: str) -> Iterator[Record]:
+    """First every figure that a goal is held against, then the judge's."""
+    asked, cases = contract(op), goals.cases(op, device)
+    yield {"op": op, "clocks": clocks.read(device)}
+    with tempfile.TemporaryDirectory(prefix="lab-peers-") as folder:
+        arms, absent = _arms(op, device, Path(folder))
+        yield from ({"op": op, "arm": name, "absent": reason} for name, reason in absent.items())
+        with runners_of(op, arms, device) as runners, ThreadPoolExecutor(len(runners)) as pool:
+            able: dict[str, list[int]] = {}
+            for case in cases:
+                about: Record = {"op": op, "case": case.label()}
+                limit = profile.limit_of(asked, case, device, trained=not case.forward_only)
+                yield about | {"limit_ms": 1e3 * limit}
+                # compilers run beside each other; what is measured runs alone
+                refused = list(pool.map(partial(_warmed, asked, case), arms, runners))
+                able[case.label()] = [i for i, why in enumerate(refused) if not why]
+                for arm, runner, why in zip(arms, runners, refused, strict=True):
+                    found = {"refused": why} if why else _events(asked, case, arm, runner)
+                    yield about | {"arm": arm.name} | found
+            for case in cases:
+                present = able[case.label()]
+                few, theirs = [arms[i] for i in present], [runners[i] for i in present]
+                yield {"op": op, "case": case.label(), **_judged(asked, case, few, theirs)}
+    yield {"op": op, "clocks": clocks.read(device)}
+
+
+def _warmed(asked: Contract, case: Case, arm: Arm, runner: Conduct) -> str:
+    """Why an arm does not do a case, or ""."""
+    try:
+        runner.judge.ask("warm", timeout=WARM_S, **_request(asked, case, arm))
+    except Refused as refused:
+        return measured.last_line(refused)
+    return ""
+
+
+def _events(asked: Contract, case: Case, arm: Arm, runner: Conduct) -> Record:
+    if runner.judge.device != "cuda":
+        return {"events": {}}
+    try:
+        answer = runner.judge.ask("events", timeout=EVENTS_S, **_request(asked, case, arm))
+    except Refused as refused:
+        return {"refused": measured.last_line(refused)}
+    return {"events": {n: float(answer[n]) for n in goals.PASSES if n in answer}}
+
+
+def _request(asked: Contract, case: Case, arm: Arm) -> Record:
+    call = described(asked, case)
+    return {"op": asked.name, "impl": arm.impl, "mode": arm.mode, "call": call}
+
+
+def _judged(asked: Contract, case: Case, arms: Sequence[Arm], runners: Sequence[Conduct]) -> Record:
+    rng = random.Random(secrets.randbits(48))
+    try:
+        found = measure(asked, case, arms, runners, limit_s=CASE_S, rng=rng).row
+    except Refused as refused:
+        return {"refused": measured.last_line(refused)}
+    medians = {name: 1e3 * statistics.median(seconds) for name, seconds in found.items()}
+    return {"judge": medians, "blocks": min(map(len, found.values()))}
+
+
+def _arms(op: str, device: str, folder: Path) -> tuple[list[Arm], dict[str, str]]:
+    """Who can be asked, and why others cannot."""
+    arms = measured.arms(op, device, compiled=True)
+    absent = {
+        arm.name: f"runs on CUDA tensors, and --device is {device}"
+        for arm in arms
+        if arm.impl in measured.LIBRARIES and device != "cuda"
+    }
+    for peer in PEERS:
+        if peer.op == op and (missing := peer.missing()):
+            absent[peer.name] = missing
+        elif peer.op == op:
+            arms.append(Arm(peer.name, peer.tree(folder)))
+    return [arm for arm in arms if arm.name not in absent], absent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.gpu_parts")
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("op", nargs="?", choices=ops())
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    asked = parser.parse_args(arguments)
+    of_op = {"build": build, "check": check, "time": timed}
+    whole = {"facts": facts, "ceilings": ceilings, "profile": step}
+    if (asked.part in of_op) != (asked.op is not None):
+        parser.error(f"{', '.join(of_op)} are of an op, the others of none")
+    found = (
+        of_op[asked.part](asked.op, asked.device) if asked.op else whole[asked.part](asked.device)
+    )
+    passed, started = True, time.monotonic()
+    try:
+        for record in found:
+            passed = passed and record.get("passed", True)
+            print(json.dumps(record | {"at_s": round(time.monotonic() - started, 1)}), flush=True)
+    except Refused as refused:
+        print(measured.last_line(refused), file=sys.stderr)
+        return 1
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""What the kernels reach on this GPU, in one run of under nine minutes: `python -m bench.gpu_report --out results/gpu`.
+
+Facts of the device, ceilings, builds, every op through the correctness gate, every op's shapes timed beside every peer that is installed, a training step
+under the profiler: each is a process (bench/gpu_parts.py) with a limit on its time. What it finds goes into OUT/raw.jsonl line by line, and
+OUT/report.md is written anew after each (bench/gpu_table.py), so that whatever ends the run leaves what was measured. The same command goes on
+with what has not come to an end; what has is measured again with another --out.
+
+Exit status: 0 everything was measured and no op refused, 1 an op was refused or a part failed, 2 nothing could be measured, 130 Ctrl-C.
+Builds and checks run WORKERS at a time; what is timed runs alone. What the budget does not reach is told, and left to the next call. `--device cpu` rehearses the whole on a CPU, with the CPU's shapes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock, Timer
+from typing import Any
+
+from bench import gpu_table
+from bench.contracts import ops
+from bench.goals import GOALS, cases
+from bench.identity import identity
+
+ROOT = Path(__file__).resolve().parent.parent
+BUDGET_S = 530.0
+WORKERS = 10
+OP_S, SHAPE_S = 25.0, 8.0  # of timing: an op's runners and compilers, and each shape
+
+
+@dataclass(frozen=True)
+class Part:
+    """`seconds`: when it is ended, if the budget has not ended it before."""
+
+    name: str
+    op: str | None
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.op}" if self.op else self.name
+
+
+def plan() -> list[list[Part]]:
+    """Groups of parts, in this order; those of a group run beside each other. What a goal is set for comes before what none is."""
+    aimed = list(dict.fromkeys(goal.op for goal in GOALS))
+    others = [op for op in ops() if op not in aimed]
+    return [
+        [Part("ceilings", None, 25.0)],
+        [Part("build", op, 60.0) for op in ops()],
+        *([_timed(op)] for op in aimed),
+        [Part("check", op, 90.0) for op in ops()],
+        [Part("profile", None, 100.0)],
+        *([_timed(op)] for op in others),
+    ]
+
+
+def _timed(op: str) -> Part:
+    return Part("time", op, OP_S + SHAPE_S * len(cases(op, "cuda")))
+
+
+class Journal:
+    """OUT/raw.jsonl: {"part", ...} for each finding, {"part", "ended", "why"} for the end of a part: done, refused, stopped."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.file = out, out / "raw.jsonl"
+        self._lock = Lock()
+        self.lines: list[dict[str, Any]] = []
+        if self.file.is_file():
+            text = self.file.read_text()
+            whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line short
+            self.file.write_text(whole)
+            self.lines = [json.loads(line) for line in whole.splitlines()]
+
+    def write(self, line: dict[str, Any]) -> None:
+        with self._lock, self.file.open("a") as file:
+            self.lines.append(line)
+            file.write(json.dumps(line) + "\n")
+
+    def has_ended(self, part: Part) -> bool:
+        """Whether it needs no second run: a part that was stopped does."""
+        ends = [
+            line["ended"] for line in self.lines if line["part"] == str(part) and "ended" in line
+        ]
+        return bool(ends) and ends[-1] != "stopped"
+
+    def latest(self) -> list[dict[str, Any]]:
+        """The lines of each part's last run."""
+        starts = {line["part"]: i for i, line in enumerate(self.lines) if "begun" in line}
+        return [line for i, line in enumerate(self.lines) if i >= starts.get(line["part"], 0)]
+
+
+class Run:
+    """Carries parts out. `command` makes a part's command line; `tell` prints one line."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        command: Callable[[Part], Sequence[str]],
+        tell: Callable[[str], None],
+        budget_s: float = BUDGET_S,
+    ) -> None:
+        self.journal, self.command, self.tell = journal, command, tell
+        self.deadline = time.monotonic() + budget_s
+        self.running: set[subprocess.Popen[str]] = set()
+        self.interrupted = False
+
+    def all(self, groups: Iterable[Sequence[Part]]) -> bool:
+        """Whether every part came to its end, and none refused. Ctrl-C ends what runs, and is raised again."""
+        good = True
+        for group in groups:
+            waiting = [part for part in group if not self.journal.has_ended(part)]
+            with ThreadPoolExecutor(WORKERS) as pool:
+                try:
+                    list(pool.map(self.one, waiting))
+                except KeyboardInterrupt:
+                    self.interrupted = True
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    for process in list(self.running):
+                        process.terminate()
+                    raise
+                finally:
+                    self.write()
+            good = good and all(self.ended(part) == "done" for part in group)
+        return good
+
+    def ended(self, part: Part) -> str:
+        lines = self.journal.lines
+        return str([line["ended"] for line in lines if line["part"] == str(part) and "ended" in line][-1])  # fmt: skip
+
+    def one(self, part: Part) -> None:
+        """Run a part, its findings into the journal as they come."""
+        limit = min(part.seconds, self.deadline - time.monotonic())
+        if limit <= 0:
+            self._end(part, "stopped", "the budget was spent before it began", 0.0)
+            return
+        started = time.monotonic()
+        self.journal.write({"part": str(part), "begun": round(limit, 1)})
+        # in a session of its own: Ctrl-C is for this process, which then ends the others
+        process = subprocess.Popen(
+            self.command(part), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+        )  # fmt: skip
+        self.running.add(process)
+        timer = Timer(limit, process.terminate)
+        timer.start()
+        reasons = []
+        with ThreadPoolExecutor(1) as pool, process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            words = pool.submit(process.stderr.read)  # else a full pipe would hold it up
+            for line in process.stdout:
+                found = json.loads(line)
+                reasons += [found["reason"]] if found.get("passed") is False else []
+                self.journal.write({"part": str(part), **found})
+            said = words.result().strip().splitlines()
+        timer.cancel()
+        self.running.discard(process)
+        seconds = time.monotonic() - started
+        if process.returncode == -signal.SIGTERM:
+            why = "Ctrl-C" if self.interrupted else f"it had not ended after {limit:.0f} s"
+            self._end(part, "stopped", why, seconds)
+        elif process.returncode:
+            why = reasons[0] if reasons else said[-1] if said else f"status {process.returncode}"
+            self._end(part, "refused", why, seconds)
+        else:
+            self._end(part, "done", "", seconds)
+
+    def _end(self, part: Part, how: str, why: str, seconds: float) -> None:
+        why = " ".join(why.split())[:300]
+        self.journal.write({"part": str(part), "ended": how, "why": why, "seconds": round(seconds, 1)})  # fmt: skip
+        self.tell(f"{part}: {how} in {seconds:.0f} s{': ' if why else ''}{why}")
+
+    def write(self) -> None:
+        table = gpu_table.render(self.journal.latest())
+        (self.journal.out / "report.md").write_text(table)
+
+
+def refusal(device: str, journal: Journal) -> str:
+    """Why nothing can be measured into this folder, or ""."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        return "no GPU: torch sees no CUDA device; `--device cpu` rehearses on a CPU"
+    mine = identity(device)
+    theirs = next((line["identity"] for line in journal.lines if "identity" in line), None)
+    if theirs is None:
+        journal.write({"part": "identity", "identity": mine})
+    elif theirs != mine:
+        return f"{journal.file} holds figures of {theirs}, and here is {mine}: give another --out, or delete it"
+    return ""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m bench.gpu_report",
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    asked = parser.parse_args(arguments)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    journal = Journal(asked.out)
+    if why := refusal(asked.device, journal):
+        print(why, file=sys.stderr)
+        return 2
+
+    def command(part: Part) -> list[str]:
+        words = [part.name, *([part.op] if part.op else []), "--device", asked.device]
+        return [sys.executable, "-m", "bench.gpu_parts", *words]
+
+    run = Run(journal, command, lambda line: print(line, flush=True))
+    try:
+        run.all([[Part("facts", None, 30.0)]])
+        good = run.all(plan())
+    except KeyboardInterrupt:
+        print(f"stopped; {asked.out} has what was measured, and the same command goes on", file=sys.stderr)  # fmt: skip
+        return 130
+    print(f"{asked.out / 'report.md'}: {gpu_table.summary(journal.latest())}")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,23 @@
+"""What has to be the same for figures of two runs to stand beside each other: the machine, and the files that are measured or measure."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+MEASURED = ("kernels", "csrc", "model", "bench")
+
+
+def identity(device: str) -> dict[str, Any]:
+    """As plain JSON: equal or not is all that is asked of it."""
+    import torch
+
+    digest = hashlib.sha256()
+    for folder in MEASURED:
+        for file in sorted((ROOT / folder).glob("**/*")):
+            if file.suffix in (".py", ".cpp", ".cu", ".h") and "build" not in file.parts:
+                digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    return {"device": name, "torch": torch.__version__, "tree": digest.hexdigest()[:16]}

@@ -1,0 +1,179 @@
+"""The report of a GPU without one: what the table says, what is left by a kill, and that one part's failure is one line."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import random
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from bench import gpu_report, gpu_table
+from bench.contracts import contract
+from bench.goals import GOALS
+from bench.gpu_report import Journal, Part, Run, main
+from bench.judge import Judge, Refused
+from bench.peers import PEERS
+from bench.runner.calls import Calls
+from bench.runner.events import Events
+from bench.runner.lending import Refusal
+from bench.sanitizer import described
+
+GOAL = GOALS[0]
+CASE = {"part": f"time {GOAL.op}", "op": GOAL.op, "case": GOAL.case.label()}
+
+
+def arm(name: str, ms: float) -> dict[str, object]:
+    return {**CASE, "arm": name, "events": {GOAL.passes: ms}}
+
+
+@pytest.mark.parametrize(
+    ("arms", "met"),
+    [
+        ([], "not measured"),
+        ([arm("torch eager", 0.2)], "not measured"),
+        ([arm("triton", GOAL.goal_ms), arm("torch eager", 0.2)], "yes"),
+        ([arm("triton", 1.1 * GOAL.goal_ms)], "no"),
+        ([arm("triton", GOAL.goal_ms), arm("quack", 0.9 * GOAL.goal_ms)], "no"),
+        ([arm("triton", 0.2), arm("cuda", GOAL.goal_ms)], "yes"),
+    ],
+)
+def test_a_goal_is_met_within_it_and_by_nobody_slower_than_a_peer(arms, met):
+    assert gpu_table.measured(arms)[0].met == met
+
+
+def test_the_table_says_what_was_measured_what_was_not_and_why():
+    lines = [
+        arm("triton", 0.0911),
+        arm("torch eager", 0.117),
+        {**CASE, "arm": "quack", "absent": "quack is not installed: pip install quack-kernels"},
+        {**CASE, "judge": {"triton": 0.2345}, "blocks": 9},
+        {"part": "check attention", "ended": "refused", "why": "dq is wrong", "seconds": 3.0},
+    ]
+    text = gpu_table.render(lines)
+    assert (
+        "| 0.0911 (triton) | 0.1170 (torch eager) | 0.094 (torch.compile, quack) | 0.089 | 0.092 | yes |"
+        in text
+    )
+    assert text.count("not measured | not measured |") == len(GOALS) - 1
+    assert "| triton | 0.0911 |  |  | 0.2345 |  |" in text
+    assert "- rms_norm, quack: quack is not installed: pip install quack-kernels" in text
+    assert "| check attention | refused | 3 | dq is wrong |" in text
+    assert "1 of 16 goals met, 15 not measured; refused: check attention" == gpu_table.summary(
+        lines
+    )
+
+
+def script(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def run(out: Path, scripts: dict[str, str], budget_s: float = 60.0, seconds: float = 20.0):
+    """Parts by name, all in one group, each a Python script; what was told, and whether all was well."""
+    told: list[str] = []
+    carried = Run(
+        Journal(out), lambda part: script(scripts[part.name]), told.append, budget_s=budget_s
+    )
+    good = carried.all([[Part(name, None, seconds) for name in scripts]])
+    return good, sorted(told), Journal(out)
+
+
+def test_what_a_kill_cut_short_is_run_again_and_what_has_ended_is_not(tmp_path):
+    lines = [
+        {"part": "done", "begun": 1.0}, {"part": "done", "n": 1}, {"part": "done", "ended": "done", "why": "", "seconds": 1.0},
+        {"part": "cut", "begun": 1.0}, {"part": "cut", "n": 2},
+    ]  # fmt: skip
+    (tmp_path / "raw.jsonl").write_text(
+        "".join(f"{json.dumps(x)}\n" for x in lines) + '{"part": "c'
+    )
+    good, told, journal = run(tmp_path, {"done": "raise SystemExit(3)", "cut": 'print(\'{"n": 3}\')'})  # fmt: skip
+    assert good
+    assert [line.split(" in ")[0] for line in told] == ["cut: done"]
+    assert [line["n"] for line in journal.latest() if "n" in line] == [1, 3]
+
+
+def test_a_part_that_fails_is_one_line_and_the_others_go_on(tmp_path):
+    scripts = {
+        "bad": "import sys; print('no such kernel', file=sys.stderr); sys.exit(1)",
+        "wrong": 'print(\'{"passed": false, "reason": "dq is wrong"}\'); raise SystemExit(1)',
+        "right": "print('{\"n\": 1}')",
+    }
+    good, told, _ = run(tmp_path, scripts)
+    assert not good
+    assert [line.split(" in ")[0] + line.partition(" s")[2] for line in told] == [
+        "bad: refused: no such kernel", "right: done", "wrong: refused: dq is wrong",
+    ]  # fmt: skip
+    assert (tmp_path / "report.md").is_file()
+
+
+def test_what_takes_too_long_is_ended_and_keeps_what_it_had_found(tmp_path):
+    slow = "print('{\"n\": 1}', flush=True); import time; time.sleep(60)"
+    good, told, journal = run(tmp_path, {"slow": slow}, seconds=1.5)
+    assert not good
+    assert "it had not ended after 2 s" in told[0]
+    assert {"part": "slow", "n": 1} in journal.latest()
+    _, told, _ = run(tmp_path, {"slow": slow}, budget_s=0.0)
+    assert "the budget was spent before it began" in told[0]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_without_a_gpu_it_says_so_and_measures_nothing(tmp_path, capsys):
+    assert main(["--out", str(tmp_path)]) == 2
+    assert "no GPU: torch sees no CUDA device" in capsys.readouterr().err
+    assert not (tmp_path / "raw.jsonl").exists()
+
+
+def test_figures_of_another_tree_are_not_mixed_with_these(tmp_path, capsys):
+    other = {"part": "identity", "identity": {"device": "another"}}
+    (tmp_path / "raw.jsonl").write_text(json.dumps(other) + "\n")
+    assert main(["--out", str(tmp_path), "--device", "cpu"]) == 2
+    assert "give another --out" in capsys.readouterr().err
+
+
+def test_every_goal_is_a_call_of_its_op_and_lies_between_floor_and_peer():
+    for goal in GOALS:
+        inspect.signature(contract(goal.op).reference).bind(*goal.case.inputs, **goal.case.scalars)
+        assert goal.floor_ms < goal.goal_ms < goal.peer_ms, goal
+
+
+def test_the_plan_measures_every_op_and_reaches_what_has_a_goal_in_the_budget():
+    groups = gpu_report.plan()
+    names = [str(part) for group in groups for part in group]
+    assert len(names) == len(set(names)) == 2 + 3 * len(gpu_report.ops())
+    until = names.index("profile")
+    longest = [max(part.seconds for part in group) for group in groups if str(group[0]) in names[: until + 1]]  # fmt: skip
+    assert sum(longest) <= gpu_report.BUDGET_S < 9 * 60
+
+
+@pytest.mark.parametrize("peer", PEERS, ids=lambda peer: f"{peer.op}-{peer.name}")
+def test_a_peer_has_the_signature_of_its_op(peer):
+    theirs = inspect.signature(peer.function).parameters
+    assert list(theirs) == list(inspect.signature(contract(peer.op).reference).parameters)
+    assert peer.missing() == "" or f"pip install {peer.install}" in peer.missing()
+
+
+@pytest.mark.skipif(not PEERS[0].missing(), reason="it is installed here")
+def test_a_peer_is_asked_through_a_runner_and_says_there_what_it_lacks(tmp_path):
+    peer, asked = PEERS[0], contract(PEERS[0].op)
+    with Judge(peer.tree(tmp_path)) as judge:
+        judge.ask("load", op=peer.op, tree=str(judge.tree))
+        call = described(asked, asked.large(random.Random(0)))
+        with pytest.raises(Refused, match=f"No module named '{peer.package}'"):
+            judge.ask("warm", op=peer.op, impl=None, mode="eager", call=call)
+
+
+def test_events_are_a_gpus_and_a_warm_call_runs_forward_and_backward():
+    asked = contract("linear_cross_entropy")
+    events = Events(SimpleNamespace(device=torch.device("cpu")), Calls(None))
+    call = {**described(asked, asked.telling(random.Random(0))[0]), "scalars": {}}
+    seen = []
+    events.calls.functions["op", "None/eager"] = lambda h, W, targets: seen.append(h) or h.sum() * W.sum()  # fmt: skip
+    request = {"op": "op", "impl": None, "mode": "eager", "call": call}
+    events.do_warm(request)
+    assert seen[0].requires_grad
+    with pytest.raises(Refusal, match="CUDA events"):
+        events.do_events(request)
