@@ -1,4 +1,4 @@
-"""What a kernel is to reach on one H100, and what the best public ones reach there: milliseconds a call in bfloat16, of issue 7's table.
+"""What a kernel is to reach on one H100, and what the best public ones reach there: milliseconds a call in bfloat16.
 
 The peers' figures are medians of `triton.testing.do_bench` (CUDA events around each call, L2 flushed before it), torch 2.11, Triton 3.6; so a goal
 is held against a figure of that protocol (bench/runner/events.py) and not against the judge's clock. `floor` is the least traffic or

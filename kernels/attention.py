@@ -51,7 +51,8 @@ def attention(
     do not fit together; of LIBRARIES ValueError for what one does not do, RuntimeError where it is not installed.
     """
     _check(q, k, v, window)
-    return KNOWN[choose(KNOWN, impl, q.device)](q, k, v, causal, window)
+    table = LIBRARIES if impl in LIBRARIES else IMPLEMENTATIONS
+    return table[choose(table, impl, q.device)](q, k, v, causal, window)
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> None:
@@ -619,4 +620,3 @@ def _kernel(impl: str):
 
 IMPLEMENTATIONS = {"torch": _torch, "cpp": _kernel("cpp"), "triton": _kernel("triton")}
 LIBRARIES = {"cudnn": _cudnn, "flex": _flex, "fa4": _kernel("fa4")}
-KNOWN = {**IMPLEMENTATIONS, **LIBRARIES}

@@ -84,7 +84,8 @@ class Trainer:
         }
 
     def _implementation(self, op: str) -> str:
-        known = importlib.import_module(f"kernels.{op}").IMPLEMENTATIONS
+        module = importlib.import_module(f"kernels.{op}")
+        known = module.IMPLEMENTATIONS | getattr(module, "LIBRARIES", {})
         return choose(known, self.config.impl.get(op), self.device)
 
     def warm_up(self, tokens: Tensor) -> None:

@@ -281,7 +281,7 @@ def test_wrong_dtype_window_and_impl_are_named():
     with pytest.raises(ValueError, match="at least 1, got 0"):
         attention(x, x, x, window=0)
     with pytest.raises(ValueError, match="expected one of torch, cpp, triton"):
-        attention(x, x, x, impl="cudnn")
+        attention(x, x, x, impl="fa3")
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is what starts the interpreted run")
