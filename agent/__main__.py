@@ -177,7 +177,7 @@ def _status(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     from agent import report, workspace
 
     running = workspace.is_held(lab.folder)
-    print(report.status(lab.ledger(), lab.folder / "ledger.sqlite", running))
+    print(report.status(lab.ledger(), lab.folder / "ledger.sqlite", lab.root, running))
     return 0
 
 

@@ -16,7 +16,7 @@ from typing import NoReturn, cast
 import pytest
 from lab_tree import CPP, PY, Rules, Transcript, git, make, write
 
-from agent import campaign, gate_command, step_table, trial_command
+from agent import campaign, gate_command, hardware, step_table, trial_command
 from agent.__main__ import main
 from agent.judging import Bench, Unfit
 from agent.lab import Lab, Unusable
@@ -282,6 +282,7 @@ def test_status_and_exports_tell_what_happened(
     text = capsys.readouterr().out
     assert "3 experiments" in text
     assert "csrc/scale.cpp: k" in text
+    assert f" {hardware.name('cpu')}\n  csrc/scale.cpp: " in text
     assert main(["export", "--tsv"], lab) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert main(["export", "--json"], lab) == 0
