@@ -1,13 +1,14 @@
 # make lab    from a fresh clone to a summary of real experiments (first run about 7 minutes, later ones about 4, one of them to run what was kept again)
 # make test   formatting, types, and the whole test suite
 # make proof  every cheat gains from a naive judge, every honest oddity passes (about 10 minutes)
+# make sanitize  every C++ kernel under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (about 10 minutes)
 # make bench  every kernel and its peers, measured
 
 PYTHON ?= python3
 BIN := .venv/bin
 DEVICE ?= auto
 
-.PHONY: lab test proof check bench install
+.PHONY: lab test proof sanitize check bench install
 
 lab: install
 	@$(BIN)/python -m agent prepare
@@ -22,6 +23,9 @@ test: install check
 # No straw men: every cheat gains from a naive judge, every oddity passes.
 proof: install
 	$(BIN)/python -m pytest -q -m proof
+
+sanitize: install
+	$(BIN)/python tests/sanitize.py
 
 check: install
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import sys
 import traceback
@@ -142,17 +143,25 @@ def _gate(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
 
 
 def _trial(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
-    from agent import doctor, trial_command
+    from agent import doctor, step_table, trial_command
     from agent.judging import Bench
     from agent.lab import device
 
+    fixed = [f"--{name}" for name in ("seconds", "seed") if given["profile"] and name in given]
+    if fixed:
+        raise Unusable(f"--profile runs a few steps and no trial: leave {' and '.join(fixed)} out")
     doctor.insist(given.get("isolation", BEST_EFFORT), screen)
     seconds, seed = given.get("seconds", 300.0), given.get("seed", 0)
     dataset = lab.dataset(given.get("data"), screen)
     judge = Bench(device(given.get("device", "auto")), dataset, seconds, given["impl"])
+    if given["profile"]:
+        found = trial_command.profile(lab, judge, screen)
+        screen.close()
+        print(json.dumps(found, indent=2) if given["json"] else step_table.table(found))
+        return 0
     result = trial_command.run(lab, judge, seconds, seed, screen)
     screen.close()
-    print(trial_command.block(result))
+    print(trial_command.as_json(result) if given["json"] else trial_command.block(result))
     return 0 if result.ok else 1
 
 
@@ -168,7 +177,7 @@ def _status(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     from agent import report, workspace
 
     running = workspace.is_held(lab.folder)
-    print(report.status(lab.ledger(), lab.folder / "ledger.sqlite", running))
+    print(report.status(lab.ledger(), lab.folder / "ledger.sqlite", lab.root, running))
     return 0
 
 

@@ -15,8 +15,8 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
+from agent import hardware
 from agent.lab import Lab, Unusable
 from agent.ledger import LedgerError
 from agent.screen import Screen
@@ -100,9 +100,8 @@ def _software() -> Iterator[Row]:
 
 def _machine(lab: Lab) -> Iterator[Row]:
     part = "machine"
-    names = _field("/proc/cpuinfo", "model name")
     cores = len(os.sched_getaffinity(0))
-    yield Row(part, "CPU", True, f"{names or platform.machine()}, {cores} cores{_vectors()}")
+    yield Row(part, "CPU", True, f"{hardware.processor()}, {cores} cores{_vectors()}")
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     yield Row(part, "memory", True, f"{memory / _GIB:.1f} GiB")
     gpu = _gpu(part)
@@ -186,8 +185,3 @@ def _vectors() -> str:
     except ImportError:
         return ""
     return f", {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _field(file: str, name: str) -> str:
-    lines = Path(file).read_text().splitlines() if Path(file).is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")

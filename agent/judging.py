@@ -136,7 +136,9 @@ class Bench:
             if op is not None:
                 return profile.of_op(op, tree, beside=beside, device=self.device)
             data = self._data()
-            return profile.of_step(tree, data.vocab_size, data.bos, device=self.device)
+            return profile.of_step(
+                tree, data.vocab_size, data.bos, device=self.device, impl=self._chosen()
+            )
         except Refused as refused:
             raise Unfit(str(refused)) from None
 
@@ -161,8 +163,8 @@ class Bench:
             seed=seed,
             device=self.device,
             split=split,
+            impl=self._chosen(),
             progress=progress,
-            impl=dict.fromkeys(self.ops(), self.impl) if self.impl else None,
         )
 
     def revive(self, row: dict[str, Any]) -> TrialResult:
@@ -195,6 +197,9 @@ class Bench:
 
         measured = None if comparison is None else Comparison(**comparison)
         return verdict.decide(target, measured, incumbent, candidate, noise, lines=lines)
+
+    def _chosen(self) -> dict[str, str] | None:
+        return None if self.impl is None else dict.fromkeys(self.ops(), self.impl)
 
     def _data(self) -> Dataset:
         if self.dataset is None:

@@ -36,7 +36,7 @@ __all__ = ["Ledger", "LedgerError"]
 _OUTCOME = tuple(field.name for field in fields(Outcome))
 _PAST = (
     "id", "run", "number", "proposer", "model", "hypothesis", "expected", "paths", "notes", "parent", "commit_hash",
-    *_OUTCOME, "started", "cost_usd",
+    *_OUTCOME, "started", "cost_usd", "hardware",
 )  # fmt: skip
 
 
@@ -107,6 +107,7 @@ class Ledger:
         patch: str,
         patch_hash: str,
         sketch: Sequence[int] = (),
+        hardware: str = "",
     ) -> int:
         """Record a proposal before anything is spent on judging it; its id."""
         with self._database.transaction():
@@ -120,6 +121,7 @@ class Ledger:
                 "status": RUNNING,
                 "reason": "",
                 "started": time.time(),
+                "hardware": hardware,
             }
             return self._database.insert("experiments", row | _proposed(proposal, commit, patch, patch_hash, sketch))  # fmt: skip
 
@@ -282,4 +284,5 @@ def _past(row: sqlite3.Row, gate: str | None) -> dict[str, Any]:
         "hypothesis": row["hypothesis"], "expected": row["expected"], "paths": tuple(json.loads(row["paths"])),
         "notes": json.loads(row["notes"]), "parent": row["parent"], "commit": row["commit_hash"], "outcome": outcome,
         "refused_by": gate if outcome.status == REFUSE else None, "started": row["started"], "cost_usd": row["cost_usd"],
+        "hardware": row["hardware"],
     }  # fmt: skip

@@ -76,6 +76,12 @@ def parser() -> argparse.ArgumentParser:
     _trial_options(trial)
     _isolation_option(trial)
     trial.add_argument("--impl", help="every op by this implementation, as torch, for comparison")
+    trial.add_argument(
+        "--profile",
+        action="store_true",
+        help="no trial: run a few dozen steps and say which op takes what of one (half a minute)",
+    )
+    trial.add_argument("--json", action="store_true", help="the result as JSON on standard output")
 
     doctor = commands.add_parser("doctor", help="what this machine gives, and what it lacks")
     doctor.add_argument("--json", action="store_true", help="as JSON")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from agent import gates, merging, scope, similarity, standard
+from agent import gates, hardware, merging, scope, similarity, standard
 from agent.git import GitError
 from agent.guard import MAX_FAILURES, Guard, LoopError
 from agent.ledger import Ledger
@@ -92,6 +92,7 @@ class Preparing:
         self.screen, self.machine, self.stop = workshop.screen, workshop.machine, workshop.stop
         self.workspace, self.proposer, self.guard = workspace, proposer, guard
         self.agenda, self.brought, self.steps = agenda, tuple(brought), steps
+        self.hardware = hardware.name(run.settings.device)
         self._empty = self._failures = 0  # proposals in a row of which nothing came, or an error
 
     # ---- from idea to candidate
@@ -133,7 +134,7 @@ class Preparing:
             {} if repeats else self.ledger.patch_numbers(self.run_id), () if repeats else self.ledger.sketches(self.run_id),
         )  # fmt: skip
         number = self.ledger.open_experiment(
-            self.run_id, proposal, parent, commit, *_patch(candidate)
+            self.run_id, proposal, parent, commit, *_patch(candidate), self.hardware
         )
         self.screen.say(f"experiment {self._count()}: {proposal.hypothesis}")
         with self.guard.watch(number) as watched:
@@ -288,7 +289,7 @@ class Preparing:
         return Context(
             run=self.run_id, commit=commit, incumbent=self.workspace.checkout(commit), target=settings.target,
             op=settings.op, device=settings.device, seed=settings.seed, history=history,
-            agenda=self.agenda, brought=self.brought,
+            agenda=self.agenda, brought=self.brought, hardware=self.hardware,
         )  # fmt: skip
 
 

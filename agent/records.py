@@ -201,6 +201,7 @@ class Past:
     refused_by: str | None  # the gate
     started: float
     cost_usd: float
+    hardware: str = ""  # on which it was measured, as agent/hardware.py names it; "" where the ledger did not keep that
 
     @property
     def ops(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from agent import placebo, standard
+from agent import placebo, settings_found, standard
 from agent.figures import bits, pairs, ratio
 from agent.gain_report import gain
 from agent.ledger import Ledger
@@ -41,8 +41,8 @@ def summary(ledger: Ledger, run: Run, why: str, file: Path) -> str:
     return "\n".join(lines)
 
 
-def status(ledger: Ledger, file: Path, running: bool) -> str:
-    """Every run in a line, and the latest in detail."""
+def status(ledger: Ledger, file: Path, tree: Path, running: bool) -> str:
+    """Every run in a line, the latest in detail, and the settings that were found for the constants of `tree`."""
     runs = ledger.runs()
     if not runs:
         return "no run yet; start one with `python -m agent --target kernels`"
@@ -61,6 +61,8 @@ def status(ledger: Ledger, file: Path, running: bool) -> str:
         *whole(ledger.experiments(latest.id)),
         spending(ledger, latest.id),
     ]
+    if found := [*settings_found.report(tree, ledger.history())]:
+        lines += ["", *found, ""]
     if not running:
         lines.append(f"go on with it: python -m agent --resume {latest.id}")
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 SCHEMA = """
 CREATE TABLE runs (
@@ -74,6 +74,12 @@ CREATE TABLE pairs (
 """
 SCHEMA += _BEHIND
 
+# What an experiment was measured on; of those before, nobody knows.
+_WHERE = """
+ALTER TABLE experiments ADD COLUMN hardware TEXT NOT NULL DEFAULT '';
+"""
+SCHEMA += _WHERE
+
 # From the version of the key to the next.
 STEPS = {
     1: """
@@ -84,4 +90,5 @@ ALTER TABLE experiments ADD COLUMN sketch TEXT NOT NULL DEFAULT '[]';
 """
     + _SPENDING,
     2: _BEHIND,
+    3: _WHERE,
 }

@@ -1,15 +1,17 @@
-"""`python -m agent trial`: one trial of the working tree as it is, ending with a block of `key: value` lines."""
+"""`python -m agent trial`: one trial of the working tree as it is, ending with a block of `key: value` lines; or a profile of one step of it."""
 
 from __future__ import annotations
 
+import json
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from agent import integrity, surface
-from agent.judging import Judging
+from agent.judging import Judging, Unfit
 from agent.lab import Lab, Unusable
 from agent.screen import Screen
 
@@ -33,6 +35,26 @@ _BLOCK = (
 
 def run(lab: Lab, judge: Judging, seconds: float, seed: int, screen: Screen) -> TrialResult:
     """Train and score a copy of the working tree."""
+    with _built(lab, judge, screen) as tree:
+        screen.stage("trial", seconds)
+        return judge.trial(tree, seed, screen.progress)
+
+
+def profile(lab: Lab, judge: Judging, screen: Screen) -> Mapping[str, Any]:
+    """Where one training step of a copy of the working tree spends its time."""
+    with _built(lab, judge, screen) as tree:
+        screen.stage("profiling a step", 30)
+        try:
+            return judge.profile(None, tree)
+        except Unfit as unfit:
+            log = str(unfit).strip()
+            why = log.splitlines()[-1] if log else "it did not say why"
+            raise Unusable(f"{log}\nthe model does not train, so there is no profile: {why}") from None  # fmt: skip
+
+
+@contextmanager
+def _built(lab: Lab, judge: Judging, screen: Screen) -> Iterator[Path]:
+    """A copy of the working tree with its kernels built; the judge must be as it was when all is done."""
     with tempfile.TemporaryDirectory(prefix="lab-trial-") as scratch:
         tree, seal = lab.copy_tree(Path(scratch)), integrity.of_judge(lab.root)
         # Into the shared cache, which the trial's own sandbox can only read.
@@ -40,13 +62,11 @@ def run(lab: Lab, judge: Judging, seconds: float, seed: int, screen: Screen) -> 
         built = judge.build(tree, surface.sources(tree))
         if not built.passed:
             raise Unusable(f"the kernels do not build: {built.reason}")
-        screen.stage("trial", seconds)
-        result = judge.trial(tree, seed, screen.progress)
+        yield tree
         try:
             integrity.verify(seal)
         except integrity.Tampered as tampered:
             raise Unusable(str(tampered)) from None
-        return result
 
 
 def block(result: TrialResult) -> str:
@@ -57,6 +77,13 @@ def block(result: TrialResult) -> str:
         if not (isinstance(value, float) and math.isnan(value)):
             lines.append(f"{name + ':':<19}{form.format(value)}")
     return "\n".join(lines)
+
+
+def as_json(result: TrialResult) -> str:
+    """The whole result; a figure that is not known is null."""
+    row = result.as_json()
+    unknown = {name: None for name, v in row.items() if isinstance(v, float) and math.isnan(v)}
+    return json.dumps(row | unknown, indent=2)
 
 
 def _head(result: TrialResult) -> Iterator[str]:

@@ -2,12 +2,14 @@
 
 An op is timed by bench/timing.py on the shapes of the trial. A step is run by the runner under torch.profiler; candidate code shares that
 process, so the figures are its own word. Two runs of different length are profiled and their difference is divided by the steps between them:
-what a run costs once (drawing weights, first touches of memory) falls out.
+what a run costs once (drawing weights, first touches of memory) falls out. Two more run without the profiler, which shows what it costs.
 
 Both answers are plain JSON with "of", "device" and "rows", the longest first. A row has "name", "ms" (of one call, forward and backward; in a
 step, of all calls), "limit_ms" (the least time for its traffic and arithmetic by bench/roofline.py; None where that is not known) and
 "percent_of_limit". Rows of an op also have "case", "tree" (draft or incumbent), "default" and "quartiles_ms"; those of a step have "op" (None outside the
-ops), "calls" and "share" of "step_ms".
+ops), "calls", "share" of "step_ms", and "backward_ms", the part of "ms" in the backward pass. A step also has "plain_ms" (without the profiler),
+"data_ms" (how long its loop waited for a batch; None where it draws none with `next`), "python_ms" (all that no operator did; None on a GPU, where the
+host runs ahead), "threads" and "implementations".
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from bench.scoring import SEQUENCE
 from bench.timing import Arm, sample
 
 CASE_S = 2.0  # of timing, a case of an op
-LENGTHS = (2, 2, 8)  # steps of the runs; the first is thrown away, it starts the profiler
+LENGTHS = (2, 2, 12)  # steps of the runs; the first is thrown away, it starts the profiler
 STEP_LIMIT_S = 240.0
 MAX_ROWS = 40
 WARM_UP_ROWS = 256
@@ -60,15 +62,20 @@ def of_op(op: str, tree: Path, *, beside: Path | None = None, device: str) -> di
     return {"of": op, "device": device, "rows": rows}
 
 
-def of_step(tree: Path, vocab_size: int, bos: int, *, device: str) -> dict[str, Any]:
-    """A training step of the tree's model on random tokens. Raises Refused if it does not train."""
+def of_step(
+    tree: Path, vocab_size: int, bos: int, *, device: str, impl: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A training step of the tree's model on random tokens; `impl`: implementations by op, where not the device's choice.
+
+    Raises Refused if it does not train.
+    """
     spec = {
         "vocab_size": vocab_size,
         "bos": bos,
         "sequence_length": SEQUENCE[device],
         "device": device,
         "seconds": STEP_LIMIT_S,
-        "impl": None,
+        "impl": dict(impl) if impl else None,
     }
     with Judge(tree, device=device) as judge:
         judge.ask("load", tree=str(judge.tree))
@@ -84,7 +91,7 @@ def of_step(tree: Path, vocab_size: int, bos: int, *, device: str) -> dict[str, 
             seed=0,
         )
     try:
-        return {"of": "a training step", "device": device, **_step(answer["runs"], device)}
+        return {"of": "a training step", "device": device, **_step(answer, device)}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise Refused("structure", f"the profile is not what was asked for: {error!r}") from None
 
@@ -100,39 +107,53 @@ def _implementations(op: str, tree: Path, device: str) -> tuple[list[str], str]:
     return [str(name).split()[0] for name in names], str(default)
 
 
-def _step(runs: list[dict[str, Any]], device: str) -> dict[str, Any]:
+def _step(answer: Mapping[str, Any], device: str) -> dict[str, Any]:
     """The difference of the last two runs, a step."""
-    short, long = runs[-2:]
+    short, long = answer["runs"][-2:]
     steps = LENGTHS[-1] - LENGTHS[-2]
 
-    def a_step(kind: str, name: str) -> tuple[float, int]:
-        """Milliseconds and calls."""
-        (us, calls), (longer_us, more_calls) = (
-            run[kind].get(name, (0.0, 0)) for run in (short, long)
-        )
-        ms = max(0.0, float(longer_us) - float(us)) / 1e3
-        return ms / steps, round((more_calls - calls) / steps)
+    def a_step(less: float, more: float, unit: float) -> float:
+        """Milliseconds."""
+        return max(0.0, float(more) - float(less)) / unit / steps
 
-    step_ms = max(1e3 * (float(long["seconds"]) - float(short["seconds"])) / steps, 1e-6)
+    def figures(kind: str, name: str, limit: float | None) -> dict[str, Any]:
+        (us, back, calls), (longer_us, longer_back, more_calls) = (
+            run[kind].get(name, (0.0, 0.0, 0)) for run in (short, long)
+        )
+        ms, backward_ms = a_step(us, longer_us, 1e3), a_step(back, longer_back, 1e3)
+        return {
+            "calls": round((more_calls - calls) / steps),
+            **_figures(ms / 1e3, limit),
+            "backward_ms": round(min(ms, backward_ms), 4),
+        }
+
+    step_ms = max(a_step(short["seconds"], long["seconds"], 1e-3), 1e-6)
     rows: list[dict[str, Any]] = []
     for op in ops():
-        ms, calls = a_step("ops", op)
         limit = _least_s(op, long["calls"].get(op, []), LENGTHS[-1], device)
-        rows.append({"name": op, "op": op, "calls": calls, **_figures(ms / 1e3, limit)})
+        rows.append({"name": op, "op": op, **figures("ops", op, limit)})
     for name in long["rest"]:
-        ms, calls = a_step("rest", name)
-        if calls:  # the rest is noise of what a run does once
-            rows.append(
-                {"name": _shown(name), "op": None, "calls": calls, **_figures(ms / 1e3, None)}
-            )
+        row = {"name": _shown(name), "op": None, **figures("rest", name, None)}
+        if row["calls"]:  # the rest is noise of what a run does once
+            rows.append(row)
     idle = max(0.0, step_ms - sum(row["ms"] for row in rows))
     name = "nothing on the device" if device == "cuda" else "Python, between operators"
-    rows.append({"name": name, "op": None, "calls": 1, **_figures(idle / 1e3, None)})
+    rows.append({"name": name, "op": None, "calls": 1, **_figures(idle / 1e3, None), "backward_ms": 0.0})  # fmt: skip
     rows.sort(key=lambda row: -float(row["ms"]))
     for row in rows:
         row["share"] = round(row["ms"] / step_ms, 4)
-    kept = [row for i, row in enumerate(rows) if i < MAX_ROWS or row["op"]]
-    return {"step_ms": round(step_ms, 2), "rows": kept}
+    plain_short, plain_long = answer["plain"]
+    named = a_step(short["python_us"], long["python_us"], 1e3)
+    waited_us, draws = long["data"]
+    return {
+        "step_ms": round(step_ms, 2),
+        "plain_ms": round(a_step(plain_short, plain_long, 1e-3), 2),
+        "data_ms": round(waited_us / 1e3 / LENGTHS[-1], 4) if draws else None,
+        "python_ms": None if device == "cuda" else round(idle + named, 4),
+        "threads": int(answer["threads"]),
+        "implementations": {_shown(op): _shown(i) for op, i in answer["implementations"].items()},
+        "rows": [row for i, row in enumerate(rows) if i < MAX_ROWS or row["op"]],
+    }
 
 
 def _least_s(op: str, calls: Iterable[Any], steps: int, device: str) -> float | None:

@@ -137,8 +137,12 @@ class Rules:
         ms = 1 / constant(tree, "csrc/scale.cpp", "kRows")
         row = {"name": "scale", "ms": ms, "limit_ms": 0.25, "percent_of_limit": 25 / ms}
         if op is None:
-            row |= {"op": "scale", "calls": 1, "share": 0.5}
-            return {"of": "a training step", "device": "cpu", "step_ms": 2 * ms, "rows": [row]}
+            row |= {"op": "scale", "calls": 1, "share": 0.5, "backward_ms": ms / 4}
+            rest = row | {"name": "aten::mm", "op": None, "share": 0.375, "ms": 0.75 * ms}
+            return {
+                "of": "a training step", "device": "cpu", "step_ms": 2 * ms, "plain_ms": 1.9 * ms, "data_ms": ms / 100,
+                "python_ms": ms / 10, "threads": 1, "implementations": {"scale": "cpp"}, "rows": [row, rest],
+            }  # fmt: skip
         row |= {"name": "torch", "tree": "draft", "default": True, "case": "x[4] float32"}
         return {"of": op, "device": "cpu", "rows": [row | {"quartiles_ms": [ms, ms]}]}
 

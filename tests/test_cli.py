@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import cast
+from types import SimpleNamespace
+from typing import NoReturn, cast
 
 import pytest
 from lab_tree import CPP, PY, Rules, Transcript, git, make, write
 
-from agent import campaign, gate_command, trial_command
+from agent import campaign, gate_command, hardware, step_table, trial_command
 from agent.__main__ import main
-from agent.judging import Bench
+from agent.judging import Bench, Unfit
 from agent.lab import Lab, Unusable
 from agent.options import parser
 from agent.records import Settings
 from agent.screen import Live, Plain, describe, duration
-from bench import trial
-from bench.contracts import ops
 from bench.data import Dataset
 from bench.trial import TrialResult
 
@@ -81,6 +81,7 @@ def test_help_names_every_command_and_few_flags() -> None:
             "expected a .py, .cpp or .cu",
         ),
         (("gate", "--base", "no-such-ref"), "names no commit"),
+        (("trial", "--profile", "--seconds", "5"), "leave --seconds out"),
         (("--target", "kernels", "--proposer", "oracle"), "expected one of auto, "),
         (("export", "--tsv", "--run", "no-such-run"), "no run no-such-run"),
     ],
@@ -204,22 +205,53 @@ def test_a_trial_ends_with_the_lines_that_autoresearch_prints(lab: Lab) -> None:
     assert screen.events[0]["loss"] == 3.0
 
 
-def test_a_failed_trial_says_how_and_claims_no_figure() -> None:
-    trace = "Traceback (most recent call last):\n  File x, line 3\nnan: loss was not finite\n"
-    lines = trial_command.block(TrialResult(False, "nan", trace)).splitlines()
-    assert "failure:           nan: loss was not finite" in lines
-    assert "log:               Traceback (most recent call last): File x, line 3" in lines
-    assert not any(line.startswith("val_bpb") for line in lines)
+def test_a_profile_of_a_step_names_ops_first_and_adds_up_to_the_step(lab: Lab) -> None:
+    found = trial_command.profile(lab, Rules(), Transcript())
+    lines = step_table.table(found).splitlines()
+    assert "2.0 ms under the profiler, 1.9 without (cpu, 1 thread)" in lines[0]
+    assert "waited for 0.01 ms, 0.50% of the step" in lines[2]
+    rows = [line.split() for line in lines[-4:]]
+    assert [row[0] for row in rows] == ["scale", "torch,", "mm", "all"]
+    assert rows[0][1:5] == ["50.0%", "1.00", "0.75", "0.25"]
+    shares = [re.findall(r"[\d.]+%", line)[-1:] for line in lines[-4:]]
+    assert shares == [["50.0%"], [], ["37.5%"], ["12.5%"]]
+    blind = step_table.table({**found, "data_ms": None, "python_ms": None})
+    assert "draws no batch with next()" in blind
+    assert "Python:" not in blind
+
+
+def test_a_model_that_does_not_train_has_no_profile_and_the_error_says_why(lab: Lab) -> None:
+    class Broken(Rules):
+        def profile(self, op: str | None, tree: Path, beside: Path | None = None) -> NoReturn:
+            raise Unfit("ValueError: no clock")
+
+    with pytest.raises(Unusable, match="does not train.*no clock"):
+        trial_command.profile(lab, Broken(), Transcript())
 
 
 @pytest.mark.parametrize("impl", [None, "torch"])
-def test_a_trial_runs_every_op_by_the_implementation_that_is_asked_for(
+def test_trial_and_profile_run_every_op_by_the_implementation_that_is_asked_for(
     impl: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: dict[str, object] = {}
-    monkeypatch.setattr(trial, "run_trial", lambda tree, data, **given: asked.update(given))
-    Bench("cpu", cast(Dataset, object()), impl=impl).trial(ROOT, 0, None)
-    assert asked["impl"] == (None if impl is None else dict.fromkeys(ops(), "torch"))
+    asked: list[object] = []
+    data = SimpleNamespace(vocab_size=8192, bos=0)
+    for function in ("bench.trial.run_trial", "bench.profile.of_step"):
+        monkeypatch.setattr(function, lambda *_, impl, **__: asked.append(impl))
+    judge = Bench("cpu", cast(Dataset, data), impl=impl)
+    judge.trial(ROOT, 0, None)
+    judge.profile(None, ROOT)
+    assert asked == [None if impl is None else dict.fromkeys(judge.ops(), impl)] * 2
+
+
+def test_a_failed_trial_says_how_and_claims_no_figure() -> None:
+    trace = "Traceback (most recent call last):\n  File x, line 3\nnan: loss was not finite\n"
+    failed = TrialResult(False, "nan", trace)
+    lines = trial_command.block(failed).splitlines()
+    assert "failure:           nan: loss was not finite" in lines
+    assert "log:               Traceback (most recent call last): File x, line 3" in lines
+    assert not any(line.startswith("val_bpb") for line in lines)
+    said = json.loads(trial_command.as_json(failed), parse_constant=pytest.fail)
+    assert (said["failure"], said["val_bpb"]) == ("nan", None)
 
 
 def test_a_trial_sees_the_working_tree_and_only_its_sources(lab: Lab, tmp_path: Path) -> None:
@@ -250,6 +282,7 @@ def test_status_and_exports_tell_what_happened(
     text = capsys.readouterr().out
     assert "3 experiments" in text
     assert "csrc/scale.cpp: k" in text
+    assert f" {hardware.name('cpu')}\n  csrc/scale.cpp: " in text
     assert main(["export", "--tsv"], lab) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert main(["export", "--json"], lab) == 0

@@ -206,12 +206,29 @@ def test_a_ledger_of_the_version_before_is_brought_up_to_date_with_all_it_holds(
     (experiment,) = ledger.experiments("old")
     assert (experiment.hypothesis, experiment.model, experiment.paths) == ("rows", "", ())
     assert (experiment.outcome.bpb_low, experiment.outcome.pairs) == (None, None)
+    assert experiment.hardware == ""
     assert ledger.measured.confirmations("old", "s") == [Confirmation("scale", 0.8, 0.7, 0.9, 0)]
     assert ledger.measured.pairs("old") == []
     assert propose(ledger, run="old") == 2
     assert ledger.accounts.calls("old").count == 0
     ledger.close()
     assert len(Ledger(file).history()) == 2
+
+
+def test_a_ledger_from_before_hardware_was_kept_loses_no_row_and_records_it_from_now_on(
+    ledger: Ledger,
+) -> None:
+    propose(ledger)
+    before = ledger.history()
+    ledger.close()
+    with sqlite3.connect(ledger.path) as db:
+        db.execute("ALTER TABLE experiments DROP COLUMN hardware")
+        db.execute("PRAGMA user_version = 3")
+    db.close()
+    again = Ledger(ledger.path)
+    assert again.history() == before
+    again.open_experiment("r1", Proposal("", {}, "sweep"), "p", "c", "", "", hardware="Zen 5")
+    assert [past.hardware for past in again.history()] == ["", "Zen 5"]
 
 
 def test_a_trial_is_found_only_under_the_same_key_and_while_fresh(ledger: Ledger) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from lab_tree import CPP, FILES, write
 
-from agent import tunables
+from agent import settings_found, tunables
 from agent.lab import Unusable
 from agent.proposers import Context, choose, names, sweep
 from agent.records import DROP, KEEP, LOST, REFUSE, Outcome, Past, Proposal, Settings
@@ -27,6 +27,7 @@ class Night:
     target: str = "kernels"
     device: str = "cpu"
     brought: tuple[str, ...] = ()
+    hardware: str = "Zen 5, AVX512, 2 threads"
     history: list[Past] = field(default_factory=list)
 
     def context(self) -> Context:
@@ -41,6 +42,7 @@ class Night:
             tuple(self.history),
             "",
             self.brought,
+            self.hardware,
         )
 
     def propose(self) -> Proposal | None:
@@ -65,6 +67,7 @@ class Night:
                 refused_by=None,
                 started=0.0,
                 cost_usd=0.0,
+                hardware=self.hardware,
             )  # fmt: skip
         )
         if outcome.status == KEEP:
@@ -126,6 +129,47 @@ def test_another_run_begins_with_what_the_last_one_found(night: Night) -> None:
     assert "earlier run" in proposal.hypothesis
 
 
+def test_on_other_hardware_what_was_found_is_offered_once_and_has_to_win_there(
+    night: Night,
+) -> None:
+    night.sleep(SECONDS, 100)
+    write(night.root, {"csrc/scale.cpp": TWO})
+    night.run, night.hardware = "r2", "Zen 2, AVX2, 16 threads"
+    offer = night.propose()
+    assert offer is not None
+    assert offer.notes["values"] == {"kRows": "4", "kCols": "64"}
+    assert "the best on Zen 5, AVX512, 2 threads, not measured here" in offer.hypothesis
+    night.end(offer, Outcome(DROP, "slower", speed=1.5))
+    night.run = "r3"
+    (space,) = sweep.spaces(night.context())
+    here = settings_found.by_hardware(space, night.history)[night.hardware]
+    assert here == pytest.approx({("1", "16"): 0.0, ("4", "64"): math.log(1.5)})
+    proposal = night.propose()
+    assert proposal is not None
+    assert "not measured yet" in proposal.hypothesis
+    night.run, night.hardware = "r4", "Zen 5, AVX512, 2 threads"
+    again = night.propose()
+    assert again is not None
+    assert again.notes["values"] == offer.notes["values"]
+    assert "the best setting that an earlier run measured" in again.hypothesis
+
+
+def test_found_settings_are_told_by_hardware_for_the_files_as_they_stand(night: Night) -> None:
+    night.sleep(SECONDS, 100)
+    night.hardware = ""  # of a ledger that did not record it
+    notes = night.history[0].notes | {"values": {"kRows": "2", "kCols": "16"}}
+    night.end(Proposal("", {}, "sweep", notes=notes), Outcome(DROP, "", speed=0.75))
+    write(night.root, {"csrc/scale.cpp": TWO})
+    assert [*settings_found.report(night.root, night.history)][1:] == [
+        " Zen 5, AVX512, 2 threads",
+        "  csrc/scale.cpp: kRows 1 -> 4, kCols 16 -> 64, 0.278x time; 20 settings measured",
+        " hardware that was not recorded",
+        "  csrc/scale.cpp: kRows 1 -> 2, 0.750x time; 2 settings measured",
+    ]
+    write(night.root, {"csrc/scale.cpp": TWO + "int other;\n"})
+    assert [*settings_found.report(night.root, night.history)] == []
+
+
 def test_memory_does_not_cross_to_a_file_with_other_code(night: Night) -> None:
     night.sleep(SECONDS, 100)
     write(night.root, {"csrc/scale.cpp": TWO + "int other;\n"})
@@ -149,7 +193,9 @@ def test_settings_that_never_met_are_ordered_through_the_incumbents_between_them
             Outcome(DROP, "", speed=ratio),
         )
     (space,) = sweep.spaces(night.context())
-    scores = {values[0]: score for values, score in sweep.chain(space, night.history).items()}
+    scores = {
+        values[0]: score for values, score in settings_found.chain(space, night.history).items()
+    }
     assert scores == pytest.approx(
         {"1": 0.0, "2": math.log(0.75), "4": math.log(0.6), "16": math.log(0.9)}
     )
@@ -167,7 +213,8 @@ def test_a_setting_that_does_not_build_counts_as_slow_and_a_lost_one_not_at_all(
     night.end(again, Outcome(REFUSE, "build: error"))
     (space,) = sweep.spaces(night.context())
     assert (
-        sweep.chain(space, night.history[1:])[tuple(again.notes["values"].values())] == sweep.FAILED
+        settings_found.chain(space, night.history[1:])[tuple(again.notes["values"].values())]
+        == settings_found.FAILED
     )
 
 
@@ -221,7 +268,7 @@ def test_a_model_s_settings_are_ordered_by_bpb(tmp_path: Path) -> None:
     assert first is not None
     night.end(first, Outcome(DROP, "", val_bpb=2.1, bpb_change=0.05))
     (space,) = sweep.spaces(night.context())
-    assert sweep.chain(space, night.history) == {
+    assert settings_found.chain(space, night.history) == {
         ("0.04",): 0.0,
         tuple(first.notes["values"].values()): 0.05,
     }

@@ -1,9 +1,8 @@
 """The proposer that needs no key: it searches the `# tune:` constants of one file at a time with Optuna's TPE sampler.
 
-It holds no state. Every call rebuilds the search from the ledger, so it goes on after a kill and learns from earlier runs: two files
-belong to the same search when they are equal but for their constants. A measurement compares a candidate with the incumbent of its
-time; scores are chained through those pairs, log(time ratio) for a kernel and the difference in BPB for the model, so that settings
-which never met are still ordered. What an earlier run found best is proposed first and measured again.
+It holds no state. Every call rebuilds the search from the ledger (agent/settings_found.py), so it goes on after a kill and learns from earlier
+runs. What an earlier run found best on this hardware is proposed first and measured again. What was best on another is offered next, once, as a
+setting of which nothing is known here: its figures count for nothing.
 """
 
 from __future__ import annotations
@@ -11,48 +10,19 @@ from __future__ import annotations
 import itertools
 import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from agent import surface, tunables
+from agent import settings_found, surface, tunables
 from agent.proposers import Context, Workshop
-from agent.records import LOST, OPEN, GateResult, Past, Proposal
-from agent.tunables import Tunable
+from agent.records import GateResult, Proposal
+from agent.settings_found import UNKNOWN, Setting, Space
 
-NAME = "sweep"
+NAME = settings_found.SWEEP
 HEAD_START = 6  # experiments that a file of --start gets before the others have their turn
 WORTH = 0.01  # a remembered setting this much better than the incumbent is proposed again
-FAILED = 1.0  # score of a setting that did not build or was wrong: e times slower
 ASKS = 20  # times the sampler is asked for a setting that is not known yet, before one is drawn
-
-Setting = tuple[str, ...]  # one choice a constant, in the order of the file
-
-
-@dataclass(frozen=True)
-class Space:
-    """The settings of one file."""
-
-    path: str
-    text: str
-    tunables: tuple[Tunable, ...]
-    template: str
-
-    @property
-    def current(self) -> Setting:
-        return tuple(each.value for each in self.tunables)
-
-    def named(self, setting: Setting) -> dict[str, str]:
-        return {each.name: value for each, value in zip(self.tunables, setting, strict=True)}
-
-    def setting(self, values: Mapping[str, str]) -> Setting | None:
-        """The setting with these values; None if one is no longer a choice."""
-        chosen = tuple(values.get(each.name, "") for each in self.tunables)
-        known = all(
-            value in each.choices for value, each in zip(chosen, self.tunables, strict=True)
-        )
-        return chosen if known else None
 
 
 class Sweep:
@@ -64,11 +34,7 @@ class Sweep:
         return None
 
     def propose(self, context: Context) -> Proposal | None:
-        mine = [
-            e
-            for e in context.history
-            if e.proposer == NAME and e.outcome.status not in (LOST, *OPEN)
-        ]
+        mine = settings_found.measured(context.history)
         here = [e for e in mine if e.run == context.run]
 
         def turn(space: Space) -> tuple[int, str]:
@@ -76,15 +42,15 @@ class Sweep:
             return (tried - HEAD_START * (space.path in context.brought), space.path)
 
         for space in sorted(spaces(context), key=turn):
-            of_file = [e for e in mine if e.notes["template"] == space.template]
-            scores = chain(space, of_file)
+            elsewhere = settings_found.by_hardware(space, mine)
+            scores = elsewhere.pop(context.hardware, {})
             tried = {
                 space.setting(e.notes[end])
-                for e in of_file
-                if e.run == context.run
+                for e in here
+                if e.notes["template"] == space.template
                 for end in ("from", "values")
-            }
-            setting, why = _choose(space, scores, tried | {space.current}, context.seed)
+            } | {space.current}
+            setting, why = _choose(space, scores, elsewhere, tried, context.seed)
             if setting is not None:
                 return _proposal(space, setting, why)
         return None
@@ -96,18 +62,8 @@ def create(workshop: Workshop) -> Sweep:
 
 def spaces(context: Context) -> list[Space]:
     """The files of the target with constants that this device runs."""
-    found = []
-    for folder in surface.FOLDERS:
-        for file in sorted((context.incumbent / folder).glob("*")):
-            path = f"{folder}/{file.name}"
-            if not surface.editable(path, context.target, context.op) or not _runs(path, context):
-                continue
-            text = file.read_text()
-            # A name that stands again (#2) is its value for another instruction set or device.
-            marked = tuple(each for each in tunables.find(text) if "#" not in each.name)
-            if marked:
-                found.append(Space(path, text, marked, tunables.template(text)))
-    return found
+    found = settings_found.spaces(context.incumbent, context.target, context.op)
+    return [space for space in found if _runs(space.path, context)]
 
 
 def _runs(path: str, context: Context) -> bool:
@@ -120,29 +76,24 @@ def _runs(path: str, context: Context) -> bool:
     return not path.endswith(".cpp")
 
 
-def chain(space: Space, experiments: Iterable[Past]) -> dict[Setting, float]:
-    """A score for every setting that was measured, lower is better; the first one seen has 0."""
-    scores: dict[Setting, float] = {}
-    for experiment in experiments:
-        before, after = (space.setting(experiment.notes[key]) for key in ("from", "values"))
-        if before is None or after is None:
-            continue
-        outcome, model = experiment.outcome, not surface.is_kernel(space.path)
-        change = outcome.bpb_change if model else outcome.speed
-        step = FAILED if change is None else change if model else math.log(change)
-        scores[after] = scores.setdefault(before, 0.0) + step
-    return scores
-
-
 def _choose(
-    space: Space, scores: Mapping[Setting, float], tried: set[Setting | None], seed: int
+    space: Space,
+    scores: Mapping[Setting, float],
+    elsewhere: Mapping[str, Mapping[Setting, float]],
+    tried: set[Setting | None],
+    seed: int,
 ) -> tuple[Setting | None, str]:
-    """A setting not yet tried in this run: the best remembered, else a new one, else a remembered one again."""
+    """A setting not yet tried in this run: the best remembered, else the best of other hardware, else a new one, else a remembered one again."""
     remembered = sorted(
         (score, setting) for setting, score in scores.items() if setting not in tried
     )
     if remembered and remembered[0][0] < scores.get(space.current, 0.0) - WORTH:
         return remembered[0][1], "the best setting that an earlier run measured"
+    for name, theirs in elsewhere.items():
+        best = min(theirs, key=lambda setting: theirs[setting])
+        worth = theirs[best] < theirs.get(space.current, 0.0) - WORTH
+        if worth and best not in scores and best not in tried:
+            return best, f"the best on {name or UNKNOWN}, not measured here"
     new = _ask(space, scores, tried, seed)
     if new is not None:
         return new, "not measured yet"
@@ -203,11 +154,8 @@ def _rank(choice: str) -> tuple[int, Any]:
 
 def _proposal(space: Space, setting: Setting, why: str) -> Proposal:
     before, after = space.named(space.current), space.named(setting)
-    moved = ", ".join(
-        f"{name} {before[name]} -> {after[name]}" for name in after if before[name] != after[name]
-    )
     return Proposal(
-        hypothesis=f"{space.path}: {moved} ({why})",
+        hypothesis=f"{space.path}: {space.moved(setting)} ({why})",
         files={space.path: tunables.rewrite(space.text, after)},
         proposer=NAME,
         notes={"path": space.path, "template": space.template, "from": before, "values": after},

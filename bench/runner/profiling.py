@@ -1,11 +1,13 @@
 """What the runner does for bench/profile.py: say where a training step spends its time. Advice for a researcher, never a verdict.
 
 runnable    {op}                                           the implementations that run on this device, and its choice  -> {names, default}
-profile     {spec, ops, seed, tokens, lengths}             train so many steps, twice, under torch.profiler             -> {runs}
+profile     {spec, ops, seed, tokens, lengths}             train so many steps under torch.profiler, run by run; the last two lengths
+                                                           once more without it                 -> {runs, plain, implementations, threads}
 
-A run is {"seconds", "ops": {op: [us, calls]}, "rest": {name: [us, calls]}, "calls": {op: [[arguments, count]]}}. What an op takes is
-all that it calls, and the backward pass of it; `rest` is what lies outside the ops, each by its own time. On a GPU both are the
-device's time. `calls` are those that Python sees: none inside torch.compile.
+A run is {"seconds", "ops": {op: row}, "rest": {name: row}, "calls": {op: [[arguments, count]]}, "data": [us, calls], "python_us"}; a row is
+[us, us of them in the backward pass, calls]. What an op takes is all that it calls, and the backward pass of it; `rest` is what lies outside
+the ops, each by its own time. On a GPU both are the device's time. `calls` are those that Python sees: none inside torch.compile. `data` is
+how long the loop waited for its batches, `python_us` the host's own time in Python that torch has a name for: around kernels, in autograd functions, in the optimizer. `plain` is seconds alone.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import re
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,6 +31,7 @@ from bench.runner.lending import Lent
 
 MAX_ROWS = 300  # of the rest, the longest first
 _SCOPE = "op "  # how an op's calls are named in the profile
+_DATA = "data loader"
 _BACKWARD = "autograd::engine::evaluate_function"
 
 
@@ -47,13 +52,19 @@ class Profiling:
     def do_profile(self, request: Mapping[str, Any]) -> dict[str, Any]:
         for op in request["ops"]:
             self._watch(op)
-        from model.train import Trainer
+        from model import train
 
-        trainer = Trainer(request["spec"])
+        watch_data(train)
+        trainer = train.Trainer(request["spec"])
         tokens = self.lent.read(request["tokens"]).cpu()
         trainer.warm_up(tokens)
-        runs = [self._run(trainer, tokens, request["seed"], n) for n in request["lengths"]]
-        return {"runs": runs}
+        seed, lengths = request["seed"], request["lengths"]
+        return {
+            "runs": [self._run(trainer, tokens, seed, n) for n in lengths],
+            "plain": [_timed(trainer, tokens, seed, n) for n in lengths[-2:]],
+            "implementations": trainer.describe()["implementations"],
+            "threads": torch.get_num_threads(),
+        }
 
     def _run(self, trainer: Any, tokens: Tensor, seed: int, steps: int) -> dict[str, Any]:
         for counts in self.calls.values():
@@ -61,9 +72,7 @@ class Profiling:
         on_gpu = self.lent.device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
         with profile(activities=activities) as profiler:
-            started = time.monotonic()
-            trainer.train(tokens, seed, float("inf"), lambda _: None, steps)
-            seconds = time.monotonic() - started
+            seconds = _timed(trainer, tokens, seed, steps)
         events = [e for e in profiler.events() or () if e.device_type.name == "CPU"]
         ops, rest = split(events, list(self.calls), on_gpu)
         longest = sorted(rest.items(), key=lambda row: -row[1][0])[:MAX_ROWS]
@@ -75,6 +84,8 @@ class Profiling:
                 op: [[json.loads(form), count] for form, count in counts.items()]
                 for op, counts in self.calls.items()
             },
+            "data": waited(events),
+            "python_us": sum(e.self_cpu_time_total for e in events if is_python(e.name)),
         }
 
     def _watch(self, op: str) -> None:
@@ -98,25 +109,64 @@ class Profiling:
 def split(
     events: Iterable[FunctionEvent], ops: list[str], on_gpu: bool
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
-    """Time [us] and calls of each op, and of everything else by name; together all the time of the events, none twice."""
+    """Time [us], how much of it backward, and calls of each op, and of everything else by name; together all the time of the events,
+    none twice."""
     events = list(events)
-    of_ops: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0])
-    rest: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0])
+    of_ops: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0])
+    rest: defaultdict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0])
     forward = _forward_ops(events, ops)
-    open_ends = [event for event in events if event.cpu_parent is None]
+    open_ends = [(event, False) for event in events if event.cpu_parent is None]
     while open_ends:
-        event = open_ends.pop()
+        event, backward = open_ends.pop()
+        backward = backward or event.name.startswith(_BACKWARD)
         named = _op_named(event.name, ops)
         op = named or (forward.get(event.sequence_nr) if event.name.startswith(_BACKWARD) else None)
-        if op is not None:
-            row, taken = of_ops[op], event.device_time_total if on_gpu else event.cpu_time_total
-            row[1] += named is not None and not event.name.endswith("backward")
+        if op is not None or event.name == _DATA:
+            row = rest[_DATA] if op is None else of_ops[op]
+            taken = event.device_time_total if on_gpu else event.cpu_time_total
+            # the second of an op's custom ops, which torch.compile leaves without a node of autograd
+            backward = backward or event.name.endswith("_backward")
+            row[2] += op is None or (named is not None and not event.name.endswith("backward"))
         else:
             row, taken = rest[event.name], _own_time(event, on_gpu)
-            row[1] += 1
-            open_ends += event.cpu_children
+            row[2] += 1
+            open_ends += ((child, backward) for child in event.cpu_children)
         row[0] += taken
+        row[1] += backward * taken
     return dict(of_ops), dict(rest)
+
+
+def _timed(trainer: Any, tokens: Tensor, seed: int, steps: int) -> float:
+    """Seconds of a run."""
+    started = time.monotonic()
+    trainer.train(tokens, seed, float("inf"), lambda _: None, steps)
+    return time.monotonic() - started
+
+
+def watch_data(module: Any) -> None:
+    """Name what the training loop draws with `next`. What another thread draws ahead is not waited for."""
+    loop = threading.get_ident()
+
+    def drawn(*args: Any) -> Any:
+        if threading.get_ident() != loop:
+            return next(*args)
+        with record_function(_DATA):
+            return next(*args)
+
+    module.next = drawn
+
+
+def is_python(name: str) -> bool:
+    """Whether an event's own time is Python's: an op's call, an autograd function, a step of an optimizer; neither an operator nor a node in C++."""
+    if name.startswith((_SCOPE, "kernels::")):
+        return True
+    return "::" not in name and name != _DATA and not re.search(r"Backward\d+$", name)
+
+
+def waited(events: Iterable[FunctionEvent]) -> list[float]:
+    """Time [us] that the loop spent on drawing, and how often it drew."""
+    times = [event.cpu_time_total for event in events if event.name == _DATA]
+    return [sum(times), len(times)]
 
 
 def _own_time(event: FunctionEvent, on_gpu: bool) -> float:

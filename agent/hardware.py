@@ -1,0 +1,29 @@
+"""What a setting is found on: a GPU by its model; a processor by its model, the instructions that torch uses on it, and the threads.
+
+A constant that is best for one may be worst for another. The host's name is no part of it: equal machines share what they have found.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def name(device: str) -> str:
+    """As `AMD EPYC 9654, AVX512, 16 threads`; the threads are those that a runner will have, $OMP_NUM_THREADS included."""
+    import torch
+
+    if device == "cuda":
+        return str(torch.cuda.get_device_name())
+    threads = torch.get_num_threads()
+    plural = "" if threads == 1 else "s"
+    return f"{processor()}, {torch.backends.cpu.get_cpu_capability()}, {threads} thread{plural}"
+
+
+def processor() -> str:
+    """The processor's model; its architecture where the kernel names none, as on ARM."""
+    lines = _CPUINFO.read_text().splitlines() if _CPUINFO.is_file() else []
+    models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.machine()

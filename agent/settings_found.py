@@ -1,0 +1,125 @@
+"""What the sweep has measured, by hardware: the settings of a file's marked constants, and which is best where.
+
+The ledger has them and the source does not: a constant in the source is what every machine starts from. Constants of one file act on
+each other, so a setting is all of them together. Two files belong to the same search when they are equal but for their constants.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent import surface, tunables
+from agent.records import LOST, OPEN, Past
+from agent.tunables import Tunable
+
+SWEEP = "sweep"  # the proposer, whose notes have "path", "template", "from" and "values"
+FAILED = 1.0  # score of a setting that did not build or was wrong: e times slower
+UNKNOWN = "hardware that was not recorded"
+
+Setting = tuple[str, ...]  # one choice a constant, in the order of the file
+
+
+@dataclass(frozen=True)
+class Space:
+    """The settings of one file."""
+
+    path: str
+    text: str
+    tunables: tuple[Tunable, ...]
+    template: str
+
+    @property
+    def current(self) -> Setting:
+        return tuple(each.value for each in self.tunables)
+
+    def named(self, setting: Setting) -> dict[str, str]:
+        return {each.name: value for each, value in zip(self.tunables, setting, strict=True)}
+
+    def setting(self, values: Mapping[str, str]) -> Setting | None:
+        """The setting with these values; None if one is no longer a choice."""
+        chosen = tuple(values.get(each.name, "") for each in self.tunables)
+        known = all(
+            value in each.choices for value, each in zip(chosen, self.tunables, strict=True)
+        )
+        return chosen if known else None
+
+    def moved(self, setting: Setting) -> str:
+        """What differs from the file as it stands: `kRows 1 -> 4, kCols 16 -> 64`."""
+        pairs = zip(self.tunables, setting, strict=True)
+        return ", ".join(f"{at.name} {at.value} -> {new}" for at, new in pairs if at.value != new)
+
+
+def spaces(tree: Path, target: str = "all", op: str | None = None) -> list[Space]:
+    """The files of a tree's surface with marked constants."""
+    found = []
+    for folder in surface.FOLDERS:
+        for file in sorted((tree / folder).glob("*")):
+            path = f"{folder}/{file.name}"
+            if not file.is_file() or not surface.editable(path, target, op):
+                continue
+            text = file.read_text()
+            # A name that stands again (#2) is its value for another instruction set or device.
+            marked = tuple(each for each in tunables.find(text) if "#" not in each.name)
+            if marked:
+                found.append(Space(path, text, marked, tunables.template(text)))
+    return found
+
+
+def measured(history: Iterable[Past]) -> list[Past]:
+    """The experiments that measured a setting."""
+    ended = (e for e in history if e.outcome.status not in (LOST, *OPEN))
+    return [e for e in ended if e.proposer == SWEEP and "template" in e.notes]
+
+
+def chain(space: Space, experiments: Iterable[Past]) -> dict[Setting, float]:
+    """A score for every setting that was measured on one hardware, lower is better; the first one seen has 0.
+
+    A measurement compares a candidate with the incumbent of its time; scores are chained through those pairs, log(time ratio) for a kernel and
+    the difference in BPB for the model, so that settings which never met are still ordered.
+    """
+    scores: dict[Setting, float] = {}
+    for experiment in experiments:
+        before, after = (space.setting(experiment.notes[key]) for key in ("from", "values"))
+        if before is None or after is None or experiment.notes["template"] != space.template:
+            continue
+        outcome, model = experiment.outcome, not surface.is_kernel(space.path)
+        change = outcome.bpb_change if model else outcome.speed
+        step = FAILED if change is None else change if model else math.log(change)
+        scores[after] = scores.setdefault(before, 0.0) + step
+    return scores
+
+
+def by_hardware(space: Space, experiments: Sequence[Past]) -> dict[str, dict[Setting, float]]:
+    """The scores of every hardware on which the file was measured, in the order in which they came."""
+    names = dict.fromkeys(e.hardware for e in experiments)
+    chained = {n: chain(space, [e for e in experiments if e.hardware == n]) for n in names}
+    return {name: scores for name, scores in chained.items() if scores}
+
+
+def report(tree: Path, history: Iterable[Past]) -> Iterator[str]:
+    """By hardware, the best setting of each file of the tree as it stands, beside the file's own."""
+    experiments = measured(history)
+    lines: dict[str, list[str]] = {}
+    for space in spaces(tree):
+        for name, scores in by_hardware(space, experiments).items():
+            lines.setdefault(name, []).append(f"  {space.path}: {_best(space, scores)}")
+    if lines:
+        yield "settings that the sweep found best, by hardware; a run there proposes them first"
+    for name, of_files in lines.items():
+        yield f" {name or UNKNOWN}"
+        yield from of_files
+
+
+def _best(space: Space, scores: Mapping[Setting, float]) -> str:
+    best = min(scores, key=lambda setting: scores[setting])
+    count = f"{len(scores)} settings measured"
+    if best == space.current:
+        return f"as the source has it; {count}"
+    if space.current not in scores:
+        return f"{space.moved(best)}, not compared with the source's; {count}"
+    gain = scores[best] - scores[space.current]
+    said = f"{math.exp(gain):.3f}x time" if surface.is_kernel(space.path) else f"{gain:+.4f} BPB"
+    return f"{space.moved(best)}, {said}; {count}"
