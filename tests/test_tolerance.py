@@ -13,7 +13,7 @@ from bench.comparison import Standard
 from bench.contracts import Case, Input, contract
 from kernels.attention import attention
 
-ATTENTION = contract("attention")
+ATTENTION, LOSS = contract("attention"), contract("linear_cross_entropy")
 
 
 def judged(scale: float, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
@@ -53,3 +53,37 @@ def test_a_softmax_that_is_rebuilt_from_its_log_sum_exp_is_honest(scale: float) 
 @pytest.mark.parametrize("scale", [0.001, 0.16], ids=["scores-of-a-few", "scores-of-hundreds"])
 def test_inputs_in_fewer_bits_are_refused_whatever_the_scores(scale: float) -> None:
     assert "relative error" in judged(scale, in_fewer_bits)
+
+
+def judged_loss(scale: float, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
+    """What is wrong with a float32 loss over 289 tokens, whose largest logit is about `scale` times eight."""
+    inputs = {
+        "h": Input((28, 64)),
+        "W": Input((289, 64), family="edges", scale=scale / 8),
+        "targets": Input((28,), "int64", below=289),
+    }
+    generator = torch.Generator().manual_seed(24)
+    drawn = {name: wanted.values(generator) for name, wanted in inputs.items()}
+    h, W = (drawn[name].float() for name in ("h", "W"))
+    u = torch.randn(28, generator=generator)
+    given = {"h": h, "W": W, "targets": drawn["targets"]}
+    standard = Standard(LOSS, Case(inputs), given, [u], ("h", "W"), device="cpu")
+    leaves = h.clone().requires_grad_(), W.clone().requires_grad_()
+    loss = function(*leaves, drawn["targets"])
+    dh, dW = torch.autograd.grad(loss, leaves, u)
+    return standard.examine({"loss": loss.detach(), "dh": dh, "dW": dW})[0]
+
+
+def from_log_sum_exp(h: Tensor, W: Tensor, targets: Tensor) -> Tensor:
+    """Its gradient is exp(z - lse), as that of a loss over parts of the vocabulary."""
+    z = h @ W.T
+    return z.logsumexp(-1) - z.gather(1, targets[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0], ids=["logits-of-a-few", "logits-of-hundreds"])
+def test_a_loss_from_its_log_sum_exp_is_honest_and_one_of_fewer_bits_is_not(scale: float) -> None:
+    assert judged_loss(scale, from_log_sum_exp) == ""
+    rounded = judged_loss(
+        scale, lambda h, W, t: from_log_sum_exp(h, W + (W.bfloat16().float() - W).detach(), t)
+    )
+    assert "relative error" in rounded
