@@ -22,10 +22,9 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& residu
   Tensor y = torch::stable::empty_like(x), sum = torch::stable::empty_like(x);
   Tensor rstd = torch::stable::new_empty(x, {R}, ScalarType::Float);
   dispatch_float(x.scalar_type(), "add_rms_norm", [&]<typename T>() {
-    const Weight<T> w(weight, D);
     const T *xs = reads<T>(x), *residuals = reads<T>(residual);
     T* sums = writes<T>(sum);
-    rows_forward(sums, w.data, writes<T>(y), writes<float>(rstd), R, D,
+    rows_forward(sums, weight ? reads<float>(*weight) : nullptr, writes<T>(y), writes<float>(rstd), R, D,
                  static_cast<float>(eps), [&](int64_t r) { row_add(xs + r * D, residuals + r * D, sums + r * D, D); });
   });
   return {y, sum, rstd};

@@ -3,7 +3,7 @@
 //
 // Two bfloat16 lie in one 32-bit lane. A shift makes the lower one a float and a mask the upper one, so that no element changes its
 // place: of 2 * kLanes channels `even` holds the even ones and `odd` the odd ones. Of floats `even` is simply the first half. Whatever
-// is combined with a row channel by channel has to lie as its elements do: `arrange` brings it there.
+// is combined with a row channel by channel has to lie as its elements do: `to_lanes` brings it there.
 #pragma once
 
 #include "lab.h"
@@ -110,33 +110,34 @@ inline float sum_of(floats v) {
 }
 inline float sum_of(Pair v) { return sum_of(v.even + v.odd); }
 
-constexpr int64_t whole_blocks(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
-
-// n floats in the order in which blocks of T hold their channels, and zeros to the end of the last block: in `to`, which has room for
-// whole blocks, or `from` itself where that is the same.
+// Floats channel by channel -> where the lanes of a row of T have those channels. A NaN gets zeros in its lower half.
 template <typename T>
-const float* arrange(const float* from, float* to, int64_t n) {
-  constexpr bool kTwoAndTwo = std::is_same_v<T, bf16>;
-  const bool whole = n % kBlock == 0;
-  if (whole && !kTwoAndTwo) return from;
+Pair to_lanes(Pair in) {
+  if constexpr (!std::is_same_v<T, bf16>) return in;
   words evens{}, odds{};
   for (uint32_t i = 0; i < kLanes; ++i) evens[i] = 2 * i, odds[i] = 2 * i + 1;
-  const floats nan = floats{} + std::numeric_limits<float>::quiet_NaN();  // zeros in its lower half
-  const auto block = [&](int64_t i, auto read, auto) {
-    const Pair in = read(from);
-    const floats even = __builtin_shuffle(in.even, in.odd, evens), odd = __builtin_shuffle(in.even, in.odd, odds);
-    store_pair(to + i, kTwoAndTwo ? Pair{even == even ? even : nan, odd == odd ? odd : nan} : in);
-  };
-  if (whole) for_each_block<false>(n, block);
-  else for_each_block(n, block);
-  return to;
+  const floats nan = floats{} + std::numeric_limits<float>::quiet_NaN();
+  const floats even = __builtin_shuffle(in.even, in.odd, evens), odd = __builtin_shuffle(in.even, in.odd, odds);
+  return {even == even ? even : nan, odd == odd ? odd : nan};
 }
-// The opposite, of n floats whatever their number, as whole blocks hold them.
+// And back.
 template <typename T>
-void put_in_order(const float* from, float* to, int64_t n) {
-  constexpr bool kTwoAndTwo = std::is_same_v<T, bf16>;
-  for (int64_t i = 0; i < n; ++i) {
-    const int64_t block = i / kBlock * kBlock, lane = i % kBlock;
-    to[i] = from[kTwoAndTwo ? block + lane % 2 * kLanes + lane / 2 : i];
-  }
+Pair from_lanes(Pair in) {
+  if constexpr (!std::is_same_v<T, bf16>) return in;
+  words low{}, high{};
+  for (uint32_t i = 0; i < kLanes; ++i) low[i] = i / 2 + i % 2 * kLanes, high[i] = low[i] + kLanes / 2;
+  return {__builtin_shuffle(in.even, in.odd, low), __builtin_shuffle(in.even, in.odd, high)};
+}
+
+constexpr int64_t whole_blocks(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
+
+// n floats that many rows of T will be combined with, as lanes have them, and zeros to the end of the last block: in `to`, which has room
+// for whole blocks, or `from` itself where that is the same.
+template <typename T>
+const float* arrange(const float* from, float* to, int64_t n) {
+  const auto block = [&](int64_t i, auto read, auto) { store_pair(to + i, to_lanes<T>(read(from))); };
+  if (n % kBlock) for_each_block(n, block);
+  else if constexpr (std::is_same_v<T, bf16>) for_each_block<false>(n, block);
+  else return from;
+  return to;
 }

@@ -25,8 +25,8 @@ float row_rstd(const T* x, int64_t D, float eps) {
 // y = x * rstd * weight
 template <typename T>
 void row_scale(const T* x, const float* weight, float rstd, T* y, int64_t D) {
-  for_each_block(D, [&](int64_t i, auto read, auto write) {
-    write(y, weight == nullptr ? read(x) * rstd : read(x) * rstd * load_pair(weight + i));
+  for_each_block(D, [&](int64_t, auto read, auto write) {
+    write(y, weight == nullptr ? read(x) * rstd : read(x) * rstd * to_lanes<T>(read(weight)));
   });
 }
 
@@ -35,8 +35,8 @@ void row_scale(const T* x, const float* weight, float rstd, T* y, int64_t D) {
 template <bool kWeight, typename T>
 float row_c(const T* dy, const T* x, const float* weight, float rstd, int64_t D) {
   Pair dot{};
-  for_each_block(D, [&](int64_t i, auto read, auto) {
-    dot = dot + (kWeight ? read(dy) * load_pair(weight + i) : read(dy)) * read(x);
+  for_each_block(D, [&](int64_t, auto read, auto) {
+    dot = dot + (kWeight ? read(dy) * to_lanes<T>(read(weight)) : read(dy)) * read(x);
   });
   return sum_of(dot) * rstd * rstd / static_cast<float>(D);
 }
@@ -44,26 +44,13 @@ float row_c(const T* dy, const T* x, const float* weight, float rstd, int64_t D)
 template <bool kWeight, bool kJoin, typename T>
 void row_dx(const T* dy, const T* x, const float* weight, float rstd, float c, const T* joining, T* dx, float* dweight,
             int64_t D) {
-  for_each_block(D, [&](int64_t i, auto read, auto write) {
+  for_each_block(D, [&](int64_t, auto read, auto write) {
     const Pair d = read(dy), v = read(x);
-    const Pair through = ((kWeight ? d * load_pair(weight + i) : d) - v * c) * rstd;
+    const Pair through = ((kWeight ? d * to_lanes<T>(read(weight)) : d) - v * c) * rstd;
     write(dx, kJoin ? read(joining) + through : through);
-    if constexpr (kWeight) store_pair(dweight + i, load_pair(dweight + i) + d * (v * rstd));
+    if constexpr (kWeight) write(dweight, read(dweight) + from_lanes<T>(d * (v * rstd)));
   });
 }
-
-// The weight as blocks of T hold it.
-template <typename T>
-struct Weight {
-  std::vector<float> lanes;
-  const float* data = nullptr;
-
-  Weight(const std::optional<Tensor>& weight, int64_t D) {
-    if (!weight) return;
-    lanes.resize(static_cast<size_t>(whole_blocks(D)));
-    data = arrange<T>(reads<float>(*weight), lanes.data(), D);
-  }
-};
 
 // Calls first(r), then second(r), for every row from begin to end; the first calls of short rows go ahead together, so that one
 // row's sum, root and division run while the next row is read (1.4x at D = 256).
@@ -92,16 +79,15 @@ void rows_forward(const T* x, const float* weight, T* y, float* rstd, int64_t R,
   });
 }
 
-// Backward of all rows, on all threads: writes dx (R, D), and dweight (D,) if there is a weight.
+// Backward of all rows, on all threads: writes dx (R, D), adds into dweight (D,) if there is a weight.
 template <bool kWeight, bool kJoin, typename T>
 void rows_backward(const T* dy, const T* x, const float* weight, const float* rstd, const T* joining, T* dx, float* dweight,
                    int64_t R, int64_t D) {
   const int64_t parts = std::clamp<int64_t>(std::min(R * D / kGrain, R / 8), 1, kParts);
-  const int64_t width = kWeight ? whole_blocks(D) : 0;
-  std::vector<float> sums(static_cast<size_t>(parts * width), 0.f), c(static_cast<size_t>(R));
+  std::vector<float> sums(static_cast<size_t>(kWeight ? parts * D : 0), 0.f), c(static_cast<size_t>(R));
   torch::stable::parallel_for(0, parts, 1, [&](int64_t first, int64_t last) {
     for (int64_t part = first; part < last; ++part) {
-      float* sum = sums.data() + part * width;
+      float* sum = kWeight ? sums.data() + part * D : nullptr;
       in_two_passes(
           R * part / parts, R * (part + 1) / parts, D,
           [&](int64_t r) { c[r] = row_c<kWeight>(dy + r * D, x + r * D, weight, rstd[r], D); },
@@ -111,9 +97,9 @@ void rows_backward(const T* dy, const T* x, const float* weight, const float* rs
           });
     }
   });
-  for (int64_t part = 1; part < parts; ++part)
-    for (int64_t i = 0; i < width; ++i) sums[i] += sums[part * width + i];
-  if constexpr (kWeight) put_in_order<T>(sums.data(), dweight, D);
+  if constexpr (kWeight)
+    for (int64_t part = 0; part < parts; ++part)
+      for (int64_t i = 0; i < D; ++i) dweight[i] += sums[part * D + i];
 }
 
 // dy, x, joining (R, D); weight (D,) float32; rstd (R,) float32 -> dx (R, D), dweight (D,) float32, zeros without a weight
@@ -123,9 +109,8 @@ inline std::tuple<Tensor, Tensor> norm_backward(const Tensor& dy, const Tensor& 
   Tensor dx = torch::stable::empty_like(x);
   Tensor dweight = torch::stable::new_zeros(x, {D}, ScalarType::Float);
   dispatch_float(x.scalar_type(), "rms_norm", [&]<typename T>() {
-    const Weight<T> w(weight, D);
     const auto run = [&]<bool kWeight, bool kJoin>() {
-      rows_backward<kWeight, kJoin, T>(reads<T>(dy), reads<T>(x), w.data,
+      rows_backward<kWeight, kJoin, T>(reads<T>(dy), reads<T>(x), kWeight ? reads<float>(*weight) : nullptr,
                                        reads<float>(rstd), kJoin ? reads<T>(*joining) : nullptr, writes<T>(dx),
                                        writes<float>(dweight), R, D);
     };

@@ -14,8 +14,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& x, const std::optional<Tensor>&
   Tensor y = torch::stable::empty_like(x);
   Tensor rstd = torch::stable::new_empty(x, {R}, ScalarType::Float);
   dispatch_float(x.scalar_type(), "rms_norm", [&]<typename T>() {
-    const Weight<T> w(weight, D);
-    rows_forward(reads<T>(x), w.data, writes<T>(y), writes<float>(rstd), R, D,
+    rows_forward(reads<T>(x), weight ? reads<float>(*weight) : nullptr, writes<T>(y), writes<float>(rstd), R, D,
                  static_cast<float>(eps), [](int64_t) {});
   });
   return {y, rstd};
