@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent import surface, tunables
+from agent.figures import bits_in_short, pairs, time_in_short
 from agent.records import LOST, OPEN, Past
 from agent.tunables import Tunable
 
@@ -105,7 +106,8 @@ def report(tree: Path, history: Iterable[Past]) -> Iterator[str]:
     lines: dict[str, list[str]] = {}
     for space in spaces(tree):
         for name, scores in by_hardware(space, experiments).items():
-            lines.setdefault(name, []).append(f"  {space.path}: {_best(space, scores)}")
+            there = [e for e in experiments if e.hardware == name]
+            lines.setdefault(name, []).append(f"  {space.path}: {_best(space, scores, there)}")
     if lines:
         yield "settings that the sweep found best, by hardware; a run there proposes them first"
     for name, of_files in lines.items():
@@ -113,13 +115,17 @@ def report(tree: Path, history: Iterable[Past]) -> Iterator[str]:
         yield from of_files
 
 
-def _best(space: Space, scores: Mapping[Setting, float]) -> str:
+def _best(space: Space, scores: Mapping[Setting, float], experiments: Sequence[Past]) -> str:
+    """The setting, and what was measured of it: against the incumbent of its time, which may have had another than the source's."""
     best = min(scores, key=lambda setting: scores[setting])
     count = f"{len(scores)} settings measured"
     if best == space.current:
         return f"as the source has it; {count}"
-    if space.current not in scores:
-        return f"{space.moved(best)}, not compared with the source's; {count}"
-    gain = scores[best] - scores[space.current]
-    said = f"{math.exp(gain):.3f}x time" if surface.is_kernel(space.path) else f"{gain:+.4f} BPB"
-    return f"{space.moved(best)}, {said}; {count}"
+    of_it = [e.outcome for e in experiments if space.setting(e.notes["values"]) == best]
+    if not of_it:
+        return f"{space.moved(best)}; {count}"
+    last = of_it[-1]
+    kernel = surface.is_kernel(space.path)
+    figure = time_in_short(last) if kernel else bits_in_short(last)
+    runs = f"{last.blocks or 'unknown'} blocks" if kernel else pairs(last.pairs)
+    return f"{space.moved(best)}, {figure} against its incumbent ({runs}); {count}"

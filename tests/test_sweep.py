@@ -162,9 +162,9 @@ def test_found_settings_are_told_by_hardware_for_the_files_as_they_stand(night: 
     write(night.root, {"csrc/scale.cpp": TWO})
     assert [*settings_found.report(night.root, night.history)][1:] == [
         " Zen 5, AVX512, 2 threads",
-        "  csrc/scale.cpp: kRows 1 -> 4, kCols 16 -> 64, 0.278x time; 20 settings measured",
+        "  csrc/scale.cpp: kRows 1 -> 4, kCols 16 -> 64, 0.278x time against its incumbent (unknown blocks); 20 settings measured",
         " hardware that was not recorded",
-        "  csrc/scale.cpp: kRows 1 -> 2, 0.750x time; 2 settings measured",
+        "  csrc/scale.cpp: kRows 1 -> 2, 0.750x time against its incumbent (unknown blocks); 2 settings measured",
     ]
     write(night.root, {"csrc/scale.cpp": TWO + "int other;\n"})
     assert [*settings_found.report(night.root, night.history)] == []

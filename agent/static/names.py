@@ -101,7 +101,9 @@ PARTS = {f"{package}.{part}" for package, parts in _PARTS.items() for part in pa
 # Of these a kernel file uses the parts that are named (of kernels, the other ops too); the rest reaches far, or is the frame it runs in.
 _OF = {
     "torch.utils": frozenset("checkpoint _pytree dlpack hooks weak _foreach_utils".split()),
-    "kernels": frozenset("jit choose product_dtype INTERPRETED CPU_MULTIPLIES_BF16".split()),
+    "kernels": frozenset(
+        "jit choose custom_op overwrite product_dtype INTERPRETED CPU_MULTIPLIES_BF16".split()
+    ),
     "kernels.jit": frozenset("load isa targets BuildError".split()),
     "flash_attn": frozenset({"cute"}),
     "flash_attn.cute": frozenset({"interface"}),
