@@ -112,9 +112,9 @@ def _terms(
     if upstream:
         u, lengths = upstream[0].double().flatten(), W.norm(dim=-1)
         # an eighth, as eight units of a term are allowed and this one is off by one at most
-        p = z.softmax(-1).double() * (z.logsumexp(-1, keepdim=True).double() / 8)
-        dh = lengths.max().square() + (p * lengths).square().sum(-1)
-        dW = h.square().sum(-1) * (1 + p.square().sum(-1))
+        squares = (z.softmax(-1) * (z.logsumexp(-1, keepdim=True) / 8)).square()
+        dh = lengths.max().square() + squares @ lengths.square().float()
+        dW = h.square().sum(-1) * (1 + squares.sum(-1))
         found |= {
             name: float((u.square() * each).sum().sqrt()) for name, each in (("dh", dh), ("dW", dW))
         }
