@@ -1,7 +1,7 @@
 # make lab    from a fresh clone to a summary of real experiments (first run about 7 minutes, later ones about 4, one of them to run what was kept again)
 # make test   formatting, types, and the whole test suite
 # make proof  every cheat gains from a naive judge, every honest oddity passes (about 10 minutes)
-# make sanitize  every C++ kernel under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (about 10 minutes)
+# make sanitize  every C++ kernel under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (about 16 minutes)
 # make bench  every kernel and its peers, measured
 
 PYTHON ?= python3

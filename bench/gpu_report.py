@@ -181,12 +181,17 @@ class Run:
         (self.journal.out / "report.md").write_text(table)
 
 
-def refusal(device: str, journal: Journal) -> str:
-    """Why nothing can be measured into this folder, or ""."""
+def _no_device(device: str) -> str:
+    """Why nothing can be measured here, or ""."""
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
         return "no GPU: torch sees no CUDA device; `--device cpu` rehearses on a CPU"
+    return ""
+
+
+def refusal(device: str, journal: Journal) -> str:
+    """Why nothing can be measured into this folder, or ""."""
     mine = identity(device)
     theirs = next((line["identity"] for line in journal.lines if "identity" in line), None)
     if theirs is None:
@@ -205,6 +210,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     asked = parser.parse_args(arguments)
+    if why := _no_device(asked.device):
+        print(why, file=sys.stderr)
+        return 2
     asked.out.mkdir(parents=True, exist_ok=True)
     journal = Journal(asked.out)
     if why := refusal(asked.device, journal):

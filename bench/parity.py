@@ -5,7 +5,8 @@ a third run has the incumbent's weights, data and seed but its plain torch kerne
 PARTING times as far from the incumbent as that run is, or FLOOR nats, whichever is more.
 
 A few steps are too short to show a gain: the trial does that. They show a loss, of a kernel that is faster alone and slows what is round it
-(caches, threads, a workspace): where they take SLOWER times as long, both are run again, and the better of the two ratios counts.
+(caches, threads, a workspace): where they take SLOWER times as long, both are run again, up to PAIRS times in all, and the best of the ratios
+counts. Other work on the machine only ever slows one of two runs: equal trees took 1.27 and 1.14 times as long beside other tests.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ PARTING = 4.0
 # While the loss still falls by a nat a step: two honest bf16 norms, rounded in another order, parted by 0.027.
 FLOOR_NATS = 0.05
 SLOWER = 1.10
+PAIRS = 3
 # Runs that are set up beside each other, most of it imports on one core; each trains alone. A GPU's memory holds one.
 BESIDE = {"cpu": 3, "cuda": 1}
 
@@ -83,7 +85,7 @@ def probe(
             evidence,
         )
     ratios = [_time_ratio(runs["candidate"], runs["incumbent"])]
-    if ratios[0] > SLOWER:
+    while min(ratios) > SLOWER and len(ratios) < PAIRS:
         again = [first_steps(*trees[name], turn) for name in ("incumbent", "candidate")]
         ratios.append(_time_ratio(again[1], again[0]) if again[0].ok and again[1].ok else ratios[0])
     evidence["step_time_ratios"] = [round(ratio, 3) for ratio in ratios]
@@ -91,7 +93,7 @@ def probe(
     if min(ratios) > SLOWER:
         return Finding(
             False,
-            f"{STEPS} steps of the model take {said} the incumbent's time in two pairs of runs, where {SLOWER:.2f}x is allowed: what the "
+            f"{STEPS} steps of the model take {said} the incumbent's time in {_pairs(ratios)}, where {SLOWER:.2f}x is allowed: what the "
             "kernel saves alone it costs the rest of the step",
             evidence,
         )

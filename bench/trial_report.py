@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.contracts import ops
+from bench.corpus import DataError
 from bench.data import Dataset, open_dataset
 from bench.identity import identity
 from bench.interval import Spread, mean
@@ -119,7 +120,9 @@ def _checked(result: TrialResult) -> TrialResult:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m bench.trial_report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
@@ -130,8 +133,12 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.seeds < 1:
         parser.error(f"--seeds: expected at least 1, got {asked.seeds}")
+    try:
+        dataset = open_dataset(asked.data)
+    except DataError as error:
+        parser.error(str(error))
     asked.out.parent.mkdir(parents=True, exist_ok=True)
-    dataset, kept = open_dataset(asked.data), asked.out.with_suffix(".jsonl")
+    kept = asked.out.with_suffix(".jsonl")
     found = report(dataset, asked.seconds, asked.seeds, asked.pairs, asked.device, kept)
     asked.out.write_text(json.dumps(found, indent=1) + "\n")
     print(

@@ -4,7 +4,7 @@
     python tests/calibrate.py --seeds 3 --only gram   those whose name holds "gram", printed and not kept
 
 A line as each is done (with --jobs N, N files at a time). The table is written after every line; started again, the command adds to each
-file of the same source the seeds that it lacks, so that a few seeds of everything can come before many; after a change of the gate, delete the
+file of the same source (its headers included) the seeds that it lacks, so that a few seeds of everything can come before many; after a change of the gate, delete the
 table. Exit status 1 if anything was refused.
 """
 
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import re
 import secrets
 import shutil
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,11 +111,24 @@ def digest(source: bytes) -> str:
 def everything(only: str) -> Iterator[tuple[str, str, bytes, Path | None]]:
     """(name, op, source, file): the shipped kernels, whose file is None, then the honest files."""
     for op in ops():
-        sources = [ROOT / "kernels" / f"{op}.py", *sorted((ROOT / "csrc").glob(f"{op}.*"))]
+        cpp = sorted((ROOT / "csrc").glob(f"{op}.*"))
+        sources = [ROOT / "kernels" / f"{op}.py", *cpp, *headers(cpp)]
         yield f"shipped_{op}", op, b"".join(p.read_bytes() for p in sources), None
     for file in honest_files():
         if only in file.name:
-            yield file.name, op_of(file), file.read_bytes(), file
+            source = b"".join(p.read_bytes() for p in (file, *headers([file])))
+            yield file.name, op_of(file), source, file
+
+
+def headers(sources: Sequence[Path]) -> list[Path]:
+    """The headers of csrc that these files include, and those that they include, each once."""
+    found: list[Path] = []
+    for file in sources:
+        for name in re.findall(r'^#include "([^"]+)"', file.read_text(), re.M):
+            header = ROOT / "csrc" / name
+            if header not in found:
+                found += [header, *(h for h in headers([header]) if h not in found)]
+    return found
 
 
 def read_table() -> dict[str, Row]:

@@ -228,7 +228,7 @@ def table(rows: Sequence[Row], seconds: float) -> str:
     )
     return f"""# The C++ kernels under sanitizers
 
-`python tests/sanitize.py`, {compiler}, torch {torch.__version__}: {len(rows)} runs in {seconds / 60:.0f} minutes, on a machine with other work.
+`python tests/sanitize.py`, {compiler}, torch {torch.__version__}: {len(rows)} runs in {seconds / 60:.0f} minutes.
 `address` is AddressSanitizer and UndefinedBehaviorSanitizer, every call with one thread and again with two; `thread` is ThreadSanitizer with two.
 
 What the kernels themselves read and write is seen, and what they allocate; a library that they call (sgemm) is not instrumented. libgomp is not

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bench import parity
 from bench.builds import build
 from bench.data import prepare
 from bench.judge import Refused
-from bench.parity import probe
 from bench.timing import compare
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,8 +102,10 @@ def test_a_triton_kernel_that_does_not_compile_is_refused(tree: Callable[..., Pa
 
 
 def test_parity_passes_a_kernel_and_refuses_one_that_trains_differently(
-    tree: Callable[..., Path], tmp_path: Path
+    tree: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # The plain norm is slower, and other tests run beside it; what the probe makes of times is in test_parity.py.
+    monkeypatch.setattr(parity, "SLOWER", 100.0)
     text = "\n\n".join(
         f"Sentence {i} of a small corpus, number {i * i}, and so on." * 12 for i in range(900)
     )
@@ -115,8 +117,10 @@ def test_parity_passes_a_kernel_and_refuses_one_that_trains_differently(
         "eps=1e-6)", "eps=1e-6, *, impl=None)"
     )
     plain += '\n\nIMPLEMENTATIONS = {"torch": rms_norm}\n'
-    assert probe(incumbent, tree("same", kernels__rms_norm=plain), dataset, device="cpu").passed
+    assert parity.probe(
+        incumbent, tree("same", kernels__rms_norm=plain), dataset, device="cpu"
+    ).passed
     wrong = plain.replace("return y if", "y = y * 1.5\n    return y if")
-    refused = probe(incumbent, tree("other", kernels__rms_norm=wrong), dataset, device="cpu")
+    refused = parity.probe(incumbent, tree("other", kernels__rms_norm=wrong), dataset, device="cpu")
     assert not refused.passed
     assert "does not compute the same thing" in refused.reason
