@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from bench.contracts import Case, Contract
+from bench.threads import cores_for
 
 FACTOR = 8.0
 HALF_FACTOR = 2.5
@@ -116,16 +117,17 @@ class Standard:
         if contract.judge is not None:
             (self.plain,) = self._evaluate(self.inputs, self.working).values()
             return
-        self.truth = self._evaluate(self.inputs, torch.float64)
-        terms = contract.terms
-        self.named_terms = {} if terms is None else terms(self.inputs, self.upstream, case.scalars)
-        self.allowed = self._allowed()
+        with cores_for(contract.flops(case)):
+            self.truth = self._evaluate(self.inputs, torch.float64)
+            self.named_terms = self._named_terms()
+            self.allowed = self._allowed()
 
     def working_in(self, dtype: torch.dtype) -> Standard:
         """The same values, held to the plain implementation in another dtype. Not for a contract with a judge of its own."""
         other = copy.copy(self)
         other.working = dtype
-        other.allowed = other._allowed()
+        with cores_for(self.contract.flops(self.case)):
+            other.allowed = other._allowed()
         return other
 
     def examine(self, answer: Mapping[str, Tensor]) -> tuple[str, dict[str, float]]:
@@ -156,6 +158,10 @@ class Standard:
         return evaluate(
             self.contract, self.case, inputs, self.upstream, self.wrt, dtype, self.through
         )
+
+    def _named_terms(self) -> Mapping[str, float]:
+        terms = self.contract.terms
+        return {} if terms is None else terms(self.inputs, self.upstream, self.case.scalars)
 
     def _allowed(self) -> dict[str, tuple[float, float]]:
         """(norm-relative, max-relative) error that each tensor may have."""

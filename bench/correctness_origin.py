@@ -14,7 +14,7 @@ from bench.subject import Subject
 def own_work(subject: Subject, impl: str | None) -> None:
     """No library function that is the whole op; and a C++ implementation's results come from its library."""
     of, contract, named = subject.of, subject.contract, impl or subject.default
-    trial = list(subject.trial)
+    trial = subject.trial
     of.rng.shuffle(trial)
     if named not in contract.library_names:
         case = trial[0] if impl is None else contract.large(of.rng)

@@ -33,9 +33,9 @@ class Subject:
         return self.of.contract
 
     @property
-    def trial(self) -> Sequence[Case]:
-        """The shapes of a training run on this device, heaviest first."""
-        return self.contract.trial[self.of.judge.device]
+    def trial(self) -> list[Case]:
+        """The shapes of a training run on this device, heaviest first; how often the model calls each is nothing to this gate."""
+        return [replace(case, calls=1) for case in self.contract.trial[self.of.judge.device]]
 
     def differentiable(self, cases: Sequence[Case]) -> list[Case]:
         return [c for c in cases if not c.forward_only] if self.contract.differentiable else []

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import torch
+
+MUCH_FLOPS = 1e9  # forward; in float64, a tenth of a second of one core
 
 
 @contextlib.contextmanager
@@ -15,8 +18,21 @@ def one_thread() -> Iterator[None]:
     Its threads would spin where a runner works, and wait for each other where the cores are busy: beside one busy process on two cores the
     correctness gate of newton_schulz took 73 s with two threads and 10 with one, that of rms_norm 17 and 6.
     """
+    with _threads(1):
+        yield
+
+
+@contextlib.contextmanager
+def cores_for(flops: float) -> Iterator[None]:
+    """All cores in the block, where there is so much to compute that what the threads wait for each other is nothing beside it."""
+    with _threads(len(os.sched_getaffinity(0)) if flops > MUCH_FLOPS else torch.get_num_threads()):
+        yield
+
+
+@contextlib.contextmanager
+def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:
