@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from agent import gates
 from agent.judging import Judging
@@ -26,24 +26,12 @@ PRUNE, PLACEBO = "prune", "placebo"
 TIMER_REFUSES = "timer_refuses"  # in the evidence of a placebo's microbench
 
 
-class Decide(Protocol):
-    def __call__(
-        self,
-        judge: Judging,
-        kind: str,
-        comparison: Mapping[str, Any] | None,
-        incumbent: Sequence[TrialResult],
-        candidate: Sequence[TrialResult],
-        noise: Spread,
-        *,
-        lines: int,
-    ) -> Verdict: ...
-
-
 @dataclass(frozen=True)
 class Standard:
-    decide: Decide
     must_win: bool = True  # in the microbench
+    turned_round: bool = (
+        False  # the incumbent, which has the change, takes the candidate's place in the verdict
+    )
     may_repeat: bool = False  # a change that the run has seen
     to_the_end: bool = False  # whatever the timer says
     fresh_seeds: bool = False
@@ -53,6 +41,22 @@ class Standard:
         if not self.to_the_end:
             return steps
         return [(name, _told(gate) if name == "microbench" else gate) for name, gate in steps]
+
+    def decide(
+        self,
+        judge: Judging,
+        kind: str,
+        comparison: Mapping[str, Any] | None,
+        incumbent: Sequence[TrialResult],
+        candidate: Sequence[TrialResult],
+        noise: Spread,
+        *,
+        lines: int,
+    ) -> Verdict:
+        """What the paired trials say; `lines` is how many the change adds."""
+        if self.turned_round:
+            return _no_worse(judge.decide("model", None, candidate, incumbent, noise))
+        return judge.decide(kind, comparison, incumbent, candidate, noise, lines=lines)
 
     def seeds(self, first: int, count: int, *purpose: object) -> Sequence[int]:
         """Seeds for the paired trials."""
@@ -66,34 +70,11 @@ def of(proposer: str) -> Standard:
     return {PRUNE: NO_WORSE, PLACEBO: MEASURED}.get(proposer, BETTER)
 
 
-def _better(
-    judge: Judging,
-    kind: str,
-    comparison: Mapping[str, Any] | None,
-    incumbent: Sequence[TrialResult],
-    candidate: Sequence[TrialResult],
-    noise: Spread,
-    *,
-    lines: int,
-) -> Verdict:
-    return judge.decide(kind, comparison, incumbent, candidate, noise, lines=lines)
-
-
-def _no_worse(
-    judge: Judging,
-    kind: str,
-    comparison: Mapping[str, Any] | None,
-    incumbent: Sequence[TrialResult],
-    candidate: Sequence[TrialResult],
-    noise: Spread,
-    *,
-    lines: int,
-) -> Verdict:
-    """The incumbent, which has the change, in the place of the candidate: does the change win bits once more?
+def _no_worse(found: Verdict) -> Verdict:
+    """What is to be done without a change, of a verdict that says whether the change wins bits once more.
 
     Time it cannot win here: a kernel that is slower without the change has been refused by the microbench.
     """
-    found = judge.decide("model", None, candidate, incumbent, noise)
     if found.decision == "again":
         return found
     if found.decision == "drop":
@@ -120,6 +101,6 @@ def timer_refuses(results: Sequence[GateResult]) -> str:
     return "the microbench would have refused it; after it: " if refused else ""
 
 
-BETTER = Standard(_better)
-NO_WORSE = Standard(_no_worse, must_win=False, may_repeat=True, fresh_seeds=True)
-MEASURED = Standard(_better, to_the_end=True)
+BETTER = Standard()
+NO_WORSE = Standard(must_win=False, turned_round=True, may_repeat=True, fresh_seeds=True)
+MEASURED = Standard(to_the_end=True)
