@@ -29,9 +29,8 @@ TIMER_REFUSES = "timer_refuses"  # in the evidence of a placebo's microbench
 @dataclass(frozen=True)
 class Standard:
     must_win: bool = True  # in the microbench
-    turned_round: bool = (
-        False  # the incumbent, which has the change, takes the candidate's place in the verdict
-    )
+    # The incumbent, which has the change, takes the candidate's place in the verdict
+    turned_round: bool = False
     may_repeat: bool = False  # a change that the run has seen
     to_the_end: bool = False  # whatever the timer says
     fresh_seeds: bool = False

@@ -17,9 +17,8 @@ from bench.judge import Refused
 
 GUESSING = (0.8, 1.5)  # loss of a model that has learned nothing, in units of ln V
 EARLY = 0.01  # share of the tokens in which nothing much can have been learned
-FORGED_NATS = (
-    1.0  # a curve that ends this far below what the judge measures is not a mean of losses
-)
+# A curve that ends this far below what the judge measures is not a mean of losses
+FORGED_NATS = 1.0
 SLACK, SLACK_S = 1.05, 0.3  # of the clock's ticks
 
 

@@ -23,9 +23,8 @@ from typing import Any, BinaryIO
 import zstandard
 
 EMBEDDED = Path(__file__).with_name("embedded") / "default.jsonl.zst"
-HUB_BYTES = (
-    2_000_000_000  # where an endless stream stops: more text than one GPU reads in 5 minutes
-)
+# Where an endless stream stops: more text than one GPU reads in 5 minutes
+HUB_BYTES = 2_000_000_000
 # Bytes after which a blank line, or any line, ends a .txt document.
 PARAGRAPHS, LONGEST = 4_000, 32_000
 

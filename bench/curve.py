@@ -9,9 +9,8 @@ import numpy as np
 
 from bench.trial import TrialResult
 
-LEAST_POINTS = (
-    8  # of the later half of a curve; with fewer, nothing is explained and nothing is flagged
-)
+# Of the later half of a curve; with fewer, nothing is explained and nothing is flagged
+LEAST_POINTS = 8
 
 
 def explained(incumbent: Sequence[TrialResult], candidate: Sequence[TrialResult]) -> float | None:

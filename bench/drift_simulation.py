@@ -25,9 +25,8 @@ NIGHT_S = 8 * 3600.0
 GATES_S = 40.0  # a proposal on its way to the trial
 OVERHEAD_S = 8.0  # of a trial: set-up, scoring
 REAL = 10  # one proposal in so many gains 3 sigma
-BPB_PER_EFOLD = (
-    0.1  # of tokens: a tenth more of them wins 0.01 BPB, twice the noise of a difference
-)
+# Of tokens: a tenth more of them wins 0.01 BPB, twice the noise of a difference
+BPB_PER_EFOLD = 0.1
 JUMP = 0.1  # one standard deviation of log speed, from one state of the machine to the next
 NIGHTS = 24
 LENGTHS_S = (15.0, 300.0)

@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 
 from bench.interval import Spread
 
-MIN_NOISE_BPB = (
-    2e-4  # no trial of this length repeats better, and two that agree by luck prove nothing
-)
+# No trial of this length repeats better, and two that agree by luck prove nothing
+MIN_NOISE_BPB = 2e-4
 UNKNOWN = Spread(MIN_NOISE_BPB, 0)
 
 

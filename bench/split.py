@@ -20,9 +20,8 @@ from bench.corpus import DataError
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
 HELD_OUT = 62  # one document of 62 for val, one for test: 1.6 %, 0.4 MB of the embedded corpus
-HELD_OUT_BYTES = (
-    3_000_000  # at most about this much in each, because scoring it costs every trial time
-)
+# At most about this much in each, because scoring it costs every trial time
+HELD_OUT_BYTES = 3_000_000
 ALIKE = 0.2  # share of a held-out document's shingles seen elsewhere from which it is dropped
 
 _LEVELS = 6  # a shingle is 2^6 = 64 letters, about 13 English words

@@ -117,9 +117,8 @@ class Row:
     by: str  # the kind of the refusal
     seed: int
     seconds: float
-    verdict: str = (
-        ""  # of a survivor, by the oracle: equal, rounding, non-finite, property, different
-    )
+    # Of a survivor, by the oracle: equal, rounding, non-finite, property, different
+    verdict: str = ""
     detail: str = ""
 
 

@@ -34,9 +34,8 @@ NAME = "openai"
 OPENAI = "https://api.openai.com/v1"
 DEFAULT_MODEL = "gpt-6-sol"  # at OpenAI; elsewhere the one model that an endpoint has
 KEY = "OPENAI_API_KEY"
-SILENCE_S = (
-    600.0  # without a byte: a local server reads a long prompt for minutes before its first word
-)
+# Without a byte: a local server reads a long prompt for minutes before its first word
+SILENCE_S = 600.0
 CONNECT_S = 10.0
 LISTED = 12  # models that a message names
 TRY = Prompt(

@@ -102,9 +102,8 @@ class Case:
 
     inputs: Mapping[str, Input]
     scalars: Mapping[str, Any] = field(default_factory=dict)
-    forward_only: bool = (
-        False  # where the exact gradient is zero by cancellation and any float gradient is noise
-    )
+    # Where the exact gradient is zero by cancellation and any float gradient is noise
+    forward_only: bool = False
     # Of a trial's case: how often a step of the model makes this call, in whatever dtype this machine trains in; its weight in the mix.
     calls: int = 1
 
