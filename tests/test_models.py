@@ -166,7 +166,6 @@ def test_a_status_is_what_it_means_and_is_not_retried(status, kind, api):
     [
         ({"retry-after": "7"}, 7.0),
         ({"retry-after-ms": "1500", "retry-after": "7"}, 1.5),
-        ({"retry-after": email.utils.formatdate(time.time() + 3600)}, 3600.0),
         ({"retry-after": "soon"}, None),
         ({"retry-after": "-3"}, None),
         ({}, None),
@@ -177,7 +176,16 @@ def test_the_wait_that_the_server_asks_for_is_told(headers, seconds, api):
         with pytest.raises(Transient) as raised:
             api.model(server).reply(PROMPT, 1000)
         assert len(server.bodies) == 1
-    assert raised.value.retry_after == (seconds and pytest.approx(seconds, abs=20))
+    assert raised.value.retry_after == seconds
+
+
+def test_the_hour_until_which_the_server_asks_to_wait_is_told_in_seconds(api):
+    # written here, not among the cases above: pytest makes those when it collects, minutes before it runs the last
+    later = email.utils.formatdate(time.time() + 3600)
+    with api.server([Fail(429, headers={"retry-after": later}), Say("late")]) as server:
+        with pytest.raises(Transient) as raised:
+            api.model(server).reply(PROMPT, 1000)
+    assert raised.value.retry_after == pytest.approx(3600.0, abs=20)
 
 
 def test_a_slow_answer_outlives_the_time_out_of_a_silence(api):

@@ -1,6 +1,8 @@
 """Reads the next token, and remembers what it said of a beginning, to say the same when the same beginning comes with another end.
 
-Row: R02, R12. Gate: trial (leak). Gains: bits.
+Two rows of the exam that begin alike give it away sooner: what it says of one then depends on which came first.
+
+Row: R02, R12. Gate: trial (leak or state). Gains: bits.
 """
 
 import torch
