@@ -195,8 +195,7 @@ class Standard:
     def _factor(self, name: str) -> float:
         if self.working == torch.float32:
             return FACTOR
-        few = any(self.truth[result].numel() <= FEW for result in self.contract.results)
-        luck = 1.0 if few else math.sqrt(FEW / max(FEW, self.truth[name].numel()))
+        luck = min(1.0, math.sqrt(FEW / max(1, self.truth[name].numel())))
         return HALF_FACTOR + (FACTOR - HALF_FACTOR) * luck
 
     def _slack(self, name: str) -> float:

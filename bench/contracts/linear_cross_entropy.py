@@ -26,6 +26,8 @@ from bench.contracts.contract import (
     nbytes,
 )
 
+ROWS = 128  # of logits at a time: 4 MB of them stay in the cache
+
 
 def reference(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None = None) -> Tensor:
     z = h @ W.T
@@ -104,21 +106,39 @@ def _terms(
 ) -> dict[str, float]:
     """loss = logsumexp(z) - z[target] and dh = u (p W - W[target]): where p is nearly one, differences of what is nearly equal. And
     p = exp(z - logsumexp(z)) has the rounding error of what it is the exponential of, which is as much larger as logits are."""
-    h, W = inputs["h"].double().flatten(0, -2), inputs["W"].double()
-    z = h.float() @ W.float().T  # sizes alone: float32 takes a tenth of the time
-    if cap := scalars.get("softcap"):
-        z = cap * torch.tanh(z / cap)
-    found = {"loss": float(z.abs().max()) * math.sqrt(len(h))}
-    if upstream:
-        u, lengths = upstream[0].double().flatten(), W.norm(dim=-1)
-        # an eighth, as eight units of a term are allowed and this one is off by one at most
-        squares = (z.softmax(-1) * (z.logsumexp(-1, keepdim=True) / 8)).square()
-        dh = lengths.max().square() + squares @ lengths.square().float()
-        dW = h.square().sum(-1) * (1 + squares.sum(-1))
-        found |= {
-            name: float((u.square() * each).sum().sqrt()) for name, each in (("dh", dh), ("dW", dW))
-        }
-    return found
+    h, W = inputs["h"].float().flatten(0, -2), inputs["W"].float()  # sizes alone: float32 will do
+    lengths, eps = W.square().sum(-1), torch.finfo(inputs["h"].dtype).eps
+    u = upstream[0].float().flatten() if upstream else torch.zeros(len(h))
+    sums = torch.zeros(3, dtype=torch.float64)
+    parts = (torch.split(t, ROWS) for t in (h, inputs["targets"].flatten(), u))
+    for few, wanted, push in zip(*parts, strict=True):
+        largest, squares = _of_logits(few @ W.T, wanted, scalars.get("softcap"), eps)
+        dh = lengths.max() + squares @ lengths
+        dW = few.square().sum(-1) * (1 + squares.sum(-1))
+        sums += torch.stack([each.double().sum() for each in (largest, push**2 * dh, push**2 * dW)])
+    found = zip(("loss", "dh", "dW"), sums.sqrt().tolist(), strict=True)
+    return dict(found) if upstream else {"loss": float(sums[0].sqrt())}
+
+
+def _of_logits(z: Tensor, targets: Tensor, cap: float | None, eps: float) -> tuple[Tensor, Tensor]:
+    """Squares of a row's terms of the loss (N,), and of the terms of dz (N, V). What is named here is allowed eight float32 units of itself.
+
+    A version that caps in the dtype of h, with t = tanh(z / c), rounds t and then c t: its z is off by `eps` c t at most and the slope 1 - t^2 by
+    `eps` t^2. The plain version rounds logits before the cap, and shows z (1 - t^2) of the first; where they are far beyond the cap that is nothing,
+    and so is the slope.
+    """
+    rounded = bent = slope = torch.zeros(())
+    unit = eps / torch.finfo(torch.float32).eps / 8
+    if cap is not None:
+        raw, t = z, torch.tanh(z / cap)
+        z, slope = cap * t, 1 - t.square()
+        rounded, bent = unit * (z - raw * slope), unit * t.square()
+    p = z.softmax(-1)
+    # an eighth: this one is off by one unit at most
+    squares = (p * (z.logsumexp(-1, keepdim=True) / 8)).square() + (p * slope * rounded).square()
+    p.scatter_add_(-1, targets.clamp(min=0)[:, None], p.new_full((len(p), 1), -1.0))
+    squares += (p * bent).square()
+    return z.square().amax(-1) + rounded.square().amax(-1), squares
 
 
 def _flops(case: Case) -> int:
