@@ -10,6 +10,7 @@ import importlib
 import math
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ ROWS = 4
 
 def bits_per_byte(tree: Path, dataset: Dataset, *, seconds: float, steps: int | None) -> float:
     """Train model/train.py of a tree and score it."""
+    ours = _take_out_model()
     sys.path.insert(0, str(tree))
     try:
         trainer = importlib.import_module("model.train").Trainer(
@@ -35,8 +37,14 @@ def bits_per_byte(tree: Path, dataset: Dataset, *, seconds: float, steps: int | 
         return _evaluate(trainer.model, dataset)
     finally:
         sys.path.remove(str(tree))
-        for name in [name for name in sys.modules if name.split(".")[0] == "model"]:
-            del sys.modules[name]
+        _take_out_model()
+        sys.modules.update(ours)
+
+
+def _take_out_model() -> dict[str, ModuleType]:
+    """Whatever is imported as `model`: this project's, where another test was before, or that of a tree."""
+    names = [name for name in sys.modules if name.split(".")[0] == "model"]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 @torch.no_grad()
