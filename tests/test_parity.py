@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -56,3 +58,44 @@ def test_a_step_that_is_slower_every_time_is_refused(
     found = probe([1.5, 1.3, 1.2])
     assert not found.passed
     assert "1.50x and 1.30x and 1.20x the incumbent's time in 3 pairs of runs" in found.reason
+
+
+@pytest.fixture
+def trial_events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What runs did, in order, whose plain one is set up last and long after the others."""
+    events: list[str] = []
+
+    def trial(
+        tree: Path, *_: object, impl: object, turn: AbstractContextManager[object], **__: object
+    ) -> TrialResult:
+        if tree.name == "unbuilt":
+            return TrialResult(False, "crash", "it does not build")
+        time.sleep(0.3 if impl else 0.0)
+        events.append("set up")
+        with turn:
+            events.append("began")
+            time.sleep(0.02)
+            events.append("ended")
+        return TrialResult(True, training_seconds=1.0, losses=CURVE)
+
+    monkeypatch.setattr(parity, "run_trial", trial)
+    return events
+
+
+def test_no_run_trains_while_another_does_or_is_set_up(trial_events: list[str]) -> None:
+    assert parity.probe(INCUMBENT, CANDIDATE, SimpleNamespace(), device="cpu").passed
+    assert trial_events == ["set up"] * 3 + ["began", "ended"] * 3
+
+
+def test_nobody_waits_for_a_run_that_failed_before_its_turn(trial_events: list[str]) -> None:
+    found = parity.probe(INCUMBENT, Path("unbuilt"), SimpleNamespace(), device="cpu")
+    assert not found.passed
+    assert "the candidate did not train" in found.reason
+    assert sorted(trial_events) == ["began"] * 2 + ["ended"] * 2 + ["set up"] * 2
+
+
+def test_a_device_with_room_for_one_run_trains_each_as_it_is_set_up(
+    trial_events: list[str],
+) -> None:
+    assert parity.probe(INCUMBENT, CANDIDATE, SimpleNamespace(), device="cuda").passed
+    assert trial_events == ["set up", "began", "ended"] * 3
