@@ -24,7 +24,7 @@ EVERY = 5  # keeps
 PAIRS = 3  # with two, the interval is 3.6 times as wide; a fourth takes a third off it
 SPLIT = "test"
 LAST = 2  # trials of an experiment that is under way when the time is up
-TIMING_S = 20  # of one op
+TIMING_S = 20  # of one op; twice where the difference is small
 
 
 class Champion:

@@ -1,28 +1,41 @@
-"""What a comparison of speed concludes, and when one kernel is called faster than another."""
+"""What a comparison of speed concludes, and when one kernel is called faster than another.
+
+Blocks of calls tell how much a process scatters, not by how much processes of the same kernel differ, which lie elsewhere in memory: six at a
+time by 0.2 to 0.9 % (standard deviation, five shapes), on one shape one of the six by 2.7 to 6.5 %. So of 40 placebos two were kept whose interval
+over blocks excluded 1. What is called faster or slower by less than NEAR is therefore compared once more, by runners that are started anew, and
+the interval that is reported spans both (results/LOG.md).
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from bench.clocks import Reading
 
-CONFIDENCE = 0.995  # of an interval: of equal kernels one in 200 is called faster or slower
+CONFIDENCE = 0.995  # of an interval over the blocks of one start
 SHAPE_SHARE = 0.05  # so much slower may a shape of the model become for what others win
+NEAR = 0.10  # no process has differed from another of the same kernel by as much
+
+Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Candidate time / incumbent time in the trial's mix of calls: below one is faster. `low` and `high` bound it with CONFIDENCE, and are
     further apart by half of what the incumbent differs from itself, where that is more than noise (`placebo`: that ratio, and its bounds).
+    Of several starts of the runners the ratio is the mean, and all bounds span those of each.
 
-    shapes:         each shape's own ratio, times, and how often a step calls it, in the contract's order
-    arms:           of incumbent and candidate the seconds of import and first calls, the largest memory in MB, the processors that were busy with
-                    it while it was asked (less than one where other work took them), and 1 where it had precedence over other work
+    shapes:         each shape's own ratio, times (of the first start), and how often a step calls it, in the contract's order
+    arms:           of the last start's incumbent and candidate the seconds of import and first calls, the largest memory in MB, the processors
+                    that were busy with it while it was asked (less than one where other work took them), and 1 where it had precedence
     typical:        the ratio in the middle of all blocks, where the ratio itself is of the fastest third (bench/ratio.py)
     wall, thread:   the same ratio by the clock on the wall and by processor time alone
     stopped:        why no further rounds were run
     clocks:         a GPU's before and after
+    starts:         how often the runners were started
     """
 
     ratio: float
@@ -30,13 +43,14 @@ class Comparison:
     high: float
     shapes: list[dict[str, Any]]
     seconds: float
-    arms: dict[str, dict[str, float]] = field(default_factory=dict)
-    placebo: dict[str, float] = field(default_factory=dict)
-    typical: dict[str, float] = field(default_factory=dict)
-    wall: dict[str, float] = field(default_factory=dict)
-    thread: dict[str, float] = field(default_factory=dict)
+    arms: dict[str, Figures] = field(default_factory=dict)
+    placebo: Figures = field(default_factory=dict)
+    typical: Figures = field(default_factory=dict)
+    wall: Figures = field(default_factory=dict)
+    thread: Figures = field(default_factory=dict)
     stopped: str = ""
     clocks: list[Reading] = field(default_factory=list)
+    starts: int = 1
 
     @property
     def blocks(self) -> int:
@@ -57,6 +71,11 @@ class Comparison:
         return self.low > 1.0
 
     @property
+    def near(self) -> bool:
+        """Whether it says faster or slower of what two processes of one kernel might differ by."""
+        return (self.faster and self.high > 1 - NEAR) or (self.slower and self.low < 1 + NEAR)
+
+    @property
     def unsteady(self) -> bool:
         """Whether the incumbent was not as fast as itself."""
         return bool(self.placebo) and not self.placebo["low"] <= 1.0 <= self.placebo["high"]
@@ -65,3 +84,31 @@ class Comparison:
     def lagging(self) -> list[dict[str, Any]]:
         """Shapes of the model that became slower by more than SHAPE_SHARE, beyond their interval."""
         return [s for s in self.shapes if s["ratio"] > 1 + SHAPE_SHARE and s["low"] > 1.0]
+
+    def joined(self, again: Comparison) -> Comparison:
+        """With another comparison of the same trees on the same shapes."""
+        return Comparison(
+            **_spanned(vars(self), vars(again)),
+            shapes=[
+                one | _spanned(one, two) | {"blocks": one["blocks"] + two["blocks"]}
+                for one, two in zip(self.shapes, again.shapes, strict=True)
+            ],
+            seconds=self.seconds + again.seconds,
+            arms=again.arms,
+            placebo=_spanned(self.placebo, again.placebo),
+            typical=_spanned(self.typical, again.typical),
+            wall=_spanned(self.wall, again.wall),
+            thread=_spanned(self.thread, again.thread),
+            stopped=f"{self.stopped}; started anew: {again.stopped}",
+            clocks=[*self.clocks, *again.clocks],
+            starts=self.starts + again.starts,
+        )
+
+
+def _spanned(one: Mapping[str, Any], two: Mapping[str, Any]) -> Figures:
+    """The mean of two ratios, and bounds that hold those of each."""
+    return {
+        "ratio": math.sqrt(one["ratio"] * two["ratio"]),
+        "low": min(one["low"], two["low"]),
+        "high": max(one["high"], two["high"]),
+    }

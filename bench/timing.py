@@ -9,7 +9,8 @@ of those are compared with float64 (bench/audit.py). Training ops are timed forw
 A comparison is the candidate's time over the incumbent's, with an interval (bench/ratio.py) for each case and for their mix, in which a
 case weighs as much as a step of the model calls it. The incumbent runs twice, in two runners: both are what the candidate is held against,
 and where they differ by more than noise the interval is as much wider. Runners come before other work of the machine where the user may
-give them that (bench/sandbox/precedence.py). A comparison stops early where the answer is clear, or where nothing will be shown in time.
+give them that (bench/sandbox/precedence.py). A comparison stops early where the answer is clear, or where nothing will be shown in time, and
+what it calls faster or slower by little is to be found twice, by runners that were started anew (bench/speed.py).
 
 It is refused, whatever its ratio, where a block is faster than this machine can be, where time that is saved in a row of calls is not saved by
 a call that is asked alone (bench/savings.py), where a runner worked while it was not asked, took threads, memory or torch's settings
@@ -43,7 +44,7 @@ from bench.threads import one_thread
 
 __all__ = ["Arm", "Measured", "Samples", "compare", "measure", "runners_of", "sample"]
 
-LIMIT_S = 20.0  # of a comparison, from the start of its runners
+LIMIT_S = 20.0  # of a comparison, from each start of its runners
 END_S = 2.0  # of that for the audit and the last questions
 ROUNDS = 25  # of each case, at least: fewer are three runs of a bootstrap over blocks, which says nothing of its own error
 LOOKS = (1 / 3, 2 / 3)  # shares of the time at which a comparison may stop
@@ -64,13 +65,27 @@ def compare(
     seed: int | None = None,
     cases: Sequence[Case] | None = None,
 ) -> Comparison:
-    """Time an op of two trees on `cases`, by default those that a step of the trial's model calls. Raises Refused when an arm fails, a timed
-    output is wrong, or time was not saved honestly."""
-    started = time.monotonic()
+    """Time an op of two trees on `cases`, by default those that a step of the trial's model calls; what is found near 1 is found by two starts
+    of the runners, of `limit_s` each. Raises Refused when an arm fails, a timed output is wrong, or time was not saved honestly."""
     asked = contract(op)
     cases = [case for case in asked.trial[device] if case.calls] if cases is None else cases
     arms = (Arm("incumbent", incumbent), Arm("placebo", incumbent), Arm("candidate", candidate))
     rng = random.Random(secrets.randbits(48) if seed is None else seed)
+    found = _started(op, arms, cases, rng, device, limit_s)
+    return found.joined(_started(op, arms, cases, rng, device, limit_s)) if found.near else found
+
+
+def _started(
+    op: str,
+    arms: Sequence[Arm],
+    cases: Sequence[Case],
+    rng: random.Random,
+    device: str,
+    limit_s: float,
+) -> Comparison:
+    """A comparison by runners that are started for it."""
+    started = time.monotonic()
+    asked = contract(op)
     with runners_of(op, arms, device) as runners:
         prepared = prepare(asked, cases, arms, runners, rng)
         for rounds in prepared:

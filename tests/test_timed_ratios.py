@@ -112,6 +112,47 @@ def test_a_gain_beyond_what_all_blocks_or_the_wall_clock_show_is_none(other: str
     assert not replace(FOUND, **{other: {"ratio": 1.0, "low": 0.98, "high": 1.02}}).faster
 
 
+MEASURED = replace(
+    FOUND, **dict.fromkeys(("typical", "wall", "thread"), FOUND.placebo | {"low": 0.9})
+)
+
+
+@pytest.mark.parametrize(
+    ("found", "asked"),
+    [
+        (MEASURED, 2),
+        (replace(MEASURED, ratio=1.03, low=1.01, high=1.05), 2),
+        (replace(MEASURED, low=0.9, high=1.01), 1),
+        (replace(MEASURED, ratio=0.8, low=0.78, high=0.82), 1),
+        (replace(MEASURED, ratio=1.3, low=1.2, high=1.4), 1),
+    ],
+)
+def test_a_small_difference_is_measured_again_by_runners_that_are_started_anew(
+    monkeypatch: pytest.MonkeyPatch, found: Comparison, asked: int
+) -> None:
+    starts: list[str] = []
+
+    def started(op: str, *_: object) -> Comparison:
+        starts.append(op)
+        return found
+
+    monkeypatch.setattr(timing, "_started", started)
+    whole = timing.compare("rms_norm", Path("a"), Path("b"))
+    assert (len(starts), whole.starts) == (asked, asked)
+    assert whole.blocks == asked * found.blocks
+    assert (whole.faster, whole.slower) == (found.faster, found.slower)
+
+
+def test_what_the_second_start_does_not_find_is_no_difference() -> None:
+    luck = replace(MEASURED, ratio=1.01, low=0.99, high=1.03, shapes=[SHAPE | {"high": 1.09}])
+    whole = MEASURED.joined(luck)
+    assert (whole.low, whole.high) == (0.93, 1.03)
+    assert whole.ratio == pytest.approx((0.95 * 1.01) ** 0.5)
+    assert not whole.faster
+    assert whole.shapes[0]["high"] == 1.09
+    assert whole.seconds == 2 * FOUND.seconds
+
+
 def microbench(found: Comparison) -> tuple[bool, str]:
     judge = SimpleNamespace(compare=lambda *_: found, ops=lambda: ["rms_norm"])
     context = gates.Context(judge, ops=["rms_norm"])
