@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "results" / "timer.tsv"
 REPORT = ROOT / "results" / "timer.md"
 COLUMNS = (
-    "kind op load others threads said expected ratio low high placebo_low placebo_high wall thread rounds seconds stopped"
+    "kind op load others threads said expected ratio low high placebo_low placebo_high wall thread starts rounds seconds stopped"
 ).split()
 PLANTED_OP = "rms_norm"
 # Passes of a call beside the one that gradients flow through, which takes with its backward and what the judge copies as long as five to ten of
@@ -78,7 +78,7 @@ def report(rows: Sequence[dict[str, str]]) -> str:
         "",
         "Written by `python -m bench.timer_calibration --comparisons N [--load]` from timer.tsv, a line a comparison. Equal kernels: each op of this",
         f"tree with itself in turn, on the trial's shapes; planted: {PLANTED_OP} with one pass more. An interval has a confidence of {CONFIDENCE:.1%},",
-        f"a comparison {LIMIT_S:.0f} s from the start of its runners. Load: the machine's average over a minute, this command's own share included.",
+        f"a comparison {LIMIT_S:.0f} s from each start of its runners: two where the first says faster or slower of little. Load: the machine's average over a minute, this command's own share included.",
         "",
         "| kind | beside a load | threads | median load | comparisons | faster | slower | refused | found | wanted | median ratio | median s | longest s |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|",
@@ -152,6 +152,7 @@ def _compared(kind: str, trees: dict[str, Path], load: bool) -> dict[str, str]:
         | {name: f"{x:.4f}" for name, x in figures.items()}
         | {
             "said": said,
+            "starts": str(found.starts),
             "rounds": str(found.blocks),
             "seconds": f"{found.seconds:.1f}",
             "stopped": found.stopped,

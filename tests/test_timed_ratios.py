@@ -13,6 +13,7 @@ import pytest
 from agent import gates
 from bench import timing
 from bench.contracts import contract, ops
+from bench.process_scatter import deviations
 from bench.ratio import Estimate, Statistic, estimate, fast, logs, typical
 from bench.speed import CONFIDENCE, Comparison
 from bench.timing import HOPE
@@ -75,6 +76,15 @@ def test_the_candidate_is_held_against_both_runners_of_the_incumbent(statistic: 
     samples = {"incumbent": [1.0] * 3, "placebo": [4.0] * 3, "candidate": [2.0, 2.0, 2.0]}
     found = statistic(logs(samples, "candidate", ("incumbent", "placebo")))
     assert float(np.exp(found)) == pytest.approx(1.0)
+
+
+def test_a_process_that_is_slower_than_the_others_is_seen_beyond_what_its_blocks_scatter() -> None:
+    rng = np.random.default_rng(7)
+    means = {"0": 1.0, "1": 1.0, "2": 1.06, "3": 1.0}
+    samples = {name: list(mean * np.exp(rng.normal(0, 0.02, 200))) for name, mean in means.items()}
+    found = deviations(samples)
+    assert found[2].log > 10 * found[2].error
+    assert np.exp(found[2].log) == pytest.approx(1.06, abs=0.005)
 
 
 def test_hope_is_small_for_equal_kernels_and_large_for_a_difference_that_is_nearly_shown() -> None:
