@@ -94,13 +94,14 @@ def run_trial(
     device: str,
     split: str = "val",
     impl: Mapping[str, str] | None = None,
+    compiled: bool | None = None,
     steps: int | None = None,
     score: bool = True,
     progress: Progress | None = None,
     turn: AbstractContextManager[object] | None = None,
 ) -> TrialResult:
-    """Train the model of `tree` for `seconds` (or exactly `steps` steps within them) and score it on `split`. `turn`, if any, is held
-    while it trains."""
+    """Train the model of `tree` for `seconds` (or exactly `steps` steps within them) and score it on `split`. `impl` and `compiled` as in
+    `specification`. `turn`, if any, is held while it trains."""
     started = time.monotonic()
     trial = _Trial(dataset, seconds, seed, device, progress or (lambda _: None))
     ok, failure, detail = True, "", ""
@@ -109,7 +110,7 @@ def run_trial(
             trainer = runners.enter_context(Judge(tree, device=device))
             scorer = runners.enter_context(Judge(tree, device=device)) if score else None
             trial.known["isolation"] = trainer.isolation
-            trial.set_up(trainer, scorer, impl)
+            trial.set_up(trainer, scorer, specification(dataset, device, seconds, impl, compiled))
             with turn or nullcontext():
                 weights = trial.train(trainer, steps)
             if scorer is not None:
@@ -122,9 +123,14 @@ def run_trial(
 
 
 def specification(
-    dataset: Dataset, device: str, seconds: float, impl: Mapping[str, str] | None = None
+    dataset: Dataset,
+    device: str,
+    seconds: float,
+    impl: Mapping[str, str] | None = None,
+    compiled: bool | None = None,
 ) -> dict[str, Any]:
-    """What `model.train.Trainer` is built from. `impl`: implementations by op, where not the device's choice."""
+    """What `model.train.Trainer` is built from. `impl`: implementations by op, where not the device's choice; `compiled`: whether
+    torch.compile takes the model's forward and backward whole, where not the model's choice."""
     return {
         "vocab_size": dataset.vocab_size,
         "bos": dataset.bos,
@@ -132,6 +138,7 @@ def specification(
         "device": device,
         "seconds": seconds,
         "impl": dict(impl) if impl else None,
+        "compiled": compiled,
     }
 
 
@@ -147,10 +154,10 @@ class _Trial:
         self.known: dict[str, Any] = {"seed": seed}
         self.described: Described
 
-    def set_up(self, trainer: Judge, scorer: Judge | None, impl: Mapping[str, str] | None) -> None:
+    def set_up(self, trainer: Judge, scorer: Judge | None, spec: dict[str, Any]) -> None:
         """Bring both runners up, warm the trainer's model up, and see that it knows nothing."""
         self.tell({"phase": "set-up"})
-        self.spec = specification(self.dataset, self.device, self.seconds, impl)
+        self.spec = spec
         for judge in filter(None, (trainer, scorer)):
             judge.ask("load", tree=str(judge.tree))
         trainer.arena.reset()

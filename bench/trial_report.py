@@ -1,19 +1,20 @@
 """What trials of this checkout reach, and how much of it the kernels bring: the figures of the README.
 
-    python -m bench.trial_report DATA --out results/cpu_trial.json [--seeds 1] [--seconds 300] [--pairs 3] [--device cpu]
+    python -m bench.trial_report DATA --out FILE [--arms shipped torch torch.compile] [--seeds 1] [--seconds 300] [--device cpu]
 
-DATA is a folder that `python -m agent prepare` made: of the embedded corpus, or of your own text with `--data DIR`. A whole trial is run and scored for
-each of the seeds 0, 1, ...; with more than one, means come with their 95 % interval over seeds (bench/interval.py). Each is at
-once a line of the .jsonl beside OUT, so that a run which was ended goes on where it was. Then the same model is trained with the shipped kernels and with every op in
-plain torch, by turns, for PAIR_SECONDS each, and tokens/s are compared pair by pair; `--pairs 0` leaves that out.
+DATA is a folder that `python -m agent prepare` made: of the embedded corpus, or of your own text with `--data DIR`. The same model is trained and
+scored with the kernels as shipped, with every op in plain torch (AdamW in torch's fused kernel), and with forward and backward of that under
+torch.compile (ARMS), by turns, for each of the seeds 0, 1, ...
+With more than one, means come with their 95 % interval over seeds (bench/interval.py), and so does what the shipped kernels gain, seed by seed. Each
+trial is at once a line of the .jsonl beside FILE: a run that was ended goes on where it was, and one of more seeds or arms adds to it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,100 +23,111 @@ from bench.contracts import ops
 from bench.corpus import DataError
 from bench.data import Dataset, open_dataset
 from bench.identity import identity
-from bench.interval import Spread, mean
+from bench.interval import Figure, Spread, mean
 from bench.roofline import ceilings
-from bench.trial import TrialResult, run_trial
+from bench.trial import run_trial
 
 ROOT = Path(__file__).resolve().parent.parent
-PAIR_SECONDS = 30.0
+OURS = "shipped"
+PLAIN = dict.fromkeys(ops(), "torch") | {"adamw": "fused"}
+ARMS: dict[str, dict[str, Any]] = {  # what `run_trial` is told
+    OURS: {},
+    "torch": {"impl": PLAIN, "compiled": False},
+    "torch.compile": {"impl": PLAIN, "compiled": True},
+}
 FIGURES = (
     "val_bpb", "tokens_per_second", "training_seconds", "total_seconds", "setup_seconds", "num_steps", "total_tokens_M", "num_params_M",
     "mfu_percent", "peak_memory_mb", "implementations", "isolation",
 )  # fmt: skip
-MEANS = ("val_bpb", "tokens_per_second", "num_steps", "total_tokens_M", "mfu_percent")
+MEANS = ("val_bpb", "tokens_per_second", "num_steps", "total_tokens_M", "mfu_percent", "setup_seconds")  # fmt: skip
+
+Trials = dict[str, list[dict[str, Any]]]  # by arm, a seed after the other
 
 
-def report(
-    dataset: Dataset, seconds: float, seeds: int, pairs: int, device: str, kept: Path
-) -> dict[str, Any]:
-    """Run everything that is not in `kept` yet."""
-    trials = whole_trials(dataset, seconds, seeds, device, kept)
-    found: dict[str, Any] = {
-        "machine": platform.processor() or platform.machine(),
-        "ceilings": ceilings(device),
-        "dataset": dataset.directory.name,
-        "shipped": {"seconds": seconds, **trials[0], **over_seeds(trials)},
-    }
-    if pairs:
-        found |= {"pair_seconds": PAIR_SECONDS, **_pairs(dataset, pairs, device)}
-    return found
-
-
-def whole_trials(
-    dataset: Dataset, seconds: float, seeds: int, device: str, kept: Path
-) -> list[dict[str, Any]]:
-    """The figures of a scored trial for each seed. Raises SystemExit where `kept` holds trials of something else, or one fails."""
+def trials(
+    dataset: Dataset, seconds: float, seeds: int, arms: Sequence[str], device: str, kept: Path
+) -> Trials:
+    """The figures of a scored trial of each arm for each seed. Raises SystemExit where `kept` holds trials of something else, or one fails."""
     about = {"seconds": seconds, "dataset": dataset.directory.name, **identity(device)}
     lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
     if any(line["about"] != about for line in lines):
         raise SystemExit(f"{kept} holds trials of {lines[0]['about']}, and asked is {about}: give another --out, or delete it")  # fmt: skip
-    done = {line["seed"]: line for line in lines}
-    for seed in (seed for seed in range(seeds) if seed not in done):
-        result = _checked(run_trial(ROOT, dataset, seconds=seconds, seed=seed, device=device))
-        figures = {name: getattr(result, name) for name in FIGURES}
-        done[seed] = {"seed": seed, "about": about, "figures": figures}
-        with kept.open("a") as file:
-            file.write(json.dumps(done[seed]) + "\n")
-        print(f"seed {seed}: val_bpb {result.val_bpb:.4f}, {result.tokens_per_second:,.0f} tokens/s", flush=True)  # fmt: skip
-    return [done[seed]["figures"] for seed in range(seeds)]
+    done = {(line["arm"], line["seed"]): line["figures"] for line in lines}
+    for seed in range(seeds):
+        turn = seed % len(arms)
+        for arm in (*arms[turn:], *arms[:turn]):
+            if (arm, seed) in done:
+                continue
+            result = run_trial(ROOT, dataset, seconds=seconds, seed=seed, device=device, **ARMS[arm])  # fmt: skip
+            if not result.ok:
+                raise SystemExit(f"a trial failed ({result.failure}): {result.detail}")
+            figures = done[arm, seed] = {name: getattr(result, name) for name in FIGURES}
+            with kept.open("a") as file:
+                line = {"arm": arm, "seed": seed, "about": about, "figures": figures}
+                file.write(json.dumps(line) + "\n")
+            print(f"seed {seed}, {arm}: val_bpb {result.val_bpb:.4f}, {result.tokens_per_second:,.0f} tokens/s", flush=True)  # fmt: skip
+    return {arm: [done[arm, seed] for seed in range(seeds)] for arm in arms}
 
 
-def over_seeds(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means of what differs from seed to seed, each trial's own figures, and the bounds of the means where there are several."""
-    found: dict[str, Any] = {"seeds": len(trials), "interval": {}, "by_seed": {}}
-    for name in MEANS:
-        values = [float(trial[name]) for trial in trials]
-        figure = mean(values, Spread.pooled([values]))
-        found |= {name: figure.value}
-        found["by_seed"][name] = values
-        if len(values) > 1:
-            found["interval"][name] = [figure.low, figure.high]
-    return found
+def report(found: Trials) -> dict[str, Any]:
+    """Each arm's means, and what ours gains over each of the others."""
+    summary: dict[str, Any] = {arm: over_seeds(each) for arm, each in found.items()}
+    peers = [arm for arm in found if arm != OURS]
+    if OURS in found and peers:
+        summary["gain"] = {peer: gain(found[OURS], found[peer]) for peer in peers}
+    return summary
 
 
-def _pairs(dataset: Dataset, pairs: int, device: str) -> dict[str, Any]:
-    """tokens/s of the shipped kernels and of plain torch; seeds are 0, 1, ... in both arms."""
-    plain = {op: "torch" for op in ops()}
-    speeds: dict[str, list[float]] = {"shipped": [], "plain_torch": []}
-    for seed in range(pairs):
-        for name in sorted(speeds, reverse=bool(seed % 2)):  # A B, B A, A B
-            impl = plain if name == "plain_torch" else None
-            short = run_trial(
-                ROOT,
-                dataset,
-                seconds=PAIR_SECONDS,
-                seed=seed,
-                device=device,
-                impl=impl,
-                score=False,
-            )
-            speeds[name].append(_checked(short).tokens_per_second)
-            print(f"seed {seed} {name}: {speeds[name][-1]:,.0f} tokens/s", flush=True)
-    ratios = [a / b for a, b in zip(speeds["shipped"], speeds["plain_torch"], strict=True)]
+def over_seeds(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Means of what differs from seed to seed, with their bounds where there are several seeds and each trial's own; the rest of the first."""
+    figures = {name: _mean([float(trial[name]) for trial in each]) for name in MEANS}
     return {
-        "pair_tokens_per_second": speeds["shipped"],
-        "plain_torch": {
-            "tokens_per_second": statistics.median(speeds["plain_torch"]),
-            "pair_tokens_per_second": speeds["plain_torch"],
-        },
-        "ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios), "pairs": pairs},
-    }  # fmt: skip
+        **each[0],
+        **{name: figure.value for name, figure in figures.items()},
+        "seeds": len(each),
+        "interval": {name: [f.low, f.high] for name, f in figures.items() if f.runs > 1},
+        "by_seed": {name: [trial[name] for trial in each] for name in MEANS},
+    }
 
 
-def _checked(result: TrialResult) -> TrialResult:
-    if not result.ok:
-        raise SystemExit(f"a trial failed ({result.failure}): {result.detail}")
-    return result
+def gain(ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Seed by seed: the ratio of tokens/s, by the geometric mean, and the difference in BPB."""
+
+    def pairs(name: str) -> list[tuple[float, float]]:
+        return [(float(a[name]), float(b[name])) for a, b in zip(ours, theirs, strict=True)]
+
+    speed = _mean([math.log(a / b) for a, b in pairs("tokens_per_second")]).exp()
+    bits = _mean([a - b for a, b in pairs("val_bpb")])
+    return {"tokens_per_second_ratio": _told(speed), "val_bpb_difference": _told(bits)}
+
+
+def _mean(values: Sequence[float]) -> Figure:
+    return mean(values, Spread.pooled([values]))
+
+
+def _told(figure: Figure) -> dict[str, Any]:
+    bounds = {"low": figure.low, "high": figure.high} if figure.runs > 1 else {}
+    return {"value": figure.value, **bounds, "seeds": figure.runs}
+
+
+def sentence(figure: Mapping[str, Any]) -> str:
+    """A figure with its bounds, and how many seeds stand behind it."""
+    if "low" not in figure:
+        return f"{figure['value']:.5g}, one seed: no interval"
+    return f"{figure['value']:.5g}, 95 % interval {figure['low']:.5g} to {figure['high']:.5g}, {figure['seeds']} seeds"
+
+
+def lines(summary: Mapping[str, Any]) -> list[str]:
+    """What is printed of a report."""
+    told = []
+    for arm in (arm for arm in ARMS if arm in summary):
+        for name in MEANS[:2]:
+            bounds = dict(zip(("low", "high"), summary[arm]["interval"].get(name, ()), strict=False))  # fmt: skip
+            figure = {"value": summary[arm][name], "seeds": summary[arm]["seeds"], **bounds}
+            told.append(f"{arm} {name}: {sentence(figure)}")
+    for peer, figures in summary.get("gain", {}).items():
+        told += [f"{OURS} against {peer}, {name}: {sentence(f)}" for name, f in figures.items()]
+    return told
 
 
 def main() -> None:
@@ -126,9 +138,9 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=1, help="whole trials, of the seeds 0, 1, ...")
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
+    parser.add_argument("--seeds", type=int, default=1, help="trials of each arm: seeds 0, 1, ...")
     parser.add_argument("--seconds", type=float, default=300.0)
-    parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     asked = parser.parse_args()
     if asked.seeds < 1:
@@ -139,21 +151,16 @@ def main() -> None:
         parser.error(str(error))
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     kept = asked.out.with_suffix(".jsonl")
-    found = report(dataset, asked.seconds, asked.seeds, asked.pairs, asked.device, kept)
-    asked.out.write_text(json.dumps(found, indent=1) + "\n")
-    print(
-        json.dumps({name: found[name] for name in ("shipped", "ratio") if name in found}, indent=1)
-    )
-    for name in MEANS[:2]:
-        print(f"{name}: {sentence(found['shipped'], name)}")
-
-
-def sentence(shipped: Mapping[str, Any], name: str) -> str:
-    """A mean with its bounds, and how many seeds stand behind it."""
-    seeds, bounds = shipped["seeds"], shipped["interval"].get(name)
-    if bounds is None:
-        return f"{shipped[name]:.6g}, one seed: no interval"
-    return f"{shipped[name]:.6g}, 95 % interval {bounds[0]:.6g} to {bounds[1]:.6g}, {seeds} seeds"
+    arms = [arm for arm in ARMS if arm in asked.arms]
+    summary = report(trials(dataset, asked.seconds, asked.seeds, arms, asked.device, kept))
+    about = {
+        "machine": platform.processor() or platform.machine(),
+        "ceilings": ceilings(asked.device),
+        "dataset": dataset.directory.name,
+        "seconds": asked.seconds,
+    }
+    asked.out.write_text(json.dumps(about | summary, indent=1) + "\n")
+    print("\n".join(lines(summary)))
 
 
 if __name__ == "__main__":

@@ -69,9 +69,10 @@ class Trainer:
         )
         self.batch = batch(self.device, self.config)
         self.model = GPT(self.config).to(self.device)
-        # On a CPU torch.compile gains nothing and costs a minute of set-up.
-        on_gpu = self.device.type == "cuda"
-        self._loss = torch.compile(self.model, dynamic=False) if on_gpu else self.model
+        # On a CPU torch.compile gains the kernels nothing and costs a minute of set-up.
+        asked, on_gpu = spec.get("compiled"), self.device.type == "cuda"
+        compiled = on_gpu if asked is None else asked
+        self._loss = torch.compile(self.model, dynamic=False) if compiled else self.model
 
     def describe(self) -> dict[str, Any]:
         """Size of the model, flops a token (forward and backward), dtype, and which implementation of each op runs."""

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import naive_trial
 import numpy as np
@@ -23,8 +24,10 @@ from bench import claims, scoring, shard, trial
 from bench.claims import Described, Trained
 from bench.data import Dataset, prepare
 from bench.judge import Refused
+from bench.runner import training
 from bench.sandbox import processes
 from bench.trial import TrialResult, run_trial
+from kernels.rms_norm import rms_norm
 
 TESTS = Path(__file__).resolve().parent
 CHEATS = sorted((TESTS / "cheats").glob("trial_*.py"))
@@ -209,6 +212,44 @@ def test_more_processor_time_than_cores_times_seconds_is_refused() -> None:
         with pytest.raises(Refused) as refused:
             claims.require_processor_time(used, 10.0)
         assert refused.value.kind == "off_clock"
+
+
+# ---- counting calls ----
+
+
+class _Compiled:
+    """A Trainer whose step is compiled in the warm-up, and which may not compile again."""
+
+    def __init__(self, spec: object) -> None:
+        self.model = torch.nn.Linear(2, 2)
+        self.step = torch.compile(lambda x: rms_norm(x, impl="torch"), backend="eager")
+
+    def warm_up(self, tokens: torch.Tensor) -> None:
+        self.step(torch.ones(2, 8))
+
+    def describe(self) -> dict[str, object]:
+        return {}
+
+    def train(self, *_: object) -> dict[str, object]:
+        rms_norm(torch.ones(2, 8), impl="torch")
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            self.step(torch.ones(2, 8))
+        return {}
+
+
+def test_that_calls_are_counted_makes_torch_compile_compile_nothing_anew_after_the_bell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "model.train", SimpleNamespace(Trainer=_Compiled))
+    monkeypatch.setattr(training.shards, "mapped", lambda *_: torch.zeros(1))
+    lent = SimpleNamespace(device=torch.device("cpu"), read=lambda _: torch.zeros(1))
+    room = training.Training(lent, lambda _: None)
+    room.do_setup({"spec": {}, "warm_up": {}})
+    answer = room.do_train(
+        {"dtype": "", "seed": 0, "seconds": 1.0, "steps": None, "nonce": ""}, fd=0
+    )
+    assert answer["calls"] == {"rms_norm/torch": 1}
+    assert not hasattr(sys.modules["kernels.rms_norm"].IMPLEMENTATIONS["torch"], "__wrapped__")
 
 
 # ---- cheats ----

@@ -1,4 +1,4 @@
-"""Trials at several seeds: a mean with its interval, and a run that goes on where it was ended."""
+"""Trials at several seeds, of several arms: means and gains with their intervals, and a run that goes on where it was ended."""
 
 from __future__ import annotations
 
@@ -11,44 +11,67 @@ from bench import trial_report
 from bench.trial import TrialResult
 
 DATASET = SimpleNamespace(directory=SimpleNamespace(name="embedded"))
+FIGURES = dict.fromkeys(trial_report.MEANS, 1.0)
 
 
 @pytest.fixture
-def trials(monkeypatch):
-    """Stand-ins of trials: seed 2 fails the first time."""
-    asked: list[int] = []
+def asked(monkeypatch):
+    """What was asked of stand-ins of trials, as (arm, seed); the first of seed 2 fails."""
+    asked: list[tuple[str, int]] = []
+    names = {json.dumps(options): arm for arm, options in trial_report.ARMS.items()}
 
-    def run_trial(tree, dataset, *, seconds, seed, device):
-        asked.append(seed)
-        ok = seed != 2 or asked.count(2) > 1
+    def run_trial(tree, dataset, *, seconds, seed, device, **options):
+        first_of_two = seed == 2 and not any(seed == 2 for _, seed in asked)
+        arm = names[json.dumps(options)]
+        asked.append((arm, seed))
+        speed = 2e3 if arm == "shipped" else 1e3
         return TrialResult(
-            ok, "late", "too slow", val_bpb=1.0 + 0.01 * seed, tokens_per_second=1e3, seed=seed
+            not first_of_two, "late", "slow", val_bpb=1.0 + 0.01 * seed, tokens_per_second=speed
         )
 
     monkeypatch.setattr(trial_report, "run_trial", run_trial)
     return asked
 
 
-def test_an_ended_run_goes_on_with_the_seeds_that_are_missing(trials, tmp_path):
-    kept = tmp_path / "trials.jsonl"
-    with pytest.raises(SystemExit, match=r"a trial failed \(late\): too slow"):
-        trial_report.whole_trials(DATASET, 5.0, 3, "cpu", kept)
-    found = trial_report.whole_trials(DATASET, 5.0, 3, "cpu", kept)
-    assert trials == [0, 1, 2, 2]
-    assert [trial["val_bpb"] for trial in found] == [1.0, 1.01, 1.02]
+def test_arms_take_turns_and_an_ended_run_goes_on_with_what_is_missing(asked, tmp_path):
+    kept, arms = tmp_path / "trials.jsonl", ["shipped", "torch"]
+    with pytest.raises(SystemExit, match=r"a trial failed \(late\): slow"):
+        trial_report.trials(DATASET, 5.0, 3, arms, "cpu", kept)
+    found = trial_report.trials(DATASET, 5.0, 3, arms, "cpu", kept)
+    first_four = [("shipped", 0), ("torch", 0), ("torch", 1), ("shipped", 1)]
+    assert asked == [*first_four, ("shipped", 2), ("shipped", 2), ("torch", 2)]
+    assert [trial["val_bpb"] for trial in found["torch"]] == [1.0, 1.01, 1.02]
+
+    trial_report.trials(DATASET, 5.0, 1, [*arms, "torch.compile"], "cpu", kept)
+    assert asked[7:] == [("torch.compile", 0)]
     with pytest.raises(SystemExit, match="give another --out"):
-        trial_report.whole_trials(DATASET, 6.0, 3, "cpu", kept)
+        trial_report.trials(DATASET, 6.0, 3, arms, "cpu", kept)
 
 
 def test_a_mean_over_seeds_has_students_interval_and_one_seed_has_none():
-    figures = dict.fromkeys(trial_report.MEANS, 1.0)
-    three = trial_report.over_seeds([{**figures, "val_bpb": bpb} for bpb in (0.90, 0.91, 0.92)])
+    three = trial_report.over_seeds([{**FIGURES, "val_bpb": bpb} for bpb in (0.90, 0.91, 0.92)])
     low, high = three["interval"]["val_bpb"]
     assert three["val_bpb"] == pytest.approx(0.91)
     assert (
         high - 0.91 == pytest.approx(0.91 - low) == pytest.approx(4.303 * 0.01 / 3**0.5, rel=1e-3)
     )
-    assert "0.91, 95 % interval 0.885" in trial_report.sentence(three, "val_bpb")
-    one = trial_report.over_seeds([figures])
-    assert trial_report.sentence(one, "val_bpb") == "1, one seed: no interval"
+    told = trial_report.lines({"shipped": three})
+    assert "shipped val_bpb: 0.91, 95 % interval 0.88516 to 0.93484, 3 seeds" in told
+    one = trial_report.over_seeds([FIGURES])
+    told = trial_report.lines({"shipped": one})
+    assert "shipped val_bpb: 1, one seed: no interval" in told
     json.dumps([one, three], allow_nan=False)
+
+
+def test_a_gain_is_counted_seed_by_seed():
+    theirs = [{"tokens_per_second": speed, "val_bpb": 2.0 + speed} for speed in (1.0, 10.0, 100.0)]
+    ours = [
+        {"tokens_per_second": 3 * t["tokens_per_second"], "val_bpb": t["val_bpb"] - 0.5}
+        for t in theirs
+    ]
+    found = trial_report.gain(ours, theirs)
+    assert found["tokens_per_second_ratio"]["low"] == pytest.approx(3.0)
+    assert found["val_bpb_difference"]["high"] == pytest.approx(-0.5)
+    assert found["val_bpb_difference"]["seeds"] == 3
+    single = trial_report.gain(ours[:1], theirs[:1])
+    assert "low" not in single["tokens_per_second_ratio"]

@@ -12,8 +12,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ class Training:
         self.send = send
         self.trainer: Any = None
         self.launches: Counter[str] = Counter()
+        self.counted: _Counted
 
     def do_setup(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if self.lent.device.type == "cuda":
@@ -39,6 +39,8 @@ class Training:
         self.trainer = Trainer(request["spec"])
         if request["warm_up"] is None:
             return {"bytes": self._bytes()}
+        # before the warm-up: what torch.compile made of a table it makes again when the table has changed
+        self.counted = _Counted()
         self.trainer.warm_up(self.lent.read(request["warm_up"]).cpu())
         return {"describe": self.trainer.describe(), "bytes": self._bytes()}
 
@@ -48,10 +50,11 @@ class Training:
         def report(progress: Mapping[str, Any]) -> None:
             self.send({"nonce": request["nonce"], "progress": dict(progress)})
 
-        with _counted() as calls:
-            trained = self.trainer.train(
-                tokens, request["seed"], request["seconds"], report, request["steps"]
-            )
+        self.counted.begin()
+        trained = self.trainer.train(
+            tokens, request["seed"], request["seconds"], report, request["steps"]
+        )
+        calls = self.counted.end()
         return {"trained": trained, "calls": dict(calls), "launches": dict(self.launches)}
 
     def do_weights(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,36 +108,43 @@ class Training:
         knobs.runtime.launch_enter_hook.add(launched)
 
 
-@contextmanager
-def _counted() -> Iterator[Counter[str]]:
-    """Calls of each implementation, as "op/impl", and into each op's library, as "op"; complete when the block ends.
+class _Counted:
+    """Calls of each implementation, as "op/impl", and into each op's library, as "op", between `begin` and `end`.
 
     Both, because an implementation may need its library for some shapes only, and inside torch.compile only the library is seen.
     """
-    counts: Counter[str] = Counter()
-    jit = sys.modules.get("kernels.jit")
-    before = Counter(jit.calls) if jit else Counter()
-    tables = [
-        (name.removeprefix("kernels."), module.IMPLEMENTATIONS)
-        for name, module in list(sys.modules.items())
-        if name.startswith("kernels.") and hasattr(module, "IMPLEMENTATIONS")
-    ]
-    originals = [dict(table) for _, table in tables]
-    for op, table in tables:
-        table.update({impl: _counting(f, counts, f"{op}/{impl}") for impl, f in table.items()})
-    try:
-        yield counts
-    finally:
-        for (_, table), original in zip(tables, originals, strict=True):
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.before: Counter[str] = Counter()
+        tables = [
+            (name.removeprefix("kernels."), module.IMPLEMENTATIONS)
+            for name, module in list(sys.modules.items())
+            if name.startswith("kernels.") and hasattr(module, "IMPLEMENTATIONS")
+        ]
+        self.originals = [(table, dict(table)) for _, table in tables]
+        for op, table in tables:
+            table.update({impl: self._counting(f, f"{op}/{impl}") for impl, f in table.items()})
+
+    def begin(self) -> None:
+        self.counts.clear()
+        self.before = self._library()
+
+    def end(self) -> Counter[str]:
+        """The counts; from here on nothing is counted."""
+        for table, original in self.originals:
             table.update(original)
-        counts.update(Counter(jit.calls) - before if jit else {})
+        return self.counts + (self._library() - self.before)
 
+    def _library(self) -> Counter[str]:
+        jit = sys.modules.get("kernels.jit")
+        return Counter(jit.calls) if jit else Counter()
 
-def _counting(function: Any, counts: Counter[str], key: str) -> Any:
-    @functools.wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        if not torch.compiler.is_compiling():
-            counts[key] += 1
-        return function(*args, **kwargs)
+    def _counting(self, function: Any, key: str) -> Any:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if not torch.compiler.is_compiling():
+                self.counts[key] += 1
+            return function(*args, **kwargs)
 
-    return call
+        return call
