@@ -51,9 +51,8 @@ POLAR_EXPRESS = (
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Keller Jordan's, the same every step: ends in 0.68 .. 1.20
-SAFETY = (
-    1.02  # the first polynomial explodes above 1; rounding must not carry a singular value there
-)
+# The first polynomial explodes above 1; rounding must not carry a singular value there.
+SAFETY = 1.02
 TINY = 1e-20  # a Frobenius norm below it counts as zero
 
 
