@@ -1,4 +1,4 @@
-"""Who is measured beside whom: an op's own implementations, torch, and by name what others have written (`LIBRARIES` of a kernel file)."""
+"""Who is measured beside whom: an op's own implementations, torch, and by name what others have written (`LIBRARIES` of a kernel file; bench/peers.py)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from bench.contracts import Case, contract
 from bench.examination import Examination
 from bench.judge import Judge, Refused
+from bench.peers import PEERS
 from bench.timing import Arm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,6 +25,20 @@ def arms(op: str, device: str, *, compiled: bool) -> list[Arm]:
     written = (ROOT / "kernels" / f"{op}.py").read_text()
     named = (FUSED, *OURS[device], *LIBRARIES)
     return found + [Arm(name, ROOT, name) for name in named if f'"{name}":' in written]
+
+
+def peers(op: str, device: str, folder: Path) -> tuple[list[Arm], dict[str, str]]:
+    """What others have written of an op, as trees in `folder`; and by name, why one is not among them."""
+    found, absent = [], {}
+    for peer in (peer for peer in PEERS if peer.op == op):
+        reason = peer.missing()
+        if device != peer.device:
+            reason = f"runs on {peer.device}, and what is measured is {device}"
+        if reason:
+            absent[peer.name] = reason
+        else:
+            found.append(Arm(peer.name, peer.tree(folder)))
+    return found, absent
 
 
 def missing(op: str, case: Case, arm: Arm, device: str) -> str:

@@ -1,25 +1,51 @@
 """`pytest bench` runs every implementation once; `pytest bench --benchmark` measures them, with their peers, against this machine's ceilings.
 
 Times come from bench/timing.py, the timer of the gates; pytest-benchmark receives the samples through a clock that moves only when told, and
-keeps what it is good at: its table, JSON files and `--benchmark-compare`.
+keeps what it is good at: its table, JSON files and `--benchmark-compare`. How many times as fast as a peer an implementation is comes from blocks
+of both that ran beside each other: the middle half of their ratios, with its 95 % interval (bench/ratio.py).
 """
 
 from __future__ import annotations
 
 import functools
 import statistics
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from bench.arms import arms, missing
+from bench import arms as measured
 from bench.contracts import Case, contract
+from bench.goals import cases, lead
+from bench.interval import CONFIDENCE
+from bench.ratio import Estimate, estimate, logs, typical
 from bench.roofline import bound_seconds
-from bench.timing import Arm, sample
+from bench.timing import Arm, Samples, sample
 
-SECONDS_A_CASE = 12.0
-ROWS: list[tuple[str, str, str, float, float, float, float]] = []
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+SECONDS_A_CASE = 8.0  # of blocks
+_FOLDER = tempfile.TemporaryDirectory(prefix="lab-peers-")  # goes with this process
+
+
+@dataclass(frozen=True)
+class Row:
+    """Of one arm on one case, what is printed."""
+
+    op: str
+    case: str
+    arm: str
+    ms: float
+    gb_per_s: float
+    gflop_per_s: float
+    percent_of_limit: float
+    beside: str  # an implementation of ours beside its peers, in words
+
+
+ROWS: list[Row] = []
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -44,56 +70,77 @@ class Clock:
 
 
 @functools.cache
-def samples(op: str, index: int, device: str, measuring: bool) -> dict[str, list[float]]:
-    """All arms of one case in one interleaved measurement."""
-    case = contract(op).trial[device][index]
-    limit = SECONDS_A_CASE if measuring else 0.0
-    present = [
-        arm for arm in arms(op, device, compiled=measuring) if not why_not(op, index, arm, device)
-    ]
-    return sample(op, case, present, device=device, limit_s=limit)
+def arms(op: str, measuring: bool) -> tuple[Arm, ...]:
+    """Who runs: ours and plain torch, and where it is measured the peers as well."""
+    found = measured.arms(op, DEVICE, compiled=measuring)
+    peers = measured.peers(op, DEVICE, Path(_FOLDER.name))[0] if measuring else []
+    return (*found, *peers)
 
 
 @functools.cache
-def why_not(op: str, index: int, arm: Arm, device: str) -> str:
+def samples(op: str, index: int, measuring: bool) -> Samples:
+    """All arms of one case in one interleaved measurement."""
+    limit = SECONDS_A_CASE if measuring else 0.0
+    present = [arm for arm in arms(op, measuring) if not why_not(op, index, arm)]
+    return sample(op, cases(op, DEVICE)[index], present, device=DEVICE, limit_s=limit)
+
+
+@functools.cache
+def why_not(op: str, index: int, arm: Arm) -> str:
     """Why an arm has no samples of a case, or ""."""
-    return missing(op, contract(op).trial[device][index], arm, device)
+    return measured.missing(op, cases(op, DEVICE)[index], arm, DEVICE)
+
+
+def beside(op: str, case: Case, times: Samples) -> str:
+    """How many times as fast as the fastest peer, and what the goal of this op says of that."""
+    ours = next(name for name in measured.OURS[DEVICE] if name in times)
+    peers = sorted((n for n in times if n != ours), key=lambda n: statistics.median(times[n]))
+    told = [_times_as_fast(times, ours, peers[0])]
+    goal = lead(op, case) if DEVICE == "cpu" else None
+    if goal is not None:
+        peer = next(name for name in peers if name in goal.peers)
+        if peer != peers[0]:
+            told.append(_times_as_fast(times, ours, peer))
+        reached = _estimated(times, ours, peer).ratio >= goal.at_least
+        told.append(f"goal {goal.at_least:g}: {'yes' if reached else 'no'}")
+    return ", ".join(told)
+
+
+def _estimated(times: Samples, ours: str, peer: str) -> Estimate:
+    return estimate([logs(times, peer, [ours])], [1.0], typical)
+
+
+def _times_as_fast(times: Samples, ours: str, peer: str) -> str:
+    found = _estimated(times, ours, peer)
+    low, high = found.interval(CONFIDENCE)
+    return f"{found.ratio:.2f} [{low:.2f}, {high:.2f}] x {peer}"
 
 
 @pytest.fixture
-def replay(request: pytest.FixtureRequest) -> Callable[[str, Case, Arm, str, list[float]], None]:
+def replay(request: pytest.FixtureRequest) -> Callable[[str, Case, Arm, Samples], None]:
     """Hand the samples of one arm to pytest-benchmark, with bytes, flops and % of limit."""
     clock = Clock()
     request.node.add_marker(pytest.mark.benchmark(timer=clock))
     benchmark = request.getfixturevalue("benchmark")
 
-    def hand_over(op: str, case: Case, arm: Arm, device: str, times: list[float]) -> None:
-        asked = contract(op)
+    def hand_over(op: str, case: Case, arm: Arm, found: Samples) -> None:
+        asked, times = contract(op), found[arm.name]
         # Backward: twice the arithmetic and, at least, twice the traffic.
-        passes = 3 if asked.differentiable else 1
+        passes = 3 if asked.differentiable and not case.forward_only else 1
         moved, flops = passes * asked.least_bytes(case), passes * asked.flops(case)
         median = statistics.median(times)
         dtype = next(i.dtype for i in case.inputs.values() if i.dtype != "int64")
-        percent = 100 * bound_seconds(moved, flops, dtype, device) / median
+        rates = {
+            "gb_per_s": moved / median / 1e9,
+            "gflop_per_s": flops / median / 1e9,
+            "percent_of_limit": 100 * bound_seconds(moved, flops, dtype, DEVICE) / median,
+        }
         benchmark.group = f"{op} {case.label()}"
-        benchmark.extra_info.update(
-            gb_per_s=moved / median / 1e9,
-            gflop_per_s=flops / median / 1e9,
-            percent_of_limit=percent,
-        )
+        benchmark.extra_info.update(rates)
         remaining = iter(times)
         benchmark.pedantic(lambda: clock.advance(next(remaining)), rounds=len(times))
-        ROWS.append(
-            (
-                op,
-                case.label(),
-                arm.name,
-                1e3 * median,
-                moved / median / 1e9,
-                flops / median / 1e9,
-                percent,
-            )
-        )
+        words = beside(op, case, found) if arm.name in measured.OURS[DEVICE] else ""
+        ROWS.append(Row(op, case.label(), arm.name, 1e3 * median, **rates, beside=words))
 
     return hand_over
 
@@ -102,16 +149,16 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not ROWS:
         return
     write = terminalreporter.write_line
+    threads = f", {torch.get_num_threads()} threads" if DEVICE == "cpu" else ""
     terminalreporter.section(
-        "kernels (forward + backward where trained; % of the ceilings of this machine)"
+        f"kernels (forward + backward where trained{threads}; % of the ceilings of this machine)"
     )
-    write(
-        f"{'op and case':64} {'implementation':14} {'ms':>9} {'GB/s':>8} {'GFLOP/s':>9} {'% limit':>8}"
-    )
+    write(f"{'':16} {'ms':>9} {'GB/s':>8} {'GFLOP/s':>9} {'% limit':>8}  as fast as, 95 %")
     shown = ""
-    for op, case, arm, ms, gbs, gflops, percent in ROWS:
-        title = f"{op} {case}"
-        write(
-            f"{title if title != shown else '':64.64} {arm:14} {ms:9.3f} {gbs:8.1f} {gflops:9.1f} {percent:8.1f}"
-        )
+    for row in ROWS:
+        title = f"{row.op} {row.case}"
+        if title != shown:
+            write(title)
         shown = title
+        figures = f"{row.ms:9.3f} {row.gb_per_s:8.1f} {row.gflop_per_s:9.1f}"
+        write(f"  {row.arm:14} {figures} {row.percent_of_limit:8.1f}  {row.beside}".rstrip())

@@ -1,6 +1,6 @@
-"""What a kernel is to reach on one H100, and what the best public ones reach there: milliseconds a call in bfloat16.
+"""What a kernel is to reach: on a CPU so many times the speed of a peer that runs beside it, on one H100 milliseconds a call in bfloat16.
 
-The peers' figures are medians of `triton.testing.do_bench` (CUDA events around each call, L2 flushed before it), torch 2.11, Triton 3.6; so a goal
+The H100's peers are the best public ones. Their figures are medians of `triton.testing.do_bench` (CUDA events around each call, L2 flushed before it), torch 2.11, Triton 3.6; so a goal
 is held against a figure of that protocol (bench/runner/events.py) and not against the judge's clock. `floor` is the least traffic or
 arithmetic at this GPU's measured ceilings: 3.02 TB/s copied, 799 TFLOP/s.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from bench.contracts import Case, Input, contract
 
+EAGER, COMPILED = "torch eager", "torch.compile"
 PASSES = FORWARD, BACKWARD, BOTH = "forward", "backward", "both"
 
 
@@ -65,8 +66,41 @@ GOALS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Lead:
+    """How many times as fast as the faster of `peers` an op is to be on a CPU, forward and backward where it is trained."""
+
+    peers: tuple[str, ...]
+    at_least: float
+
+
+LEADS = {
+    "rms_norm": Lead((COMPILED,), 1.5),
+    "add_rms_norm": Lead((COMPILED,), 1.5),
+    "qk_norm_rope": Lead((COMPILED,), 1.5),
+    "relu2_mlp": Lead((COMPILED,), 1.1),
+    "linear_cross_entropy": Lead((COMPILED,), 3.0),
+    "adamw": Lead(("fused",), 1.0),
+}
+# Beside the trial's: rows of a longer context, whole and by an eighth.
+LONG = Input((4, 3, 1024, 64), layout="transposed")
+
+
+def lead(op: str, case: Case) -> Lead | None:
+    """What is asked of an op in this case on a CPU."""
+    if op == "newton_schulz":
+        M, N = case.inputs["G"].shape[-2:]
+        return Lead((EAGER, COMPILED), 1.2 if M == N else 2.0)
+    if op == "attention":
+        return Lead(("sdpa",), 1.0 if case.scalars["window"] is None else 4.0)
+    return LEADS.get(op)
+
+
 def cases(op: str, device: str) -> list[Case]:
-    """What is timed of an op: the shapes of the table, which are a GPU's, and those of the trial, each once."""
+    """What is timed of an op: the shapes of goals and those of the trial, each once."""
     wanted = [goal.case for goal in GOALS if goal.op == op and device == "cuda"]
+    if op == "attention" and device == "cpu":
+        qkv = dict.fromkeys(("q", "k", "v"), LONG)
+        wanted = [Case(qkv, {"causal": True, "window": window}) for window in (128, None)]
     found = {case.label(): case for case in (*wanted, *contract(op).trial[device])}
     return list(found.values())

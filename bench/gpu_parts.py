@@ -35,7 +35,6 @@ from bench.conduct import Conduct
 from bench.contracts import Case, Contract, contract, ops
 from bench.finding import Finding
 from bench.judge import Refused
-from bench.peers import PEERS
 from bench.sanitizer import described
 from bench.timing import Arm, measure, runners_of
 
@@ -150,18 +149,12 @@ def _judged(asked: Contract, case: Case, arms: Sequence[Arm], runners: Sequence[
 
 def _arms(op: str, device: str, folder: Path) -> tuple[list[Arm], dict[str, str]]:
     """Who can be asked, and why others cannot."""
+    written, absent = measured.peers(op, device, folder)
     arms = measured.arms(op, device, compiled=True)
-    absent = {
-        arm.name: f"runs on CUDA tensors, and --device is {device}"
-        for arm in arms
-        if arm.impl in measured.LIBRARIES and device != "cuda"
-    }
-    for peer in PEERS:
-        if peer.op == op and (missing := peer.missing()):
-            absent[peer.name] = missing
-        elif peer.op == op:
-            arms.append(Arm(peer.name, peer.tree(folder)))
-    return [arm for arm in arms if arm.name not in absent], absent
+    libraries = {arm.name for arm in arms if arm.impl in measured.LIBRARIES and device != "cuda"}
+    reason = f"runs on CUDA tensors, and --device is {device}"
+    absent |= dict.fromkeys(libraries, reason)
+    return [arm for arm in arms if arm.name not in libraries] + written, absent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
-"""Other people's packages as implementations of an op: a table, for the report of a GPU alone. No model runs them.
+"""Other people's functions as implementations of an op: a table, for benchmarks and reports alone. No model runs them.
 
-Each is a function with the op's public signature, complete in itself, which imports its package when it is called. `tree` writes one into a folder
-such as the runner loads, in which no other file of bench is in sight: so a peer is asked, timed and audited like everything else.
+Each has the op's public signature, is complete in itself but for what `Peer.helpers` names, and imports its package when it is called. `tree` writes one into
+a folder such as the runner loads, in which no other file of bench is in sight: so a peer is asked, timed and audited like everything else.
 """
 
 from __future__ import annotations
@@ -10,10 +10,38 @@ import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+HEADER = """from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+"""
+
+
+@cache
+def band(T: int, causal: bool, window: int) -> Tensor:
+    """(T, T): which keys a query sees. Made once, as a model does."""
+    distance = torch.arange(T)[:, None] - torch.arange(T)
+    return (distance < window) & (distance >= 0 if causal else distance > -window)
+
+
+def sdpa_attention(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool = True, window: int | None = None
+) -> Tensor:
+    mask = None if window is None else band(q.shape[2], causal, window)
+    grouped = k.shape[1] != q.shape[1]
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=causal and mask is None, enable_gqa=grouped
+    )
 
 
 def liger_rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Any:
@@ -48,13 +76,15 @@ def quack_add_rms_norm(
 
 @dataclass(frozen=True)
 class Peer:
-    """`package` is what is imported, `install` what pip calls it."""
+    """`package` is what is imported, `install` what pip calls it, `device` where it runs."""
 
     op: str
     name: str
     package: str
     install: str
     function: Callable[..., Any]
+    device: str = "cuda"
+    helpers: tuple[Callable[..., Any], ...] = ()
 
     def missing(self) -> str:
         """What to install, or ""."""
@@ -66,9 +96,9 @@ class Peer:
         kernels = folder / f"{self.op}-{self.name}" / "kernels"
         kernels.mkdir(parents=True)
         (kernels / "__init__.py").touch()
-        source = inspect.getsource(self.function)
+        sources = [inspect.getsource(each) for each in (*self.helpers, self.function)]
         named = f"{self.op} = {self.function.__name__}\n"
-        (kernels / f"{self.op}.py").write_text(f"from __future__ import annotations\n\n\n{source}\n\n{named}")  # fmt: skip
+        (kernels / f"{self.op}.py").write_text("\n\n".join([HEADER, *sources, named]))
         return kernels.parent
 
 
@@ -77,4 +107,5 @@ PEERS = (
     Peer("rms_norm", "quack", "quack", "quack-kernels", quack_rms_norm),
     Peer("add_rms_norm", "quack", "quack", "quack-kernels", quack_add_rms_norm),
     Peer("linear_cross_entropy", "liger", "liger_kernel", "liger-kernel", liger_linear_cross_entropy),
+    Peer("attention", "sdpa", "torch", "torch", sdpa_attention, "cpu", (band,)),
 )  # fmt: skip

@@ -46,9 +46,11 @@ def peak_flops(device: str) -> float:
 
 
 def bound_seconds(bytes_moved: float, flops: float, dtype: str, device: str) -> float:
-    """Least time for this traffic and arithmetic here: the larger of the two."""
+    """Least time for this traffic and arithmetic here: the larger of the two. Half precision may be multiplied in float32 where that is faster."""
     found = ceilings(device)
-    rate = found["flops_bfloat16" if dtype in ("bfloat16", "float16") else "flops_float32"]
+    rate = found["flops_float32"]
+    if dtype in ("bfloat16", "float16"):
+        rate = max(rate, found["flops_bfloat16"])
     return max(bytes_moved / found["bytes_per_s"], flops / rate)
 
 

@@ -1,21 +1,19 @@
-"""Every implementation of every op on the trial's shapes. See bench/conftest.py for what is measured and how."""
+"""Every implementation of every op on the shapes of the trial and of the goals. See bench/conftest.py for what is measured and how."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 import pytest
-import torch
 
-from bench.arms import arms
-from bench.conftest import samples, why_not
-from bench.contracts import contract, ops
+from bench.conftest import DEVICE, arms, samples, why_not
+from bench.contracts import ops
+from bench.goals import cases
 from bench.timing import Arm
 
 pytestmark = pytest.mark.usefixtures("built")
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CASES = [(op, index) for op in ops() for index in range(len(contract(op).trial[DEVICE]))]
+CASES = [(op, index) for op in ops() for index in range(len(cases(op, DEVICE)))]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -24,7 +22,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         pytest.param(op, index, arm, id=f"{op}-{index}-{arm.name.replace(' ', '_')}")
         for op, index in CASES
         if measuring or index == 0  # the second shape shows how fast, and nothing else
-        for arm in arms(op, DEVICE, compiled=measuring)
+        for arm in arms(op, measuring)
     ]
     metafunc.parametrize(("op", "index", "arm"), wanted)
 
@@ -32,9 +30,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_implementation(
     op: str, index: int, arm: Arm, replay: Callable[..., None], request: pytest.FixtureRequest
 ) -> None:
-    if reason := why_not(op, index, arm, DEVICE):
+    if reason := why_not(op, index, arm):
         pytest.skip(reason)
-    measuring = request.config.getoption("--benchmark")
-    times = samples(op, index, DEVICE, measuring)[arm.name]
-    replay(op, contract(op).trial[DEVICE][index], arm, DEVICE, times)
-    assert len(times) >= 5
+    times = samples(op, index, request.config.getoption("--benchmark"))
+    replay(op, cases(op, DEVICE)[index], arm, times)
+    assert len(times[arm.name]) >= 5

@@ -215,10 +215,11 @@ def measure(
     rng: random.Random,
     least: int = 5,
 ) -> Measured:
-    """Interleaved blocks of one case until the time is used, at least `least` rounds of them. Raises Refused for a wrong answer."""
-    deadline = time.monotonic() + limit_s
+    """Interleaved blocks of one case until the time is used, at least `least` rounds of them; what compiles does so before.
+    Raises Refused for a wrong answer."""
     (rounds,) = prepare(asked, [case], arms, runners, rng)
     rounds.begin()
+    deadline = time.monotonic() + limit_s
     with one_thread():
         while rounds.found.rounds() < least or time.monotonic() < deadline:
             rounds.round()
