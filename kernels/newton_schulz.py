@@ -2,9 +2,9 @@
 singular values brought near one by an odd polynomial a step, X <- (a I + b X X^T + c (X X^T)^2) X.
 
     torch    three products a step
-    cpp      torch's products, but those whose result is symmetric only up to the diagonal (csrc/newton_schulz.cpp mirrors it), and, where
-             G is much longer than wide, steps taken on the Gram matrix R = X X^T, n x n, alone: with P = a I + b R + c R^2 a step is
-             Q <- P Q, R <- P R P, and X <- Q X is made good at the end of a segment
+    cpp      products whose result is symmetric only up to the diagonal, float32 ones in tiles that stay in registers (csrc/newton_schulz.cpp), and,
+             where G is much longer than wide, steps taken on the Gram matrix R = X X^T, n x n, alone: with P = a I + b R + c R^2 a step
+             is Q <- P Q, R <- P R P, and X <- Q X is made good at the end of a segment
     triton   the symmetric products by their lower tiles, each stored twice; both polynomials in the products' epilogues
 
 Products are made in G's dtype (in float32 where a CPU has no fast ones): bfloat16 for Muon's usual precision, float32 for singular vectors true to 1e-4. Iteration runs on the
@@ -93,8 +93,10 @@ def _torch(G: Tensor, steps: int) -> Tensor:
 
 # ---- cpp ----
 
+OWN_PRODUCTS = 512  # tune: 256 384 512 768
+# Up to this side float32 is multiplied by csrc/product.h, beyond it by torch: 276 and 244 GFLOP/s at 192 x 192, 245 and 308 at 1024 x 1024.
 PANELS = 4  # tune: 2 3 4 6 8
-# Panels of rows of a symmetric product: p of them do (p + 1) / 2p of the arithmetic, and meet all threads p times.
+# torch's panels of rows of a symmetric product: p of them do (p + 1) / 2p of the arithmetic, and meet all threads p times.
 PANEL = 64  # tune: 32 48 64 96 128
 PANEL_BF16 = 256  # tune: 128 192 256 384 512
 # Rows that a panel has at least, in float32 and in bfloat16: thinner ones run too far below the speed of a square product.
@@ -112,12 +114,20 @@ def _segments(steps: int, n: int, m: int, dtype: torch.dtype) -> list[int]:
     return [first] + [length] * ((steps - first) // length)
 
 
+def _own(dtype: torch.dtype, n: int) -> bool:
+    """Whether matrices of the shorter side n are multiplied by csrc/product.h."""
+    return dtype == torch.float32 and n <= OWN_PRODUCTS
+
+
 def _symmetric(
     left: Tensor, right: Tensor, add: Tensor | None = None, a: float = 0.0, b: float = 0.0, c: float = 1.0
 ) -> Tensor:  # fmt: skip
     """a I + b add + c left @ right, (B, n, n), where the product is known to be symmetric."""
     B, n, _ = left.shape
     out = left.new_empty(B, n, n)
+    if _own(left.dtype, n):
+        jit.load("newton_schulz").product(left, right, add, b, c, a, True, out)
+        return out
     panel_rows = max(math.ceil(n / PANELS), PANEL if left.dtype == torch.float32 else PANEL_BF16)
     for begin in range(0, n, panel_rows):
         end = min(begin + panel_rows, n)
@@ -137,6 +147,10 @@ def _symmetric(
 def _apply(P: Tensor, X: Tensor, tall: bool, a: float = 0.0) -> Tensor:
     """a X + P X from the side on which X (B, M, N) is shorter."""
     factors = (X, P) if tall else (P, X)
+    if _own(X.dtype, P.shape[-1]):
+        out = torch.empty_like(X)
+        jit.load("newton_schulz").product(*factors, X if a else None, a, 1.0, 0.0, False, out)
+        return out
     return torch.baddbmm(X, *factors, beta=a) if a else torch.bmm(*factors)
 
 
