@@ -12,12 +12,19 @@ namespace {
 constexpr int64_t kTile = 32;  // tune: 16 32 64
 // Side of the squares that are transposed: rows of one 64-byte line or more, both squares in L1.
 
-// Square (i, j) below the diagonal -> square (j, i) above it, through a buffer: rows of S are far apart, at n = 1024 all in one set of
-// the cache, so S is read and written by rows only.
+// Square (i, j) below the diagonal -> square (j, i) above it. Floats pass through registers; others through a buffer: rows of S are far apart, at
+// n = 1024 all in one set of the cache, so S is read and written by rows only.
 template <typename T>
 void transpose_square(T* s, int64_t n, int64_t i, int64_t j) {
-  T buffer[kTile][kTile];
   const int64_t rows = std::min(kTile, n - i);
+  if constexpr (std::is_same_v<T, float>) {
+    if (rows == kTile) {
+      for (int64_t row = i; row < i + kTile; row += kLanes)
+        for (int64_t column = j; column < j + kTile; column += kLanes) transpose(s + row * n + column, n, s + column * n + row, n);
+      return;
+    }
+  }
+  T buffer[kTile][kTile];
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t column = 0; column < kTile; ++column) buffer[column][row] = s[(i + row) * n + j + column];
   for (int64_t column = 0; column < kTile; ++column) std::copy_n(buffer[column], rows, s + (j + column) * n + i);

@@ -39,6 +39,34 @@ inline void sum_tile(const float* left, int64_t stride, const float* panel, int6
   }
 }
 
+// A kLanes x kLanes square, a row a vector -> its transpose. Each round interleaves rows that lie half the square apart, which rotates the bits
+// of (row, column) by one; after log2(kLanes) rounds the two have changed places.
+inline void transpose(floats (&rows)[kLanes]) {
+  words low{}, high{};
+  for (uint32_t i = 0; i < kLanes; ++i) low[i] = i / 2 + i % 2 * kLanes, high[i] = low[i] + kLanes / 2;
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    floats next[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
+      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+  }
+}
+
+// The square at `from`, whose rows are `stride` apart, transposed to `to`.
+inline void transpose(const float* from, int64_t stride, float* to, int64_t to_stride) {
+  floats rows[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) rows[i] = *reinterpret_cast<const unaligned_floats*>(from + i * stride);
+  transpose(rows);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) *reinterpret_cast<unaligned_floats*>(to + i * to_stride) = rows[i];
+}
+
 // `depth` terms of columns j .. j + columns of `right`, from term k on, one after the other; zeros where a panel is wider than what is left.
 inline void pack(const View& right, int64_t k, int64_t depth, int64_t j, int64_t columns, float* panel) {
   if (columns < kTileColumns) std::fill_n(panel, depth * kTileColumns, 0.f);
@@ -46,12 +74,12 @@ inline void pack(const View& right, int64_t k, int64_t depth, int64_t j, int64_t
     for (int64_t t = 0; t < depth; ++t) std::copy_n(right.at(k + t, j), columns, panel + t * kTileColumns);
     return;
   }
-  // Rows of a transposed matrix are read along, 16 terms at a time, so that each line is used whole before it leaves L1.
-  for (int64_t begin = 0; begin < depth; begin += 16)
-    for (int64_t c = 0; c < columns; ++c) {
-      const float* from = right.at(k, j + c);
-      for (int64_t t = begin; t < std::min(begin + 16, depth); ++t) panel[t * kTileColumns + c] = from[t * right.row];
-    }
+  const int64_t whole = right.row == 1 && columns == kTileColumns ? depth / kLanes * kLanes : 0;
+  for (int64_t t = 0; t < whole; t += kLanes)
+    for (int64_t c = 0; c < kTileColumns; c += kLanes)
+      transpose(right.at(k + t, j + c), right.column, panel + t * kTileColumns + c, kTileColumns);
+  for (int64_t t = whole; t < depth; ++t)
+    for (int64_t c = 0; c < columns; ++c) panel[t * kTileColumns + c] = *right.at(k + t, j + c);
 }
 
 // Columns j .. j + kTileColumns of out, from row `first` on.
