@@ -49,6 +49,9 @@ CPU_MULTIPLIES_BF16: bool = (
     torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 )
 
+# torch multiplies float32 by MKL, which takes its AVX-512 code on Intel's processors alone.
+MKL_KNOWS_CPU: bool = "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+
 
 def choose(
     implementations: Mapping[str, Callable[..., Any]], impl: str | None, device: torch.device
