@@ -1,7 +1,7 @@
 // Newton-Schulz on the CPU: products of float32 matrices (product.h), and a symmetric matrix made whole from its lower triangle.
 //
-// Of a product that is known to be symmetric only the tiles that reach below the diagonal are summed (60 % of them at n = 192). bfloat16 is
-// multiplied by torch, by panels of rows as far as the diagonal (kernels/newton_schulz.py).
+// Of a product that is known to be symmetric only the tiles that reach below the diagonal are summed (60 % of them at n = 192), and mirrored.
+// bfloat16 is multiplied by torch, by panels of rows as far as the diagonal (kernels/newton_schulz.py).
 //
 // Bound: arithmetic, 2 M N K flops a product, half of that where it is symmetric; the mirror image is one read of the lower triangle
 // and one write of the upper.
@@ -62,13 +62,12 @@ View view(const Tensor& t, int64_t matrix) {
   return {reads<float>(t) + matrix * t.stride(0), t.stride(1), t.stride(2)};
 }
 
-// out (B, M, N) = diagonal I + b add + c left right, for left (B, M, K), right (B, K, N). symmetric: out is known to be.
-void product(const Tensor& left, const Tensor& right, const std::optional<Tensor>& add, double b, double c, double diagonal, bool symmetric,
-             Tensor out) {
+// out (B, M, N) = b add + c left right, for left (B, M, K), right (B, K, N). lower: of a square out, what lies above the diagonal is left undefined.
+void product(const Tensor& left, const Tensor& right, const std::optional<Tensor>& add, double b, double c, bool lower, Tensor out) {
   const int64_t B = out.size(0), M = out.size(1), N = out.size(2), K = left.size(2);
   for (const Tensor* t : {&left, &right, static_cast<const Tensor*>(&out)})
     STD_TORCH_CHECK(t->dim() == 3 && t->size(0) == B && t->scalar_type() == ScalarType::Float, "newton_schulz: expected float32 (B, M, N)");
-  STD_TORCH_CHECK(left.size(1) == M && right.size(1) == K && right.size(2) == N && out.is_contiguous() && (!symmetric || M == N),
+  STD_TORCH_CHECK(left.size(1) == M && right.size(1) == K && right.size(2) == N && out.is_contiguous() && (!lower || M == N),
                   "newton_schulz: factors and result do not fit together");
   STD_TORCH_CHECK(!add || (add->is_contiguous() && add->numel() == out.numel() && add->scalar_type() == ScalarType::Float),
                   "newton_schulz: expected what is added as the result is");
@@ -78,21 +77,20 @@ void product(const Tensor& left, const Tensor& right, const std::optional<Tensor
   torch::stable::parallel_for(0, B * panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t matrix = task / panels, turn = task % panels, offset = matrix * M * N;
-      // the first panel of a symmetric product is the longest: long and short ones by turns, so that threads have alike
+      // the first panel of a lower triangle is the longest: long and short ones by turns, so that threads have alike
       const int64_t j = (turn % 2 ? panels - 1 - turn / 2 : turn / 2) * kTileColumns;
-      const int64_t first = symmetric ? j / kTileRows * kTileRows : 0;
+      const int64_t first = lower ? j / kTileRows * kTileRows : 0;
       multiply_panel(view(left, matrix), view(right, matrix), added ? added + offset : nullptr, static_cast<float>(b), static_cast<float>(c), M,
                      N, K, first, j, data + offset);
     }
   });
-  if (symmetric) mirror(out, diagonal);
 }
 
 }  // namespace
 
 LAB_SCHEMAS(m) {
   m.def("mirror(Tensor(a!) S, float diagonal) -> ()");
-  m.def("product(Tensor left, Tensor right, Tensor? add, float b, float c, float diagonal, bool symmetric, Tensor(a!) out) -> ()");
+  m.def("product(Tensor left, Tensor right, Tensor? add, float b, float c, bool lower, Tensor(a!) out) -> ()");
 }
 
 LAB_KERNELS(CPU, m) {

@@ -128,19 +128,20 @@ def _symmetric(
     """a I + b add + c left @ right, (B, n, n), where the product is known to be symmetric."""
     B, n, _ = left.shape
     out = left.new_empty(B, n, n)
-    if _own(left.dtype, n):
-        jit.load("newton_schulz").product(left, right, add, b, c, a, True, out)
-        return out
     panel_rows = max(math.ceil(n / PANELS), PANEL if left.dtype == torch.float32 else PANEL_BF16)
-    for begin in range(0, n, panel_rows):
-        end = min(begin + panel_rows, n)
-        rows, columns = slice(begin, end), slice(0, end)
-        panel, factors = out[:, rows, columns], (left[:, rows], right[:, :, columns])
-        if add is None:
-            torch.bmm(*factors, out=panel)
-        else:
-            torch.baddbmm(add[:, rows, columns], *factors, beta=b, alpha=c, out=panel)
-    if n > panel_rows:
+    mirrored = n > panel_rows
+    if _own(left.dtype, n):
+        jit.load("newton_schulz").product(left, right, add, b, c, mirrored, out)
+    else:
+        for begin in range(0, n, panel_rows):
+            end = min(begin + panel_rows, n)
+            rows, columns = slice(begin, end), slice(0, end)
+            panel, factors = out[:, rows, columns], (left[:, rows], right[:, :, columns])
+            if add is None:
+                torch.bmm(*factors, out=panel)
+            else:
+                torch.baddbmm(add[:, rows, columns], *factors, beta=b, alpha=c, out=panel)
+    if mirrored:
         jit.load("newton_schulz").mirror(out, a)
     elif a:
         out.diagonal(dim1=-2, dim2=-1).add_(a)
@@ -152,7 +153,7 @@ def _apply(P: Tensor, X: Tensor, tall: bool, a: float = 0.0) -> Tensor:
     factors = (X, P) if tall else (P, X)
     if _own(X.dtype, P.shape[-1]):
         out = torch.empty_like(X)
-        jit.load("newton_schulz").product(*factors, X if a else None, a, 1.0, 0.0, False, out)
+        jit.load("newton_schulz").product(*factors, X if a else None, a, 1.0, False, out)
         return out
     return torch.baddbmm(X, *factors, beta=a) if a else torch.bmm(*factors)
 

@@ -205,3 +205,38 @@ def test_triton_kernels_agree_with_float64_in_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, cwd=ROOT, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize(
+    ("M", "K", "N"), [(12, 256, 32), (13, 257, 33), (25, 5, 70), (1, 1, 1), (40, 0, 40)]
+)
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_product_of_any_size_and_strides_is_that_of_float64(
+    M: int, K: int, N: int, transposed: bool
+) -> None:
+    generator = torch.Generator().manual_seed(M)
+    left, right, add = (torch.randn(2, *s, generator=generator) for s in ((M, K), (K, N), (M, N)))
+    if transposed:
+        left, right = left.mT.contiguous().mT, right.mT.contiguous().mT
+    out = torch.full_like(add, float("nan"))
+    module.jit.load("newton_schulz").product(left, right, add, 0.5, -2.0, False, out)
+    expected = 0.5 * add.double() - 2.0 * left.double() @ right.double()
+    assert (out - expected).abs().max() < 1e-5 * max(1, K) ** 0.5 * 4
+
+
+@pytest.mark.parametrize("n", [1, 12, 31, 32, 45, 100])
+def test_a_mirrored_product_is_whole_and_symmetric_to_the_bit(n: int) -> None:
+    X = matrix((2, n, 70)).float()
+    out = torch.full((2, n, n), float("nan"))
+    ops = module.jit.load("newton_schulz")
+    ops.product(X, X.mT, None, 0.0, 1.0, True, out)
+    ops.mirror(out, 3.0)
+    expected = X.double() @ X.double().mT + 3 * torch.eye(n, dtype=torch.float64)
+    assert (out - expected).abs().max() < 1e-4
+    assert torch.equal(out, out.mT)
+
+
+def test_factors_that_do_not_fit_are_refused() -> None:
+    X = torch.randn(2, 4, 5)
+    with pytest.raises(RuntimeError, match="do not fit together"):
+        module.jit.load("newton_schulz").product(X, X, None, 0.0, 1.0, False, torch.empty(2, 4, 5))
