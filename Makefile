@@ -41,7 +41,7 @@ install: .venv/installed
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, {v[0]}.{v[1]} came: make PYTHON=python3.12")'
 	@command -v $${CXX:-c++} >/dev/null || { echo "a C++ compiler is needed: install g++ or clang++, or set CXX"; exit 1; }
 	@echo "installing into .venv (about a minute) ..."
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -m venv --clear .venv  # what a killed installation left would count as installed
 	@$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	@$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
