@@ -1,0 +1,57 @@
+"""What `pytest bench --benchmark` says of an implementation beside its peers."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from bench.conftest import DEVICE, beside
+from bench.contracts import Case, contract, ops
+from bench.goals import cases, lead
+
+pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the goals asked for are a CPU's")
+
+
+def blocks(**seconds: float) -> dict[str, list[float]]:
+    """Forty blocks an arm that scatter by a percent or so."""
+    rng = random.Random(0)
+    return {name: [rng.gauss(s, 0.01 * s) for _ in range(40)] for name, s in seconds.items()}
+
+
+def of(op: str) -> Case:
+    return contract(op).trial["cpu"][0]
+
+
+def test_the_fastest_peer_is_named_with_an_interval_around_the_ratio() -> None:
+    times = blocks(**{"torch eager": 4.0, "torch.compile": 2.0, "cpp": 1.0})
+    said = beside("rms_norm", of("rms_norm"), times)
+    ratio, low, high = (float(x.strip("[],")) for x in said.split(" x ")[0].split())
+    assert 1.9 < low <= ratio <= high < 2.1
+    assert said.endswith("x torch.compile, goal 1.5: yes")
+
+
+def test_a_goal_that_is_missed_says_no() -> None:
+    times = blocks(**{"torch eager": 4.0, "torch.compile": 1.2, "cpp": 1.0})
+    assert beside("rms_norm", of("rms_norm"), times).endswith("goal 1.5: no")
+
+
+def test_a_goal_against_another_than_the_fastest_peer_shows_both() -> None:
+    times = blocks(**{"torch eager": 0.5, "torch.compile": 2.0, "cpp": 1.0})
+    said = beside("rms_norm", of("rms_norm"), times)
+    assert "x torch eager" in said
+    assert "x torch.compile, goal 1.5: yes" in said
+
+
+def test_every_goal_names_a_peer_that_is_measured() -> None:
+    known = {"torch eager", "torch.compile", "fused", "sdpa"}
+    asked = [lead(op, case) for op in ops() for case in cases(op, "cpu")]
+    assert any(asked)
+    for goal in filter(None, asked):
+        assert set(goal.peers) <= known
+        assert goal.at_least >= 1
+
+
+def test_attention_is_measured_on_a_longer_context_with_and_without_a_window() -> None:
+    windows = {c.scalars["window"] for c in cases("attention", "cpu") if 1024 in c.inputs["q"].shape}  # fmt: skip
+    assert windows == {128, None}
