@@ -91,27 +91,23 @@ def why_not(op: str, index: int, arm: Arm) -> str:
     return measured.missing(op, cases(op, DEVICE)[index], arm, DEVICE)
 
 
-def beside(op: str, case: Case, times: Samples) -> str:
-    """How many times as fast as the fastest peer, and what the goal of this op says of that."""
-    ours = next(name for name in measured.OURS[DEVICE] if name in times)
-    peers = sorted((n for n in times if n != ours), key=lambda n: statistics.median(times[n]))
-    told = [_times_as_fast(times, ours, peers[0])]
-    goal = lead(op, case) if DEVICE == "cpu" else None
-    if goal is not None:
+def beside(op: str, case: Case, times: Samples, ours: str) -> str:
+    """How many times as fast as the fastest peer ours is, and what the goal of this op says of that."""
+    peers = sorted(times.keys() - set(measured.OURS[DEVICE]), key=lambda n: statistics.median(times[n]))  # fmt: skip
+    shown, words = [peers[0]], ""
+    if DEVICE == "cpu" and (goal := lead(op, case)):
         peer = next(name for name in peers if name in goal.peers)
-        if peer != peers[0]:
-            told.append(_times_as_fast(times, ours, peer))
-        reached = _estimated(times, ours, peer).ratio >= goal.at_least
-        told.append(f"goal {goal.at_least:g}: {'yes' if reached else 'no'}")
-    return ", ".join(told)
+        shown = list(dict.fromkeys((peers[0], peer)))
+        reached = _speed_up(times, ours, peer).ratio >= goal.at_least
+        words = f", goal {goal.at_least:g}: {'yes' if reached else 'no'}"
+    return ", ".join(_told(_speed_up(times, ours, peer), peer) for peer in shown) + words
 
 
-def _estimated(times: Samples, ours: str, peer: str) -> Estimate:
+def _speed_up(times: Samples, ours: str, peer: str) -> Estimate:
     return estimate([logs(times, peer, [ours])], [1.0], typical)
 
 
-def _times_as_fast(times: Samples, ours: str, peer: str) -> str:
-    found = _estimated(times, ours, peer)
+def _told(found: Estimate, peer: str) -> str:
     low, high = found.interval(CONFIDENCE)
     return f"{found.ratio:.2f} [{low:.2f}, {high:.2f}] x {peer}"
 
@@ -140,7 +136,7 @@ def replay(request: pytest.FixtureRequest) -> Callable[[str, Case, Arm, Samples]
         remaining = iter(times)
         benchmark.pedantic(lambda: clock.advance(next(remaining)), rounds=len(times))
         ours = arm.name in measured.OURS[DEVICE] and request.config.getoption("--benchmark")
-        words = beside(op, case, found) if ours else ""
+        words = beside(op, case, found, arm.name) if ours else ""
         ROWS.append(Row(op, case.label(), arm.name, 1e3 * median, **rates, beside=words))
 
     return hand_over

@@ -1,8 +1,8 @@
 """What a kernel is to reach: on a CPU so many times the speed of a peer that runs beside it, on one H100 milliseconds a call in bfloat16.
 
-The H100's peers are the best public ones. Their figures are medians of `triton.testing.do_bench` (CUDA events around each call, L2 flushed before it), torch 2.11, Triton 3.6; so a goal
-is held against a figure of that protocol (bench/runner/events.py) and not against the judge's clock. `floor` is the least traffic or
-arithmetic at this GPU's measured ceilings: 3.02 TB/s copied, 799 TFLOP/s.
+The H100's peers are the best public ones. Their figures are medians of `triton.testing.do_bench` (CUDA events around each call, L2 flushed
+before it), torch 2.11, Triton 3.6; so a goal is held against a figure of that protocol (bench/runner/events.py) and not against the judge's
+clock. `floor` is the least traffic or arithmetic at this GPU's measured ceilings: 3.02 TB/s copied, 799 TFLOP/s.
 """
 
 from __future__ import annotations

@@ -72,10 +72,7 @@ def _normalised(G: Tensor, dtype: torch.dtype) -> Tensor:
     """G as (B, M, N) in `dtype`, each matrix of Frobenius norm 1 / SAFETY, or zero."""
     X = G.reshape(math.prod(G.shape[:-2]), *G.shape[-2:])
     norm = torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True, dtype=torch.float32)
-    wide = X.to(
-        torch.promote_types(X.dtype, torch.float32)
-    )  # a product of two dtypes takes torch's CPU ten times as long
-    return (wide * (1 / (norm * SAFETY).clamp_min(TINY))).to(dtype).contiguous()
+    return (X * (1 / (norm * SAFETY).clamp_min(TINY))).to(dtype).contiguous()
 
 
 # ---- torch ----

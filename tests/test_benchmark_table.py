@@ -25,7 +25,7 @@ def of(op: str) -> Case:
 
 def test_the_fastest_peer_is_named_with_an_interval_around_the_ratio() -> None:
     times = blocks(**{"torch eager": 4.0, "torch.compile": 2.0, "cpp": 1.0})
-    said = beside("rms_norm", of("rms_norm"), times)
+    said = beside("rms_norm", of("rms_norm"), times, "cpp")
     ratio, low, high = (float(x.strip("[],")) for x in said.split(" x ")[0].split())
     assert 1.9 < low <= ratio <= high < 2.1
     assert said.endswith("x torch.compile, goal 1.5: yes")
@@ -33,12 +33,12 @@ def test_the_fastest_peer_is_named_with_an_interval_around_the_ratio() -> None:
 
 def test_a_goal_that_is_missed_says_no() -> None:
     times = blocks(**{"torch eager": 4.0, "torch.compile": 1.2, "cpp": 1.0})
-    assert beside("rms_norm", of("rms_norm"), times).endswith("goal 1.5: no")
+    assert beside("rms_norm", of("rms_norm"), times, "cpp").endswith("goal 1.5: no")
 
 
 def test_a_goal_against_another_than_the_fastest_peer_shows_both() -> None:
     times = blocks(**{"torch eager": 0.5, "torch.compile": 2.0, "cpp": 1.0})
-    said = beside("rms_norm", of("rms_norm"), times)
+    said = beside("rms_norm", of("rms_norm"), times, "cpp")
     assert "x torch eager" in said
     assert "x torch.compile, goal 1.5: yes" in said
 
