@@ -32,17 +32,58 @@ class Conduct:
 
     name: str
     judge: Judge
-    cold_s: float = 0.0
+    cold_s: float = 0.0  # the longest of its processes
     turn_cpu_s: float = 0.0
     turn_s: float = 0.0
+    idle_cpu_s: float = 0.0
+    idle_s: float = 0.0
     first_in_line: bool = False  # before other work of the machine
+    spread: bool = False  # over the cores, a thread each
+    _cold_s: float = 0.0
+    _turns: tuple[float, float] = (0.0, 0.0)
+    _peak: int = 0
+    _others: frozenset[int] = frozenset()
+
+    def live(self) -> None:
+        """Have a process of its own answer from now on, which has imported nothing of the candidate's yet."""
+        self._others = frozenset(processes.tree(self.judge.pid))
+        self.judge.ask("live")
+
+    def leave(self) -> None:
+        """End that process."""
+        self.rest()
+        self.judge.ask("leave")
+
+    def load(self, op: str) -> None:
+        """Import an op."""
+        started = time.monotonic()
+        self.judge.ask("load", op=op, tree=str(self.judge.tree))
+        self._cold_s = time.monotonic() - started
 
     def begin(self) -> None:
-        """Begin to count; what the runner did before belongs to its start and its first calls."""
-        self._pids = processes.tree(self.judge.pid)
+        """Begin to count; what the runner did before belongs to its start."""
+        self._pids = self._tree()
         self.first_in_line = precedence.take(self._pids)
         self._cpu, self._started = processes.cpu_seconds(self._pids), time.perf_counter()
-        self.turn_cpu_s = self.turn_s = 0.0
+        self._turns = self.turn_cpu_s, self.turn_s
+
+    def _tree(self) -> list[int]:
+        """The process that answers and all that it started."""
+        return [pid for pid in processes.tree(self.judge.pid) if pid not in self._others]
+
+    def settle(self) -> None:
+        """Give every thread that the runner has by now a core, where it computes on them."""
+        self.spread = self.judge.device == "cpu" and precedence.spread(self._pids)
+
+    def rest(self) -> None:
+        """Add to the books what is new since it began, or since this was last called."""
+        pids = self._tree()
+        cpu, now = processes.cpu_seconds(pids), time.perf_counter()
+        turn_cpu_s, turn_s = self.turn_cpu_s - self._turns[0], self.turn_s - self._turns[1]
+        self.idle_cpu_s += cpu - self._cpu - turn_cpu_s
+        self.idle_s += now - self._started - turn_s
+        self._cpu, self._started, self._turns = cpu, now, (self.turn_cpu_s, self.turn_s)
+        self._peak = max(self._peak, processes.peak_bytes(pids))
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -60,13 +101,11 @@ class Conduct:
 
     def end(self, threads: int) -> None:
         """Raises Refused for work outside of its turns, and for more threads than `threads` in them."""
-        cpu = processes.cpu_seconds(processes.tree(self.judge.pid)) - self._cpu
-        idle_s = time.perf_counter() - self._started - self.turn_s
-        idle_cpu_s = cpu - self.turn_cpu_s
-        if idle_cpu_s > IDLE_SHARE * idle_s + IDLE_SLACK_S:
+        self.rest()
+        if self.idle_cpu_s > IDLE_SHARE * self.idle_s + IDLE_SLACK_S:
             raise Refused(
                 "background",
-                f"the {self.name} used {idle_cpu_s:.2f} s of processor time in {idle_s:.2f} s in which it was asked for nothing: "
+                f"the {self.name} used {self.idle_cpu_s:.2f} s of processor time in {self.idle_s:.2f} s in which it was asked for nothing: "
                 "work has to be done within the call, and no thread or process may run on",
             )
         if self.turn_cpu_s > THREADS_FACTOR * threads * self.turn_s + IDLE_SLACK_S:
@@ -87,7 +126,8 @@ class Conduct:
 
     def first(self, seconds: float) -> None:
         """Add a first call to the time of starting. Raises Refused where that is too long."""
-        self.cold_s += seconds
+        self._cold_s += seconds
+        self.cold_s = max(self.cold_s, self._cold_s)
         if self.cold_s > COLD_LIMIT_S:
             raise Refused(
                 "cold start",
@@ -96,7 +136,8 @@ class Conduct:
             )
 
     def peak_bytes(self) -> int:
-        return processes.peak_bytes(processes.tree(self.judge.pid))
+        """Of the largest of its processes so far."""
+        return max(self._peak, processes.peak_bytes(self._tree()))
 
 
 def no_memory_hog(incumbent: Conduct, candidate: Conduct) -> None:

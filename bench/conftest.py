@@ -22,7 +22,7 @@ from bench import arms as measured
 from bench.contracts import Case, contract
 from bench.goals import cases, lead
 from bench.interval import CONFIDENCE
-from bench.ratio import Estimate, estimate, logs, typical
+from bench.ratio import Estimate, estimate, logs, stretches, typical
 from bench.roofline import bound_seconds
 from bench.timing import Arm, Samples, sample
 
@@ -104,7 +104,7 @@ def beside(op: str, case: Case, times: Samples, ours: str) -> str:
 
 
 def _speed_up(times: Samples, ours: str, peer: str) -> Estimate:
-    return estimate([logs(times, peer, [ours])], [1.0], typical)
+    return estimate(stretches(logs(times, peer, [ours])), [1.0], typical)
 
 
 def _told(found: Estimate, peer: str) -> str:

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.contracts import contract, ops
-from bench.ratio import Estimate, estimate, fast, logs
-from bench.rounds import Arm, Samples, prepare
+from bench.ratio import Estimate, estimate, fast, logs, stretches
+from bench.rounds import Arm, Samples, bring, prepare
 from bench.threads import one_thread
 from bench.timing import runners_of
 
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def deviations(samples: Samples) -> list[Estimate]:
     """Of each arm against the mean of all others."""
     others = {name: [other for other in samples if other != name] for name in samples}
-    return [estimate([logs(samples, name, others[name])], [1.0], fast) for name in samples]
+    return [estimate(stretches(logs(samples, name, others[name])), [1.0], fast) for name in samples]
 
 
 def _line(label: str, found: Sequence[Estimate], rounds: int) -> str:
@@ -58,8 +58,11 @@ def _rounds(op: str, runners: int, seconds: float) -> list[tuple[str, Samples]]:
     arms = [Arm(str(i), ROOT) for i in range(runners)]
     with runners_of(op, arms, "cpu") as started:
         prepared = prepare(asked, cases, arms, started, rng)
+        bring(prepared)
         for rounds in prepared:
             rounds.begin()
+        for runner in started:
+            runner.settle()
         until = time.monotonic() + seconds
         with one_thread():
             while time.monotonic() < until or prepared[0].found.rounds() < len(arms):

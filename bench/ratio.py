@@ -1,13 +1,12 @@
-"""How sure a measured ratio is: a bootstrap over blocks of consecutive rounds, for one shape and for a weighted mix of shapes.
+"""How sure a measured ratio is: from how much its parts differ, for one shape and for a weighted mix of shapes.
 
 What else a machine does only ever adds to a block's time: half of the blocks of equal kernels lie within 10 % above the fastest and the rest up to
-45 %. So an arm's time is the mean of the fastest third of its blocks, which scatters from comparison to comparison by 0.9 % where the middle
-of the paired ratios does by 1.5 % (results/LOG.md). That says nothing of a kernel which is fast in one block of three, so that
+45 %. So an arm's time is the mean of the faster half of its blocks. That says nothing of a kernel which is fast in one block of two, so that
 bench/speed.py holds it against what is `typical`, the middle half of the paired ratios. results/timer.md has how often all this is wrong.
 
-Noise of a machine lasts longer than a round (another process has a core for a while), so that rounds that follow each other are alike:
-what is resampled are runs of them, sqrt(rounds) long, and not single ones. The bootstrap gives the standard error; the interval is as
-wide as Student's t with as many degrees of freedom as there are runs, because the quantiles of a bootstrap over few runs are too narrow.
+Processes of one kernel differ, by 0.3 to 2.7 % (standard deviation, three processors, results/LOG.md): where code and memory lie is drawn anew for
+each. Noise of a machine lasts longer than a round. Neither is seen in how blocks of one process scatter. So a measurement has parts that
+share neither, each gives a ratio, and the interval is that of their mean by Student's t.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-BOOTSTRAP = 1000
+STRETCHES = 12
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 Statistic = Callable[[Numbers], Numbers]
@@ -59,9 +58,9 @@ def logs(samples: Mapping[str, Sequence[float]], over: str, under: Sequence[str]
 
 
 def fast(times: Numbers) -> Numbers:
-    """(arms, ..., rounds) to the log ratio of the fastest third of an arm's blocks to those of the others, (...)."""
-    third = max(1, times.shape[-1] // 3)
-    means = np.partition(times, third - 1, axis=-1)[..., :third].mean(axis=-1)
+    """(arms, rounds) to the log ratio of the faster half of an arm's blocks to those of the others."""
+    half = -(-times.shape[-1] // 2)
+    means = np.partition(times, half - 1, axis=-1)[..., :half].mean(axis=-1)
     found: Numbers = means[0] - means[1:].mean(axis=0)
     return found
 
@@ -74,28 +73,19 @@ def typical(times: Numbers) -> Numbers:
     return found
 
 
-def estimate(cases: Sequence[Numbers], weights: Sequence[float], statistic: Statistic) -> Estimate:
-    """Of the `logs` of each case, and the shares of the incumbent's time that its cases have (of any sum)."""
+def estimate(
+    parts: Sequence[Sequence[Numbers]], weights: Sequence[float], statistic: Statistic
+) -> Estimate:
+    """Of parts (two at least), each with the `logs` of every case, and the shares of the incumbent's time that cases have (of any sum)."""
     share = np.asarray(weights) / np.sum(weights)
-    generator = np.random.default_rng(0)
-    centre = float(share @ np.exp([float(statistic(x)) for x in cases]))
-    drawn = share @ np.exp([statistic(_resampled(x, generator)) for x in cases])
-    # Each case has as many degrees of freedom as runs less one, pooled as Satterthwaite does where cases are equally noisy.
-    freedoms = np.array([x.shape[-1] / _run(x) - 1 for x in cases])
-    freedom = float(np.sum(share**2) ** 2 / np.sum(share**4 / freedoms))
-    error = float(np.std(np.log(drawn), ddof=1)) * math.sqrt(1 + 1 / freedom)
-    return Estimate(math.log(centre), error, freedom)
+    found = [math.log(share @ np.exp([float(statistic(x)) for x in part])) for part in parts]
+    return Estimate(
+        float(np.mean(found)),
+        float(np.std(found, ddof=1)) / math.sqrt(len(found)),
+        len(found) - 1,
+    )
 
 
-def _run(times: Numbers) -> int:
-    """Rounds that are drawn together."""
-    return round(math.sqrt(times.shape[-1]))
-
-
-def _resampled(times: Numbers, generator: np.random.Generator) -> Numbers:
-    """(arms, resamples, rounds); runs begin anywhere, and go on at the beginning after the last round."""
-    rounds, length = times.shape[-1], _run(times)
-    starts = generator.integers(0, rounds, (BOOTSTRAP, -(-rounds // length), 1))
-    drawn = (starts + np.arange(length)).reshape(BOOTSTRAP, -1)[:, :rounds] % rounds
-    found: Numbers = times[:, drawn]
-    return found
+def stretches(times: Numbers) -> list[list[Numbers]]:
+    """Rounds of one case and one process, cut into parts that follow each other; four rounds at least."""
+    return [[part] for part in np.array_split(times, min(STRETCHES, times.shape[-1] // 2), axis=1)]

@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from bench.staging import Contents, Stage
 
 BLOCK_S = 0.005  # of calls; the request itself takes 0.1 ms
 LONGEST_BLOCK_S = 0.040  # of the slower arm
-WARM_UP_S = 0.2
+WARM_UP_S = 0.2  # until it is known how long a call takes
 CALL_TIMEOUT_S = 120.0
-ALONE_EVERY = 4  # rounds
+ALONE_EVERY = 12  # rounds
 ALONE_ROUNDS = 25  # where a saving is claimed, at least
 ALONE_S = 4.0  # asked on for so long where noise leaves it open
 FORWARD_ROUNDS = 5
@@ -59,17 +59,19 @@ class Spent:
 @dataclass
 class Measured:
     """Seconds a call, by arm and block: `row` in blocks of many calls (its clocks beside it: `wall`, `thread`), `alone` in blocks of one,
-    `forward` without backward."""
+    `forward` without backward. Rounds of one part were run by other processes, or at another time, than those of another."""
 
     row: Samples
     wall: Samples
     thread: Samples
     alone: Samples
     forward: Samples
+    parts: list[int] = field(default_factory=list)  # how many rounds there were at the end of each
 
     @classmethod
     def nothing(cls, arms: Sequence[Arm]) -> Measured:
-        return cls(*(_nothing(arms) for _ in range(5)))
+        row, wall, thread, alone, forward = (_nothing(arms) for _ in range(5))
+        return cls(row, wall, thread, alone, forward)
 
     def rounds(self) -> int:
         return min(map(len, self.row.values()), default=0)
@@ -165,15 +167,19 @@ class Rounds:
         stages = {table.arm.name: table.stage for table in self.tables}
         self.audit = Audit(self.contents, stages, runners[0].judge.device, rng)
         self.found = Measured.nothing(arms)
-        self.calls = 1
+        self.calls = 0
 
     def begin(self) -> None:
-        """Warm up, and settle how many calls a block has: in all arms as many, so that the request and the copied call weigh alike."""
-        seeds = [self.rng.getrandbits(48) for _ in self.tables]
-        with (
-            ThreadPoolExecutor() as pool
-        ):  # 1.5 s an arm, most of it imports; `map` raises what one raised
-            list(pool.map(Table.answer_first, self.tables, seeds))
+        """Ask each arm's process for its first call, and warm it up."""
+        seed = self.rng.getrandbits(48)
+        with ThreadPoolExecutor() as pool:  # `map` raises what one raised
+            list(pool.map(lambda table: table.answer_first(seed), self.tables))
+        if not self.calls:
+            self._settle()
+        self._ask(self.calls)  # a round that does not count
+
+    def _settle(self) -> None:
+        """How many calls a block has: in all arms as many, so that the request and the copied call weigh alike."""
         speeds = [table.warm_up(self.rng) for table in self.tables]
         seed = self.rng.getrandbits(48)
         for table in self.tables:
@@ -189,6 +195,9 @@ class Rounds:
             found.thread[name].append(spent.thread / self.calls)
         if self.calls > 1 and found.rounds() % ALONE_EVERY == 1:
             self._alone()
+
+    def end_part(self) -> None:
+        self.found.parts.append(self.found.rounds())
 
     def finish(self, *, pair: bool) -> None:
         """`pair`: an incumbent and a candidate are among the arms, of which it is to be known what a call asked alone saves."""
@@ -231,14 +240,18 @@ def prepare(
     runners: Sequence[Conduct],
     rng: random.Random,
 ) -> list[Rounds]:
-    """The cases beside each other in the runners' memory, so that rounds of one may follow rounds of another."""
+    """The cases beside each other in the runners' memory, so that rounds of one may follow rounds of another; `bring` them there."""
     for runner in runners:
         runner.judge.arena.reset()
     prepared: list[Rounds] = []
     for case in cases:
         first = sum(rounds.contents.sets() for rounds in prepared)
         prepared.append(Rounds(asked, case, arms, runners, rng, first=first, share=len(cases)))
-    if runners[0].judge.device == "cpu":
+    return prepared
+
+
+def bring(prepared: Sequence[Rounds]) -> None:
+    """Let the processes that answer now take the input sets over; those of a GPU bring what a block asks for, before it."""
+    if prepared[0].tables[0].judge.device == "cpu":
         for tables in zip(*(rounds.tables for rounds in prepared), strict=True):
             tables[0].bring([call for table in tables for call in table.stage.calls])
-    return prepared

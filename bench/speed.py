@@ -1,9 +1,9 @@
 """What a comparison of speed concludes, and when one kernel is called faster than another.
 
-Blocks of calls tell how much a process scatters, not by how much processes of the same kernel differ, which lie elsewhere in memory: six at a
-time by 0.2 to 0.9 % (standard deviation, five shapes), on one shape one of the six by 2.7 to 6.5 %. So of 40 placebos two were kept whose interval
-over blocks excluded 1. What is called faster or slower by less than NEAR is therefore compared once more, by runners that are started anew, and
-the interval that is reported spans both (results/LOG.md).
+An interval knows how much new processes of the same runners differ. What runners themselves differ by (their first process, of which all others are
+copies, and the memory that they are lent) it does not see: of equal kernels, qk_norm_rope's ratios lay by 1.2 to 2.1 standard errors from 1, in place
+of 1 (standard deviation of 4 to 7). So what is called faster or slower by less than NEAR is compared once more, by runners that are
+started anew, and the interval that is reported spans both (results/LOG.md).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 from bench.clocks import Reading
 
-CONFIDENCE = 0.995  # of an interval over the blocks of one start
+CONFIDENCE = 0.995  # of an interval of one start
 SHAPE_SHARE = 0.05  # so much slower may a shape of the model become for what others win
-NEAR = 0.10  # no process has differed from another of the same kernel by as much
+NEAR = 0.10  # no runner has differed from another of the same kernel by as much
 
 Figures = dict[str, float]
 
@@ -26,15 +26,18 @@ Figures = dict[str, float]
 class Comparison:
     """Candidate time / incumbent time in the trial's mix of calls: below one is faster. `low` and `high` bound it with CONFIDENCE, and are
     further apart by half of what the incumbent differs from itself, where that is more than noise (`placebo`: that ratio, and its bounds).
+
     Of several starts of the runners the ratio is the mean, and all bounds span those of each.
 
     shapes:         each shape's own ratio, times (of the first start), and how often a step calls it, in the contract's order
     arms:           of the last start's incumbent and candidate the seconds of import and first calls, the largest memory in MB, the processors
-                    that were busy with it while it was asked (less than one where other work took them), and 1 where it had precedence
-    typical:        the ratio in the middle of all blocks, where the ratio itself is of the fastest third (bench/ratio.py)
+                    that were busy with it while it was asked (less than one where other work took them), and 1 where it had precedence and a core for
+                    each thread
+    typical:        the ratio in the middle of all blocks, where the ratio itself is of the faster half (bench/ratio.py)
     wall, thread:   the same ratio by the clock on the wall and by processor time alone
     stopped:        why no further rounds were run
     clocks:         a GPU's before and after
+    parts:          of the time, on a CPU each with processes of its own
     starts:         how often the runners were started
     """
 
@@ -50,6 +53,7 @@ class Comparison:
     thread: Figures = field(default_factory=dict)
     stopped: str = ""
     clocks: list[Reading] = field(default_factory=list)
+    parts: int = 1
     starts: int = 1
 
     @property
@@ -101,6 +105,7 @@ class Comparison:
             thread=_spanned(self.thread, again.thread),
             stopped=f"{self.stopped}; started anew: {again.stopped}",
             clocks=[*self.clocks, *again.clocks],
+            parts=self.parts + again.parts,
             starts=self.starts + again.starts,
         )
 

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "results" / "timer.tsv"
 REPORT = ROOT / "results" / "timer.md"
 COLUMNS = (
-    "kind op load others threads said expected ratio low high placebo_low placebo_high wall thread starts rounds seconds stopped"
+    "kind op load others threads said expected ratio low high placebo_low placebo_high wall thread starts parts rounds seconds stopped"
 ).split()
 PLANTED_OP = "rms_norm"
 # Passes of a call beside the one that gradients flow through, which takes with its backward and what the judge copies as long as five to ten of
@@ -153,6 +153,7 @@ def _compared(kind: str, trees: dict[str, Path], load: bool) -> dict[str, str]:
         | {
             "said": said,
             "starts": str(found.starts),
+            "parts": str(found.parts),
             "rounds": str(found.blocks),
             "seconds": f"{found.seconds:.1f}",
             "stopped": found.stopped,

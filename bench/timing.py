@@ -8,8 +8,10 @@ of those are compared with float64 (bench/audit.py). Training ops are timed forw
 
 A comparison is the candidate's time over the incumbent's, with an interval (bench/ratio.py) for each case and for their mix, in which a
 case weighs as much as a step of the model calls it. The incumbent runs twice, in two runners: both are what the candidate is held against,
-and where they differ by more than noise the interval is as much wider. Runners come before other work of the machine where the user may
-give them that (bench/sandbox/precedence.py). A comparison stops early where the answer is clear, or where nothing will be shown in time, and
+and where they differ by more than noise the interval is as much wider. Because processes of one kernel differ, all three go on as new processes
+PARTS times (bench/runner/lives.py), and the interval comes from how much these parts differ; a GPU's cannot be forked, and its parts are
+stretches of time. Runners come before other work of the machine where the user may give them that, with a core for each thread
+(bench/sandbox/precedence.py). A comparison stops early where the answer is clear, or where nothing will be shown in time, and
 what it calls faster or slower by little is to be found twice, by runners that were started anew (bench/speed.py).
 
 It is refused, whatever its ratio, where a block is faster than this machine can be, where time that is saved in a row of calls is not saved by
@@ -20,15 +22,18 @@ a call that is asked alone (bench/savings.py), where a runner worked while it wa
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import random
 import secrets
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from bench import clocks, device_memory, roofline
@@ -37,7 +42,7 @@ from bench.conduct import Conduct, no_memory_hog
 from bench.contracts import Case, Contract, contract
 from bench.judge import Judge, Refused
 from bench.ratio import Estimate, Statistic, estimate, fast, logs, typical
-from bench.rounds import Arm, Measured, Rounds, Samples, Table, prepare
+from bench.rounds import Arm, Measured, Rounds, Samples, Table, bring, prepare
 from bench.speed import CONFIDENCE, Comparison
 from bench.staging import Contents
 from bench.threads import one_thread
@@ -45,9 +50,11 @@ from bench.threads import one_thread
 __all__ = ["Arm", "Measured", "Samples", "compare", "measure", "runners_of", "sample"]
 
 LIMIT_S = 20.0  # of a comparison, from each start of its runners
-END_S = 2.0  # of that for the audit and the last questions
-ROUNDS = 25  # of each case, at least: fewer are three runs of a bootstrap over blocks, which says nothing of its own error
-LOOKS = (1 / 3, 2 / 3)  # shares of the time at which a comparison may stop
+END_S = 1.5  # of that for the audit and the last questions
+PARTS = 16  # of the time; on a CPU each has processes of its own, which takes 0.3 s of it
+LEAST = 5  # of them, where one takes longer than its share
+ROUNDS = 3  # of each case in a part, at least
+LOOKS = (5, 10)  # parts after which a comparison may stop
 EARLY_CONFIDENCE = 0.999  # with which it stops because the answer is clear
 HOPE = 0.02  # chance that an answer comes, below which it stops
 PLACEBO_CONFIDENCE = 0.99  # with which the incumbent differs from itself: its two processes lie unequally, or the machine is too busy
@@ -71,11 +78,11 @@ def compare(
     cases = [case for case in asked.trial[device] if case.calls] if cases is None else cases
     arms = (Arm("incumbent", incumbent), Arm("placebo", incumbent), Arm("candidate", candidate))
     rng = random.Random(secrets.randbits(48) if seed is None else seed)
-    found = _started(op, arms, cases, rng, device, limit_s)
-    return found.joined(_started(op, arms, cases, rng, device, limit_s)) if found.near else found
+    found = _once(op, arms, cases, rng, device, limit_s)
+    return found.joined(_once(op, arms, cases, rng, device, limit_s)) if found.near else found
 
 
-def _started(
+def _once(
     op: str,
     arms: Sequence[Arm],
     cases: Sequence[Case],
@@ -86,21 +93,20 @@ def _started(
     """A comparison by runners that are started for it."""
     started = time.monotonic()
     asked = contract(op)
-    with runners_of(op, arms, device) as runners:
+    with _started(arms, device) as runners:
         prepared = prepare(asked, cases, arms, runners, rng)
-        for rounds in prepared:
-            rounds.begin()
         before = clocks.read(device)
         with one_thread():
-            stopped = _run(prepared, started + limit_s - END_S)
-            after = clocks.read(device)
-            rows = []
-            for rounds in prepared:
+            stopped = _run(op, prepared, runners, started + limit_s - END_S)
+        after = clocks.read(device)
+        rows = []
+        for rounds in prepared:
+            with one_thread():
                 rounds.finish(pair=True)
-                _possible(asked, rounds.case, rounds.found.wall, device)
-                rows.append(_row(rounds))
-                if rounds.found.alone["candidate"] and rows[-1]["high"] < 1:
-                    rounds.found.savings().check(rounds.case)
+            _possible(asked, rounds.case, rounds.found.wall, device)
+            rows.append(_row(rounds))
+            if rounds.found.alone["candidate"] and rows[-1]["high"] < 1:
+                rounds.found.savings().check(rounds.case)
         for runner in runners:
             _once_more(asked, arms, runner, rng)
             runner.end(torch.get_num_threads())
@@ -119,6 +125,7 @@ def _started(
                 "peak_mb": round(runner.peak_bytes() / 2**20),
                 "processors": round(runner.turn_cpu_s / runner.turn_s, 2),
                 "first_in_line": float(runner.first_in_line),
+                "spread": float(runner.spread),
             }
             for name, runner in watched.items()
         }
@@ -134,24 +141,54 @@ def _started(
         _figures(_mix(prepared, "thread"), CONFIDENCE),
         stopped,
         [reading for reading in (before, after) if reading],
+        len(prepared[0].found.parts),
     )
 
 
-def _run(prepared: Sequence[Rounds], deadline: float) -> str:
-    """Rounds of each case by turns until the time is used or the end is clear; in words, why they ended."""
-    began = time.monotonic()
-    looks = [began + share * (deadline - began) for share in LOOKS]
-    while time.monotonic() < deadline or prepared[0].found.rounds() < ROUNDS:
+def _run(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], deadline: float) -> str:
+    """Part after part until the time is used or the end is clear; in words, why they ended."""
+    began, device = time.monotonic(), runners[0].judge.device
+    for part in itertools.count(1):
+        if part == 1 or device == "cpu":
+            _renew(op, prepared, runners, first=part == 1)
+        until = began + part / PARTS * (deadline - began)
+        for done in itertools.count():
+            if done >= ROUNDS and time.monotonic() > until:
+                break
+            for rounds in prepared:
+                rounds.round()
         for rounds in prepared:
-            rounds.round()
-        if looks and time.monotonic() > looks[0] and prepared[0].found.rounds() >= ROUNDS:
-            share = (looks.pop(0) - began) / (deadline - began)
+            rounds.end_part()
+        if part >= LEAST and time.monotonic() >= deadline:
+            return "the time was used"
+        if part in LOOKS:
             low, high = _bounds(prepared, EARLY_CONFIDENCE)
             if not low <= 1.0 <= high:
-                return f"clear after {share:.0%} of the time"
-            if _mix(prepared).chance(CONFIDENCE, share) < HOPE:
-                return f"hopeless after {share:.0%} of the time"
-    return "the time was used"
+                return f"clear after {part / PARTS:.0%} of the time"
+            if _mix(prepared).chance(CONFIDENCE, part / PARTS) < HOPE:
+                return f"hopeless after {part / PARTS:.0%} of the time"
+    raise AssertionError("a count without end has ended")
+
+
+def _renew(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], *, first: bool) -> None:
+    """Have the op loaded, brought its input sets and warmed up: on a CPU by a new process of each runner."""
+
+    def load(runner: Conduct) -> None:
+        if runner.judge.device == "cpu":
+            if not first:
+                runner.leave()
+            runner.live()
+        runner.load(op)
+
+    with ThreadPoolExecutor() as pool:  # `map` raises what one raised
+        list(pool.map(load, runners))
+    bring(prepared)
+    for runner in runners:
+        runner.begin()
+    for rounds in prepared:
+        rounds.begin()
+    for runner in runners:
+        runner.settle()
 
 
 def _mix(prepared: Sequence[Rounds], clock: str = "row", statistic: Statistic = fast) -> Estimate:
@@ -175,11 +212,17 @@ def _placebo(prepared: Sequence[Rounds]) -> Estimate:
 def _of(
     prepared: Sequence[Rounds], clock: str, over: str, under: Sequence[str], statistic: Statistic
 ) -> Estimate:
-    samples: list[Samples] = [getattr(rounds.found, clock) for rounds in prepared]
     weights = [
         rounds.case.calls * statistics.median(rounds.found.row["incumbent"]) for rounds in prepared
     ]
-    return estimate([logs(found, over, under) for found in samples], weights, statistic)
+    parts = zip(
+        *(
+            np.split(logs(getattr(each.found, clock), over, under), each.found.parts[:-1], axis=1)
+            for each in prepared
+        ),
+        strict=True,
+    )
+    return estimate(list(parts), weights, statistic)
 
 
 def _figures(found: Estimate, level: float) -> dict[str, float]:
@@ -217,8 +260,12 @@ def measure(
 ) -> Measured:
     """Interleaved blocks of one case until the time is used, at least `least` rounds of them; what compiles does so before.
     Raises Refused for a wrong answer."""
-    (rounds,) = prepare(asked, [case], arms, runners, rng)
+    prepared = prepare(asked, [case], arms, runners, rng)
+    (rounds,) = prepared
+    bring(prepared)
     rounds.begin()
+    for runner in runners:
+        runner.settle()
     deadline = time.monotonic() + limit_s
     with one_thread():
         while rounds.found.rounds() < least or time.monotonic() < deadline:
@@ -230,6 +277,16 @@ def measure(
 @contextlib.contextmanager
 def runners_of(op: str, arms: Sequence[Arm], device: str) -> Iterator[list[Conduct]]:
     """A runner for each arm, with the op loaded, as `measure` wants them."""
+    with _started(arms, device) as runners:
+        for runner in runners:
+            runner.load(op)
+            runner.begin()
+        yield runners
+
+
+@contextlib.contextmanager
+def _started(arms: Sequence[Arm], device: str) -> Iterator[list[Conduct]]:
+    """A runner for each arm, which has imported torch and nothing of a candidate."""
     with contextlib.ExitStack() as stack:
         # On a GPU, tensors that travelled through the host would do so while the clock runs.
         judges = [
@@ -240,13 +297,7 @@ def runners_of(op: str, arms: Sequence[Arm], device: str) -> Iterator[list[Condu
         ]
         runners = [Conduct(arm.name, judge) for arm, judge in zip(arms, judges, strict=True)]
         for runner in runners:
-            runner.judge.ask(
-                "stage", calls=[]
-            )  # answered once torch is imported, which is not the candidate's time
-            started = time.monotonic()
-            runner.judge.ask("load", op=op, tree=str(runner.judge.tree))
-            runner.cold_s = time.monotonic() - started
-            runner.begin()
+            runner.judge.ask("stage", calls=[])  # answered once torch is imported
         yield runners
 
 

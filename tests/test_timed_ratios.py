@@ -14,9 +14,9 @@ from agent import gates
 from bench import timing
 from bench.contracts import contract, ops
 from bench.process_scatter import deviations
-from bench.ratio import Estimate, Statistic, estimate, fast, logs, typical
+from bench.ratio import Estimate, Statistic, estimate, fast, logs, stretches, typical
 from bench.speed import CONFIDENCE, Comparison
-from bench.timing import HOPE
+from bench.timing import HOPE, PARTS
 
 SHAPE = {"case": "x[2048, 192]", "calls": 6, "blocks": 60, "ratio": 1.0, "low": 0.98, "high": 1.02}
 FOUND = Comparison(
@@ -34,29 +34,43 @@ def times(rng: np.random.Generator, rounds: int, lasting: float, ratio: float = 
     return found
 
 
-@pytest.mark.parametrize("lasting", [0.0, 0.3])
-@pytest.mark.parametrize("rounds", [30, 120])
-def test_the_interval_of_equal_kernels_misses_one_as_seldom_as_it_says(
-    rounds: int, lasting: float
-) -> None:
-    rng, missed, comparisons = np.random.default_rng(1), 0, 150
+def parts(
+    rng: np.random.Generator, processes: float, ratio: float = 1.0, number: int = PARTS
+) -> list[list[np.ndarray]]:
+    """Two cases in each part, whose processes lie `processes` apart (standard deviation of each)."""
+    found = []
+    for _ in range(number):
+        apart = rng.normal(0, processes, (3, 1))
+        found.append([times(rng, 20, 0.3, ratio) + apart for _ in range(2)])
+    return found
+
+
+@pytest.mark.parametrize("processes", [0.0, 0.03])
+def test_the_interval_of_equal_kernels_misses_one_as_seldom_as_it_says(processes: float) -> None:
+    """However much processes of one kernel differ."""
+    rng, missed, comparisons = np.random.default_rng(1), 0, 400
     for _ in range(comparisons):
-        cases = [times(rng, rounds, lasting) for _ in range(2)]
-        low, high = estimate(cases, [2.0, 1.0], fast).interval(0.95)
+        low, high = estimate(parts(rng, processes), [2.0, 1.0], fast).interval(0.95)
         missed += not low <= 1.0 <= high
-    assert missed / comparisons < 0.1
+    assert 0.02 < missed / comparisons < 0.08
 
 
-def test_a_difference_of_five_percent_is_found_in_the_rounds_of_one_comparison() -> None:
+def test_parts_that_are_cut_from_one_process_do_not_see_how_much_processes_differ() -> None:
+    rng, missed = np.random.default_rng(4), 0
+    for _ in range(100):
+        one = times(rng, 240, 0.0) + rng.normal(0, 0.03, (3, 1))
+        low, high = estimate(stretches(one), [1.0], fast).interval(0.95)
+        missed += not low <= 1.0 <= high
+    assert missed > 20
+
+
+def test_a_difference_of_five_percent_is_found_in_the_parts_of_one_comparison() -> None:
     rng = np.random.default_rng(2)
-    found = [
-        estimate([times(rng, 120, 0.0, 1.05) for _ in range(2)], [1.0, 1.0], fast)
-        for _ in range(100)
-    ]
+    found = [estimate(parts(rng, 0.01, 1.05), [1.0, 1.0], fast) for _ in range(100)]
     assert sum(x.interval(CONFIDENCE)[0] > 1 for x in found) >= 95
 
 
-def test_what_only_adds_to_a_time_moves_the_fastest_third_less_than_the_middle() -> None:
+def test_what_only_adds_to_a_time_moves_the_faster_half_less_than_the_middle() -> None:
     rng = np.random.default_rng(6)
     found = [times(rng, 60, 0.0) for _ in range(200)]
     assert np.std([fast(x) for x in found]) < 0.7 * np.std([typical(x) for x in found])
@@ -64,11 +78,12 @@ def test_what_only_adds_to_a_time_moves_the_fastest_third_less_than_the_middle()
 
 def test_a_shape_weighs_as_much_as_its_share_of_the_time() -> None:
     rng = np.random.default_rng(3)
-    slower, faster = (times(rng, 64, 0.0, ratio) * 1e-3 for ratio in (1.0, 1.0))
-    slower[0] += np.log(1.10)
-    faster[0] += np.log(0.90)
-    assert estimate([slower, faster], [1.0, 1.0], fast).ratio == pytest.approx(1.0, abs=2e-3)
-    assert estimate([slower, faster], [3.0, 1.0], fast).ratio == pytest.approx(1.05, abs=2e-3)
+    found = [[times(rng, 8, 0.0) * 1e-3 for _ in range(2)] for _ in range(PARTS)]
+    for slower, faster in found:
+        slower[0] += np.log(1.10)
+        faster[0] += np.log(0.90)
+    assert estimate(found, [1.0, 1.0], fast).ratio == pytest.approx(1.0, abs=2e-3)
+    assert estimate(found, [3.0, 1.0], fast).ratio == pytest.approx(1.05, abs=2e-3)
 
 
 @pytest.mark.parametrize("statistic", [fast, typical])
@@ -94,11 +109,12 @@ def test_hope_is_small_for_equal_kernels_and_large_for_a_difference_that_is_near
 
 
 def blocks(incumbent: float, placebo: float, candidate: float) -> list[Any]:
-    """Sixty rounds of one case, as a comparison holds them; seconds a call of each arm."""
+    """Sixty rounds of one case in twelve parts, as a comparison holds them; seconds a call of each arm."""
     rng = np.random.default_rng(5)
     means = {"incumbent": incumbent, "placebo": placebo, "candidate": candidate}
     row = {name: list(mean * np.exp(rng.normal(0, 0.02, 60))) for name, mean in means.items()}
-    return [SimpleNamespace(case=SimpleNamespace(calls=1), found=SimpleNamespace(row=row))]
+    found = SimpleNamespace(row=row, parts=list(range(5, 61, 5)))
+    return [SimpleNamespace(case=SimpleNamespace(calls=1), found=found)]
 
 
 def test_where_the_incumbents_two_runners_differ_a_difference_of_that_size_is_none() -> None:
@@ -146,7 +162,7 @@ def test_a_small_difference_is_measured_again_by_runners_that_are_started_anew(
         starts.append(op)
         return found
 
-    monkeypatch.setattr(timing, "_started", started)
+    monkeypatch.setattr(timing, "_once", started)
     whole = timing.compare("rms_norm", Path("a"), Path("b"))
     assert (len(starts), whole.starts) == (asked, asked)
     assert whole.blocks == asked * found.blocks

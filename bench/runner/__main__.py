@@ -1,7 +1,8 @@
 """The only process that imports candidate code. It fills the judge's buffers and answers plain JSON; it decides nothing.
 
 Requests (`do`), each answered once with {"nonce", "ok", ...}; those of a call are in calls.py, of a measurement in
-blocks.py, of memory in lending.py, of a trial in training.py, of a recording in recording.py, of advice in profiling.py, inspecting.py and events.py, and here
+blocks.py, of memory in lending.py, of processes in lives.py, of a trial in training.py, of a recording in recording.py, of advice in profiling.py, inspecting.py
+and events.py, and here
 
     load      {tree, op?}                        put the tree on the path, import kernels.<op>        -> {implementations, default}
     state     {}                                 what of the process's state has changed since before the import  -> {changed}
@@ -12,6 +13,7 @@ blocks.py, of memory in lending.py, of a trial in training.py, of a recording in
 from __future__ import annotations
 
 import gc
+import os
 import socket
 import sys
 import time
@@ -21,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.protocol import Channel
+from bench.runner import lives
 from bench.runner.blocks import Blocks
 from bench.runner.calls import Calls
 from bench.runner.events import Events
@@ -58,6 +61,8 @@ class Runner:
         """Answer requests until the judge closes the connection."""
         while True:
             request, fd = self.channel.receive()
+            if request["do"] == "live" and lives.elsewhere():
+                continue
             answer: dict[str, Any] = {"nonce": request["nonce"], "ok": True}
             try:
                 handler = self.handler(request["do"])
@@ -70,12 +75,20 @@ class Runner:
                 text = "".join(traceback.format_exception(error, limit=-LAST_FRAMES))
                 answer.update(ok=False, kind=type(error).__name__, error=text[-MAX_ERROR:])
             self.channel.send(answer)
+            if request["do"] == "leave":
+                os._exit(0)  # what the candidate may have left to be run at exit is not run
 
     def handler(self, do: str) -> Callable[..., dict[str, Any]]:
         found: Callable[..., dict[str, Any]] = next(
             getattr(room, f"do_{do}") for room in self.rooms if hasattr(room, f"do_{do}")
         )
         return found
+
+    def do_live(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
+
+    def do_leave(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return {}
 
     def do_load(self, request: Mapping[str, Any]) -> dict[str, Any]:
         self.before = snapshot()

@@ -56,6 +56,12 @@ def waited_seconds(pids: Iterable[int]) -> float:
     return found
 
 
+def busiest(pid: int) -> list[int]:
+    """The threads of a process by the processor time that they have used, the most first. Raises FileNotFoundError when it is gone."""
+    used = {int(path.name): _used(path) for path in (_PROC / str(pid) / "task").iterdir()}
+    return sorted(used, key=lambda thread: used[thread], reverse=True)
+
+
 def waited_here() -> float:
     """The same of the thread that asks."""
     return _waited(_PROC / "thread-self")
@@ -66,6 +72,13 @@ def _waited(task: Path) -> float:
         return int((task / "schedstat").read_text().split()[1]) * 1e-9
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
+
+
+def _used(task: Path) -> int:
+    """Processor time of a thread in ns; 0 where the kernel does not count it."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return int((task / "schedstat").read_text().split()[0])
+    return 0
 
 
 def threads(pids: Iterable[int]) -> int:

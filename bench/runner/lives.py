@@ -1,0 +1,49 @@
+"""A runner that begins again: requests are answered by a child that has seen nothing of the candidate, then by another.
+
+live      {}     from here on a child answers, forked from this process before anything of the candidate's was imported
+leave     {}     that child ends, and this process answers again
+
+All children of a process would have code and data at the same addresses, and be fast or slow together; so each begins by taking memory of a random
+size, behind which its own lies.
+
+Processes of one kernel differ by more than blocks of one process tell (bench/ratio.py), and to start one takes 3 s, of which torch's own import is
+nearly all: a fork takes 0.02. What the kernels' imports and a first call of a custom op import of other people's is there before the fork as well.
+No thread may run at that time, as OpenMP's would be lacking in the child: a runner that has only imported has none.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import mmap
+import os
+import secrets
+from typing import Any
+
+# Imported by kernels (0.2 s), and by torch on the first call of an op that has a fake kernel (0.4 s, most of it SymPy).
+_AHEAD = ("triton.language", "torch.fx.experimental.symbolic_shapes")
+
+
+MOVED_BYTES = 4 << 20  # at most
+_moved: list[Any] = []  # what keeps the rest of a child's memory where it is
+
+
+def elsewhere() -> bool:
+    """Fork. False in the child, which goes on; True in this process, after the child has left. It ends with a child that died."""
+    for name in _AHEAD:
+        if importlib.util.find_spec(name.partition(".")[0]) is not None:
+            importlib.import_module(name)
+    child = os.fork()
+    if child:
+        _, status = os.waitpid(child, 0)
+        if status:
+            os._exit(1)
+    else:
+        _move()
+    return bool(child)
+
+
+def _move() -> None:
+    """Let libraries and data of this process begin somewhere else than its siblings'."""
+    _moved.append(mmap.mmap(-1, 1 + secrets.randbelow(MOVED_BYTES)))
+    _moved.append(bytearray(secrets.randbelow(MOVED_BYTES)))
