@@ -76,7 +76,7 @@ class Runner:
                 answer.update(ok=False, kind=type(error).__name__, error=text[-MAX_ERROR:])
             self.channel.send(answer)
             if request["do"] == "leave":
-                os._exit(0)  # what the candidate may have left to be run at exit is not run
+                os._exit(lives.LEFT)  # what the candidate registered to be run at exit is not run
 
     def handler(self, do: str) -> Callable[..., dict[str, Any]]:
         found: Callable[..., dict[str, Any]] = next(

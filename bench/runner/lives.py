@@ -22,8 +22,7 @@ from typing import Any
 
 # Imported by kernels (0.2 s), and by torch on the first call of an op that has a fake kernel (0.4 s, most of it SymPy).
 _AHEAD = ("triton.language", "torch.fx.experimental.symbolic_shapes")
-
-
+LEFT = 64  # how a child that was told to leave exits; any other end is a crash of the runner
 MOVED_BYTES = 4 << 20  # at most
 _moved: list[Any] = []  # what keeps the rest of a child's memory where it is
 
@@ -36,7 +35,7 @@ def elsewhere() -> bool:
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)
-        if status:
+        if os.waitstatus_to_exitcode(status) != LEFT:
             os._exit(1)
     else:
         _move()

@@ -1,0 +1,94 @@
+"""A runner that goes on as new processes: each imports the candidate anew, and one that dies is a crash of the runner."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.conduct import Conduct
+from bench.judge import Judge, Refused
+from bench.sandbox import precedence, processes
+
+KEEPS = """import torch
+torch.manual_seed(5)
+
+
+def rms_norm(x, weight=None, eps=1e-6):
+    return x
+"""
+
+
+@pytest.fixture
+def runner(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Conduct]:
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "rms_norm.py").write_text(request.param)
+    with Judge(tmp_path) as judge:
+        yield Conduct("candidate", judge)
+
+
+@pytest.mark.parametrize("runner", [KEEPS], indirect=True)
+def test_each_life_is_one_more_process_that_has_not_seen_the_candidate(runner: Conduct) -> None:
+    runner.judge.ask("stage", calls=[])
+    before = set(processes.tree(runner.judge.pid))
+    lived: set[int] = set()
+    for _ in range(3):
+        runner.live()
+        (child,) = set(processes.tree(runner.judge.pid)) - before
+        runner.load("rms_norm")
+        runner.begin()
+        with pytest.raises(Refused, match="global random generator"):
+            runner.unchanged()  # as the import left it: the next process finds it as it was, and changes it again
+        runner.leave()
+        lived.add(child)  # and gone when the next one answers: there is one at a time
+    assert len(lived) == 3
+
+
+@pytest.mark.parametrize("code", [0, 1, 9])
+@pytest.mark.parametrize("runner", [""], indirect=True)
+def test_a_process_that_ends_itself_is_a_crash_at_once(runner: Conduct, code: int) -> None:
+    (runner.judge.tree / "kernels" / "rms_norm.py").write_text(f"import os\nos._exit({code})\n")
+    runner.live()
+    started = time.monotonic()
+    with pytest.raises(Refused) as refused:
+        runner.load("rms_norm")
+    assert refused.value.kind == "crash"
+    assert time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("runner", [KEEPS], indirect=True)
+def test_what_one_process_did_unasked_is_in_the_books_of_all(runner: Conduct) -> None:
+    spin = (
+        KEEPS
+        + "import threading\nthreading.Thread(target=lambda: [0 for _ in iter(int, 1)], daemon=True).start()\n"
+    )
+    (runner.judge.tree / "kernels" / "rms_norm.py").write_text(spin)
+    for _ in range(2):
+        runner.live()
+        runner.load("rms_norm")
+        runner.begin()
+        time.sleep(0.5)
+        runner.leave()
+    assert runner.idle_s > 0.9
+    runner.live()
+    runner.begin()
+    with pytest.raises(Refused, match="asked for nothing"):
+        runner.end(1)
+
+
+def test_threads_that_work_get_cores_of_their_own() -> None:
+    cores = os.sched_getaffinity(0)
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    try:
+        assert precedence.spread([child])
+        assert os.sched_getaffinity(child) == {min(cores)}
+        assert precedence.spread([child, 2**22 + 1])  # one that is gone is passed over
+    finally:
+        os.kill(child, 9)
+        os.waitpid(child, 0)
