@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -51,6 +52,14 @@ class Arena:
         """Bytes were written through `memory` itself, and not through a view."""
         if self.mirror is not None:
             self.mirror.written(start, end)
+
+    def vacate(self, start: int, end: int) -> None:
+        """Give back the pages of shared memory that lie between; what was in them is lost, and other pages come when they are next touched."""
+        first, last = -(-start // mmap.PAGESIZE), end // mmap.PAGESIZE
+        if first < last:
+            self.memory.madvise(
+                mmap.MADV_REMOVE, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE
+            )
 
     def reflect(self, memory: Memory) -> None:
         """From now on be the image of a memory on a device."""

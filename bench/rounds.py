@@ -29,6 +29,7 @@ BLOCK_S = 0.005  # of calls; the request itself takes 0.1 ms
 LONGEST_BLOCK_S = 0.040  # of the slower arm
 WARM_UP_S = 0.2  # until it is known how long a call takes
 CALL_TIMEOUT_S = 120.0
+MOVED = 4  # one input set in so many lies elsewhere in the next part
 ALONE_EVERY = 12  # rounds
 ALONE_ROUNDS = 25  # where a saving is claimed, at least
 ALONE_S = 4.0  # asked on for so long where noise leaves it open
@@ -61,6 +62,7 @@ class Measured:
     """Seconds a call, by arm and block: `row` in blocks of many calls (its clocks beside it: `wall`, `thread`), `alone` in blocks of one,
     `forward` without backward. Rounds of one part were run by other processes, or at another time, than those of another."""
 
+    case: Case
     row: Samples
     wall: Samples
     thread: Samples
@@ -69,19 +71,27 @@ class Measured:
     parts: list[int] = field(default_factory=list)  # how many rounds there were at the end of each
 
     @classmethod
-    def nothing(cls, arms: Sequence[Arm]) -> Measured:
-        row, wall, thread, alone, forward = (_nothing(arms) for _ in range(5))
-        return cls(row, wall, thread, alone, forward)
+    def nothing(cls, case: Case, arms: Sequence[Arm]) -> Measured:
+        row, wall, thread, alone, forward = ({arm.name: [] for arm in arms} for _ in range(5))
+        return cls(case, row, wall, thread, alone, forward)
+
+    def and_then(self, later: Measured) -> Measured:
+        """With the parts of another measurement of the same arms and case."""
+
+        def both(name: str) -> Samples:
+            one, two = getattr(self, name), getattr(later, name)
+            return {arm: [*one[arm], *two[arm]] for arm in one}
+
+        parts = [*self.parts, *(self.rounds() + rounds for rounds in later.parts)]
+        return Measured(
+            self.case, *map(both, ("row", "wall", "thread", "alone", "forward")), parts=parts
+        )
 
     def rounds(self) -> int:
         return min(map(len, self.row.values()), default=0)
 
     def savings(self) -> Savings:
         return Savings.of(self.row, self.alone)
-
-
-def _nothing(arms: Sequence[Arm]) -> Samples:
-    return {arm.name: [] for arm in arms}
 
 
 class Table:
@@ -166,8 +176,18 @@ class Rounds:
         ]
         stages = {table.arm.name: table.stage for table in self.tables}
         self.audit = Audit(self.contents, stages, runners[0].judge.device, rng)
-        self.found = Measured.nothing(arms)
+        self.found = Measured.nothing(case, arms)
         self.calls = 0
+
+    def move(self) -> None:
+        """Let a share of the input sets, and the results, lie in other memory: in what any of the arms had before."""
+        sets = range(self.rng.randrange(MOVED), self.contents.sets(), MOVED)
+        for table in self.tables:
+            table.stage.vacate(sets)
+        for number in sets:
+            seed = self.rng.getrandbits(48)
+            for table in self.rng.sample(self.tables, len(self.tables)):
+                table.stage.refill(number, seed)
 
     def begin(self) -> None:
         """Ask each arm's process for its first call, and warm it up."""
@@ -176,7 +196,8 @@ class Rounds:
             list(pool.map(lambda table: table.answer_first(seed), self.tables))
         if not self.calls:
             self._settle()
-        self._ask(self.calls)  # a round that does not count
+        if self.calls > 1:
+            self._ask(self.calls)  # a round that does not count; one call of each arm was the first
 
     def _settle(self) -> None:
         """How many calls a block has: in all arms as many, so that the request and the copied call weigh alike."""

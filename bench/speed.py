@@ -8,8 +8,6 @@ started anew, and the interval that is reported spans both (results/LOG.md).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,32 +86,3 @@ class Comparison:
     def lagging(self) -> list[dict[str, Any]]:
         """Shapes of the model that became slower by more than SHAPE_SHARE, beyond their interval."""
         return [s for s in self.shapes if s["ratio"] > 1 + SHAPE_SHARE and s["low"] > 1.0]
-
-    def joined(self, again: Comparison) -> Comparison:
-        """With another comparison of the same trees on the same shapes."""
-        return Comparison(
-            **_spanned(vars(self), vars(again)),
-            shapes=[
-                one | _spanned(one, two) | {"blocks": one["blocks"] + two["blocks"]}
-                for one, two in zip(self.shapes, again.shapes, strict=True)
-            ],
-            seconds=self.seconds + again.seconds,
-            arms=again.arms,
-            placebo=_spanned(self.placebo, again.placebo),
-            typical=_spanned(self.typical, again.typical),
-            wall=_spanned(self.wall, again.wall),
-            thread=_spanned(self.thread, again.thread),
-            stopped=f"{self.stopped}; started anew: {again.stopped}",
-            clocks=[*self.clocks, *again.clocks],
-            parts=self.parts + again.parts,
-            starts=self.starts + again.starts,
-        )
-
-
-def _spanned(one: Mapping[str, Any], two: Mapping[str, Any]) -> Figures:
-    """The mean of two ratios, and bounds that hold those of each."""
-    return {
-        "ratio": math.sqrt(one["ratio"] * two["ratio"]),
-        "low": min(one["low"], two["low"]),
-        "high": max(one["high"], two["high"]),
-    }

@@ -94,9 +94,20 @@ class Stage:
     def fill(self, seed: int) -> None:
         """All sets anew."""
         rng = random.Random(seed)
-        for call, lent in zip(self.calls, self._lent, strict=True):
-            self._replace(call, rng)
-            self.arena.written(*lent)
+        for number in range(len(self.calls)):
+            self.refill(number, rng.getrandbits(48))
+
+    def vacate(self, sets: Sequence[int]) -> None:
+        """Give back the memory of these sets, which have no contents then, and of the results."""
+        for i in sets:
+            self.arena.vacate(*self._lent[i])
+        for where in self._results():
+            self.arena.vacate(*extent(where))
+
+    def refill(self, number: int, seed: int) -> None:
+        """One set anew."""
+        self._replace(self.calls[number], random.Random(seed))
+        self.arena.written(*self._lent[number])
 
     def change(self, sets: Sequence[int], seed: int) -> None:
         """New contents for these sets, the same for the same seed."""

@@ -22,6 +22,7 @@ a call that is asked alone (bench/savings.py), where a runner worked while it wa
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import random
@@ -30,6 +31,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,7 @@ END_S = 1.5  # of that for the audit and the last questions
 PARTS = 16  # of the time; on a CPU each has processes of its own, which takes 0.3 s of it
 LEAST = 5  # of them, where one takes longer than its share
 ROUNDS = 3  # of each case in a part, at least
-LOOKS = (5, 10)  # parts after which a comparison may stop
+LOOKS = (0.3, 0.6)  # shares of the time at which a comparison may stop
 EARLY_CONFIDENCE = 0.999  # with which it stops because the answer is clear
 HOPE = 0.02  # chance that an answer comes, below which it stops
 PLACEBO_CONFIDENCE = 0.99  # with which the incumbent differs from itself: its two processes lie unequally, or the machine is too busy
@@ -78,19 +80,34 @@ def compare(
     cases = [case for case in asked.trial[device] if case.calls] if cases is None else cases
     arms = (Arm("incumbent", incumbent), Arm("placebo", incumbent), Arm("candidate", candidate))
     rng = random.Random(secrets.randbits(48) if seed is None else seed)
-    found = _once(op, arms, cases, rng, device, limit_s)
-    return found.joined(_once(op, arms, cases, rng, device, limit_s)) if found.near else found
+    starts = [_start(op, arms, cases, rng, device, limit_s)]
+    found = _concluded(starts)
+    if found.near:
+        starts.append(_start(op, arms, cases, rng, device, limit_s))
+        found = _concluded(starts)
+    return found
 
 
-def _once(
+@dataclass(frozen=True)
+class _Start:
+    """What runners brought that were started once: each case's samples, what is known of the arms, and why it ended."""
+
+    measured: list[Measured]
+    arms: dict[str, dict[str, float]]
+    stopped: str
+    clocks: list[clocks.Reading]
+    seconds: float
+
+
+def _start(
     op: str,
     arms: Sequence[Arm],
     cases: Sequence[Case],
     rng: random.Random,
     device: str,
     limit_s: float,
-) -> Comparison:
-    """A comparison by runners that are started for it."""
+) -> _Start:
+    """Start runners, and measure."""
     started = time.monotonic()
     asked = contract(op)
     with _started(arms, device) as runners:
@@ -99,25 +116,25 @@ def _once(
         with one_thread():
             stopped = _run(op, prepared, runners, started + limit_s - END_S)
         after = clocks.read(device)
-        rows = []
+        measured = [rounds.found for rounds in prepared]
         for rounds in prepared:
             with one_thread():
                 rounds.finish(pair=True)
-            _possible(asked, rounds.case, rounds.found.wall, device)
-            rows.append(_row(rounds))
-            if rounds.found.alone["candidate"] and rows[-1]["high"] < 1:
-                rounds.found.savings().check(rounds.case)
+        for found in measured:
+            _possible(asked, found, device)
+            if found.alone["candidate"] and _bounds([found], CONFIDENCE)[1] < 1:
+                found.savings().check(found.case)
         for runner in runners:
             _once_more(asked, arms, runner, rng)
             runner.end(torch.get_num_threads())
             runner.unchanged()
         watched = {runner.name: runner for runner in runners if runner.name in PAIR}
         no_memory_hog(watched["incumbent"], watched["candidate"])
-        fastest = min(rows, key=lambda row: float(row["ratio"]))
-        if fastest["ratio"] * QUARANTINE < 1:
+        ratio, case = min((_mix([found]).ratio, found.case.label()) for found in measured)
+        if ratio * QUARANTINE < 1:
             raise Refused(
                 "quarantine",
-                f"quarantined: needs a person. {1 / fastest['ratio']:.0f} times as fast on {fastest['case']}, and nothing was found wrong",
+                f"quarantined: needs a person. {1 / ratio:.0f} times as fast on {case}, and nothing was found wrong",
             )
         about = {
             name: {
@@ -129,25 +146,35 @@ def _once(
             }
             for name, runner in watched.items()
         }
+    read = [reading for reading in (before, after) if reading]
+    return _Start(measured, about, stopped, read, time.monotonic() - started)
+
+
+def _concluded(starts: Sequence[_Start]) -> Comparison:
+    """What the parts of all starts say together."""
+    by_case = zip(*(start.measured for start in starts), strict=True)
+    measured = [functools.reduce(Measured.and_then, each) for each in by_case]
     return Comparison(
-        _mix(prepared).ratio,
-        *_bounds(prepared, CONFIDENCE),
-        rows,
-        time.monotonic() - started,
-        about,
-        _figures(_placebo(prepared), PLACEBO_CONFIDENCE),
-        _figures(_mix(prepared, statistic=typical), CONFIDENCE),
-        _figures(_mix(prepared, "wall"), CONFIDENCE),
-        _figures(_mix(prepared, "thread"), CONFIDENCE),
-        stopped,
-        [reading for reading in (before, after) if reading],
-        len(prepared[0].found.parts),
+        _mix(measured).ratio,
+        *_bounds(measured, CONFIDENCE),
+        [_row(found) for found in measured],
+        sum(start.seconds for start in starts),
+        starts[-1].arms,
+        _figures(_placebo(measured), PLACEBO_CONFIDENCE),
+        _figures(_mix(measured, statistic=typical), CONFIDENCE),
+        _figures(_mix(measured, "wall"), CONFIDENCE),
+        _figures(_mix(measured, "thread"), CONFIDENCE),
+        "; started anew: ".join(start.stopped for start in starts),
+        [reading for start in starts for reading in start.clocks],
+        len(measured[0].parts),
+        len(starts),
     )
 
 
 def _run(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], deadline: float) -> str:
     """Part after part until the time is used or the end is clear; in words, why they ended."""
     began, device = time.monotonic(), runners[0].judge.device
+    measured, looks = [rounds.found for rounds in prepared], list(LOOKS)
     for part in itertools.count(1):
         if part == 1 or device == "cpu":
             _renew(op, prepared, runners, first=part == 1)
@@ -159,14 +186,18 @@ def _run(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], deadli
                 rounds.round()
         for rounds in prepared:
             rounds.end_part()
-        if part >= LEAST and time.monotonic() >= deadline:
+        share = (time.monotonic() - began) / (deadline - began)
+        if part < LEAST:
+            continue
+        if share >= 1:
             return "the time was used"
-        if part in LOOKS:
-            low, high = _bounds(prepared, EARLY_CONFIDENCE)
+        if looks and share >= looks[0]:
+            looks.pop(0)
+            low, high = _bounds(measured, EARLY_CONFIDENCE)
             if not low <= 1.0 <= high:
-                return f"clear after {part / PARTS:.0%} of the time"
-            if _mix(prepared).chance(CONFIDENCE, part / PARTS) < HOPE:
-                return f"hopeless after {part / PARTS:.0%} of the time"
+                return f"clear after {share:.0%} of the time"
+            if _mix(measured).chance(CONFIDENCE, share) < HOPE:
+                return f"hopeless after {share:.0%} of the time"
     raise AssertionError("a count without end has ended")
 
 
@@ -180,8 +211,12 @@ def _renew(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], *, f
             runner.live()
         runner.load(op)
 
-    with ThreadPoolExecutor() as pool:  # `map` raises what one raised
-        list(pool.map(load, runners))
+    with ThreadPoolExecutor() as pool:
+        loaded = pool.map(load, runners)
+        if not first:
+            for rounds in prepared:
+                rounds.move()
+        list(loaded)  # raises what one raised
     bring(prepared)
     for runner in runners:
         runner.begin()
@@ -191,34 +226,32 @@ def _renew(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], *, f
         runner.settle()
 
 
-def _mix(prepared: Sequence[Rounds], clock: str = "row", statistic: Statistic = fast) -> Estimate:
+def _mix(measured: Sequence[Measured], clock: str = "row", statistic: Statistic = fast) -> Estimate:
     """The candidate's share of the incumbent's time, in the mix of a step."""
-    return _of(prepared, clock, "candidate", ("incumbent", "placebo"), statistic)
+    return _of(measured, clock, "candidate", ("incumbent", "placebo"), statistic)
 
 
-def _bounds(prepared: Sequence[Rounds], level: float) -> tuple[float, float]:
+def _bounds(measured: Sequence[Measured], level: float) -> tuple[float, float]:
     """Of the mix: its interval, and half of what the incumbent's two runners differ by to either side, where that is more than noise."""
-    low, high = _mix(prepared).interval(level)
-    placebo = _placebo(prepared)
+    low, high = _mix(measured).interval(level)
+    placebo = _placebo(measured)
     below, above = placebo.interval(PLACEBO_CONFIDENCE)
     apart = 1.0 if below <= 1.0 <= above else math.exp(abs(placebo.log) / 2)
     return low / apart, high * apart
 
 
-def _placebo(prepared: Sequence[Rounds]) -> Estimate:
-    return _of(prepared, "row", "placebo", ("incumbent",), fast)
+def _placebo(measured: Sequence[Measured]) -> Estimate:
+    return _of(measured, "row", "placebo", ("incumbent",), fast)
 
 
 def _of(
-    prepared: Sequence[Rounds], clock: str, over: str, under: Sequence[str], statistic: Statistic
+    measured: Sequence[Measured], clock: str, over: str, under: Sequence[str], statistic: Statistic
 ) -> Estimate:
-    weights = [
-        rounds.case.calls * statistics.median(rounds.found.row["incumbent"]) for rounds in prepared
-    ]
+    weights = [found.case.calls * statistics.median(found.row["incumbent"]) for found in measured]
     parts = zip(
         *(
-            np.split(logs(getattr(each.found, clock), over, under), each.found.parts[:-1], axis=1)
-            for each in prepared
+            np.split(logs(getattr(found, clock), over, under), found.parts[:-1], axis=1)
+            for found in measured
         ),
         strict=True,
     )
@@ -314,16 +347,14 @@ def _once_more(asked: Contract, arms: Sequence[Arm], runner: Conduct, rng: rando
     audit.run()
 
 
-def _row(rounds: Rounds) -> dict[str, Any]:
-    found = rounds.found
-
+def _row(found: Measured) -> dict[str, Any]:
     def ms(samples: Samples, name: str) -> float:
         return round(1e3 * statistics.median(samples[name]), 4)
 
     row: dict[str, Any] = {
-        "case": rounds.case.label(),
-        "calls": rounds.case.calls,
-        **_rounded(_mix([rounds]).ratio, *_bounds([rounds], CONFIDENCE)),
+        "case": found.case.label(),
+        "calls": found.case.calls,
+        **_rounded(_mix([found]).ratio, *_bounds([found], CONFIDENCE)),
         "incumbent_ms": ms(found.row, "incumbent"),
         "candidate_ms": ms(found.row, "candidate"),
         "blocks": len(found.row["candidate"]),
@@ -334,11 +365,12 @@ def _row(rounds: Rounds) -> dict[str, Any]:
     return row
 
 
-def _possible(asked: Contract, case: Case, row: Samples, device: str) -> None:
+def _possible(asked: Contract, found: Measured, device: str) -> None:
     """Raises Refused where a block took less time than its traffic or arithmetic takes at the ceilings of this machine."""
+    case = found.case
     passes = 3 if asked.differentiable and not case.forward_only else 1
     moved, flops = passes * asked.least_bytes(case), passes * asked.flops(case)
-    for name, seconds in row.items():
+    for name, seconds in found.wall.items():
         floor = roofline.floor_seconds(moved, flops, device)
         if min(seconds) < floor:
             # A ceiling that was measured while other work ran is too low, and nobody is refused for that.

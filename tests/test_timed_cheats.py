@@ -245,6 +245,27 @@ def test_contents_are_new_before_every_block_and_the_same_in_all_arms() -> None:
     assert int(inputs["targets"].max()) < case.inputs["targets"].below
 
 
+def test_input_sets_that_lie_in_other_memory_are_new_and_the_same_in_all_arms() -> None:
+    case = contract("linear_cross_entropy").trial["cpu"][0]
+    contents = Contents(contract("linear_cross_entropy"), case, random.Random(1))
+    stages = [Stage(contents, Arena()) for _ in range(2)]
+    for stage in stages:
+        stage.fill(5)
+        stage.poison()
+    before = [{name: t.clone() for name, t in stages[0].inputs(i)[0].items()} for i in (0, 1)]
+    for stage in stages:
+        stage.vacate([1])
+    assert not stages[0].inputs(1)[0]["W"].flatten()[PAGE:-PAGE].any()
+    assert not stages[0].answer()["dW"].flatten()[PAGE:-PAGE].any()
+    for stage in stages:
+        stage.refill(1, 6)
+    kept, new = (stages[0].inputs(i)[0] for i in (0, 1))
+    for name in new:
+        assert torch.equal(kept[name], before[0][name])
+        assert torch.equal(new[name], stages[1].inputs(1)[0][name])
+        assert not torch.equal(new[name], before[1][name])
+
+
 @pytest.fixture
 def process() -> Callable[[str], subprocess.Popen[bytes]]:
     started: list[subprocess.Popen[bytes]] = []

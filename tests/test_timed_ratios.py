@@ -15,6 +15,7 @@ from bench import timing
 from bench.contracts import contract, ops
 from bench.process_scatter import deviations
 from bench.ratio import Estimate, Statistic, estimate, fast, logs, stretches, typical
+from bench.rounds import Measured
 from bench.speed import CONFIDENCE, Comparison
 from bench.timing import HOPE, PARTS
 
@@ -108,22 +109,28 @@ def test_hope_is_small_for_equal_kernels_and_large_for_a_difference_that_is_near
     assert Estimate(0.04, 0.01, 9.0).chance(CONFIDENCE, 1 / 3) > 0.8
 
 
-def blocks(incumbent: float, placebo: float, candidate: float) -> list[Any]:
-    """Sixty rounds of one case in twelve parts, as a comparison holds them; seconds a call of each arm."""
-    rng = np.random.default_rng(5)
+CASE = next(case for case in contract("rms_norm").trial["cpu"] if case.calls)
+ARMS = [timing.Arm(name, Path(".")) for name in ("incumbent", "placebo", "candidate")]
+
+
+def measured(
+    candidate: float, incumbent: float = 1.0, placebo: float = 1.0, seed: int = 5
+) -> Measured:
+    """Sixty rounds of one case in twelve parts; seconds a call of each arm."""
+    rng = np.random.default_rng(seed)
     means = {"incumbent": incumbent, "placebo": placebo, "candidate": candidate}
     row = {name: list(mean * np.exp(rng.normal(0, 0.02, 60))) for name, mean in means.items()}
-    found = SimpleNamespace(row=row, parts=list(range(5, 61, 5)))
-    return [SimpleNamespace(case=SimpleNamespace(calls=1), found=found)]
+    found = replace(Measured.nothing(CASE, ARMS), row=row, wall=row, thread=row)
+    return replace(found, parts=list(range(5, 61, 5)))
 
 
 def test_where_the_incumbents_two_runners_differ_a_difference_of_that_size_is_none() -> None:
-    low, high = timing._bounds(blocks(1.00, 1.00, 0.97), CONFIDENCE)
+    low, high = timing._bounds([measured(0.97)], CONFIDENCE)
     assert high < 1.0
     assert high / low < 1.05
-    low, high = timing._bounds(blocks(1.02, 0.94, 0.95), CONFIDENCE)
+    low, high = timing._bounds([measured(0.95, 1.02, 0.94)], CONFIDENCE)
     assert low < 1.0 < high
-    assert timing._bounds(blocks(1.02, 0.94, 0.80), CONFIDENCE)[1] < 0.9
+    assert timing._bounds([measured(0.80, 1.02, 0.94)], CONFIDENCE)[1] < 0.9
 
 
 def test_a_gain_that_the_clock_on_the_wall_denies_is_none() -> None:
@@ -138,45 +145,45 @@ def test_a_gain_beyond_what_all_blocks_or_the_wall_clock_show_is_none(other: str
     assert not replace(FOUND, **{other: {"ratio": 1.0, "low": 0.98, "high": 1.02}}).faster
 
 
-MEASURED = replace(
-    FOUND, **dict.fromkeys(("typical", "wall", "thread"), FOUND.placebo | {"low": 0.9})
-)
+def started(monkeypatch: pytest.MonkeyPatch, *ratios: float) -> Comparison:
+    """A comparison whose starts find these ratios, one after the other."""
+    left = [
+        timing._Start([measured(ratio, seed=i)], {"candidate": {"cold_s": i}}, f"end {i}", [], 9.0)
+        for i, ratio in enumerate(ratios)
+    ]
+    monkeypatch.setattr(timing, "_start", lambda *_: left.pop(0))
+    found = timing.compare("rms_norm", Path("a"), Path("b"))
+    assert not left
+    return found
 
 
-@pytest.mark.parametrize(
-    ("found", "asked"),
-    [
-        (MEASURED, 2),
-        (replace(MEASURED, ratio=1.03, low=1.01, high=1.05), 2),
-        (replace(MEASURED, low=0.9, high=1.01), 1),
-        (replace(MEASURED, ratio=0.8, low=0.78, high=0.82), 1),
-        (replace(MEASURED, ratio=1.3, low=1.2, high=1.4), 1),
-    ],
-)
-def test_a_small_difference_is_measured_again_by_runners_that_are_started_anew(
-    monkeypatch: pytest.MonkeyPatch, found: Comparison, asked: int
+@pytest.mark.parametrize("ratio", [0.6, 1.0, 1.6])
+def test_a_large_difference_and_none_are_measured_once(
+    monkeypatch: pytest.MonkeyPatch, ratio: float
 ) -> None:
-    starts: list[str] = []
-
-    def started(op: str, *_: object) -> Comparison:
-        starts.append(op)
-        return found
-
-    monkeypatch.setattr(timing, "_once", started)
-    whole = timing.compare("rms_norm", Path("a"), Path("b"))
-    assert (len(starts), whole.starts) == (asked, asked)
-    assert whole.blocks == asked * found.blocks
-    assert (whole.faster, whole.slower) == (found.faster, found.slower)
+    found = started(monkeypatch, ratio)
+    assert (found.starts, found.parts, found.blocks, found.seconds) == (1, 12, 60, 9.0)
+    assert (found.faster, found.slower) == (ratio < 1, ratio > 1)
 
 
-def test_what_the_second_start_does_not_find_is_no_difference() -> None:
-    luck = replace(MEASURED, ratio=1.01, low=0.99, high=1.03, shapes=[SHAPE | {"high": 1.09}])
-    whole = MEASURED.joined(luck)
-    assert (whole.low, whole.high) == (0.93, 1.03)
-    assert whole.ratio == pytest.approx((0.95 * 1.01) ** 0.5)
-    assert not whole.faster
-    assert whole.shapes[0]["high"] == 1.09
-    assert whole.seconds == 2 * FOUND.seconds
+@pytest.mark.parametrize("ratio", [0.96, 1.04])
+def test_a_small_difference_is_that_of_all_parts_of_two_starts(
+    monkeypatch: pytest.MonkeyPatch, ratio: float
+) -> None:
+    found = started(monkeypatch, ratio, ratio)
+    assert (found.starts, found.parts, found.blocks, found.seconds) == (2, 24, 120, 18.0)
+    assert found.ratio == pytest.approx(ratio, abs=0.01)
+    assert (found.faster, found.slower) == (ratio < 1, ratio > 1)
+    assert found.arms["candidate"]["cold_s"] == 1
+    assert found.stopped == "end 0; started anew: end 1"
+
+
+def test_what_the_second_start_does_not_find_is_no_difference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = started(monkeypatch, 0.96, 1.02)
+    assert found.ratio == pytest.approx(0.99, abs=0.01)
+    assert not found.faster
 
 
 def microbench(found: Comparison) -> tuple[bool, str]:
