@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bench.contracts import contract, ops
 from bench.ratio import Estimate, estimate, fast, logs, stretches
-from bench.rounds import Arm, Samples, bring, prepare
+from bench.rounds import Arm, Samples, prepare, ready
 from bench.threads import one_thread
 from bench.timing import runners_of
 
@@ -58,11 +58,7 @@ def _rounds(op: str, runners: int, seconds: float) -> list[tuple[str, Samples]]:
     arms = [Arm(str(i), ROOT) for i in range(runners)]
     with runners_of(op, arms, "cpu") as started:
         prepared = prepare(asked, cases, arms, started, rng)
-        bring(prepared)
-        for rounds in prepared:
-            rounds.begin()
-        for runner in started:
-            runner.settle()
+        ready(prepared, started)
         until = time.monotonic() + seconds
         with one_thread():
             while time.monotonic() < until or prepared[0].found.rounds() < len(arms):

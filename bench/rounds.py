@@ -261,7 +261,7 @@ def prepare(
     runners: Sequence[Conduct],
     rng: random.Random,
 ) -> list[Rounds]:
-    """The cases beside each other in the runners' memory, so that rounds of one may follow rounds of another; `bring` them there."""
+    """The cases beside each other in the runners' memory, so that rounds of one may follow rounds of another."""
     for runner in runners:
         runner.judge.arena.reset()
     prepared: list[Rounds] = []
@@ -271,8 +271,14 @@ def prepare(
     return prepared
 
 
-def bring(prepared: Sequence[Rounds]) -> None:
-    """Let the processes that answer now take the input sets over; those of a GPU bring what a block asks for, before it."""
-    if prepared[0].tables[0].judge.device == "cpu":
+def ready(prepared: Sequence[Rounds], runners: Sequence[Conduct]) -> None:
+    """Let the processes that answer now take over the input sets, answer first and warm up, with a core for each thread; their conduct counts."""
+    if runners[0].judge.device == "cpu":  # those of a GPU bring what a block asks for, before it
         for tables in zip(*(rounds.tables for rounds in prepared), strict=True):
             tables[0].bring([call for table in tables for call in table.stage.calls])
+    for runner in runners:
+        runner.begin()
+    for rounds in prepared:
+        rounds.begin()
+    for runner in runners:
+        runner.settle()

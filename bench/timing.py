@@ -44,7 +44,7 @@ from bench.conduct import Conduct, no_memory_hog
 from bench.contracts import Case, Contract, contract
 from bench.judge import Judge, Refused
 from bench.ratio import Estimate, Statistic, estimate, fast, logs, typical
-from bench.rounds import Arm, Measured, Rounds, Samples, Table, bring, prepare
+from bench.rounds import Arm, Measured, Rounds, Samples, Table, prepare, ready
 from bench.speed import CONFIDENCE, Comparison
 from bench.staging import Contents
 from bench.threads import one_thread
@@ -217,13 +217,7 @@ def _renew(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], *, f
             for rounds in prepared:
                 rounds.move()
         list(loaded)  # raises what one raised
-    bring(prepared)
-    for runner in runners:
-        runner.begin()
-    for rounds in prepared:
-        rounds.begin()
-    for runner in runners:
-        runner.settle()
+    ready(prepared, runners)
 
 
 def _mix(measured: Sequence[Measured], clock: str = "row", statistic: Statistic = fast) -> Estimate:
@@ -295,10 +289,7 @@ def measure(
     Raises Refused for a wrong answer."""
     prepared = prepare(asked, [case], arms, runners, rng)
     (rounds,) = prepared
-    bring(prepared)
-    rounds.begin()
-    for runner in runners:
-        runner.settle()
+    ready(prepared, runners)
     deadline = time.monotonic() + limit_s
     with one_thread():
         while rounds.found.rounds() < least or time.monotonic() < deadline:
@@ -313,7 +304,6 @@ def runners_of(op: str, arms: Sequence[Arm], device: str) -> Iterator[list[Condu
     with _started(arms, device) as runners:
         for runner in runners:
             runner.load(op)
-            runner.begin()
         yield runners
 
 
