@@ -1,18 +1,20 @@
 """How sure a measured ratio is: from how much its parts differ, for one shape and for a weighted mix of shapes.
 
 What else a machine does only ever adds to a block's time: half of the blocks of equal kernels lie within 10 % above the fastest and the rest up to
-45 %. So an arm's time is the mean of the faster half of its blocks. That says nothing of a kernel which is fast in one block of two, so that
-bench/speed.py holds it against what is `typical`, the middle half of the paired ratios. results/LOG.md has how often all this is wrong.
+45 %, a few at twice it. So an arm's time is the mean of the faster half of its blocks. That says nothing of a kernel which is fast in one block of
+two, so that bench/speed.py holds it against what is `typical`, the middle half of the paired ratios. results/LOG.md has how often all this is wrong.
 
 Processes of one kernel differ, by 0.3 to 2.7 % (standard deviation, three processors, results/LOG.md): where code and memory lie is drawn anew for
 each. Noise of a machine lasts longer than a round. Neither is seen in how blocks of one process scatter. So a measurement has parts that
-share neither, each gives a ratio, and the interval is that of their mean by Student's t.
+share neither, and its error is what leaving out one of them after the other changes (the jackknife; Efron and Stein, 1981), with Student's t. The
+ratio of each part alone would need more rounds: a part of a slow op has three, and one of them at twice the time is no rarity.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,12 +80,23 @@ def estimate(
 ) -> Estimate:
     """Of parts (two at least), each with the `logs` of every case, and the shares of the incumbent's time that cases have (of any sum)."""
     share = np.asarray(weights) / np.sum(weights)
-    found = [math.log(share @ np.exp([float(statistic(x)) for x in part])) for part in parts]
-    return Estimate(
-        float(np.mean(found)),
-        float(np.std(found, ddof=1)) / math.sqrt(len(found)),
-        len(found) - 1,
-    )
+
+    def mix(some: Iterable[Sequence[Numbers]]) -> float:
+        cases = [np.concatenate(each, axis=1) for each in zip(*some, strict=True)]
+        return math.log(share @ np.exp([float(statistic(case)) for case in cases]))
+
+    n = len(parts)
+    without = [mix([*parts[:i], *parts[i + 1 :]]) for i in range(n)]
+    return Estimate(mix(parts), math.sqrt((n - 1) * float(np.var(without))), n - 1)
+
+
+def together(found: Sequence[Estimate]) -> Estimate:
+    """The mean of measurements that have nothing in common; its error is what theirs make it, or what they differ by where that is more."""
+    n, logarithms = len(found), [one.log for one in found]
+    own = math.sqrt(sum(one.error**2 for one in found)) / n
+    apart = statistics.stdev(logarithms) / math.sqrt(n) if n > 1 else 0.0
+    freedom = sum(one.freedom for one in found)
+    return Estimate(statistics.mean(logarithms), max(own, apart), freedom)
 
 
 def stretches(times: Numbers) -> list[list[Numbers]]:

@@ -75,18 +75,6 @@ class Measured:
         row, wall, thread, alone, forward = ({arm.name: [] for arm in arms} for _ in range(5))
         return cls(case, row, wall, thread, alone, forward)
 
-    def and_then(self, later: Measured) -> Measured:
-        """With the parts of another measurement of the same arms and case."""
-
-        def both(name: str) -> Samples:
-            one, two = getattr(self, name), getattr(later, name)
-            return {arm: [*one[arm], *two[arm]] for arm in one}
-
-        parts = [*self.parts, *(self.rounds() + rounds for rounds in later.parts)]
-        return Measured(
-            self.case, *map(both, ("row", "wall", "thread", "alone", "forward")), parts=parts
-        )
-
     def rounds(self) -> int:
         return min(map(len, self.row.values()), default=0)
 

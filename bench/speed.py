@@ -13,9 +13,10 @@ from typing import Any
 
 from bench.clocks import Reading
 
-CONFIDENCE = 0.995  # of an interval of one start
-SHAPE_SHARE = 0.05  # so much slower may a shape of the model become for what others win
+CONFIDENCE = 0.995  # of the interval that decides
+ASKED_AGAIN = 0.95  # of the interval of the first start: where it excludes 1 by less than NEAR, there is a second
 NEAR = 0.10  # no runner has differed from another of the same kernel by as much
+SHAPE_SHARE = 0.05  # so much slower may a shape of the model become for what others win
 
 Figures = dict[str, float]
 
@@ -71,11 +72,6 @@ class Comparison:
     @property
     def slower(self) -> bool:
         return self.low > 1.0
-
-    @property
-    def near(self) -> bool:
-        """Whether it says faster or slower of what two processes of one kernel might differ by."""
-        return (self.faster and self.high > 1 - NEAR) or (self.slower and self.low < 1 + NEAR)
 
     @property
     def unsteady(self) -> bool:

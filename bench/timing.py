@@ -22,7 +22,6 @@ a call that is asked alone (bench/savings.py), where a runner worked while it wa
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import math
 import random
@@ -43,9 +42,9 @@ from bench.audit import Audit
 from bench.conduct import Conduct, no_memory_hog
 from bench.contracts import Case, Contract, contract
 from bench.judge import Judge, Refused
-from bench.ratio import Estimate, Statistic, estimate, fast, logs, typical
+from bench.ratio import Estimate, Statistic, estimate, fast, logs, together, typical
 from bench.rounds import Arm, Measured, Rounds, Samples, Table, prepare, ready
-from bench.speed import CONFIDENCE, Comparison
+from bench.speed import ASKED_AGAIN, CONFIDENCE, NEAR, Comparison
 from bench.staging import Contents
 from bench.threads import one_thread
 
@@ -62,6 +61,8 @@ HOPE = 0.02  # chance that an answer comes, below which it stops
 PLACEBO_CONFIDENCE = 0.99  # with which the incumbent differs from itself: its two processes lie unequally, or the machine is too busy
 QUARANTINE = 10.0
 PAIR = ("incumbent", "candidate")
+
+Starts = Sequence[Sequence[Measured]]  # by start of the runners, and by case
 
 
 def compare(
@@ -81,11 +82,10 @@ def compare(
     arms = (Arm("incumbent", incumbent), Arm("placebo", incumbent), Arm("candidate", candidate))
     rng = random.Random(secrets.randbits(48) if seed is None else seed)
     starts = [_start(op, arms, cases, rng, device, limit_s)]
-    found = _concluded(starts)
-    if found.near:
+    low, high = _bounds([starts[0].measured], ASKED_AGAIN)
+    if 1 - NEAR < high < 1 or 1 < low < 1 + NEAR:
         starts.append(_start(op, arms, cases, rng, device, limit_s))
-        found = _concluded(starts)
-    return found
+    return _concluded(starts)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _start(
                 rounds.finish(pair=True)
         for found in measured:
             _possible(asked, found, device)
-            if found.alone["candidate"] and _bounds([found], CONFIDENCE)[1] < 1:
+            if found.alone["candidate"] and _bounds([[found]], CONFIDENCE)[1] < 1:
                 found.savings().check(found.case)
         for runner in runners:
             _once_more(asked, arms, runner, rng)
@@ -130,7 +130,7 @@ def _start(
             runner.unchanged()
         watched = {runner.name: runner for runner in runners if runner.name in PAIR}
         no_memory_hog(watched["incumbent"], watched["candidate"])
-        ratio, case = min((_mix([found]).ratio, found.case.label()) for found in measured)
+        ratio, case = min((_mix([[found]]).ratio, found.case.label()) for found in measured)
         if ratio * QUARANTINE < 1:
             raise Refused(
                 "quarantine",
@@ -151,13 +151,12 @@ def _start(
 
 
 def _concluded(starts: Sequence[_Start]) -> Comparison:
-    """What the parts of all starts say together."""
-    by_case = zip(*(start.measured for start in starts), strict=True)
-    measured = [functools.reduce(Measured.and_then, each) for each in by_case]
+    """What all starts say together."""
+    measured = [start.measured for start in starts]
     return Comparison(
         _mix(measured).ratio,
         *_bounds(measured, CONFIDENCE),
-        [_row(found) for found in measured],
+        [_row(of_case) for of_case in zip(*measured, strict=True)],
         sum(start.seconds for start in starts),
         starts[-1].arms,
         _figures(_placebo(measured), PLACEBO_CONFIDENCE),
@@ -166,7 +165,7 @@ def _concluded(starts: Sequence[_Start]) -> Comparison:
         _figures(_mix(measured, "thread"), CONFIDENCE),
         "; started anew: ".join(start.stopped for start in starts),
         [reading for start in starts for reading in start.clocks],
-        len(measured[0].parts),
+        sum(len(cases[0].parts) for cases in measured),
         len(starts),
     )
 
@@ -174,7 +173,7 @@ def _concluded(starts: Sequence[_Start]) -> Comparison:
 def _run(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], deadline: float) -> str:
     """Part after part until the time is used or the end is clear; in words, why they ended."""
     began, device = time.monotonic(), runners[0].judge.device
-    measured, looks = [rounds.found for rounds in prepared], list(LOOKS)
+    measured, looks = [[rounds.found for rounds in prepared]], list(LOOKS)
     for part in itertools.count(1):
         if part == 1 or device == "cpu":
             _renew(op, prepared, runners, first=part == 1)
@@ -196,7 +195,7 @@ def _run(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], deadli
             low, high = _bounds(measured, EARLY_CONFIDENCE)
             if not low <= 1.0 <= high:
                 return f"clear after {share:.0%} of the time"
-            if _mix(measured).chance(CONFIDENCE, share) < HOPE:
+            if _mix(measured).chance(ASKED_AGAIN, share) < HOPE:
                 return f"hopeless after {share:.0%} of the time"
     raise AssertionError("a count without end has ended")
 
@@ -220,36 +219,34 @@ def _renew(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], *, f
     ready(prepared, runners)
 
 
-def _mix(measured: Sequence[Measured], clock: str = "row", statistic: Statistic = fast) -> Estimate:
+def _mix(starts: Starts, clock: str = "row", statistic: Statistic = fast) -> Estimate:
     """The candidate's share of the incumbent's time, in the mix of a step."""
-    return _of(measured, clock, "candidate", ("incumbent", "placebo"), statistic)
+    return _of(starts, clock, "candidate", ("incumbent", "placebo"), statistic)
 
 
-def _bounds(measured: Sequence[Measured], level: float) -> tuple[float, float]:
+def _bounds(starts: Starts, level: float) -> tuple[float, float]:
     """Of the mix: its interval, and half of what the incumbent's two runners differ by to either side, where that is more than noise."""
-    low, high = _mix(measured).interval(level)
-    placebo = _placebo(measured)
+    low, high = _mix(starts).interval(level)
+    placebo = _placebo(starts)
     below, above = placebo.interval(PLACEBO_CONFIDENCE)
     apart = 1.0 if below <= 1.0 <= above else math.exp(abs(placebo.log) / 2)
     return low / apart, high * apart
 
 
-def _placebo(measured: Sequence[Measured]) -> Estimate:
-    return _of(measured, "row", "placebo", ("incumbent",), fast)
+def _placebo(starts: Starts) -> Estimate:
+    return _of(starts, "row", "placebo", ("incumbent",), fast)
 
 
 def _of(
-    measured: Sequence[Measured], clock: str, over: str, under: Sequence[str], statistic: Statistic
+    starts: Starts, clock: str, over: str, under: Sequence[str], statistic: Statistic
 ) -> Estimate:
-    weights = [found.case.calls * statistics.median(found.row["incumbent"]) for found in measured]
-    parts = zip(
-        *(
-            np.split(logs(getattr(found, clock), over, under), found.parts[:-1], axis=1)
-            for found in measured
-        ),
-        strict=True,
-    )
-    return estimate(list(parts), weights, statistic)
+    found = []
+    for cases in starts:
+        times = [logs(getattr(case, clock), over, under) for case in cases]
+        parts = [np.split(x, case.parts[:-1], axis=1) for x, case in zip(times, cases, strict=True)]
+        weights = [case.case.calls * statistics.median(case.row["incumbent"]) for case in cases]
+        found.append(estimate(list(zip(*parts, strict=True)), weights, statistic))
+    return together(found)
 
 
 def _figures(found: Estimate, level: float) -> dict[str, float]:
@@ -337,21 +334,25 @@ def _once_more(asked: Contract, arms: Sequence[Arm], runner: Conduct, rng: rando
     audit.run()
 
 
-def _row(found: Measured) -> dict[str, Any]:
+def _row(starts: Sequence[Measured]) -> dict[str, Any]:
+    """Of one case, what is reported; times of the first start."""
+    first = starts[0]
+
     def ms(samples: Samples, name: str) -> float:
         return round(1e3 * statistics.median(samples[name]), 4)
 
+    alone = [[found] for found in starts]
     row: dict[str, Any] = {
-        "case": found.case.label(),
-        "calls": found.case.calls,
-        **_rounded(_mix([found]).ratio, *_bounds([found], CONFIDENCE)),
-        "incumbent_ms": ms(found.row, "incumbent"),
-        "candidate_ms": ms(found.row, "candidate"),
-        "blocks": len(found.row["candidate"]),
+        "case": first.case.label(),
+        "calls": first.case.calls,
+        **_rounded(_mix(alone).ratio, *_bounds(alone, CONFIDENCE)),
+        "incumbent_ms": ms(first.row, "incumbent"),
+        "candidate_ms": ms(first.row, "candidate"),
+        "blocks": sum(found.rounds() for found in starts),
     }
-    if found.forward["candidate"]:
-        row["incumbent_forward_ms"] = ms(found.forward, "incumbent")
-        row["candidate_forward_ms"] = ms(found.forward, "candidate")
+    if first.forward["candidate"]:
+        row["incumbent_forward_ms"] = ms(first.forward, "incumbent")
+        row["candidate_forward_ms"] = ms(first.forward, "candidate")
     return row
 
 
