@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -114,10 +114,12 @@ class Standard:
         self.wrt, self.through = wrt, through
         floating = [t.dtype for t in inputs.values() if t.is_floating_point()]
         self.working = working or floating[0]
-        if contract.judge is not None:
-            (self.plain,) = self._evaluate(self.inputs, self.working).values()
-            return
+        self.judge: Callable[[Tensor], str] | None = None
         with cores_for(contract.flops(case)):
+            if contract.judge is not None:
+                (plain,) = self._evaluate(self.inputs, self.working).values()
+                self.judge = contract.judge(case, self.inputs, plain)
+                return
             self.truth = self._evaluate(self.inputs, torch.float64)
             self.named_terms = self._named_terms()
             self.allowed = self._allowed()
@@ -136,9 +138,9 @@ class Standard:
         The answer may lack gradients, where none were asked for.
         """
         answer = {name: t.to(self.device) for name, t in answer.items()}
-        if self.contract.judge is not None:
+        if self.judge is not None:
             (result,) = self.contract.results
-            return self.contract.judge(self.case, self.inputs, answer[result], self.plain), {}
+            return self.judge(answer[result]), {}
         differences = [self._difference(name, got) for name, got in answer.items()]
         used = {d.name: d.error / d.allowed for d in differences if d.allowed}
         return next((d.describe() for d in differences if not d.ok), ""), used

@@ -72,8 +72,8 @@ class Measured:
 
     @classmethod
     def nothing(cls, case: Case, arms: Sequence[Arm]) -> Measured:
-        row, wall, thread, alone, forward = ({arm.name: [] for arm in arms} for _ in range(5))
-        return cls(case, row, wall, thread, alone, forward)
+        samples: list[Samples] = [{arm.name: [] for arm in arms} for _ in range(5)]
+        return cls(case, *samples)
 
     def rounds(self) -> int:
         return min(map(len, self.row.values()), default=0)

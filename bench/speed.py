@@ -1,9 +1,9 @@
 """What a comparison of speed concludes, and when one kernel is called faster than another.
 
 An interval knows how much new processes of the same runners differ. What runners themselves differ by (their first process, of which all others are
-copies, and the memory that they are lent) it does not see: of equal kernels, qk_norm_rope's ratios lay by 1.2 to 2.1 standard errors from 1, in place
-of 1 (standard deviation of 4 to 7). So what is called faster or slower by less than NEAR is compared once more, by runners that are
-started anew, and the interval that is reported spans both (results/LOG.md).
+copies, and most of the memory that they are lent) it hardly sees. So what differs from 1 by less than NEAR is compared once more, by
+runners that are started anew, as soon as an interval of ASKED_AGAIN says that it differs; what decides is the mean of the two, and its error is no
+less than what they differ by (results/LOG.md has how often all this is wrong).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Comparison:
     """Candidate time / incumbent time in the trial's mix of calls: below one is faster. `low` and `high` bound it with CONFIDENCE, and are
     further apart by half of what the incumbent differs from itself, where that is more than noise (`placebo`: that ratio, and its bounds).
 
-    Of several starts of the runners the ratio is the mean, and all bounds span those of each.
+    Of two starts of the runners all ratios are the mean.
 
     shapes:         each shape's own ratio, times (of the first start), and how often a step calls it, in the contract's order
     arms:           of the last start's incumbent and candidate the seconds of import and first calls, the largest memory in MB, the processors

@@ -12,7 +12,7 @@ and where they differ by more than noise the interval is as much wider. Because 
 PARTS times (bench/runner/lives.py), and the interval comes from how much these parts differ; a GPU's cannot be forked, and its parts are
 stretches of time. Runners come before other work of the machine where the user may give them that, with a core for each thread
 (bench/sandbox/precedence.py). A comparison stops early where the answer is clear, or where nothing will be shown in time, and
-what it calls faster or slower by little is to be found twice, by runners that were started anew (bench/speed.py).
+what differs by little is measured twice, by runners that are started anew (bench/speed.py).
 
 It is refused, whatever its ratio, where a block is faster than this machine can be, where time that is saved in a row of calls is not saved by
 a call that is asked alone (bench/savings.py), where a runner worked while it was not asked, took threads, memory or torch's settings
@@ -75,8 +75,8 @@ def compare(
     seed: int | None = None,
     cases: Sequence[Case] | None = None,
 ) -> Comparison:
-    """Time an op of two trees on `cases`, by default those that a step of the trial's model calls; what is found near 1 is found by two starts
-    of the runners, of `limit_s` each. Raises Refused when an arm fails, a timed output is wrong, or time was not saved honestly."""
+    """Time an op of two trees on `cases`, by default those that a step of the trial's model calls; for a small difference by two starts of
+    the runners, of `limit_s` each. Raises Refused when an arm fails, a timed output is wrong, or time was not saved honestly."""
     asked = contract(op)
     cases = [case for case in asked.trial[device] if case.calls] if cases is None else cases
     arms = (Arm("incumbent", incumbent), Arm("placebo", incumbent), Arm("candidate", candidate))

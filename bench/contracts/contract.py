@@ -157,9 +157,9 @@ class Contract:
     ) = None
     # Inputs in which an infinity has one honest outcome; a NaN has one in all.
     infinite: tuple[str, ...] = ()
-    judge: Callable[[Case, Mapping[str, Tensor], Tensor, Tensor], str] | None = None
-    # Replaces the comparison of values where not the value but a property is asked: (case, float64 inputs, result, plain
-    # result) -> "" or what is wrong.
+    # Replaces the comparison of values where not the value but a property is asked: (case, inputs, plain result) -> what says of any result
+    # what is wrong with it, or "".
+    judge: Callable[[Case, Mapping[str, Tensor], Tensor], Callable[[Tensor], str]] | None = None
 
     @property
     def updates(self) -> tuple[str, ...]:
