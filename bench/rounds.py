@@ -73,7 +73,8 @@ class Measured:
     @classmethod
     def nothing(cls, case: Case, arms: Sequence[Arm]) -> Measured:
         samples: list[Samples] = [{arm.name: [] for arm in arms} for _ in range(5)]
-        return cls(case, *samples)
+        row, wall, thread, alone, forward = samples
+        return cls(case, row, wall, thread, alone, forward)
 
     def rounds(self) -> int:
         return min(map(len, self.row.values()), default=0)
