@@ -27,7 +27,7 @@ from bench.staging import Contents, Stage
 
 BLOCK_S = 0.005  # of calls; the request itself takes 0.1 ms
 LONGEST_BLOCK_S = 0.040  # of the slower arm
-WARM_UP_S = 0.2  # until it is known how long a call takes
+WARM_UP_S = 0.6  # of all arms, in longer and longer blocks, until it is known how long a call takes
 CALL_TIMEOUT_S = 120.0
 MOVED = 4  # one input set in so many lies elsewhere in the next part
 ALONE_EVERY = 12  # rounds
@@ -129,16 +129,6 @@ class Table:
         """The first call, which may build, compile and tune."""
         self.runner.first(self.block([0], 0, seed).wall)
 
-    def warm_up(self, rng: random.Random) -> float:
-        """Run for a while, in longer and longer blocks; seconds a call in the best of them."""
-        spent, best, n = 0.0, math.inf, 1
-        while spent < WARM_UP_S:
-            sets = rng.sample(range(self.contents.sets()), n)
-            seconds = self.block(sets, rng.randrange(n), rng.getrandbits(48)).own
-            spent, best = spent + seconds, min(best, seconds / n)
-            n = min(2 * n, self.contents.sets())
-        return best
-
 
 class Rounds:
     """One case of a measurement: `begin`, as many `round`s as wanted, `finish`. All three raise Refused for a wrong answer.
@@ -190,12 +180,13 @@ class Rounds:
 
     def _settle(self) -> None:
         """How many calls a block has: in all arms as many, so that the request and the copied call weigh alike."""
-        speeds = [table.warm_up(self.rng) for table in self.tables]
-        seed = self.rng.getrandbits(48)
-        for table in self.tables:
-            table.stage.fill(seed)
-        n = round(min(BLOCK_S / min(speeds), LONGEST_BLOCK_S / max(speeds)))
-        self.calls = max(1, min(n, self.contents.sets()))
+        best = {table.arm.name: math.inf for table in self.tables}
+        until, n = time.monotonic() + WARM_UP_S, 1
+        while time.monotonic() < until:
+            best = {name: min(best[name], one.own / n) for name, one in self._ask(n).items()}
+            n = min(2 * n, self.contents.sets())
+        wanted = min(BLOCK_S / min(best.values()), LONGEST_BLOCK_S / max(best.values()))
+        self.calls = max(1, min(round(wanted), self.contents.sets()))
 
     def round(self) -> None:
         found = self.found
