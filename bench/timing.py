@@ -185,11 +185,12 @@ def _run(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], deadli
                 rounds.round()
         for rounds in prepared:
             rounds.end_part()
-        share = (time.monotonic() - began) / (deadline - began)
         if part < LEAST:
             continue
-        if share >= 1:
+        now = time.monotonic()
+        if now >= deadline:
             return "the time was used"
+        share = (now - began) / (deadline - began)
         if looks and share >= looks[0]:
             looks.pop(0)
             low, high = _bounds(measured, EARLY_CONFIDENCE)
