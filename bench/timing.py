@@ -55,7 +55,7 @@ END_S = 1.5  # of that for the audit and the last questions
 PARTS = 16  # of the time; on a CPU each has processes of its own, which takes 0.3 s of it
 LEAST = 5  # of them, where one takes longer than its share
 ROUNDS = 3  # of each case in a part, at least
-LOOKS = (0.3, 0.6)  # shares of the time at which a comparison may stop
+LOOKS = (0.3, 0.6)  # shares of the time at which a first start may be the end
 EARLY_CONFIDENCE = 0.999  # with which it stops because the answer is clear
 HOPE = 0.02  # chance that an answer comes, below which it stops
 PLACEBO_CONFIDENCE = 0.99  # with which the incumbent differs from itself: its two processes lie unequally, or the machine is too busy
@@ -81,10 +81,10 @@ def compare(
     cases = [case for case in asked.trial[device] if case.calls] if cases is None else cases
     arms = (Arm("incumbent", incumbent), Arm("placebo", incumbent), Arm("candidate", candidate))
     rng = random.Random(secrets.randbits(48) if seed is None else seed)
-    starts = [_start(op, arms, cases, rng, device, limit_s)]
+    starts = [_start(op, arms, cases, rng, device, limit_s, LOOKS)]
     low, high = _bounds([starts[0].measured], ASKED_AGAIN)
     if 1 - NEAR < high < 1 or 1 < low < 1 + NEAR:
-        starts.append(_start(op, arms, cases, rng, device, limit_s))
+        starts.append(_start(op, arms, cases, rng, device, limit_s, ()))
     return _concluded(starts)
 
 
@@ -106,15 +106,16 @@ def _start(
     rng: random.Random,
     device: str,
     limit_s: float,
+    looks: Sequence[float],
 ) -> _Start:
-    """Start runners, and measure."""
+    """Start runners, and measure; `looks` are shares of the time at which it may stop."""
     started = time.monotonic()
     asked = contract(op)
     with _started(arms, device) as runners:
         prepared = prepare(asked, cases, arms, runners, rng)
         before = clocks.read(device)
         with one_thread():
-            stopped = _run(op, prepared, runners, started + limit_s - END_S)
+            stopped = _run(op, prepared, runners, started + limit_s - END_S, looks)
         after = clocks.read(device)
         measured = [rounds.found for rounds in prepared]
         for rounds in prepared:
@@ -170,10 +171,16 @@ def _concluded(starts: Sequence[_Start]) -> Comparison:
     )
 
 
-def _run(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], deadline: float) -> str:
+def _run(
+    op: str,
+    prepared: Sequence[Rounds],
+    runners: Sequence[Conduct],
+    deadline: float,
+    looks: Sequence[float],
+) -> str:
     """Part after part until the time is used or the end is clear; in words, why they ended."""
     began, device = time.monotonic(), runners[0].judge.device
-    measured, looks = [[rounds.found for rounds in prepared]], list(LOOKS)
+    measured, left = [[rounds.found for rounds in prepared]], list(looks)
     for part in itertools.count(1):
         if part == 1 or device == "cpu":
             _renew(op, prepared, runners, first=part == 1)
@@ -191,8 +198,8 @@ def _run(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], deadli
         if now >= deadline:
             return "the time was used"
         share = (now - began) / (deadline - began)
-        if looks and share >= looks[0]:
-            looks.pop(0)
+        if left and share >= left[0]:
+            left.pop(0)
             low, high = _bounds(measured, EARLY_CONFIDENCE)
             if not low <= 1.0 <= high:
                 return f"clear after {share:.0%} of the time"
