@@ -57,7 +57,7 @@ LEAST = 5  # of them, where one takes longer than its share
 ROUNDS = 3  # of each case in a part, at least
 LOOKS = (0.3, 0.6)  # shares of the time at which a first start may be the end
 EARLY_CONFIDENCE = 0.999  # with which it stops because the answer is clear
-HOPE = 0.02  # chance that an answer comes, below which it stops
+HOPE = 0.02  # chance that an answer comes, below which it stops at the last look: the error of five parts is too rough a guess for that
 PLACEBO_CONFIDENCE = 0.99  # with which the incumbent differs from itself: its two processes lie unequally, or the machine is too busy
 QUARANTINE = 10.0
 PAIR = ("incumbent", "candidate")
@@ -203,7 +203,7 @@ def _run(
             low, high = _bounds(measured, EARLY_CONFIDENCE)
             if not low <= 1.0 <= high:
                 return f"clear after {share:.0%} of the time"
-            if _mix(measured).chance(ASKED_AGAIN, share) < HOPE:
+            if not left and _mix(measured).chance(ASKED_AGAIN, share) < HOPE:
                 return f"hopeless after {share:.0%} of the time"
     raise AssertionError("a count without end has ended")
 
