@@ -8,17 +8,27 @@ less than what they differ by (results/LOG.md has how often all this is wrong).
 
 from __future__ import annotations
 
+import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from bench.clocks import Reading
+from bench.ratio import Estimate, Statistic, estimate, fast, logs, together, typical
+from bench.rounds import Measured, Samples
 
 CONFIDENCE = 0.995  # of the interval that decides
 ASKED_AGAIN = 0.95  # of the interval of the first start: where it excludes 1 by less than NEAR, there is a second
 NEAR = 0.10  # no runner has differed from another of the same kernel by as much
 SHAPE_SHARE = 0.05  # so much slower may a shape of the model become for what others win
 
+PLACEBO_CONFIDENCE = 0.99  # with which the incumbent differs from itself: its two processes lie unequally, or the machine is too busy
+
 Figures = dict[str, float]
+Starts = Sequence[Sequence[Measured]]  # by start of the runners, and by case
 
 
 @dataclass(frozen=True)
@@ -82,3 +92,100 @@ class Comparison:
     def lagging(self) -> list[dict[str, Any]]:
         """Shapes of the model that became slower by more than SHAPE_SHARE, beyond their interval."""
         return [s for s in self.shapes if s["ratio"] > 1 + SHAPE_SHARE and s["low"] > 1.0]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What runners brought that were started once: each case's samples, what is known of the arms, and why it ended."""
+
+    measured: list[Measured]
+    arms: dict[str, dict[str, float]]
+    stopped: str
+    clocks: list[Reading]
+    seconds: float
+
+    @property
+    def near(self) -> bool:
+        """Whether it sees a difference, and so small a one that another start is to see it too."""
+        low, high = bounds([self.measured], ASKED_AGAIN)
+        return 1 - NEAR < high < 1 or 1 < low < 1 + NEAR
+
+
+def concluded(starts: Sequence[Start]) -> Comparison:
+    """What all starts say together."""
+    measured = [start.measured for start in starts]
+    return Comparison(
+        mix(measured).ratio,
+        *bounds(measured, CONFIDENCE),
+        [_row(of_case) for of_case in zip(*measured, strict=True)],
+        sum(start.seconds for start in starts),
+        starts[-1].arms,
+        _figures(_placebo(measured), PLACEBO_CONFIDENCE),
+        _figures(mix(measured, statistic=typical), CONFIDENCE),
+        _figures(mix(measured, "wall"), CONFIDENCE),
+        _figures(mix(measured, "thread"), CONFIDENCE),
+        "; started anew: ".join(start.stopped for start in starts),
+        [reading for start in starts for reading in start.clocks],
+        sum(len(cases[0].parts) for cases in measured),
+        len(starts),
+    )
+
+
+def mix(starts: Starts, clock: str = "row", statistic: Statistic = fast) -> Estimate:
+    """The candidate's share of the incumbent's time, in the mix of a step."""
+    return _of(starts, clock, "candidate", ("incumbent", "placebo"), statistic)
+
+
+def bounds(starts: Starts, level: float) -> tuple[float, float]:
+    """Of the mix: its interval, and half of what the incumbent's two runners differ by to either side, where that is more than noise."""
+    low, high = mix(starts).interval(level)
+    placebo = _placebo(starts)
+    below, above = placebo.interval(PLACEBO_CONFIDENCE)
+    apart = 1.0 if below <= 1.0 <= above else math.exp(abs(placebo.log) / 2)
+    return low / apart, high * apart
+
+
+def _placebo(starts: Starts) -> Estimate:
+    return _of(starts, "row", "placebo", ("incumbent",), fast)
+
+
+def _of(
+    starts: Starts, clock: str, over: str, under: Sequence[str], statistic: Statistic
+) -> Estimate:
+    found = []
+    for cases in starts:
+        times = [logs(getattr(case, clock), over, under) for case in cases]
+        parts = [np.split(x, case.parts[:-1], axis=1) for x, case in zip(times, cases, strict=True)]
+        weights = [case.case.calls * statistics.median(case.row["incumbent"]) for case in cases]
+        found.append(estimate(list(zip(*parts, strict=True)), weights, statistic))
+    return together(found)
+
+
+def _figures(found: Estimate, level: float) -> dict[str, float]:
+    return _rounded(found.ratio, *found.interval(level))
+
+
+def _rounded(ratio: float, low: float, high: float) -> dict[str, float]:
+    return {"ratio": round(ratio, 4), "low": round(low, 4), "high": round(high, 4)}
+
+
+def _row(starts: Sequence[Measured]) -> dict[str, Any]:
+    """Of one case, what is reported; times of the first start."""
+    first = starts[0]
+
+    def ms(samples: Samples, name: str) -> float:
+        return round(1e3 * statistics.median(samples[name]), 4)
+
+    alone = [[found] for found in starts]
+    row: dict[str, Any] = {
+        "case": first.case.label(),
+        "calls": first.case.calls,
+        **_rounded(mix(alone).ratio, *bounds(alone, CONFIDENCE)),
+        "incumbent_ms": ms(first.row, "incumbent"),
+        "candidate_ms": ms(first.row, "candidate"),
+        "blocks": sum(found.rounds() for found in starts),
+    }
+    if first.forward["candidate"]:
+        row["incumbent_forward_ms"] = ms(first.forward, "incumbent")
+        row["candidate_forward_ms"] = ms(first.forward, "candidate")
+    return row

@@ -23,18 +23,13 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import random
 import secrets
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 
 from bench import clocks, device_memory, roofline
@@ -42,9 +37,8 @@ from bench.audit import Audit
 from bench.conduct import Conduct, no_memory_hog
 from bench.contracts import Case, Contract, contract
 from bench.judge import Judge, Refused
-from bench.ratio import Estimate, Statistic, estimate, fast, logs, together, typical
 from bench.rounds import Arm, Measured, Rounds, Samples, Table, prepare, ready
-from bench.speed import ASKED_AGAIN, CONFIDENCE, NEAR, Comparison
+from bench.speed import ASKED_AGAIN, CONFIDENCE, Comparison, Start, bounds, concluded, mix
 from bench.staging import Contents
 from bench.threads import one_thread
 
@@ -52,17 +46,14 @@ __all__ = ["Arm", "Measured", "Samples", "compare", "measure", "runners_of", "sa
 
 LIMIT_S = 20.0  # of a comparison, from each start of its runners
 END_S = 1.5  # of that for the audit and the last questions
-PARTS = 16  # of the time; on a CPU each has processes of its own, which takes 0.3 s of it
+PARTS = 16  # of the time; on a CPU each has processes of its own, which takes 0.3 to 0.5 s of it
 LEAST = 5  # of them, where one takes longer than its share
 ROUNDS = 3  # of each case in a part, at least
 LOOKS = (0.3, 0.6)  # shares of the time at which a first start may be the end
 EARLY_CONFIDENCE = 0.999  # with which it stops because the answer is clear
 HOPE = 0.02  # chance that an answer comes, below which it stops at the last look: the error of five parts is too rough a guess for that
-PLACEBO_CONFIDENCE = 0.99  # with which the incumbent differs from itself: its two processes lie unequally, or the machine is too busy
 QUARANTINE = 10.0
 PAIR = ("incumbent", "candidate")
-
-Starts = Sequence[Sequence[Measured]]  # by start of the runners, and by case
 
 
 def compare(
@@ -82,21 +73,9 @@ def compare(
     arms = (Arm("incumbent", incumbent), Arm("placebo", incumbent), Arm("candidate", candidate))
     rng = random.Random(secrets.randbits(48) if seed is None else seed)
     starts = [_start(op, arms, cases, rng, device, limit_s, LOOKS)]
-    low, high = _bounds([starts[0].measured], ASKED_AGAIN)
-    if 1 - NEAR < high < 1 or 1 < low < 1 + NEAR:
+    if starts[0].near:
         starts.append(_start(op, arms, cases, rng, device, limit_s, ()))
-    return _concluded(starts)
-
-
-@dataclass(frozen=True)
-class _Start:
-    """What runners brought that were started once: each case's samples, what is known of the arms, and why it ended."""
-
-    measured: list[Measured]
-    arms: dict[str, dict[str, float]]
-    stopped: str
-    clocks: list[clocks.Reading]
-    seconds: float
+    return concluded(starts)
 
 
 def _start(
@@ -107,7 +86,7 @@ def _start(
     device: str,
     limit_s: float,
     looks: Sequence[float],
-) -> _Start:
+) -> Start:
     """Start runners, and measure; `looks` are shares of the time at which it may stop."""
     started = time.monotonic()
     asked = contract(op)
@@ -123,7 +102,7 @@ def _start(
                 rounds.finish(pair=True)
         for found in measured:
             _possible(asked, found, device)
-            if found.alone["candidate"] and _bounds([[found]], CONFIDENCE)[1] < 1:
+            if found.alone["candidate"] and bounds([[found]], CONFIDENCE)[1] < 1:
                 found.savings().check(found.case)
         for runner in runners:
             _once_more(asked, arms, runner, rng)
@@ -131,7 +110,7 @@ def _start(
             runner.unchanged()
         watched = {runner.name: runner for runner in runners if runner.name in PAIR}
         no_memory_hog(watched["incumbent"], watched["candidate"])
-        ratio, case = min((_mix([[found]]).ratio, found.case.label()) for found in measured)
+        ratio, case = min((mix([[found]]).ratio, found.case.label()) for found in measured)
         if ratio * QUARANTINE < 1:
             raise Refused(
                 "quarantine",
@@ -148,27 +127,7 @@ def _start(
             for name, runner in watched.items()
         }
     read = [reading for reading in (before, after) if reading]
-    return _Start(measured, about, stopped, read, time.monotonic() - started)
-
-
-def _concluded(starts: Sequence[_Start]) -> Comparison:
-    """What all starts say together."""
-    measured = [start.measured for start in starts]
-    return Comparison(
-        _mix(measured).ratio,
-        *_bounds(measured, CONFIDENCE),
-        [_row(of_case) for of_case in zip(*measured, strict=True)],
-        sum(start.seconds for start in starts),
-        starts[-1].arms,
-        _figures(_placebo(measured), PLACEBO_CONFIDENCE),
-        _figures(_mix(measured, statistic=typical), CONFIDENCE),
-        _figures(_mix(measured, "wall"), CONFIDENCE),
-        _figures(_mix(measured, "thread"), CONFIDENCE),
-        "; started anew: ".join(start.stopped for start in starts),
-        [reading for start in starts for reading in start.clocks],
-        sum(len(cases[0].parts) for cases in measured),
-        len(starts),
-    )
+    return Start(measured, about, stopped, read, time.monotonic() - started)
 
 
 def _run(
@@ -200,10 +159,10 @@ def _run(
         share = (now - began) / (deadline - began)
         if left and share >= left[0]:
             left.pop(0)
-            low, high = _bounds(measured, EARLY_CONFIDENCE)
+            low, high = bounds(measured, EARLY_CONFIDENCE)
             if not low <= 1.0 <= high:
                 return f"clear after {share:.0%} of the time"
-            if not left and _mix(measured).chance(ASKED_AGAIN, share) < HOPE:
+            if not left and mix(measured).chance(ASKED_AGAIN, share) < HOPE:
                 return f"hopeless after {share:.0%} of the time"
     raise AssertionError("a count without end has ended")
 
@@ -225,44 +184,6 @@ def _renew(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], *, f
                 rounds.move()
         list(loaded)  # raises what one raised
     ready(prepared, runners)
-
-
-def _mix(starts: Starts, clock: str = "row", statistic: Statistic = fast) -> Estimate:
-    """The candidate's share of the incumbent's time, in the mix of a step."""
-    return _of(starts, clock, "candidate", ("incumbent", "placebo"), statistic)
-
-
-def _bounds(starts: Starts, level: float) -> tuple[float, float]:
-    """Of the mix: its interval, and half of what the incumbent's two runners differ by to either side, where that is more than noise."""
-    low, high = _mix(starts).interval(level)
-    placebo = _placebo(starts)
-    below, above = placebo.interval(PLACEBO_CONFIDENCE)
-    apart = 1.0 if below <= 1.0 <= above else math.exp(abs(placebo.log) / 2)
-    return low / apart, high * apart
-
-
-def _placebo(starts: Starts) -> Estimate:
-    return _of(starts, "row", "placebo", ("incumbent",), fast)
-
-
-def _of(
-    starts: Starts, clock: str, over: str, under: Sequence[str], statistic: Statistic
-) -> Estimate:
-    found = []
-    for cases in starts:
-        times = [logs(getattr(case, clock), over, under) for case in cases]
-        parts = [np.split(x, case.parts[:-1], axis=1) for x, case in zip(times, cases, strict=True)]
-        weights = [case.case.calls * statistics.median(case.row["incumbent"]) for case in cases]
-        found.append(estimate(list(zip(*parts, strict=True)), weights, statistic))
-    return together(found)
-
-
-def _figures(found: Estimate, level: float) -> dict[str, float]:
-    return _rounded(found.ratio, *found.interval(level))
-
-
-def _rounded(ratio: float, low: float, high: float) -> dict[str, float]:
-    return {"ratio": round(ratio, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
 def sample(
@@ -340,28 +261,6 @@ def _once_more(asked: Contract, arms: Sequence[Arm], runner: Conduct, rng: rando
     table.block([0], 0, rng.getrandbits(48))
     audit.see(0)
     audit.run()
-
-
-def _row(starts: Sequence[Measured]) -> dict[str, Any]:
-    """Of one case, what is reported; times of the first start."""
-    first = starts[0]
-
-    def ms(samples: Samples, name: str) -> float:
-        return round(1e3 * statistics.median(samples[name]), 4)
-
-    alone = [[found] for found in starts]
-    row: dict[str, Any] = {
-        "case": first.case.label(),
-        "calls": first.case.calls,
-        **_rounded(_mix(alone).ratio, *_bounds(alone, CONFIDENCE)),
-        "incumbent_ms": ms(first.row, "incumbent"),
-        "candidate_ms": ms(first.row, "candidate"),
-        "blocks": sum(found.rounds() for found in starts),
-    }
-    if first.forward["candidate"]:
-        row["incumbent_forward_ms"] = ms(first.forward, "incumbent")
-        row["candidate_forward_ms"] = ms(first.forward, "candidate")
-    return row
 
 
 def _possible(asked: Contract, found: Measured, device: str) -> None:

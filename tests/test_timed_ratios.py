@@ -15,7 +15,7 @@ from bench.contracts import contract, ops
 from bench.process_scatter import deviations
 from bench.ratio import Estimate, Statistic, estimate, fast, logs, stretches, typical
 from bench.rounds import Measured
-from bench.speed import CONFIDENCE, Comparison
+from bench.speed import CONFIDENCE, Comparison, Start, bounds
 from bench.timing import HOPE, PARTS
 
 SHAPE = {"case": "x[2048, 192]", "calls": 6, "blocks": 60, "ratio": 1.0, "low": 0.98, "high": 1.02}
@@ -134,12 +134,12 @@ def measured(
 
 
 def test_where_the_incumbents_two_runners_differ_a_difference_of_that_size_is_none() -> None:
-    low, high = timing._bounds([[measured(0.97)]], CONFIDENCE)
+    low, high = bounds([[measured(0.97)]], CONFIDENCE)
     assert high < 1.0
     assert high / low < 1.05
-    low, high = timing._bounds([[measured(0.95, 1.02, 0.94)]], CONFIDENCE)
+    low, high = bounds([[measured(0.95, 1.02, 0.94)]], CONFIDENCE)
     assert low < 1.0 < high
-    assert timing._bounds([[measured(0.80, 1.02, 0.94)]], CONFIDENCE)[1] < 0.9
+    assert bounds([[measured(0.80, 1.02, 0.94)]], CONFIDENCE)[1] < 0.9
 
 
 def test_a_gain_that_the_clock_on_the_wall_denies_is_none() -> None:
@@ -157,7 +157,7 @@ def test_a_gain_beyond_what_all_blocks_or_the_wall_clock_show_is_none(other: str
 def started(monkeypatch: pytest.MonkeyPatch, *ratios: float) -> Comparison:
     """A comparison whose starts find these ratios, one after the other."""
     left = [
-        timing._Start([measured(ratio, seed=i)], {"candidate": {"cold_s": i}}, f"end {i}", [], 9.0)
+        Start([measured(ratio, seed=i)], {"candidate": {"cold_s": i}}, f"end {i}", [], 9.0)
         for i, ratio in enumerate(ratios)
     ]
     monkeypatch.setattr(timing, "_start", lambda *_: left.pop(0))
