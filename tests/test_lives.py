@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ import pytest
 
 from bench.conduct import Conduct
 from bench.judge import Judge, Refused
-from bench.sandbox import precedence, processes
+from bench.sandbox import processes
 
 KEEPS = """import torch
 torch.manual_seed(5)
@@ -77,18 +76,3 @@ def test_what_one_process_did_unasked_is_in_the_books_of_all(runner: Conduct) ->
     runner.begin()
     with pytest.raises(Refused, match="asked for nothing"):
         runner.end(1)
-
-
-def test_threads_that_work_get_cores_of_their_own() -> None:
-    cores = os.sched_getaffinity(0)
-    child = os.fork()
-    if child == 0:
-        time.sleep(60)
-        os._exit(0)
-    try:
-        assert precedence.spread([child])
-        assert os.sched_getaffinity(child) == {min(cores)}
-        assert precedence.spread([child, 2**22 + 1])  # one that is gone is passed over
-    finally:
-        os.kill(child, 9)
-        os.waitpid(child, 0)

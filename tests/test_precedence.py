@@ -64,3 +64,30 @@ def test_a_user_without_the_right_is_told_so_and_nothing_breaks() -> None:
         os.setuid(NOBODY)
         os._exit(int(precedence.take([os.getpid()])))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("cores", "order"),
+    [
+        (("0,2", "1,3"), [0, 1, 2, 3]),
+        (("0-1", "2-3"), [0, 2, 1, 3]),
+        (("0", "1", "2", "3"), [0, 1, 2, 3]),
+        ((), [0, 1, 2, 3]),  # a kernel that does not say
+    ],
+)
+def test_threads_get_a_core_each_before_two_share_one(
+    tmp_path: Path, cores: tuple[str, ...], order: list[int]
+) -> None:
+    for core in cores:
+        first, last = int(core[0]), int(core[-1])
+        for number in (first, last):
+            folder = tmp_path / f"cpu{number}" / "topology"
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "thread_siblings_list").write_text(f"{core}\n")
+    assert precedence.apart(range(4), tmp_path) == order
+
+
+def test_threads_that_work_get_cores_of_their_own(sleeper: subprocess.Popen[bytes]) -> None:
+    assert precedence.spread([sleeper.pid])
+    assert os.sched_getaffinity(sleeper.pid) == {min(os.sched_getaffinity(0))}
+    assert precedence.spread([sleeper.pid, 2**22 + 1])  # one that is gone is passed over

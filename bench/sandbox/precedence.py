@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def take(pids: Iterable[int]) -> bool:
 
 def spread(pids: Iterable[int]) -> bool:
     """Each thread on one core, those that worked most on different ones; False where the kernel refuses."""
-    cores = sorted(os.sched_getaffinity(0))
+    cores = apart(os.sched_getaffinity(0))
     for pid in pids:
         try:
             for i, thread in enumerate(processes.busiest(pid)):
@@ -48,6 +49,17 @@ def spread(pids: Iterable[int]) -> bool:
         except PermissionError:
             return False
     return True
+
+
+def apart(processors: Iterable[int], system: Path = Path("/sys/devices/system/cpu")) -> list[int]:
+    """One hardware thread of each core before the second of any, as far as the kernel tells which are a core's."""
+
+    def order(number: int) -> tuple[int, int]:
+        core = system / f"cpu{number}" / "topology" / "thread_siblings_list"
+        first = int(re.split("[-,]", core.read_text())[0]) if core.exists() else number
+        return number - first, number
+
+    return sorted(processors, key=order)
 
 
 def _take(process: Path) -> None:
