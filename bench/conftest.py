@@ -146,7 +146,8 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not ROWS:
         return
     write = terminalreporter.write_line
-    threads = f", {torch.get_num_threads()} threads" if DEVICE == "cpu" else ""
+    number = torch.get_num_threads()
+    threads = f", {number} thread{'s' * (number > 1)}" if DEVICE == "cpu" else ""
     terminalreporter.section(
         f"kernels (forward + backward where trained{threads}; % of the ceilings of this machine)"
     )
