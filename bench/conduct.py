@@ -46,7 +46,8 @@ class Conduct:
 
     def live(self) -> None:
         """Have a process of its own answer from now on, which has imported nothing of the candidate's yet."""
-        self._others = frozenset(processes.tree(self.judge.pid))
+        # As the first of its lives found them: what one leaves behind is counted in all that follow.
+        self._others = self._others or frozenset(processes.tree(self.judge.pid))
         self.judge.ask("live")
 
     def leave(self) -> None:

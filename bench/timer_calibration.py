@@ -78,7 +78,7 @@ def report(rows: Sequence[dict[str, str]]) -> str:
         "",
         "Written by `python -m bench.timer_calibration --comparisons N [--load]` from timer.tsv, a line a comparison. Equal kernels: each op of this",
         f"tree with itself in turn, on the trial's shapes; planted: {PLANTED_OP} with one pass more. An interval has a confidence of {CONFIDENCE:.1%},",
-        f"a comparison {LIMIT_S:.0f} s from each start of its runners: two where the first says faster or slower of little. Load: the machine's average over a minute, this command's own share included.",
+        f"a comparison {LIMIT_S:.0f} s from each start of its runners: two where its 95 % interval excludes 1, and by little. Load: the machine's average over a minute, this command's own share included.",
         "",
         "| kind | beside a load | threads | median load | comparisons | faster | slower | refused | found | wanted | median ratio | median s | longest s |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|",

@@ -76,3 +76,20 @@ def test_what_one_process_did_unasked_is_in_the_books_of_all(runner: Conduct) ->
     runner.begin()
     with pytest.raises(Refused, match="asked for nothing"):
         runner.end(1)
+
+
+@pytest.mark.parametrize("runner", [KEEPS], indirect=True)
+def test_a_process_that_one_life_leaves_behind_is_in_the_books_of_the_next(runner: Conduct) -> None:
+    file = runner.judge.tree / "kernels" / "rms_norm.py"
+    file.write_text(f"{KEEPS}\nimport os\nif os.fork() == 0:\n    while True:\n        pass\n")
+    runner.live()
+    runner.load("rms_norm")
+    runner.begin()
+    runner.leave()
+    file.write_text(KEEPS)
+    runner.live()
+    runner.load("rms_norm")
+    runner.begin()
+    time.sleep(1.0)
+    with pytest.raises(Refused, match="asked for nothing"):
+        runner.end(1)

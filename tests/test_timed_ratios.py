@@ -46,8 +46,10 @@ def parts(
 
 
 @pytest.mark.parametrize("processes", [0.0, 0.03])
-def test_the_interval_of_equal_kernels_misses_one_as_seldom_as_it_says(processes: float) -> None:
-    """However much processes of one kernel differ."""
+def test_the_interval_of_equal_kernels_misses_one_little_more_often_than_it_says(
+    processes: float,
+) -> None:
+    """However much processes of one kernel differ: 6 to 8 % where 5 are meant."""
     rng, missed, comparisons = np.random.default_rng(1), 0, 400
     for _ in range(comparisons):
         low, high = estimate(parts(rng, processes), [2.0, 1.0], fast).interval(0.95)

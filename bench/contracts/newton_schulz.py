@@ -83,12 +83,12 @@ class Spectra:
     """Compare spectra in float64: a result written in G's singular basis should be diagonal with entries near one. All but that is done once."""
 
     def __init__(self, case: Case, inputs: Mapping[str, Tensor], plain: Tensor) -> None:
-        self.G, self.steps = inputs["G"], case.scalars.get("steps", 5)
-        rough = [reference(_moved(self.G, k).bfloat16(), self.steps) for k in range(ROUGH)]
-        others = [reference(self.G.double(), self.steps), plain, *rough]
+        G, self.steps = inputs["G"], case.scalars.get("steps", 5)
+        rough = [reference(_moved(G, k).bfloat16(), self.steps) for k in range(ROUGH)]
+        others = [reference(G.double(), self.steps), plain, *rough]
         self.wanted = [
             None if g.norm() == 0 else _Wanted(g, near)
-            for g, *near in zip(*map(_matrices, (self.G, *others)), strict=True)
+            for g, *near in zip(*map(_matrices, (G, *others)), strict=True)
         ]
 
     def __call__(self, result: Tensor) -> str:

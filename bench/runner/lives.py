@@ -8,7 +8,8 @@ size, behind which its own lies.
 
 Processes of one kernel differ by more than blocks of one process tell (bench/ratio.py), and to start one takes 3 s, of which torch's own import is
 nearly all: a fork takes 0.02. What the kernels' imports and a first call of a custom op import of other people's is there before the fork as well.
-No thread may run at that time, as OpenMP's would be lacking in the child: a runner that has only imported has none.
+No thread of OpenMP's may run at that time, as the child would lack it: a runner that has only imported has none. OpenBLAS's, which numpy brings,
+end before a fork.
 """
 
 from __future__ import annotations
