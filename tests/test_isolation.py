@@ -251,6 +251,30 @@ def test_the_watchdog_bounds_a_folder_on_a_disk(tmp_path: Path) -> None:
     assert watchdog.excess == "it wrote more than 1 MiB of files"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_watchdog_that_fails_leaves_nothing_running_unwatched(tmp_path: Path) -> None:
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    watchdog = Watchdog(
+        process.pid, Limits(), process.kill,
+        log=tmp_path / "absent", counted=None, folders=[],
+    )  # fmt: skip
+    assert process.wait(10) == -9
+    watchdog.stop()
+    assert watchdog.excess == "its watchdog failed"
+
+
+def test_processes_that_end_while_they_are_looked_for_do_no_harm() -> None:
+    forking = "import os\nwhile True:\n    os.fork() or os._exit(0)\n    os.wait()"
+    with subprocess.Popen([sys.executable, "-c", forking]) as process:
+        try:
+            time.sleep(0.2)
+            seen = [linux.descendants(process.pid) for _ in range(3000)]
+        finally:
+            process.kill()
+    assert any(seen)
+    assert max(map(len, seen)) == 1
+
+
 def test_default_limits_leave_the_machine_room() -> None:
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for device in ("cpu", "cuda"):

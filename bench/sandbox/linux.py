@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from pathlib import Path
@@ -92,13 +93,19 @@ def descendants(process: int) -> list[int]:
     found: list[int] = []
     queue = [process]
     while queue:
-        for children in Path("/proc", str(queue.pop()), "task").glob("*/children"):
-            try:
-                pids = [int(pid) for pid in children.read_text().split()]
-            except OSError:
-                continue  # it ended while we looked
-            found += pids
-            queue += pids
+        for pid in _children(queue.pop()):
+            found.append(pid)
+            queue.append(pid)
+    return found
+
+
+def _children(process: int) -> list[int]:
+    """Of all its threads; what ends while we look has none."""
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for thread in Path("/proc", str(process), "task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found += map(int, (thread / "children").read_text().split())
     return found
 
 

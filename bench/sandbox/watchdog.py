@@ -50,12 +50,14 @@ class Watchdog:
 
     def _watch(self) -> None:
         looks = 0
-        while not self._over.wait(EVERY_S):
-            looks += 1
-            self.excess = self._look(disk=looks % DISK_EVERY == 0)
-            if self.excess:
+        try:
+            while not self.excess and not self._over.wait(EVERY_S):
+                looks += 1
+                self.excess = self._look(disk=looks % DISK_EVERY == 0)
+        finally:
+            if self.excess or not self._over.is_set():  # also where a look failed: nothing runs unwatched
+                self.excess = self.excess or "its watchdog failed"
                 self._kill()
-                return
 
     def _look(self, *, disk: bool) -> str:
         """Which limit is passed, in words."""
