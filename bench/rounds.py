@@ -131,7 +131,7 @@ class Table:
 
 
 class Rounds:
-    """One case of a measurement: `begin`, as many `round`s as wanted, `finish`. All three raise Refused for a wrong answer.
+    """One case of a measurement: `answer_first`, `warm_up`, as many `round`s as wanted, `finish`. All raise Refused for a wrong answer.
 
     The first arm is what the answers of the others are held against.
     """
@@ -168,11 +168,13 @@ class Rounds:
             for table in self.rng.sample(self.tables, len(self.tables)):
                 table.stage.refill(number, seed)
 
-    def begin(self) -> None:
-        """Ask each arm's process for its first call, and warm it up."""
+    def answer_first(self) -> None:
+        """Ask each arm's process for its first call."""
         seed = self.rng.getrandbits(48)
         with ThreadPoolExecutor() as pool:  # `map` raises what one raised
             list(pool.map(lambda table: table.answer_first(seed), self.tables))
+
+    def warm_up(self) -> None:
         if not self.calls:
             self._settle()
         if self.calls > 1:
@@ -253,12 +255,18 @@ def prepare(
 
 def ready(prepared: Sequence[Rounds], runners: Sequence[Conduct]) -> None:
     """Let the processes that answer now take over the input sets, answer first and warm up, with a core for each thread; their conduct counts."""
-    if runners[0].judge.device == "cpu":  # those of a GPU bring what a block asks for, before it
-        for tables in zip(*(rounds.tables for rounds in prepared), strict=True):
+
+    def take_over(runner: Conduct, tables: Sequence[Table]) -> None:
+        if runner.judge.device == "cpu":  # those of a GPU bring what a block asks for, before it
             tables[0].bring([call for table in tables for call in table.stage.calls])
-    for runner in runners:
         runner.begin()
+
+    tables = [rounds.tables for rounds in prepared]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(take_over, runners, zip(*tables, strict=True)))
     for rounds in prepared:
-        rounds.begin()
+        rounds.answer_first()
     for runner in runners:
         runner.settle()
+    for rounds in prepared:
+        rounds.warm_up()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.sandbox import cgroup, isolation, linux, seccomp
+from bench.sandbox import cgroup, isolation, linux, processes, seccomp
 from bench.sandbox.confine import Terms
 from bench.sandbox.limits import Limits, default
 from bench.sandbox.watchdog import Watchdog
@@ -268,7 +268,7 @@ def test_processes_that_end_while_they_are_looked_for_do_no_harm() -> None:
     with subprocess.Popen([sys.executable, "-c", forking]) as process:
         try:
             time.sleep(0.2)
-            seen = [linux.descendants(process.pid) for _ in range(3000)]
+            seen = [processes.descendants(process.pid) for _ in range(3000)]
         finally:
             process.kill()
     assert any(seen)

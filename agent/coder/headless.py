@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from bench.sandbox import linux
+from bench.sandbox import linux, processes
 
 MAX_LOG = 1 << 20  # bytes of a log; of what comes after only the end is kept
 MAX_TAIL = (
@@ -150,12 +150,12 @@ def _done(process: subprocess.Popen[bytes]) -> bool:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End the group, and what left the group but is still a descendant: agents start their shells in sessions of their own."""
-    known = linux.descendants(process.pid)
+    known = processes.descendants(process.pid)
     _signal_group(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
     while not _done(process) and time.monotonic() < deadline:
         time.sleep(LOOK_S / 10)
-    known += linux.descendants(process.pid)
+    known += processes.descendants(process.pid)
     _signal_group(process.pid, signal.SIGKILL)
     for pid in set(known):
         try:

@@ -146,7 +146,7 @@ class Calls:
         call, mode = request["call"], request["mode"]
         function = self.function(request["op"], request["impl"], mode)
         arguments, upstream = self.arguments(call, request["dress"]), self.upstream(call)
-        with _mode(mode, self.lent.device.type, bool(call["wrt"])), _threads(request["threads"]):
+        with _mode(mode, self.lent.device.type, bool(call["wrt"])), threads(request["threads"]):
             results, gradients = self.run(function, arguments, call, upstream)
         if not call["updates"]:
             inputs = [value for value in arguments.values() if isinstance(value, Tensor)]
@@ -237,7 +237,7 @@ def _mode(mode: str, device: str, gradients: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _threads(wanted: int | None) -> Iterator[None]:
+def threads(wanted: int | None) -> Iterator[None]:
     """Another number of threads for a while: more than there are cores, they are interrupted anywhere."""
     before = torch.get_num_threads()
     torch.set_num_threads(wanted or before)

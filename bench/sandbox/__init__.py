@@ -34,7 +34,15 @@ RUNNER_FILES = (
     *(f"runner/{path.name}" for path in sorted((BENCH / "runner").glob("*.py"))),
     *(
         f"sandbox/{name}.py"
-        for name in ("confine", "linux", "namespaces", "landlock", "seccomp", "instead")
+        for name in (
+            "confine",
+            "linux",
+            "processes",
+            "namespaces",
+            "landlock",
+            "seccomp",
+            "instead",
+        )
     ),
 )
 SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/opt/cuda", "/usr/local")

@@ -16,7 +16,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.sandbox import cgroup, landlock, linux, seccomp
+from bench.sandbox import cgroup, landlock, processes, seccomp
 
 NAMESPACES = ("user", "pid", "network", "ipc", "uts", "mount")
 _ROOT = Path(__file__).resolve().parent.parent.parent
@@ -193,7 +193,7 @@ def _cgroup() -> Layer:
 
 
 def _watchdog() -> Layer:
-    if linux.descendants(os.getppid()):
+    if processes.descendants(os.getppid()):
         return Layer(
             "watchdog", True, "bounds output and disk; memory and processes where no cgroup does"
         )

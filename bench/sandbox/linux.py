@@ -1,11 +1,9 @@
-"""What Linux has and Python no function for: a few system calls by ctypes, which raise OSError where the kernel refuses, and the tree of processes."""
+"""What Linux has and Python no function for: a few system calls by ctypes, which raise OSError where the kernel refuses."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
-from pathlib import Path
 
 SET_PDEATHSIG, SET_NO_NEW_PRIVS, SET_CHILD_SUBREAPER = 1, 38, 36
 _CAPBSET_READ, _CAPBSET_DROP, _CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL = 23, 24, 47, 4
@@ -86,27 +84,6 @@ def drop_capabilities() -> None:
 def effective_capabilities() -> int:
     with open("/proc/self/status") as status:
         return next(int(line.split()[1], 16) for line in status if line.startswith("CapEff"))
-
-
-def descendants(process: int) -> list[int]:
-    """Pids of all processes below this one, parents first."""
-    found: list[int] = []
-    queue = [process]
-    while queue:
-        for pid in _children(queue.pop()):
-            found.append(pid)
-            queue.append(pid)
-    return found
-
-
-def _children(process: int) -> list[int]:
-    """Of all its threads; what ends while we look has none."""
-    found: list[int] = []
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for thread in Path("/proc", str(process), "task").iterdir():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                found += map(int, (thread / "children").read_text().split())
-    return found
 
 
 def _checked(result: int) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from bench.sandbox import linux
+from bench.sandbox import linux, processes
 
 _NOSUID, _NODEV, _NOEXEC, _BIND, _RECURSIVE, _PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
 _PIVOT_ROOT, _MOUNT_SETATTR = (155, 41), 442
@@ -77,7 +77,7 @@ def _wait_and_sweep(child: int) -> int:
     except _Stopped:
         status = 128 + signal.SIGTERM
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    while left := linux.descendants(os.getpid()):
+    while left := processes.descendants(os.getpid()):
         for pid in left:
             try:
                 os.kill(pid, signal.SIGKILL)

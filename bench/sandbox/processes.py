@@ -14,16 +14,28 @@ _SCHED = 2  # CPUCLOCK_SCHED
 
 
 def tree(root: int) -> list[int]:
-    """Ids of a process and its descendants, as they are now. Reads all of /proc: about 1 ms for a hundred processes."""
-    children: dict[int, list[int]] = {}
-    for entry in os.listdir(_PROC):
-        if entry.isdigit():
-            fields = _stat(int(entry))
-            if fields:
-                children.setdefault(int(fields[1]), []).append(int(entry))
-    found = [root]
-    for pid in found:
-        found += children.get(pid, [])
+    """Ids of a process and its descendants, as they are now."""
+    return [root, *descendants(root)]
+
+
+def descendants(root: int) -> list[int]:
+    """Parents first."""
+    found: list[int] = []
+    queue = [root]
+    while queue:
+        for pid in _children(queue.pop()):
+            found.append(pid)
+            queue.append(pid)
+    return found
+
+
+def _children(pid: int) -> list[int]:
+    """Of all its threads; what ends while we look has none."""
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in (_PROC / str(pid) / "task").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                found += map(int, (task / "children").read_text().split())
     return found
 
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bench.sandbox import linux
+from bench.sandbox import processes
 from bench.sandbox.limits import Limits
 
 EVERY_S = 0.1  # a look takes 0.07 ms of a core with a cgroup, and 0.2 ms without one
@@ -55,7 +55,9 @@ class Watchdog:
                 looks += 1
                 self.excess = self._look(disk=looks % DISK_EVERY == 0)
         finally:
-            if self.excess or not self._over.is_set():  # also where a look failed: nothing runs unwatched
+            if (
+                self.excess or not self._over.is_set()
+            ):  # also where a look failed: nothing runs unwatched
                 self.excess = self.excess or "its watchdog failed"
                 self._kill()
 
@@ -67,10 +69,10 @@ class Watchdog:
             if excess := self._counted():
                 return excess
         else:
-            processes = linux.descendants(self._process)
-            if len(processes) > self._limits.processes:
+            running = processes.descendants(self._process)
+            if len(running) > self._limits.processes:
                 return f"it ran more than {self._limits.processes} processes"
-            if sum(map(_private_memory, processes)) > self._limits.memory:
+            if sum(map(_private_memory, running)) > self._limits.memory:
                 return f"it used more than {_megabytes(self._limits.memory)} of memory"
             if _available() < RESERVE_BYTES:
                 return f"the machine had less than {_megabytes(RESERVE_BYTES)} of memory left"
