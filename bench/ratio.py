@@ -6,8 +6,8 @@ two, so that bench/speed.py holds it against what is `typical`, the middle half 
 
 Processes of one kernel differ, by 0.3 to 2.7 % (standard deviation, three processors, results/LOG.md): where code and memory lie is drawn anew for
 each. Noise of a machine lasts longer than a round. Neither is seen in how blocks of one process scatter. So a measurement has parts that
-share neither, and its error is what leaving out one of them after the other changes (the jackknife; Efron and Stein, 1981), with Student's t. In simulation that is 9 to
-13 % too small (results/LOG.md), which is one reason for a second start (bench/speed.py). The
+share neither, and its error is what leaving out one of them after the other changes (the jackknife; Efron and Stein, 1981), with Student's t. In simulation that is up
+to 13 % too small (results/LOG.md). The
 ratio of each part alone would need more rounds: a part of a slow op has three, and one of them at twice the time is no rarity.
 """
 

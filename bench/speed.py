@@ -1,9 +1,9 @@
 """What a comparison of speed concludes, and when one kernel is called faster than another.
 
-An interval knows how much new processes of the same runners differ. What runners themselves differ by (their first process, of which all others are
-copies, and most of the memory that they are lent) it hardly sees. So what differs from 1 by less than NEAR is compared once more, by
-runners that are started anew, as soon as an interval of ASKED_AGAIN says that it differs; what decides is the mean of the two, and its error is no
-less than what they differ by (results/LOG.md has how often all this is wrong).
+An interval of CONFIDENCE decides. A comparison that ends without an answer, but with an interval of ASKED_AGAIN that excludes 1, is made once more, by
+runners that are started anew: what they differ by (their first process, of which all others are copies, and most of the memory that they
+are lent) the first interval hardly saw. Then the mean of the two decides, and its error is no less than what they differ by
+(results/timer.md has how often all this is wrong).
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from bench.clocks import Reading
 from bench.ratio import Estimate, Statistic, estimate, fast, logs, together, typical
 from bench.rounds import Measured, Samples
 
-CONFIDENCE = 0.995  # of the interval that decides
-ASKED_AGAIN = 0.95  # of the interval of the first start: where it excludes 1 by less than NEAR, there is a second
-NEAR = 0.10  # no runner has differed from another of the same kernel by as much
+CONFIDENCE = 0.998
+ASKED_AGAIN = 0.95
 SHAPE_SHARE = 0.05  # so much slower may a shape of the model become for what others win
 
 PLACEBO_CONFIDENCE = 0.99  # with which the incumbent differs from itself: its two processes lie unequally, or the machine is too busy
@@ -105,10 +104,11 @@ class Start:
     seconds: float
 
     @property
-    def near(self) -> bool:
-        """Whether it sees a difference, and so small a one that another start is to see it too."""
-        low, high = bounds([self.measured], ASKED_AGAIN)
-        return 1 - NEAR < high < 1 or 1 < low < 1 + NEAR
+    def undecided(self) -> bool:
+        """Whether it sees a difference, and not so surely that it is an answer."""
+        return _excludes(bounds([self.measured], ASKED_AGAIN)) and not _excludes(
+            bounds([self.measured], CONFIDENCE)
+        )
 
 
 def concluded(starts: Sequence[Start]) -> Comparison:
@@ -143,6 +143,11 @@ def bounds(starts: Starts, level: float) -> tuple[float, float]:
     below, above = placebo.interval(PLACEBO_CONFIDENCE)
     apart = 1.0 if below <= 1.0 <= above else math.exp(abs(placebo.log) / 2)
     return low / apart, high * apart
+
+
+def _excludes(interval: tuple[float, float]) -> bool:
+    low, high = interval
+    return not low <= 1.0 <= high
 
 
 def _placebo(starts: Starts) -> Estimate:

@@ -1,8 +1,8 @@
 """How often the timer is wrong, and what it finds: `python -m bench.timer_calibration --comparisons 300 [--load]`.
 
 A third as many comparisons of a kernel with a difference that was planted, of 5 % and of 2 %, follow as there are of a kernel with itself. The
-planted kernels call their op so often within a call that one call more is the difference; which of the two arms has it is drawn. Each
-comparison is a line of results/timer.tsv at once: a run that was ended goes on where it was. results/timer.md is written from all lines.
+planted kernels call their op so often within a call that one call more is the difference; how often, is measured first, and which of the two
+arms has it is drawn. Each comparison is a line of results/timer.tsv at once: a run that was ended goes on where it was. results/timer.md is written from all lines.
 """
 
 from __future__ import annotations
@@ -20,24 +20,27 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bench.builds import build
-from bench.contracts import ops
+from bench.contracts import contract, ops
 from bench.judge import Refused
-from bench.speed import CONFIDENCE
-from bench.timing import LIMIT_S, compare
+from bench.speed import ASKED_AGAIN, CONFIDENCE
+from bench.timing import LIMIT_S, Arm, compare, sample
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "results" / "timer.tsv"
 REPORT = ROOT / "results" / "timer.md"
 COLUMNS = (
-    "kind op load others threads said expected ratio low high placebo_low placebo_high wall thread starts parts rounds seconds stopped"
+    "kind op load others threads passes said expected ratio low high placebo_low placebo_high wall thread starts parts rounds seconds stopped"
 ).split()
 PLANTED_OP = "rms_norm"
-# Passes of a call beside the one that gradients flow through, which takes with its backward and what the judge copies as long as five to ten of
-# them (one pass more beside 10, 17, 40 and 47 takes 6.5, 3.7, 2.2 and 2.1 % longer): one more is 5 and 2 %.
-PASSES = {"aa": 0, "5%": 14, "2%": 45}
+# Of the time of a call, and about how many passes it has beside the one that gradients flow through, which takes with its backward and what the judge
+# copies as long as five to ten of them: one more is that difference.
+PLANTED = {"5%": (0.05, 14), "2%": (0.02, 44)}
+APART = 8  # passes, from whose time that of one is known
+APART_S = 15.0
 WANTED = {"aa": "at most 1 %", "5%": "at least 95 %", "2%": "at least 60 %"}
 REPEATED = """
 
@@ -58,6 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--load", action="store_true", help="beside a process that loads one core")
     asked = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="lab-timer-") as folder, _load(asked.load):
+        _build(ROOT)
         trees = _trees(Path(folder))
         while (kind := _next(asked.comparisons, asked.load)) is not None:
             _append(_compared(kind, trees, asked.load))
@@ -78,7 +82,7 @@ def report(rows: Sequence[dict[str, str]]) -> str:
         "",
         "Written by `python -m bench.timer_calibration --comparisons N [--load]` from timer.tsv, a line a comparison. Equal kernels: each op of this",
         f"tree with itself in turn, on the trial's shapes; planted: {PLANTED_OP} with one pass more. An interval has a confidence of {CONFIDENCE:.1%},",
-        f"a comparison {LIMIT_S:.0f} s from each start of its runners: two where its 95 % interval excludes 1, and by little. Load: the machine's average over a minute, this command's own share included.",
+        f"a comparison {LIMIT_S:.0f} s from each start of its runners: two where its {ASKED_AGAIN:.0%} interval excludes 1 and the other does not. Load: the machine's average over a minute, this command's own share included.",
         "",
         "| kind | beside a load | threads | median load | comparisons | faster | slower | refused | found | wanted | median ratio | median s | longest s |",
         "|---|---|--:|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|",
@@ -117,20 +121,21 @@ def _next(wanted: int, load: bool) -> str | None:
     return min(left, key=lambda kind: left[kind], default=None)
 
 
-def _compared(kind: str, trees: dict[str, Path], load: bool) -> dict[str, str]:
+def _compared(kind: str, trees: dict[str, tuple[Path, int]], load: bool) -> dict[str, str]:
     rng = random.Random()
     op = rng.choice(ops()) if kind == "aa" else PLANTED_OP
     expected = "" if kind == "aa" else rng.choice(("faster", "slower"))
     arms = [trees["aa"], trees["aa"]]
     if expected:
         arms = [trees[f"{kind} less"], trees[f"{kind} more"]]
-    incumbent, candidate = arms[::-1] if expected == "faster" else arms
+    (incumbent, passes), (candidate, _) = arms[::-1] if expected == "faster" else arms
     row = {
         "kind": kind,
         "op": op,
         "load": _word(load),
         "others": f"{os.getloadavg()[0]:.1f}",
         "threads": str(torch.get_num_threads()),
+        "passes": str(passes or ""),
         "expected": expected,
     }
     try:
@@ -170,23 +175,44 @@ def _append(row: dict[str, str]) -> None:
         writer.writerow(row)
 
 
-def _trees(folder: Path) -> dict[str, Path]:
-    """The tree as it is, and with the planted kernel; built, so that no comparison waits for a compiler."""
-    trees = {"aa": ROOT}
-    for kind, passes in PASSES.items():
-        for name, more in (("less", 0), ("more", 1)) if passes else ():
-            tree = trees[f"{kind} {name}"] = folder / f"{kind[0]}-{name}"
-            for part in ("kernels", "csrc"):
-                ignored = shutil.ignore_patterns("build", "__pycache__")
-                shutil.copytree(ROOT / part, tree / part, ignore=ignored)
-            file = tree / "kernels" / f"{PLANTED_OP}.py"
-            planted = REPEATED.format(op=PLANTED_OP, passes=passes + more)
-            file.write_text(file.read_text() + planted)
-    for tree in trees.values():
-        built = build(tree, [f"csrc/{path.name}" for path in (tree / "csrc").glob("*.cpp")])
-        if not built.passed:
-            raise RuntimeError(f"{tree} does not build: {built.reason}")
-    return trees
+def _trees(folder: Path) -> dict[str, tuple[Path, int]]:
+    """The tree as it is, and with planted kernels, each with its passes; built, so that no comparison waits for a compiler."""
+    found = {"aa": (ROOT, 0)}
+    for kind, (size, about) in PLANTED.items():
+        passes = _passes(folder, size, about)
+        print(f"{kind}: one pass more than {passes}", flush=True)
+        for name, n in (("less", passes), ("more", passes + 1)):
+            found[f"{kind} {name}"] = (_tree(folder, n), n)
+    return found
+
+
+def _passes(folder: Path, size: float, about: int) -> int:
+    """Beside how many passes one more takes `size` longer."""
+    (case,) = (case for case in contract(PLANTED_OP).trial["cpu"] if case.calls)
+    arms = [Arm(str(n), _tree(folder, n)) for n in (about, about + APART)]
+    taken = sample(PLANTED_OP, case, arms, device="cpu", limit_s=APART_S)
+    fewer, more = (float(np.mean(np.sort(x)[: len(x) // 2])) for x in taken.values())
+    one = (more - fewer) / APART
+    return max(1, round(1 / size - (fewer / one - about)))
+
+
+def _tree(folder: Path, passes: int) -> Path:
+    """This tree, with a kernel of so many passes more than one."""
+    tree = folder / str(passes)
+    if not tree.exists():
+        for part in ("kernels", "csrc"):
+            ignored = shutil.ignore_patterns("build", "__pycache__")
+            shutil.copytree(ROOT / part, tree / part, ignore=ignored)
+        file = tree / "kernels" / f"{PLANTED_OP}.py"
+        file.write_text(file.read_text() + REPEATED.format(op=PLANTED_OP, passes=passes))
+        _build(tree)
+    return tree
+
+
+def _build(tree: Path) -> None:
+    built = build(tree, [f"csrc/{path.name}" for path in (tree / "csrc").glob("*.cpp")])
+    if not built.passed:
+        raise RuntimeError(f"{tree} does not build: {built.reason}")
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ and where they differ by more than noise the interval is as much wider. Because 
 PARTS times (bench/runner/lives.py), and the interval comes from how much these parts differ; a GPU's cannot be forked, and its parts are
 stretches of time. Runners come before other work of the machine where the user may give them that, with a core for each thread
 (bench/sandbox/precedence.py). A comparison stops early where the answer is clear, or where nothing will be shown in time, and
-what differs by little is measured twice, by runners that are started anew (bench/speed.py).
+what stays undecided is measured once more, by runners that are started anew (bench/speed.py).
 
 It is refused, whatever its ratio, where a block is faster than this machine can be, where time that is saved in a row of calls is not saved by
 a call that is asked alone (bench/savings.py), where a runner worked while it was not asked, took threads, memory or torch's settings
@@ -49,7 +49,7 @@ END_S = 1.5  # of that for the audit and the last questions
 PARTS = 16  # of the time; on a CPU each has processes of its own, which takes 0.3 to 0.5 s of it
 LEAST = 5  # of them, where one takes longer than its share
 ROUNDS = 3  # of each case in a part, at least
-LOOKS = (0.3, 0.6)  # shares of the time at which a first start may be the end
+LOOKS = (0.3, 0.6)  # shares of the time at which it may end early
 EARLY_CONFIDENCE = 0.999  # with which it stops because the answer is clear
 HOPE = 0.02  # chance that an answer comes, below which it stops at the last look: the error of five parts is too rough a guess for that
 QUARANTINE = 10.0
@@ -66,15 +66,15 @@ def compare(
     seed: int | None = None,
     cases: Sequence[Case] | None = None,
 ) -> Comparison:
-    """Time an op of two trees on `cases`, by default those that a step of the trial's model calls; for a small difference by two starts of
-    the runners, of `limit_s` each. Raises Refused when an arm fails, a timed output is wrong, or time was not saved honestly."""
+    """Time an op of two trees on `cases`, by default those that a step of the trial's model calls, for up to `limit_s`, and where that leaves it
+    undecided for as long again. Raises Refused when an arm fails, a timed output is wrong, or time was not saved honestly."""
     asked = contract(op)
     cases = [case for case in asked.trial[device] if case.calls] if cases is None else cases
     arms = (Arm("incumbent", incumbent), Arm("placebo", incumbent), Arm("candidate", candidate))
     rng = random.Random(secrets.randbits(48) if seed is None else seed)
-    starts = [_start(op, arms, cases, rng, device, limit_s, LOOKS)]
-    if starts[0].near:
-        starts.append(_start(op, arms, cases, rng, device, limit_s, ()))
+    starts = [_start(op, arms, cases, rng, device, limit_s, [])]
+    if starts[0].undecided:
+        starts += [_start(op, arms, cases, rng, device, limit_s, starts)]
     return concluded(starts)
 
 
@@ -85,16 +85,16 @@ def _start(
     rng: random.Random,
     device: str,
     limit_s: float,
-    looks: Sequence[float],
+    earlier: Sequence[Start],
 ) -> Start:
-    """Start runners, and measure; `looks` are shares of the time at which it may stop."""
+    """Start runners, and measure, until what all starts say together is clear or the time is used."""
     started = time.monotonic()
     asked = contract(op)
     with _started(arms, device) as runners:
         prepared = prepare(asked, cases, arms, runners, rng)
         before = clocks.read(device)
         with one_thread():
-            stopped = _run(op, prepared, runners, started + limit_s - END_S, looks)
+            stopped = _run(op, prepared, runners, started + limit_s - END_S, earlier)
         after = clocks.read(device)
         measured = [rounds.found for rounds in prepared]
         for rounds in prepared:
@@ -135,11 +135,15 @@ def _run(
     prepared: Sequence[Rounds],
     runners: Sequence[Conduct],
     deadline: float,
-    looks: Sequence[float],
+    earlier: Sequence[Start],
 ) -> str:
     """Part after part until the time is used or the end is clear; in words, why they ended."""
     began, device = time.monotonic(), runners[0].judge.device
-    measured, left = [[rounds.found for rounds in prepared]], list(looks)
+    measured = [*(start.measured for start in earlier), [rounds.found for rounds in prepared]]
+    level = (
+        CONFIDENCE if earlier else ASKED_AGAIN
+    )  # of the interval that has to exclude 1 for this not to have been in vain
+    looks = list(LOOKS)
     part = 0
     while True:
         part += 1
@@ -159,12 +163,13 @@ def _run(
         if now >= deadline:
             return "the time was used"
         share = (now - began) / (deadline - began)
-        if left and share >= left[0]:
-            left.pop(0)
+        if looks and share >= looks[0]:
+            looks.pop(0)
             low, high = bounds(measured, EARLY_CONFIDENCE)
             if not low <= 1.0 <= high:
                 return f"clear after {share:.0%} of the time"
-            if not left and mix(measured).chance(ASKED_AGAIN, share) < HOPE:
+            of_all = (len(earlier) + share) / (len(earlier) + 1)
+            if not looks and mix(measured).chance(level, of_all) < HOPE:
                 return f"hopeless after {share:.0%} of the time"
 
 
