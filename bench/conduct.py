@@ -39,6 +39,7 @@ class Conduct:
     idle_s: float = 0.0
     first_in_line: bool = False  # before other work of the machine
     spread: bool = False  # over the cores, a thread each
+    alike: bool = False  # its memory lies where that of every runner does
     _cold_s: float = 0.0
     _turns: tuple[float, float] = (0.0, 0.0)
     _peak: int = 0
@@ -65,6 +66,7 @@ class Conduct:
         """Begin to count; what the runner did before belongs to its start."""
         self._pids = self._tree()
         self.first_in_line = precedence.take(self._pids)
+        self.alike = all(map(processes.fixed_addresses, self._pids))
         self._cpu, self._started = processes.cpu_seconds(self._pids), time.perf_counter()
         self._turns = self.turn_cpu_s, self.turn_s
 

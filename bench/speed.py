@@ -39,8 +39,8 @@ class Comparison:
 
     shapes:         each shape's own ratio, times (of the first start), and how often a step calls it, in the contract's order
     arms:           of the last start's incumbent and candidate the seconds of import and first calls, the largest memory in MB, the processors
-                    that were busy with it while it was asked (less than one where other work took them), and 1 where it had precedence and a core for
-                    each thread
+                    that were busy with it while it was asked (less than one where other work took them), and 1 where it had precedence, a core for
+                    each thread, and its memory where the others have theirs
     typical:        the ratio in the middle of all blocks, where the ratio itself is of the faster half (bench/ratio.py)
     wall, thread:   the same ratio by the clock on the wall and by processor time alone
     stopped:        why no further rounds were run

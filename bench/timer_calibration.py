@@ -39,8 +39,7 @@ PLANTED_OP = "rms_norm"
 # Of the time of a call, and about how many passes it has beside the one that gradients flow through, which takes with its backward and what the judge
 # copies as long as five to ten of them: one more is that difference.
 PLANTED = {"5%": (0.05, 14), "2%": (0.02, 44)}
-APART = 8  # passes, from whose time that of one is known
-APART_S = 15.0
+PASSES_S = 15.0  # to find the time of one pass
 WANTED = {"aa": "at most 1 %", "5%": "at least 95 %", "2%": "at least 60 %"}
 REPEATED = """
 
@@ -189,10 +188,10 @@ def _trees(folder: Path) -> dict[str, tuple[Path, int]]:
 def _passes(folder: Path, size: float, about: int) -> int:
     """Beside how many passes one more takes `size` longer."""
     (case,) = (case for case in contract(PLANTED_OP).trial["cpu"] if case.calls)
-    arms = [Arm(str(n), _tree(folder, n)) for n in (about, about + APART)]
-    taken = sample(PLANTED_OP, case, arms, device="cpu", limit_s=APART_S)
+    arms = [Arm(str(n), _tree(folder, n)) for n in (about, 2 * about)]
+    taken = sample(PLANTED_OP, case, arms, device="cpu", limit_s=PASSES_S)
     fewer, more = (float(np.mean(np.sort(x)[: len(x) // 2])) for x in taken.values())
-    one = (more - fewer) / APART
+    one = (more - fewer) / about
     return max(1, round(1 / size - (fewer / one - about)))
 
 

@@ -90,7 +90,8 @@ def _start(
     """Start runners, and measure, until what all starts say together is clear or the time is used."""
     started = time.monotonic()
     asked = contract(op)
-    with _started(arms, device) as runners:
+    with _started(rng.sample(arms, len(arms)), device) as begun:
+        runners = [next(r for r in begun if r.name == arm.name) for arm in arms]
         prepared = prepare(asked, cases, arms, runners, rng)
         before = clocks.read(device)
         with one_thread():
@@ -123,6 +124,7 @@ def _start(
                 "processors": round(runner.turn_cpu_s / runner.turn_s, 2),
                 "first_in_line": float(runner.first_in_line),
                 "spread": float(runner.spread),
+                "alike": float(runner.alike),
             }
             for name, runner in watched.items()
         }
@@ -184,7 +186,7 @@ def _renew(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], *, f
         runner.load(op)
 
     with ThreadPoolExecutor() as pool:
-        loaded = pool.map(load, runners)
+        loaded = pool.map(load, prepared[0].rng.sample(runners, len(runners)))
         if not first:
             for rounds in prepared:
                 rounds.move()

@@ -10,7 +10,7 @@ import pytest
 
 from bench.conduct import Conduct
 from bench.judge import Judge, Refused
-from bench.sandbox import processes
+from bench.sandbox import linux, processes
 
 KEEPS = """import torch
 torch.manual_seed(5)
@@ -93,3 +93,20 @@ def test_a_process_that_one_life_leaves_behind_is_in_the_books_of_the_next(runne
     time.sleep(1.0)
     with pytest.raises(Refused, match="asked for nothing"):
         runner.end(1)
+
+
+def test_all_runners_have_their_memory_at_the_same_addresses(tmp_path: Path) -> None:
+    (tmp_path / "kernels").mkdir()
+    seen = []
+    for _ in range(2):
+        with Judge(tmp_path) as judge:
+            judge.ask("stage", calls=[])
+            answering = processes.tree(judge.pid)[-1]
+            if not processes.fixed_addresses(answering):
+                pytest.skip("this kernel does not let a process ask for that")
+            maps = Path(f"/proc/{answering}/maps").read_text().splitlines()
+            seen.append([line.split()[0] for line in maps if line.endswith(("[stack]", ".so"))])
+    assert len(seen[0]) > 10
+    assert seen[0] == seen[1]
+    here = Path("/proc/self/personality").read_text()
+    assert not int(here, 16) & linux.FIXED_ADDRESSES, "the judge's own children have them too"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 
 SET_PDEATHSIG, SET_NO_NEW_PRIVS, SET_CHILD_SUBREAPER = 1, 38, 36
 _CAPBSET_READ, _CAPBSET_DROP, _CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL = 23, 24, 47, 4
 _CAPABILITY_VERSION = 0x20080522
 _LAST_CAPABILITY = 63
+FIXED_ADDRESSES = 0x0040000  # of a process's personality (personality(2))
 
 NEW_NAMESPACES = {
     "mount": 0x00020000,
@@ -50,6 +53,17 @@ def text(path: str) -> ctypes.Array[ctypes.c_char]:
 def prctl(option: int, value: int = 0, more: int = 0) -> int:
     numbers = (ctypes.c_ulong(n) for n in (value, more, 0, 0))
     return _checked(_libc.prctl(option, *numbers))
+
+
+@contextlib.contextmanager
+def fixed_addresses() -> Iterator[None]:
+    """What this thread starts in here has its memory where every other such process has it, if the kernel lets a process ask for that."""
+    before = _libc.personality(ctypes.c_ulong(0xFFFFFFFF))  # which asks
+    _libc.personality(ctypes.c_ulong(before | FIXED_ADDRESSES))
+    try:
+        yield
+    finally:
+        _libc.personality(ctypes.c_ulong(before))
 
 
 def unshare(flags: int) -> None:

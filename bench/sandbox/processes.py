@@ -8,6 +8,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.sandbox import linux
+
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PROC = Path("/proc")
 _SCHED = 2  # CPUCLOCK_SCHED
@@ -91,6 +93,13 @@ def _used(task: Path) -> int:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         return int((task / "schedstat").read_text().split()[0])
     return 0
+
+
+def fixed_addresses(pid: int) -> bool:
+    """Whether its memory lies where every other such process has it; False where that cannot be seen."""
+    with contextlib.suppress(OSError):
+        return bool(int((_PROC / str(pid) / "personality").read_text(), 16) & linux.FIXED_ADDRESSES)
+    return False
 
 
 def threads(pids: Iterable[int]) -> int:
