@@ -95,17 +95,20 @@ def test_a_process_that_one_life_leaves_behind_is_in_the_books_of_the_next(runne
         runner.end(1)
 
 
-def test_all_runners_have_their_memory_at_the_same_addresses(tmp_path: Path) -> None:
-    (tmp_path / "kernels").mkdir()
+def test_all_runners_have_their_memory_at_the_same_addresses_however_long_the_name_of_a_tree(
+    tmp_path: Path,
+) -> None:
     seen = []
-    for _ in range(2):
-        with Judge(tmp_path) as judge:
+    for name in ("tree", "a tree of a much longer name"):
+        (tmp_path / name / "kernels").mkdir(parents=True)
+        with Judge(tmp_path / name) as judge:
             judge.ask("stage", calls=[])
             answering = processes.tree(judge.pid)[-1]
             if not processes.fixed_addresses(answering):
                 pytest.skip("this kernel does not let a process ask for that")
             maps = Path(f"/proc/{answering}/maps").read_text().splitlines()
-            seen.append([line.split()[0] for line in maps if line.endswith(("[stack]", ".so"))])
+            stack = Path(f"/proc/{answering}/stat").read_text().split()[27]
+            seen.append([stack, *(line.split()[0] for line in maps if line.endswith(".so"))])
     assert len(seen[0]) > 10
     assert seen[0] == seen[1]
     here = Path("/proc/self/personality").read_text()

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -71,6 +71,7 @@ OWN_KERNEL_FILES = (
     "/proc/driver",
 )
 PATIENCE_S = 10.0
+PADDED_BYTES = 32 << 10  # more than arguments and variables take
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _numbers = itertools.count()
 
@@ -169,6 +170,8 @@ def start(
         module,
         *arguments,
     ]
+    variables = {**_environment(launch, own, cache, gpu, poison), **environment}
+    variables["PADDING"] = _padding([*command, *(f"{n}={v}" for n, v in variables.items())])
     if terms.wrapped:
         command = [*_bubblewrap(terms), "--chdir", str(own), "--", *command]
     group = None
@@ -187,7 +190,7 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=own,
-            env={**_environment(launch, own, cache, gpu, poison), **environment},
+            env=variables,
             pass_fds=tuple(pass_fds),
             start_new_session=True,
         )
@@ -282,6 +285,11 @@ def _bubblewrap(terms: Terms) -> list[str]:
     for path in terms.writable:
         arguments += ["--bind", path, path]
     return [*arguments, "--remount-ro", "/dev", "--remount-ro", "/"]
+
+
+def _padding(texts: Iterable[str]) -> str:
+    """What fills up the arguments and variables of a process: its stack begins below them, and a tree with a longer name is to move no stack."""
+    return "." * (-sum(len(os.fsencode(text)) + 1 for text in texts) % PADDED_BYTES)
 
 
 def _environment(
