@@ -14,7 +14,11 @@ from pathlib import Path
 import pytest
 from model_servers import KEY, MessagesServer, Say
 
+from agent.lab import Lab
+from bench.data import prepare
+
 ROOT = Path(__file__).resolve().parent.parent
+TEXT_BYTES = 3 << 20  # all of the validation text takes longer to score than a trial here
 
 
 def run(
@@ -42,10 +46,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
             dirs_exist_ok=True,
             ignore=shutil.ignore_patterns("build", "__pycache__"),
         )
-    # What earlier tests have compiled and prepared; without it a night begins with two minutes of that.
-    for part in ("cache", "data"):
+    for part in ("cache", "data"):  # what earlier tests have compiled and prepared
         if (ROOT / ".lab" / part).is_dir():
             shutil.copytree(ROOT / ".lab" / part, clone / ".lab" / part)
+    data = Lab(clone).data
+    dataset = prepare(None, root=data, limit_bytes=TEXT_BYTES)
+    (data / "default").write_text(dataset.directory.name)
     who = ("-c", "user.name=a person", "-c", "user.email=person@example.org")
     subprocess.run(
         ["git", *who, "commit", "-qam", "as it is", "--allow-empty"], cwd=clone, check=True
@@ -72,7 +78,7 @@ def scripted() -> list[Say]:
     ]  # fmt: skip
 
 
-def stopped_at(line: str, *words: str, cwd: Path, timeout: float = 280, **variables: str) -> tuple[int, str]:  # fmt: skip
+def stopped_at(line: str, *words: str, cwd: Path, timeout: float = 420, **variables: str) -> tuple[int, str]:  # fmt: skip
     """Exit status and output of a command that gets Ctrl-C as soon as it says `line`."""
     with subprocess.Popen(
         [sys.executable, *words], cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
