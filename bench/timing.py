@@ -142,9 +142,8 @@ def _run(
     """Part after part until the time is used or the end is clear; in words, why they ended."""
     began, device = time.monotonic(), runners[0].judge.device
     measured = [*(start.measured for start in earlier), [rounds.found for rounds in prepared]]
-    level = (
-        CONFIDENCE if earlier else ASKED_AGAIN
-    )  # of the interval that has to exclude 1 for this not to have been in vain
+    # of the interval that has to exclude 1 for this not to have been in vain
+    level = CONFIDENCE if earlier else ASKED_AGAIN
     looks = list(LOOKS)
     part = 0
     while True:

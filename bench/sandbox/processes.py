@@ -16,12 +16,24 @@ _SCHED = 2  # CPUCLOCK_SCHED
 
 
 def tree(root: int) -> list[int]:
-    """Ids of a process and its descendants, as they are now."""
-    return [root, *descendants(root)]
+    """Ids of a process and its descendants, as they are now, by what each process in /proc says of its parent: about 1 ms for a hundred.
+
+    A candidate's books are kept by this: the kernel's list of children (`descendants`) may lack one while another ends.
+    """
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir(_PROC):
+        if entry.isdigit():
+            fields = _stat(int(entry))
+            if fields:
+                children.setdefault(int(fields[1]), []).append(int(entry))
+    found = [root]
+    for pid in found:
+        found += children.get(pid, [])
+    return found
 
 
 def descendants(root: int) -> list[int]:
-    """Parents first."""
+    """The same without the process itself, parents first, by the kernel's lists of children: 0.1 ms, and where /proc may not be listed."""
     found: list[int] = []
     queue = [root]
     while queue:
