@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--comparisons", type=int, required=True, help="of equal kernels")
     parser.add_argument("--load", action="store_true", help="beside a process that loads one core")
     asked = parser.parse_args(arguments)
+    if asked.comparisons < 1:
+        parser.error(f"--comparisons: expected 1 or more, got {asked.comparisons}")
     with tempfile.TemporaryDirectory(prefix="lab-timer-") as folder, _load(asked.load):
         _build(ROOT)
         trees = _trees(Path(folder))

@@ -55,9 +55,8 @@ class Watchdog:
                 looks += 1
                 self.excess = self._look(disk=looks % DISK_EVERY == 0)
         finally:
-            if (
-                self.excess or not self._over.is_set()
-            ):  # also where a look failed: nothing runs unwatched
+            # also where a look failed: nothing runs unwatched
+            if self.excess or not self._over.is_set():
                 self.excess = self.excess or "its watchdog failed"
                 self._kill()
 
