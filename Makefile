@@ -1,5 +1,5 @@
 # make lab    from a fresh clone to a summary of real experiments (first run 7 to 8 minutes, later ones about 4, one of them to run what was kept again)
-# make test   formatting, types, and the whole test suite
+# make test   formatting, types, and the test suite, all of it but `make proof`
 # make proof  every cheat gains from a naive judge, every honest oddity passes (about 9 minutes)
 # make sanitize  every C++ kernel under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (about 16 minutes)
 # make bench  every kernel and its peers, measured

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sqlite3
 import sys
@@ -16,6 +17,8 @@ from agent.options import BEST_EFFORT, parser
 from agent.records import Settings
 from agent.screen import Screen, open_screen
 
+# What the machine refuses, whoever asks: no space, no permission.
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 # `command` is also where argparse puts the name of a subcommand.
 _SETTINGS = tuple(field.name for field in fields(Settings) if field.name != "command")
 
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
         return 130
     except Exception as error:  # the boundary of the process: Python's own status for a traceback, 1, means refused here
         screen.close()
-        if not isinstance(error, _expected()):
+        if not _is_told(error):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -47,8 +50,8 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
         screen.close()
 
 
-def _expected() -> tuple[type[Exception], ...]:
-    """Errors whose message is all that a person needs."""
+def _is_told(error: Exception) -> bool:
+    """Whether the message is all that a person needs."""
     from agent.git import GitError
     from agent.workspace import Busy
 
@@ -57,7 +60,11 @@ def _expected() -> tuple[type[Exception], ...]:
         known.append(sys.modules["bench.corpus"].DataError)
     if "agent.loop" in sys.modules:
         known.append(sys.modules["agent.loop"].LoopError)
-    return tuple(known)
+    damaged = (
+        type(error) is sqlite3.DatabaseError
+    )  # and none of its kinds, which are faults of ours
+    full = isinstance(error, OSError) and error.errno in _MACHINE
+    return damaged or full or isinstance(error, tuple(known))
 
 
 def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
@@ -68,7 +75,10 @@ def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     if "coder" in given:
         chosen["command"] = given["coder"]
     chosen |= {name: tuple(chosen[name]) for name in ("models", "prices") if name in chosen}
-    settings = replace(Settings(device="auto"), **chosen)
+    settings = Settings(device="auto")
+    if given["dry_run"] and given["resume"] is not None:
+        settings = lab.ledger().run(given["resume"] or None).settings
+    settings = replace(settings, **chosen)
     if given["dry_run"]:
         print(dry_run.estimate(lab, replace(settings, device=device(settings.device))))
         return 0
@@ -85,7 +95,8 @@ def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
 def _aa(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     from agent import standard
 
-    return _loop(lab, given | {"proposer": standard.PLACEBO, "resume": None, "dry_run": False}, screen)  # fmt: skip
+    fixed = {"proposer": standard.PLACEBO, "resume": None, "dry_run": False}
+    return _loop(lab, {"target": "all"} | given | fixed, screen)
 
 
 def _prune(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
@@ -113,7 +124,7 @@ def _report(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
 
 
 def _prepare(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
-    dataset = lab.prepare(given["data"], given["vocab"], screen)
+    dataset = lab.prepare(given.get("data"), given["vocab"], screen)
     screen.close()
     print(
         f"{dataset.directory}: {dataset.train_tokens:,} training tokens, vocabulary {dataset.vocab_size:,}, ",
@@ -124,15 +135,16 @@ def _prepare(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
 
 
 def _gate(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
-    from agent import doctor, gate_command
+    from agent import doctor, gate_command, workspace
 
-    op, file, base = given["op"], given["candidate"], given["base"]
+    op, file, base = given.get("op"), given["candidate"], given["base"]
     if (op is None) != (file is None) or (file is not None and base is not None):
         raise Unusable(
             "gate takes --op OP with --candidate FILE, or --base REF, or neither for the working tree"
         )
     doctor.insist(given.get("isolation", BEST_EFFORT), screen)
-    if file is not None:
+    workspace.tell_busy(lab.folder, screen.say)
+    if op is not None and file is not None:
         results = gate_command.judge_file(lab, op, file, not given["no_speed"], screen)
     else:
         results = gate_command.judge_working_tree(lab, base, not given["no_speed"], screen)
@@ -143,7 +155,7 @@ def _gate(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
 
 
 def _trial(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
-    from agent import doctor, step_table, trial_command
+    from agent import doctor, step_table, trial_command, workspace
     from agent.judging import Bench
     from agent.lab import device
 
@@ -151,6 +163,7 @@ def _trial(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     if fixed:
         raise Unusable(f"--profile runs a few steps and no trial: leave {' and '.join(fixed)} out")
     doctor.insist(given.get("isolation", BEST_EFFORT), screen)
+    workspace.tell_busy(lab.folder, screen.say)
     seconds, seed = given.get("seconds", 300.0), given.get("seed", 0)
     dataset = lab.dataset(given.get("data"), screen)
     judge = Bench(device(given.get("device", "auto")), dataset, seconds, given["impl"])

@@ -68,6 +68,11 @@ class Accounts:
                 "stretches", {"run": run, "began": now, "until": now, "device_seconds": 0.0}
             )
 
+    def last_at_work(self) -> str | None:
+        """The run that was worked on last; the one at work, if any is."""
+        rows = self._database.rows("SELECT run FROM stretches ORDER BY until DESC, id DESC LIMIT 1")
+        return rows[0]["run"] if rows else None
+
     def tick(self, stretch: int, device_seconds: float) -> None:
         """The run is still worked on, and has held the device for so long in this stretch."""
         with self._database.transaction():

@@ -22,6 +22,7 @@ from agent.surface import FOLDERS
 from agent.workspace import lock
 
 STOPPED = "stopped"
+FIXED = ("target", "seconds", "data", "device", "seed", "start")  # of a run, as long as it lives
 
 
 def run(lab: Lab, settings: Settings, screen: Screen, judge: Judging | None = None) -> str:
@@ -30,8 +31,6 @@ def run(lab: Lab, settings: Settings, screen: Screen, judge: Judging | None = No
         proposers.choose(settings)
         settings, judge = _ready(lab, settings, screen, judge)
         settings = replace(settings, judge=integrity.of_judge(lab.root).digest)
-        if settings.op is not None and settings.op not in judge.ops():
-            raise Unusable(f"--op {settings.op}: expected one of {', '.join(judge.ops())}")
         ledger = lab.ledger()
         opened = _open(lab, ledger, settings, screen)
         return _go(lab, opened, ledger, judge, screen, begin=lambda: ledger.start_run(opened))
@@ -48,18 +47,14 @@ def resume(
     with lock(lab.folder):
         ledger = lab.ledger()
         found = ledger.run(name)
-        fixed = [
-            key
-            for key in ("target", "seconds", "data", "device", "seed", "start")
-            if key in changes
-        ]
-        if any(changes[key] != getattr(found.settings, key) for key in fixed):
-            raise Unusable(
-                f"--resume keeps {', '.join(fixed)} of run {found.id}, so that its figures stay comparable"
-            )
         settings = replace(found.settings, **changes)
         proposers.choose(settings)
         settings, judge = _ready(lab, settings, screen, judge)
+        changed = [key for key in FIXED if getattr(settings, key) != getattr(found.settings, key)]
+        if changed:
+            raise Unusable(
+                f"--resume keeps {', '.join(changed)} of run {found.id}, so that its figures stay comparable"
+            )
         opened = _reopened(lab, found, settings, screen)
         return _go(lab, opened, ledger, judge, screen, lambda: _go_on(ledger, opened, screen))
 
@@ -122,15 +117,21 @@ def _ready(
     lab: Lab, settings: Settings, screen: Screen, judge: Judging | None
 ) -> tuple[Settings, Judging]:
     """Settings with device and data found, and the judge that measures under them."""
-    if judge is not None:
-        return settings, judge
-    dataset = lab.dataset(settings.data or None, screen)
-    settings = replace(settings, device=device(settings.device), data=str(dataset.directory))
-    return settings, Bench(settings.device, dataset, settings.seconds)
+    if judge is None:
+        dataset = lab.dataset(settings.data or None, screen)
+        settings = replace(settings, device=device(settings.device), data=str(dataset.directory))
+        judge = Bench(settings.device, dataset, settings.seconds)
+    if settings.op is not None and settings.op not in judge.ops():
+        raise Unusable(f"--op {settings.op}: expected one of {', '.join(judge.ops())}")
+    return settings, judge
 
 
 def _open(lab: Lab, ledger: Ledger, settings: Settings, screen: Screen) -> Run:
     repository = lab.repository()
+    if repository.tip("lab") is not None:
+        raise Unusable(
+            "a branch named lab is in the way of a run's own, lab/RUN: git branch -m lab OTHER"
+        )
     base = repository.resolve("HEAD")
     dirty = repository.dirty(FOLDERS)
     if dirty:

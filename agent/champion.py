@@ -94,7 +94,9 @@ class Champion:
                 self._screen.say(f"  {op} could not be measured again: {unfit}")
                 continue
             self._verify()
-            confirmed = Confirmation(op, found.ratio, found.low, found.high, found.blocks)
+            confirmed = Confirmation(
+                op, found.ratio, found.low, found.high, found.blocks, found.faster
+            )
             self._ledger.measured.add_confirmation(self._run, incumbent, confirmed)
             self._hours.tick()
 
@@ -105,7 +107,7 @@ class Champion:
         done = {
             pair.seed
             for pair in self._ledger.measured.pairs(self._run)
-            if pair.incumbent == incumbent
+            if pair.incumbent == incumbent and pair.judge == self._trials.judge
         }
         seeds = enumerate(fresh(PAIRS, self._run, SPLIT, incumbent))
         return [(place, seed) for place, seed in seeds if seed not in done]
@@ -122,10 +124,11 @@ class Champion:
                 return False
         self._verify()
         before, after = found["start"], found["champion"]
-        self._ledger.measured.add_pair(
-            self._run,
-            Pair(incumbent, self._keeps(), seed, before.val_bpb, after.val_bpb, before.tokens_per_second, after.tokens_per_second),
+        pair = Pair(
+            incumbent, self._keeps(), seed, before.val_bpb, after.val_bpb, before.tokens_per_second, after.tokens_per_second,
+            self._trials.judge,
         )  # fmt: skip
+        self._ledger.measured.add_pair(self._run, pair)
         return True
 
     def _keeps(self) -> int:

@@ -19,7 +19,7 @@ from bench.interval import Figure, Spread, mean, total
 
 @dataclass(frozen=True)
 class Again:
-    """Start and champion as the pairs of one incumbent showed them. `rate`: of tokens/s, as its logarithm."""
+    """Start and champion as the pairs of one incumbent, scored by one judge, showed them. `rate`: of tokens/s, as its logarithm."""
 
     incumbent: str
     keeps: int
@@ -33,9 +33,9 @@ class Again:
 
 def again(ledger: Ledger, run: Run) -> list[Again]:
     """Every re-run of a run, oldest first; their spread is pooled, since each is only a few pairs."""
-    groups: dict[str, list[Pair]] = {}
+    groups: dict[tuple[str, str], list[Pair]] = {}
     for pair in ledger.measured.pairs(run.id):
-        groups.setdefault(pair.incumbent, []).append(pair)
+        groups.setdefault((pair.incumbent, pair.judge), []).append(pair)
     bpb = [[p.after_bpb - p.before_bpb for p in group] for group in groups.values()]
     rate = [[math.log(p.after_rate / p.before_rate) for p in group] for group in groups.values()]
     bpb_spread, rate_spread = Spread.pooled(bpb), Spread.pooled(rate)
@@ -43,13 +43,13 @@ def again(ledger: Ledger, run: Run) -> list[Again]:
         Again(
             incumbent, pairs[-1].keeps, *_means(pairs), mean(bpbs, bpb_spread), mean(rates, rate_spread)
         )
-        for (incumbent, pairs), bpbs, rates in zip(groups.items(), bpb, rate, strict=True)
+        for ((incumbent, _), pairs), bpbs, rates in zip(groups.items(), bpb, rate, strict=True)
     ]  # fmt: skip
 
 
 def of_champion(ledger: Ledger, run: Run) -> Again | None:
-    """The re-run of the incumbent of now."""
-    return next((each for each in again(ledger, run) if each.incumbent == run.incumbent), None)
+    """The latest re-run of the incumbent of now."""
+    return next((e for e in reversed(again(ledger, run)) if e.incumbent == run.incumbent), None)
 
 
 def standing(experiments: Sequence[Experiment]) -> list[Experiment]:

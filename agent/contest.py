@@ -100,7 +100,9 @@ class Contest:
         ours: list[TrialResult] = []
         theirs: list[TrialResult] = []
         for seed in seeds:
-            theirs.append(self.trials.result(prepared.commit, candidate.tree, seed, "candidate"))
+            theirs.append(
+                self.trials.result(prepared.commit, candidate.tree, seed, "candidate", own=True)
+            )
             self.tick()
             if not theirs[-1].ok:
                 return Outcome(CRASH, f"trial: {theirs[-1].failure}: {theirs[-1].detail}")

@@ -30,11 +30,18 @@ class Database:
             path, isolation_level=None, timeout=30.0, check_same_thread=False
         )
         self._db.row_factory = sqlite3.Row
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute("PRAGMA foreign_keys = ON")
-        with self.transaction():
-            self._prepare(self._db.execute("PRAGMA user_version").fetchone()[0])
+        try:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            self._db.execute("PRAGMA foreign_keys = ON")
+            with self.transaction():
+                self._prepare(self._db.execute("PRAGMA user_version").fetchone()[0])
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):  # it is locked, or the disk is full
+                raise
+            raise LedgerError(
+                f"{path}: {error}; no ledger, or a damaged one: move it away, and a new one is begun"
+            ) from None
 
     def _prepare(self, version: int) -> None:
         """Make the tables of a new file, or bring those of an older version up to date."""

@@ -1,4 +1,4 @@
-"""Figures as a person reads them: the estimate, then its 95 % bounds."""
+"""Figures as a person reads them: the estimate, then its bounds."""
 
 from __future__ import annotations
 

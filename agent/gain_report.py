@@ -15,7 +15,7 @@ _COLUMN = 9
 
 
 def gain(ledger: Ledger, run: Run) -> Iterator[str]:
-    """Every figure with its 95 % interval and the number of runs behind it."""
+    """Every figure with its interval (95 %; of times of ops, the timer's own) and the number of runs behind it."""
     keeps = claims.standing(ledger.experiments(run.id))
     if not keeps:
         yield "gain: none; nothing was kept, or all of it was taken out again"
@@ -47,7 +47,7 @@ def _trained(champion: Again, keeps: list[Experiment]) -> Iterator[str]:
 
 
 def _timed(confirmed: Confirmation, keeps: list[Experiment]) -> Iterator[str]:
-    word = "confirmed" if confirmed.high < 1 else "not confirmed"
+    word = "confirmed" if confirmed.faster else "not confirmed"
     shown = ratio(confirmed.ratio, confirmed.low, confirmed.high)
     yield f"{word}: {confirmed.op} takes {shown} the time of the start, {confirmed.blocks} blocks of calls, fresh inputs"
     claimed, found = claims.op_time(keeps, confirmed.op), claims.confirmed(confirmed)

@@ -14,7 +14,7 @@ from agent.records import Candidate, Change, GateResult
 from agent.screen import Screen, duration
 from agent.surface import FOLDERS, JUDGE
 
-PASSED, REFUSED, COULD_NOT_JUDGE = 0, 1, 2
+PASSED, REFUSED = 0, 1
 _PLACES = {".py": "kernels/{}.py", ".cpp": "csrc/{}.cpp", ".cu": "csrc/{}.cu"}
 _PLAIN = "100644"
 

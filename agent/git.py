@@ -16,6 +16,7 @@ from pathlib import Path
 from agent.records import Change
 
 ABSENT = "000000"
+ABSENT_COMMIT = "0" * 40  # where a ref was not there before
 _OFF = (
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
@@ -47,6 +48,7 @@ class Repository:
         self.root = root.resolve()
         self._env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
         self._env |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1", "LC_ALL": "C"}
+        self._env |= {"GIT_OPTIONAL_LOCKS": "0"}  # `git status` would refresh the user's index
         # `git replace` shows one object in another's place: content and hash would part.
         self._env |= {"GIT_NO_REPLACE_OBJECTS": "1"}
         for role in _WHO:
@@ -79,6 +81,27 @@ class Repository:
             raise GitError(
                 f"{ref!r} names no commit in {self.root}; expected a branch, tag or hash"
             ) from None
+
+    def tip(self, branch: str) -> str | None:
+        """The commit that a branch stands at; None if there is no such branch."""
+        try:
+            return self.text("rev-parse", "--verify", "--quiet", f"refs/heads/{branch}^{{commit}}")
+        except GitError:
+            return None
+
+    def is_ancestor(self, commit: str, of: str) -> bool:
+        """Whether `of` has `commit` in its history."""
+        try:
+            return self.text("merge-base", commit, of) == commit
+        except GitError:  # they share no history
+            return False
+
+    def checked_out(self) -> set[str]:
+        """The branches that this or another working tree of the repository stands on."""
+        listed = self.text("worktree", "list", "--porcelain").splitlines()
+        return {
+            line.removeprefix("branch refs/heads/") for line in listed if line.startswith("branch ")
+        }
 
     def merge_base(self, ref: str) -> str:
         """Where HEAD left `ref`; `ref` itself if they share no history."""

@@ -105,11 +105,15 @@ def overlay(folder: Path) -> dict[str, str | None]:
     places = {".py": "kernels", ".cpp": "csrc", ".cu": "csrc", ".h": "csrc"}
     if not folder.is_dir():
         raise Unusable(f"--start {folder}: no such folder")
-    files: dict[str, str | None] = {
-        f"{places[file.suffix]}/{file.name}": file.read_text()
-        for file in sorted(folder.iterdir())
-        if file.suffix in places
-    }
+    files: dict[str, str | None] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix in places:
+            try:
+                files[f"{places[file.suffix]}/{file.name}"] = file.read_text()
+            except UnicodeDecodeError as error:
+                raise Unusable(
+                    f"--start {folder}: {file.name} is no UTF-8 text ({error})"
+                ) from None
     frozen = sorted(set(files) & set(surface.FROZEN))
     if not files or frozen:
         raise Unusable(

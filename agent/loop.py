@@ -19,6 +19,8 @@ from agent.records import DROP, KEEP, REFUSE, Outcome, Run
 from agent.site import Site
 from bench.plan import BASELINES
 
+LOOK_S = 5.0  # how often the time is looked at while a proposal is waited for: a model may be away for hours
+
 
 class Loop:
     """One run, from where the ledger says it stands. Every part is given, so a test gives others."""
@@ -51,15 +53,20 @@ class Loop:
 
     def run(self) -> str:
         """Go on until the budget is spent or nothing is left to try; why it ended."""
+        if (why := self._spent()) is not None:
+            return why
         self._baseline()
         for waiting in self.preparing.waiting():
+            if (why := self._spent()) is not None:
+                return why
             self._try(waiting)
         with Ahead(self._prepare, self.proposer.ahead, self.stop) as prepared:
             while (why := self._spent()) is None:
-                made = prepared.next()
+                made = prepared.next(LOOK_S)
                 if isinstance(made, str):
                     return made
-                self._try(made)
+                if made is not None:
+                    self._try(made)
         return why
 
     def _prepare(self) -> Prepared | str:
@@ -88,7 +95,8 @@ class Loop:
         outcome = watched.close(self.trials.seconds - spent)
         if outcome.status == KEEP:
             self.preparing.incumbent = watched.commit
-            self.workspace.advance(watched.commit)
+            if stays := self.workspace.advance(watched.commit):
+                self.screen.say(f"  {stays}")
         else:
             self.workspace.forget(watched.commit)
         self.hours.tick()

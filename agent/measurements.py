@@ -24,12 +24,15 @@ class Measurements:
             row |= {name: result.get(name) for name in ("val_bpb", "tokens_per_second")}
             self._database.insert("trials", row | {"result": json.dumps(dict(result))})
 
-    def find_trial(self, key: TrialKey, since: float = 0.0) -> dict[str, Any] | None:
-        """The latest good trial with this key, not older than `since` (seconds since the epoch)."""
+    def find_trial(
+        self, key: TrialKey, since: float = 0.0, run: str | None = None
+    ) -> dict[str, Any] | None:
+        """The latest good trial with this key, not older than `since` (seconds since the epoch), of any run or of this one."""
         where = " AND ".join(f"{name} = ?" for name in _KEY)
         rows = self._database.rows(
-            f"SELECT result FROM trials WHERE {where} AND ok = 1 AND NOT void AND at >= ? ORDER BY id DESC LIMIT 1",
-            (*asdict(key).values(), since),
+            f"SELECT result FROM trials WHERE {where} AND ok = 1 AND NOT void AND at >= ? AND (? IS NULL OR run = ?) "
+            "ORDER BY id DESC LIMIT 1",
+            (*asdict(key).values(), since, run, run),
         )
         return json.loads(rows[0]["result"]) if rows else None
 
@@ -61,10 +64,11 @@ class Measurements:
     def confirmations(self, run: str, incumbent: str) -> list[Confirmation]:
         """By op, the latest re-measurement of this incumbent against the run's start."""
         rows = self._database.rows(
-            "SELECT op, ratio, low, high, blocks FROM confirmations WHERE run = ? AND incumbent = ? ORDER BY at",
+            "SELECT op, ratio, low, high, blocks, faster FROM confirmations WHERE run = ? AND incumbent = ? ORDER BY at",
             (run, incumbent),
         )
-        return list({row["op"]: Confirmation(**dict(row)) for row in rows}.values())
+        found = {row["op"]: dict(row) | {"faster": bool(row["faster"])} for row in rows}
+        return [Confirmation(**row) for row in found.values()]
 
     def add_pair(self, run: str, pair: Pair) -> None:
         """One more pair of start and champion; one that was run on this seed before gives way."""

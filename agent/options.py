@@ -51,14 +51,17 @@ def parser() -> argparse.ArgumentParser:
     commands = loop.add_subparsers(dest="command", title="commands", metavar="")
     prepare = commands.add_parser("prepare", help="make the data ready, or verify it")
     prepare.add_argument(
-        "--data", metavar="DIR|hf:OWNER/NAME", help="your own text (default: the embedded corpus)"
+        "--data",
+        default=unset,  # here and below: `--data DIR prepare` says the same, and is not overruled
+        metavar="DIR|hf:OWNER/NAME",
+        help="your own text (default: the embedded corpus)",
     )
     prepare.add_argument(
         "--vocab", type=_positive(int), default=8192, help="size of the vocabulary (default 8192)"
     )
 
     gate = commands.add_parser("gate", help="judge a file, or what the working tree changes")
-    gate.add_argument("--op", help="the op that --candidate computes")
+    gate.add_argument("--op", default=unset, help="the op that --candidate computes")
     gate.add_argument(
         "--candidate",
         type=Path,
@@ -102,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
         "--experiments", type=_positive(int), required=True, metavar="N", help="so many placebos"
     )
     placebo.add_argument(
-        "--target", choices=("kernels", "model", "all"), default="all", help="default all"
+        "--target", choices=("kernels", "model", "all"), default=unset, help="default all"
     )
     placebo.add_argument("--op", default=unset, help="only this op's files, as rms_norm")
     _trial_options(placebo)
@@ -202,7 +205,7 @@ def _isolation_option(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--isolation",
         choices=("strict", BEST_EFFORT),
-        default=argparse.SUPPRESS,  # so that `--isolation strict gate` is not overruled
+        default=argparse.SUPPRESS,
         help="refuse to run candidates, or warn, where a layer of the sandbox is missing (default best-effort)",
     )
 

@@ -13,7 +13,7 @@ PATIENCE_S = 10.0  # for the thread to see that it is no longer wanted; it is a 
 
 
 class Ahead(Generic[Made]):
-    """`next()` gives what `make` returns, or raises what it raised. With `depth` 1, the one after is being made meanwhile.
+    """`next` gives what `make` returns, or raises what it raised. With `depth` 1, the one after is being made meanwhile.
 
     `stop` is set on leaving; `make` has to look at it where it waits.
     """
@@ -31,10 +31,14 @@ class Ahead(Generic[Made]):
             self._thread.start()
         return self
 
-    def next(self) -> Made:
+    def next(self, within_s: float) -> Made | None:
+        """What was made; None where it is still being made after so long. With `depth` 0 it is made now, however long that takes."""
         if not self._depth:
             return self._make()
-        made = self._done.get()
+        try:
+            made = self._done.get(timeout=within_s)
+        except queue.Empty:
+            return None
         if isinstance(made, BaseException):
             raise made
         self._asked.release()

@@ -41,7 +41,7 @@ def _timed(experiments: Sequence[Experiment]) -> Iterator[str]:
     if not found:
         return
     for word, wrong in (
-        ("faster", sum(c["high"] < 1 for c in found)),
+        ("faster", sum(gains.faster(c) for c in found)),
         ("slower", sum(c["low"] > 1 for c in found)),
     ):
         counted = rate(wrong, len(found))

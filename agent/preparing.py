@@ -176,20 +176,32 @@ class Preparing:
         """What the proposer makes of a refusal, and its commit; None if it gives up, or nothing came of it."""
         try:
             mended = self.proposer.repair(proposal, refusal)
-            commit = self.workspace.commit(parent, mended) if mended is not None else ""
         except NoProposal as nothing:
-            self.ledger.bill_experiment(
-                number, nothing.cost_usd, nothing.tokens_in, nothing.tokens_out
-            )
+            self._bill(number, nothing)
             self.screen.say(f"  not mended: {nothing.reason}")
             return None
-        except (BudgetSpent, GitError) as nothing:
-            self.screen.say(f"  not mended: {nothing}")
+        except BudgetSpent as spent:
+            self.screen.say(f"  not mended: {spent}")
+            return None
+        except Stopped:
+            raise
+        except Exception as error:  # the boundary of a proposer: no fault of the judge's
+            log = self.guard.keep(f"proposer-{self._count()}", error)
+            self.screen.say(f"  not mended: {type(error).__name__}: {error}; see {log}")
             return None
         if mended is None:
             return None
+        try:
+            commit = self.workspace.commit(parent, mended)
+        except GitError as error:
+            self._bill(number, mended)
+            self.screen.say(f"  not mended: {error}")
+            return None
         self.screen.say("  mended, and judged again")
         return mended, commit
+
+    def _bill(self, number: int, spent: Proposal | NoProposal) -> None:
+        self.ledger.bill_experiment(number, spent.cost_usd, spent.tokens_in, spent.tokens_out)
 
     def _nothing(self, parent: str, nothing: NoProposal) -> None:
         """A row for what was spent; then a pause that doubles, so that a broken proposer does not fill the ledger."""

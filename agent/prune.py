@@ -49,5 +49,8 @@ def due(ours: list[Past]) -> Iterator[Past]:
     keeps = [p for p in ours if p.outcome.status == KEEP and p.proposer != standard.PRUNE]
     latest = max((kept.number for kept in keeps), default=0)
     removals = [p for p in ours if p.proposer == standard.PRUNE and p.outcome.status != LOST]
-    over = {p.notes["without"] for p in removals if p.number > latest or p.outcome.status == KEEP}
+    # one that failed before it came so far has no note
+    over = {
+        p.notes.get("without") for p in removals if p.number > latest or p.outcome.status == KEEP
+    }
     return (kept for kept in reversed(keeps) if kept.number not in over)

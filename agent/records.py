@@ -137,8 +137,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an experiment ended. `speed` is candidate time / incumbent time, `bpb_change` candidate minus incumbent, `rate` candidate
-    tokens/s / incumbent tokens/s; each with its 95 % bounds, from so many timed blocks or pairs of trials."""
+    """How an experiment ended. `speed` is candidate time / incumbent time with the timer's bounds (bench/speed.py), `bpb_change` candidate
+    minus incumbent and `rate` candidate tokens/s / incumbent tokens/s with those of 95 %; from so many timed blocks or pairs of trials."""
 
     status: str
     reason: str
@@ -160,7 +160,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Pair:
-    """Start and champion of a run trained once more on a seed that chose nothing, scored on the test split."""
+    """Start and champion of a run trained once more on a seed that chose nothing, scored on the test split by the `judge` of this hash."""
 
     incumbent: str
     keeps: int  # of the run by then
@@ -169,17 +169,19 @@ class Pair:
     after_bpb: float
     before_rate: float  # tokens/s
     after_rate: float
+    judge: str
 
 
 @dataclass(frozen=True)
 class Confirmation:
-    """An op of the champion timed once more against the start, with fresh inputs."""
+    """An op of the champion timed once more against the start, with fresh inputs. `faster`: what the timer called it."""
 
     op: str
     ratio: float
     low: float
     high: float
     blocks: int
+    faster: bool
 
 
 @dataclass(frozen=True)

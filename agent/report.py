@@ -47,8 +47,9 @@ def status(ledger: Ledger, file: Path, tree: Path, running: bool) -> str:
     if not runs:
         return "no run yet; start one with `python -m agent --target kernels`"
     lines = [f"ledger {file}", ""]
+    at_work = ledger.accounts.last_at_work() if running else None
     for run in runs:
-        state = "running" if running and run is runs[-1] else "ended" if run.ended else "stopped"
+        state = "running" if run.id == at_work else "ended" if run.ended else "stopped"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started))
         lines.append(f"{run.id}  {when}  {state:8} {_counts(ledger.history(run.id))}")
     latest = runs[-1]

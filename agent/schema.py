@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 SCHEMA = """
 CREATE TABLE runs (
@@ -80,6 +80,14 @@ ALTER TABLE experiments ADD COLUMN hardware TEXT NOT NULL DEFAULT '';
 """
 SCHEMA += _WHERE
 
+# Which judge a pair was scored by, unknown of those before, and what the timer called an op that was timed again.
+_BY_WHOM = """
+ALTER TABLE pairs ADD COLUMN judge TEXT NOT NULL DEFAULT '';
+ALTER TABLE confirmations ADD COLUMN faster INTEGER NOT NULL DEFAULT 0;
+UPDATE confirmations SET faster = high < 1;
+"""
+SCHEMA += _BY_WHOM
+
 # From the version of the key to the next.
 STEPS = {
     1: """
@@ -91,4 +99,5 @@ ALTER TABLE experiments ADD COLUMN sketch TEXT NOT NULL DEFAULT '[]';
     + _SPENDING,
     2: _BEHIND,
     3: _WHERE,
+    4: _BY_WHOM,
 }

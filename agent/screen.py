@@ -70,7 +70,7 @@ class Clock:
 
 
 class Plain:
-    """Timestamped lines; a stage that goes on says so every quarter of a minute."""
+    """Timestamped lines; a stage that goes on says so every PLAIN_EVERY_S seconds."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._stage = stream, ""

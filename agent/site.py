@@ -49,7 +49,8 @@ def workshop(lab: Lab, run: Run, ledger: Ledger, judge: Judging, screen: Screen)
 def at_work(lab: Lab, run: Run, shop: Workshop) -> Iterator[Site]:
     """Work on a run that is in the ledger. Ctrl-C and a polite kill are a KeyboardInterrupt inside; at the end the trees are removed."""
     workspace = Workspace(shop.repository, lab.folder, run.id)
-    workspace.advance(run.incumbent)
+    if stays := workspace.advance(run.incumbent):
+        shop.screen.say(stays)
     settings = run.settings
     key = TrialKey(
         tree="", judge=trials.judge_hash(lab.root / "bench"), machine=trials.machine(), dataset=Path(settings.data).name,

@@ -17,7 +17,7 @@ from agent.research.messages import Usage
 
 
 class Calls(Protocol):
-    """Where the calls of a run are kept; agent.ledger.Ledger is one."""
+    """Where the calls of a run are kept; agent.accounts.Accounts is one."""
 
     def open_call(
         self, run: str, model: str, tokens_in: int, tokens_out: int, usd: float

@@ -41,12 +41,18 @@ class Trials:
     ) -> None:
         self._ledger, self._judge, self._screen, self._run = ledger, judge, screen, run
         self._key, self._tree_hash, self._machine = key, tree_hash, machine
+        self.judge = key.judge  # the hash of its sources
         self.seconds = 0.0  # spent on trials so far, those that were remembered left out
 
-    def result(self, commit: str, tree: Path, seed: int, what: str) -> TrialResult:
-        """The trial of the files of `commit`, which lie in `tree`: remembered if it is fresh, else run now."""
+    def result(
+        self, commit: str, tree: Path, seed: int, what: str, *, own: bool = False
+    ) -> TrialResult:
+        """The trial of the files of `commit`, which lie in `tree`: remembered if it is fresh, else run now.
+
+        `own`: what this run remembers alone. Another's good luck may be why these files are a candidate at all.
+        """
         row = self._ledger.measured.find_trial(
-            self._key_of(commit, seed), since=time.time() - FRESH_S
+            self._key_of(commit, seed), since=time.time() - FRESH_S, run=self._run if own else None
         )
         return self._judge.revive(row) if row is not None else self.run(commit, tree, seed, what)
 

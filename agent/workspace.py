@@ -1,9 +1,9 @@
 """Where candidates live: plain files under .lab/runs/<run>/trees/<commit>/ and a branch lab/<run>; the user's own tree is never touched.
 
 A tree is written from a commit's own bytes and git knows nothing of it, so that no attribute, filter or hook comes between what is
-read and what runs; the branch is moved by plumbing, so that a person may check it out at any time. Several threads may read a tree, so it
-never changes: one that was changed is left alone, and the commit is written anew beside it. What is kept is what the ledger says is kept:
-`advance` can be repeated, and a killed run leaves folders that `clear_leftovers` removes.
+read and what runs; the branch is moved by plumbing, forwards alone, and stays where a person has it checked out or has gone on from it.
+Several threads may read a tree, so it never changes: one that was changed is left alone, and the commit is written anew beside it. What is
+kept is what the ledger says is kept: `advance` can be repeated, and a killed run leaves folders that `clear_leftovers` removes.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import fcntl
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from agent import integrity
-from agent.git import Repository
+from agent.git import ABSENT_COMMIT, Repository
 from agent.records import Candidate, Proposal
 from agent.surface import FOLDERS
 
@@ -74,9 +74,21 @@ class Workspace:
         """What a trial of this commit depends on: a hash of the editable folders."""
         return self.repository.content_hash(commit, FOLDERS)
 
-    def advance(self, commit: str) -> None:
-        """Point the run's branch at `commit`."""
-        self.repository.text("update-ref", f"refs/heads/{self.branch}", commit)
+    def advance(self, commit: str) -> str:
+        """Move the run's branch on to `commit`; why it stays where it is, where it does, and "" otherwise."""
+        tip = self.repository.tip(self.branch)
+        if tip == commit:
+            return ""
+        if tip is not None and not self.repository.is_ancestor(tip, commit):
+            why = f"{self.branch} has commits that are not this run's"
+        elif self.branch in self.repository.checked_out():
+            why = f"{self.branch} is checked out"
+        else:
+            # only from where it was seen: what a person commits meanwhile is not lost
+            ref = f"refs/heads/{self.branch}"
+            self.repository.text("update-ref", ref, commit, tip or ABSENT_COMMIT)
+            return ""
+        return f"{why}: it is left alone; what the run has kept is commit {commit[:12]}, for `git merge {commit[:12]}`"
 
     def hold(self, experiment: int, commit: str) -> None:
         """Keep a commit that no branch holds: its trial may come later, its idea may be taken up again."""
@@ -105,6 +117,12 @@ def lock(lab: Path) -> Iterator[None]:
         handle.write(str(os.getpid()))
         handle.flush()
         yield
+
+
+def tell_busy(lab: Path, say: Callable[[str], None]) -> None:
+    """Say that a loop runs in this checkout, to who is about to measure beside it."""
+    if is_held(lab):
+        say("a loop is at work in this checkout: its timings and these spoil each other")
 
 
 def is_held(lab: Path) -> bool:

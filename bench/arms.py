@@ -67,7 +67,7 @@ def one_row(case: Case) -> Case:
     return replace(case, inputs=inputs)
 
 
-def last_line(refused: Refused) -> str:
+def last_line(error: Exception) -> str:
     """The error itself, of a traceback that may stand above it."""
-    lines = str(refused).strip().splitlines()
-    return lines[-1] if lines else refused.kind
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else getattr(error, "kind", type(error).__name__)

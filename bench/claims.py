@@ -62,9 +62,10 @@ class Trained:
         )
 
     def final(self) -> float:
-        """Mean of the last points of the curve; NaN if there is none."""
+        """Mean of the last points of the curve; NaN if there is none, or where any point of it is not finite."""
         last = [loss for _, loss in self.losses[-5:]]
-        return math.fsum(last) / len(last) if last else math.nan
+        known = last and all(map(math.isfinite, (x for point in self.losses for x in point)))
+        return math.fsum(last) / len(last) if known else math.nan
 
 
 def read(form: Any, answer: Any) -> Any:
@@ -138,8 +139,8 @@ def require_kernels(
         if impl in ("cpp", "cuda"):
             ran = max(calls.get(op, 0), calls.get(f"{op}/{impl}", 0))
         elif impl == "triton" and device == "cuda":
-            ours = tuple(_functions(tree / "kernels" / f"{op}.py"))
-            ran = sum(count for name, count in launches.items() if name.startswith(ours))
+            ours = _triton_kernels(tree / "kernels" / f"{op}.py")
+            ran = sum(count for name, count in launches.items() if name in ours)
         else:
             continue
         if ran < (max(1, steps) if impl == "cpp" else 1):
@@ -149,6 +150,9 @@ def require_kernels(
             )
 
 
-def _functions(source: Path) -> list[str]:
-    tree = ast.parse(source.read_text())
-    return [node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+def _triton_kernels(source: Path) -> set[str]:
+    """Names of the functions that triton.jit makes a kernel of."""
+    functions = (
+        n for n in ast.walk(ast.parse(source.read_text())) if isinstance(n, ast.FunctionDef)
+    )
+    return {f.name for f in functions if any("jit" in ast.unparse(d) for d in f.decorator_list)}

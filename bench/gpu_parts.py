@@ -1,6 +1,7 @@
 """The parts of bench/gpu_report.py, each a process of its own, so that it can be ended: `python -m bench.gpu_parts PART [OP] --device cuda`.
 
-A part prints a line of JSON for each thing that it has found, when it has found it. Exit status 1 where an op was refused.
+A part prints a line of JSON for each thing that it has found, when it has found it. Exit status 1 where an op was refused, FAILED where the
+part itself failed.
 
     facts      the device, its clocks and what is installed       ceilings   copy and matrix product (bench/roofline.py)
     build OP   csrc and every Triton kernel (bench/builds.py)     check OP   the correctness gate (bench/correctness.py)
@@ -22,6 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -40,6 +42,7 @@ from bench.timing import Arm, measure, runners_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("facts", "ceilings", "build", "check", "time", "profile")
+FAILED = 3
 PACKAGES = ("torch", "triton", "flash-attn-4", "liger-kernel", "quack-kernels")
 WARM_S, EVENTS_S = 120.0, 30.0  # the first call compiles
 CASE_S = 1.5  # of interleaved blocks
@@ -109,7 +112,8 @@ def timed(op: str, device: str) -> Iterator[Record]:
             for case in cases:
                 present = able[case.label()]
                 few, theirs = [arms[i] for i in present], [runners[i] for i in present]
-                yield {"op": op, "case": case.label(), **_judged(asked, case, few, theirs)}
+                if few:
+                    yield {"op": op, "case": case.label(), **_judged(asked, case, few, theirs)}
     yield {"op": op, "clocks": clocks.read(device)}
 
 
@@ -141,8 +145,12 @@ def _judged(asked: Contract, case: Case, arms: Sequence[Arm], runners: Sequence[
     rng = random.Random(secrets.randbits(48))
     try:
         found = measure(asked, case, arms, runners, limit_s=CASE_S, rng=rng).row
-    except Refused as refused:
-        return {"refused": measured.last_line(refused)}
+    except (
+        Refused,
+        MemoryError,
+        RuntimeError,
+    ) as error:  # of torch: the device is full; the next shape may fit
+        return {"refused": measured.last_line(error)}
     medians = {name: 1e3 * statistics.median(seconds) for name, seconds in found.items()}
     return {"judge": medians, "blocks": min(map(len, found.values()))}
 
@@ -178,6 +186,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Refused as refused:
         print(measured.last_line(refused), file=sys.stderr)
         return 1
+    except Exception as error:  # the boundary of the process: Python's own status for a traceback, 1, means refused here
+        traceback.print_exc()
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return FAILED
     return 0 if passed else 1
 
 

@@ -21,3 +21,12 @@ def identity(device: str) -> dict[str, Any]:
                 digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     return {"device": name, "torch": torch.__version__, "tree": digest.hexdigest()[:16]}
+
+
+def no_device(device: str) -> str:
+    """Why nothing can be measured here, or ""."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        return "no GPU: torch sees no CUDA device; `--device cpu` rehearses on a CPU"
+    return ""

@@ -80,6 +80,10 @@ class Judge:
                 limits=limits,
                 layers=layers,
             )
+        except BaseException:
+            self._channel.close()
+            self.arena.close()
+            raise
         finally:
             theirs.close()
 
@@ -157,9 +161,9 @@ class Judge:
         try:
             if self._channel.pending():
                 raise ProtocolError("the runner spoke without being asked")
-            self._channel.send({"nonce": nonce, "do": do, **request}, fd)
-            while True:
-                answer, stray = self._channel.receive(max(0.001, deadline - time.monotonic()))
+            self._channel.send({"nonce": nonce, "do": do, **request}, fd, timeout)
+            while True:  # whatever is told on the way, the time is over when it is over
+                answer, stray = self._channel.receive(deadline - time.monotonic())
                 if stray is not None:
                     os.close(stray)
                     raise ProtocolError("an answer carried a file descriptor")

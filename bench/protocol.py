@@ -12,6 +12,7 @@ import array
 import json
 import mmap
 import socket
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -34,7 +35,11 @@ class Channel:
         self._socket = end
         self._buffer = b""
 
-    def send(self, message: Mapping[str, Any], fd: int | None = None) -> None:
+    def send(
+        self, message: Mapping[str, Any], fd: int | None = None, timeout: float | None = None
+    ) -> None:
+        """Raises TimeoutError where the other side does not take it in time."""
+        self._socket.settimeout(timeout)
         data = json.dumps(message).encode() + b"\n"
         if fd is not None:
             rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
@@ -43,10 +48,14 @@ class Channel:
         self._socket.sendall(data)
 
     def receive(self, timeout: float | None = None) -> tuple[dict[str, Any], int | None]:
-        """Next message and the descriptor it carried. Raises TimeoutError, or ProtocolError on anything malformed."""
+        """Next message and the descriptor it carried. Raises TimeoutError where it is not there whole in time, or ProtocolError on anything malformed."""
         received: int | None = None
-        self._socket.settimeout(timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
         while b"\n" not in self._buffer:
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left)
             if len(self._buffer) > MAX_LINE:
                 raise ProtocolError(f"a message is longer than {MAX_LINE} bytes")
             data, fds, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)

@@ -105,7 +105,8 @@ class Table:
             # The runner's tensors are the arena's memory: what is changed there is changed for them.
             sets = [self.first + i for i in sets]
         else:
-            self.bring([self.stage.calls[i] for i in sets])
+            with self.runner.turn():
+                self.bring([self.stage.calls[i] for i in sets])
             sets = list(range(len(sets)))
         with self.runner.turn():
             thread, waited = self.runner.clocks()

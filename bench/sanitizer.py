@@ -110,7 +110,7 @@ def tool() -> Path | None:
         [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
     )
     found = shutil.which("compute-sanitizer", path=folders)
-    return Path(found) if found else None
+    return Path(os.path.realpath(found)) if found else None
 
 
 def plan(asked: Contract, rng: random.Random) -> list[dict[str, Any]]:

@@ -4,7 +4,8 @@ Every byte of the split counts once: bits = sum of -log2 p over the tokens, p by
 UTF-8 length, asserted. Rows come in random order, and are marked in a process of their own, the scorer, which has never seen text: it got the code and
 the weights. So nothing but weights carries over from training, and nothing but the row may decide its logits:
 
-* some batches are asked again with other tokens from a random cut on (drawn over the whole row): logits before the cut must not move
+* some batches are asked again with other tokens from a cut on: logits before the cut must not move. Cuts are drawn over the whole row, and every
+  other one just behind a token that was told better than its frequency tells, by most: whoever looks ahead now and then does it where that pays
 * some rows are asked in the process that trained, among other neighbours, in batches of other sizes, in train() and in eval() mode, every other batch with
   another future: what the scorer learned from rows it was asked, or remembers of their beginnings, is not known there
 * a row that crosses from one document into the next is read whole, by every model alike
@@ -12,6 +13,7 @@ the weights. So nothing but weights carries over from training, and nothing but 
 
 from __future__ import annotations
 
+import functools
 import math
 import secrets
 import time
@@ -32,6 +34,7 @@ SEQUENCE = {"cpu": 512, "cuda": 2048}
 BATCH_ROWS = 16
 PROBED_BATCHES = 2  # asked again with another future
 AGAIN_ROWS = 16  # asked again in the process that trained
+TELLING = 50  # a cut behind a well-told token is behind one of the best of a row, one of so many
 LARGEST_LOGIT = 1e4
 MOVED = 1e-3  # a logit that moves further than this with its future has seen it
 # Between processes a kernel may round differently (its own autotuner, another batch size): a bf16 logit of 15 is known to 0.06.
@@ -68,6 +71,17 @@ class Exam:
     @property
     def vocab_size(self) -> int:
         return len(self.sizes)
+
+    @functools.cached_property
+    def rarity(self) -> Tensor:
+        """(V,) nats that a token costs whoever knows how often each comes, and no more."""
+        counts = torch.bincount(self.targets[self.targets >= 0], minlength=self.vocab_size)
+        return -torch.log((counts + 1.0) / counts.sum())
+
+    def told(self, batch: Tensor, marks: Tensor) -> Tensor:
+        """(B, T) by how many nats the rows' targets were told better than by their frequency; `marks` are the nats of each."""
+        targets = self.targets[batch]
+        return (self.rarity[targets.clamp(min=0)] - marks).masked_fill(targets < 0, -math.inf)
 
 
 def rows(tokens: NDArray[Any], T: int, bos: int) -> tuple[Tensor, Tensor]:
@@ -134,16 +148,22 @@ def mark(scorer: Judge, exam: Exam, *, limit_s: float, tell: Tell) -> tuple[floa
         logits = ask(scorer, exam.inputs[batch], exam.vocab_size, timeout=left)
         marks[batch] = nats(logits, exam.targets[batch], exam.sizes)
         if i in probed:
-            _other_future(scorer, exam, batch, logits.clone(), generator)
+            told = exam.told(batch, marks[batch])
+            _other_future(scorer, exam, batch, logits.clone(), told, generator)
         tell({"phase": "scoring", "fraction": (i + 1) / len(batches)})
     return float(marks.double().sum()) / math.log(2) / exam.total_bytes, marks
 
 
 def _other_future(
-    scorer: Judge, exam: Exam, batch: Tensor, before: Tensor, generator: torch.Generator
+    scorer: Judge,
+    exam: Exam,
+    batch: Tensor,
+    before: Tensor,
+    told: Tensor,
+    generator: torch.Generator,
 ) -> None:
     """The same rows in the same places, with other tokens from a cut on: not one logit before it may move."""
-    altered, late = _altered(exam.inputs[batch], exam.vocab_size, generator)
+    altered, late = _altered(exam.inputs[batch], exam.vocab_size, told, generator)
     after = ask(scorer, altered, exam.vocab_size)
     moved = after.sub_(before).abs_().amax(-1).masked_fill(late, 0.0)
     if float(moved.max()) <= MOVED:
@@ -171,7 +191,8 @@ def confirm(trainer: Judge, exam: Exam, marks: Tensor) -> None:
     for i, batch in enumerate(_unequal(chosen, generator)):
         wanted, late = exam.inputs[batch], torch.zeros_like(exam.inputs[batch], dtype=torch.bool)
         if i % 2:
-            wanted, late = _altered(wanted, exam.vocab_size, generator)
+            told = exam.told(batch, marks[batch])
+            wanted, late = _altered(wanted, exam.vocab_size, told, generator)
         logits = ask(trainer, wanted, exam.vocab_size, training=bool(i // 2 % 2))
         moved = nats(logits, exam.targets[batch], exam.sizes) - marks[batch]
         (altered if i % 2 else same).append(moved[~late])
@@ -195,13 +216,24 @@ def _moved(parts: list[Tensor]) -> str:
     return f"by {mean:+.2g} nats in the mean and {largest:.2g} at most"
 
 
-def _altered(wanted: Tensor, vocab_size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The rows with other tokens from a cut on, one a row; and where that is, (B, T) bool."""
+def _altered(
+    wanted: Tensor, vocab_size: int, told: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The rows with other tokens from a cut on, one a row; and where that is, (B, T) bool. `told`: Exam.told."""
     T = wanted.shape[1]
-    cuts = torch.tensor([_cut(T, generator) for _ in range(len(wanted))])
+    cuts = torch.tensor(
+        [_behind(row, generator) if i % 2 else _cut(T, generator) for i, row in enumerate(told)]
+    )
     late = torch.arange(T) >= cuts[:, None]
     others = torch.randint(0, vocab_size, wanted.shape, generator=generator)
     return torch.where(late, others, wanted), late
+
+
+def _behind(told: Tensor, generator: torch.Generator) -> int:
+    """Just behind one of the tokens of a row that were told best: the logits that told it are before the cut, the token is not."""
+    T = len(told)
+    best = told[: T - 1].topk(max(1, T // TELLING)).indices
+    return 1 + int(best[torch.randint(0, len(best), (1,), generator=generator)])
 
 
 def _cut(T: int, generator: torch.Generator) -> int:

@@ -29,6 +29,8 @@ CHANGED = 512
 MAX_SETS = 64
 STAGED_BYTES = 512 << 20  # of a large case fewer sets, which still no cache holds
 
+LARGE = 1 << 24  # elements, which take 0.4 s to draw
+
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -61,9 +63,10 @@ class Contents:
 
 
 def _pool(wanted: Input, generator: torch.Generator) -> Bytes:
-    """Twice the bytes that the tensor spans, so that a piece as long as it can begin anywhere."""
+    """Twice the bytes that the tensor spans, so that a piece as long as it can begin anywhere; of a large one the same twice."""
     dtype = getattr(torch, wanted.dtype)
-    drawn = [wanted.values(generator).to(dtype).flatten() for _ in range(2)]
+    draws = 1 if wanted.span() > LARGE else 2
+    drawn = [wanted.values(generator).to(dtype).flatten() for _ in range(draws)]
     while sum(len(values) for values in drawn) < 2 * wanted.span():
         drawn.append(drawn[0])
     pool: Bytes = torch.cat(drawn).view(torch.uint8).numpy()

@@ -38,6 +38,8 @@ from bench.scoring import SEQUENCE, Exam
 SETUP_LIMIT_S = 240.0
 SETUP_FREE_S = {"cpu": 60.0, "cuda": 150.0}  # beyond: taken from the training
 GRACE_S = 0.5  # for the answer to travel; training itself must end before the bell
+# What taking the weights may take, of time and of the runner's processors, beside the copying itself: the model's own code runs then.
+TAKEN_S, TAKEN_CPU_S, COPIED_BYTES_S = 2.0, 0.3, 250e6
 GUESSED_ROWS, MEASURED_ROWS = 4, 8  # of the shard: before any training, and after it
 # Processor time that a runner may use between its training's end and the last score; if it uses a tick or two, the look is at least so long.
 IDLE_S, IDLE_SHARE, LOOK_S = 0.1, 0.1, 0.5
@@ -220,6 +222,8 @@ class _Trial:
                 ),
             )  # fmt: skip
             elapsed = time.monotonic() - bell
+            if elapsed > self.seconds + GRACE_S:
+                raise Refused("timeout", "")
         except Refused as refused:
             if refused.kind == "timeout":
                 raise Refused(
@@ -228,7 +232,7 @@ class _Trial:
             raise
         finally:
             os.close(fd)
-        weights = _weights(trainer, self.state_bytes)
+        weights = self._taken(trainer)
         cpu = trainer.cpu_seconds() - cpu
         trained: Trained = claims.read(Trained, answer.get("trained"))
         self._account(trainer, trained, elapsed, cpu)
@@ -242,6 +246,23 @@ class _Trial:
         claims.require_kernels(
             self.described, trained.steps, calls, launches, trainer.tree, self.device
         )
+        return weights
+
+    def _taken(self, trainer: Judge) -> Tensor:
+        """The weights, at once. Asking for them runs code of the model's, after the bell: it may do no more than hand them over."""
+        copying = self.state_bytes / COPIED_BYTES_S
+        cpu, said = trainer.cpu_seconds(), ""
+        try:
+            weights = _weights(trainer, self.state_bytes, timeout=TAKEN_S + copying)
+        except Refused as refused:
+            if refused.kind != "timeout":
+                raise
+            said = f"had not handed over its weights {TAKEN_S + copying:.1f} s"
+        used = trainer.cpu_seconds() - cpu
+        if not said and used > TAKEN_CPU_S + copying:
+            said = f"worked for {used:.1f} s of processor time when it was asked for its weights"
+        if said:
+            raise Refused("off_clock", f"the model {said} after training: nothing may run then")
         return weights
 
     def _account(self, trainer: Judge, trained: Trained, elapsed: float, cpu: float) -> None:
@@ -315,11 +336,11 @@ def _size(answer: Mapping[str, Any]) -> int:
     return size
 
 
-def _weights(judge: Judge, size: int) -> Tensor:
+def _weights(judge: Judge, size: int, timeout: float = scoring.ASK_S) -> Tensor:
     """A private copy of the model's state, as bytes."""
     judge.arena.reset()
     where = judge.arena.place("uint8", (size,))
-    judge.ask("weights", out=where)
+    judge.ask("weights", timeout=timeout, out=where)
     return judge.arena.view(where).clone()
 
 

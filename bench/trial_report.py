@@ -22,8 +22,9 @@ from typing import Any
 from bench.contracts import ops
 from bench.corpus import DataError
 from bench.data import Dataset, open_dataset
-from bench.identity import identity
+from bench.identity import identity, no_device
 from bench.interval import Figure, Spread, mean
+from bench.lines import whole_lines
 from bench.roofline import ceilings
 from bench.trial import run_trial
 
@@ -49,7 +50,7 @@ def trials(
 ) -> Trials:
     """The figures of a scored trial of each arm for each seed. Raises SystemExit where `kept` holds trials of something else, or one fails."""
     about = {"seconds": seconds, "dataset": dataset.directory.name, **identity(device)}
-    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.is_file() else []
+    lines = whole_lines(kept) if kept.is_file() else []
     if any(line["about"] != about for line in lines):
         raise SystemExit(f"{kept} holds trials of {lines[0]['about']}, and asked is {about}: give another --out, or delete it")  # fmt: skip
     done = {(line["arm"], line["seed"]): line["figures"] for line in lines}
@@ -143,6 +144,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     asked = parser.parse_args()
+    if asked.out.suffix == ".jsonl":
+        parser.error(
+            f"--out {asked.out}: the trials themselves are kept in a .jsonl beside it; name a .json"
+        )
+    if why := no_device(asked.device):
+        parser.error(why)
     if asked.seeds < 1:
         parser.error(f"--seeds: expected at least 1, got {asked.seeds}")
     try:

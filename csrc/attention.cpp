@@ -14,7 +14,7 @@
 // 152 and 171 at T 1024, D 128.
 //
 // bf16 and fp16 are widened as a tile is copied in; the arithmetic is float32 throughout.
-#include "lab.h"
+#include "lanes.h"
 
 #include <memory>
 #include <new>
@@ -23,13 +23,8 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kLanes = 16;
 constexpr int kRows = 8;  // tune: 4 8
-#elif defined(__AVX__)
-constexpr int kLanes = 8;
-constexpr int kRows = 4;  // tune: 2 4
 #else
-constexpr int kLanes = 4;
 constexpr int kRows = 4;  // tune: 2 4
 #endif
 constexpr int kVectors = 2;   // tune: 1 2 4
@@ -39,9 +34,6 @@ static_assert(kQueries % (kVectors * kLanes) == 0 && kQueries % kRows == 0 && kK
 // A product keeps kRows x kVectors vectors of sums in registers: 16 of AVX-512's 32, 8 of AVX2's 16. That is enough to hide the
 // latency of two multiply-adds a cycle, and needs 10 loads for 16 of them. A tile of scores is 16 KB: two stay in L1.
 
-using vec = float __attribute__((vector_size(kLanes * sizeof(float))));
-using unaligned_vec = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(alignof(float)), may_alias));
-
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // ---- products ----
@@ -49,11 +41,11 @@ int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 // A block of C[m, n] (+)= sum of A[m, k] B[k, n] over k: kRows x (kN * kLanes). A is stored (m, k), or (k, m) if kTransposed.
 template <bool kTransposed, bool kAdd, int kN>
 inline void block(int64_t K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc) {
-  vec sum[kRows][kN] = {};
+  floats sum[kRows][kN] = {};
   for (int64_t k = 0; k < K; ++k) {
-    vec b[kN];
+    floats b[kN];
 #pragma GCC unroll 8
-    for (int n = 0; n < kN; ++n) b[n] = *reinterpret_cast<const unaligned_vec*>(B + k * ldb + n * kLanes);
+    for (int n = 0; n < kN; ++n) b[n] = *reinterpret_cast<const unaligned_floats*>(B + k * ldb + n * kLanes);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
       const float a = kTransposed ? A[k * lda + m] : A[m * lda + k];
@@ -65,7 +57,7 @@ inline void block(int64_t K, const float* A, int64_t lda, const float* B, int64_
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 8
     for (int n = 0; n < kN; ++n) {
-      auto* c = reinterpret_cast<unaligned_vec*>(C + m * ldc + n * kLanes);
+      auto* c = reinterpret_cast<unaligned_floats*>(C + m * ldc + n * kLanes);
       *c = kAdd ? *c + sum[m][n] : sum[m][n];
     }
 }
@@ -185,38 +177,17 @@ const float* rows(Matrix<const T> x, int64_t t, int64_t n, int64_t D, int64_t wi
   return copy;
 }
 
-// A kLanes x kLanes block to its transpose, in place. A perfect shuffle of the flat block rotates the bits of every index by one, so
-// log2(kLanes) of them exchange row and column; the compiler makes one permutation a vector of it.
-inline void transpose_block(float* a) {
-  constexpr int kHalf = kLanes * kLanes / 2;
-  alignas(64) float b[2 * kHalf];
-  const auto shuffle = [](const float* from, float* to) {
-#pragma omp simd
-    for (int i = 0; i < kHalf; ++i) {
-      to[2 * i] = from[i];
-      to[2 * i + 1] = from[i + kHalf];
-    }
-  };
-  static_assert(std::has_single_bit(static_cast<unsigned>(kLanes)) && kLanes >= 4);
-  for (int lanes = kLanes; lanes > 1; lanes /= 4) {
-    shuffle(a, b);
-    if (lanes > 2)
-      shuffle(b, a);
-    else
-      std::copy(b, b + 2 * kHalf, a);
-  }
-}
-
 // columns (width, kQueries) = factor * the transpose of rows (n, width); columns n and above are zero.
 void transpose(const float* rows, int64_t n, int64_t width, float factor, float* columns) {
-  alignas(64) float a[kLanes * kLanes];
   for (int64_t i0 = 0; i0 < kQueries; i0 += kLanes)
     for (int64_t d0 = 0; d0 < width; d0 += kLanes) {
-      for (int64_t i = 0; i < kLanes; ++i)
-#pragma omp simd
-        for (int64_t d = 0; d < kLanes; ++d) a[i * kLanes + d] = i0 + i < n ? factor * rows[(i0 + i) * width + d0 + d] : 0.f;
-      transpose_block(a);
-      for (int64_t d = 0; d < kLanes; ++d) std::copy_n(a + d * kLanes, kLanes, columns + (d0 + d) * kQueries + i0);
+      floats square[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i)
+        square[i] = i0 + i < n ? factor * *reinterpret_cast<const unaligned_floats*>(rows + (i0 + i) * width + d0) : floats{};
+      ::transpose(square);
+#pragma GCC unroll 16
+      for (int d = 0; d < kLanes; ++d) *reinterpret_cast<unaligned_floats*>(columns + (d0 + d) * kQueries + i0) = square[d];
     }
 }
 
@@ -378,8 +349,9 @@ void softmax_gradient(float* S, float* dP, const TileBand& band, const float* ls
 }
 
 // dk and dv are summed over the group's heads and all tiles of queries by one thread, in a fixed order: no atomics. The sums of one
-// key head stay in the thread's scratch until they are done. With fewer key heads than threads the tiles of queries are dealt to
-// `parts` tasks a head, and the sums of part p go to `partial` (2, parts, B, Hkv, T, width) to be added up afterwards.
+// key head stay in the thread's scratch until they are done. Where threads would not have equally many key heads, the tiles of queries are
+// dealt to `parts` tasks a head, and the sums of part p go to `partial` (2, parts, B, Hkv, T, width) to be added up afterwards: the order of
+// additions follows from the number of threads.
 template <typename T>
 struct Backward {
   Shape s;
@@ -484,7 +456,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& d_o, const Tensor& q, 
                                             const Tensor& lse, bool causal, std::optional<int64_t> window) {
   const Shape s(q, k);
   const int64_t pairs = s.B * s.heads_kv, threads = torch::stable::get_num_threads();
-  const int64_t parts = pairs >= threads ? 1 : std::min((threads + pairs - 1) / std::max<int64_t>(1, pairs), s.query_tiles());
+  const bool even = pairs % threads == 0 || pairs >= 4 * threads;  // at worst a fifth of the threads' time is waited away
+  const int64_t parts = even ? 1 : std::min((4 * threads + pairs - 1) / pairs, s.query_tiles());
   const int64_t partials = parts == 1 ? 0 : 2 * parts * pairs * s.T * s.width;
   Tensor dq = torch::stable::empty_like(q), dk = torch::stable::empty_like(k), dv = torch::stable::empty_like(v);
   Tensor partial = torch::stable::new_empty(q, {partials}, ScalarType::Float);

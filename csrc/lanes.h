@@ -110,23 +110,51 @@ inline float sum_of(floats v) {
 }
 inline float sum_of(Pair v) { return sum_of(v.even + v.odd); }
 
+// Lane i of the result is lane From{}(i) of a and b, one after the other. GCC 11 and clang have no spelling of this in common.
+template <typename From>
+floats picked(floats a, floats b, From) {
+  return [&]<uint32_t... i>(std::integer_sequence<uint32_t, i...>) {
+#ifdef __clang__
+    return __builtin_shufflevector(a, b, From{}(i)...);
+#else
+    return __builtin_shuffle(a, b, words{From{}(i)...});
+#endif
+  }(std::make_integer_sequence<uint32_t, kLanes>{});
+}
+constexpr auto kEvens = [](uint32_t i) { return 2 * i; };
+constexpr auto kOdds = [](uint32_t i) { return 2 * i + 1; };
+constexpr auto kLowInterleaved = [](uint32_t i) { return i / 2 + i % 2 * kLanes; };
+constexpr auto kHighInterleaved = [](uint32_t i) { return kLanes / 2 + i / 2 + i % 2 * kLanes; };
+
+// A kLanes x kLanes square, a row a vector -> its transpose. Each round interleaves rows that lie half the square apart, which rotates the bits
+// of (row, column) by one; after log2(kLanes) rounds the two have changed places.
+inline void transpose(floats (&rows)[kLanes]) {
+#pragma GCC unroll 4
+  for (int round = 1; round < kLanes; round *= 2) {
+    floats next[kLanes];
+#pragma GCC unroll 8
+    for (int i = 0; i < kLanes / 2; ++i) {
+      next[2 * i] = picked(rows[i], rows[i + kLanes / 2], kLowInterleaved);
+      next[2 * i + 1] = picked(rows[i], rows[i + kLanes / 2], kHighInterleaved);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
+  }
+}
+
 // Floats channel by channel -> where the lanes of a row of T have those channels. A NaN gets zeros in its lower half.
 template <typename T>
 Pair to_lanes(Pair in) {
   if constexpr (!std::is_same_v<T, bf16>) return in;
-  words evens{}, odds{};
-  for (uint32_t i = 0; i < kLanes; ++i) evens[i] = 2 * i, odds[i] = 2 * i + 1;
   const floats nan = floats{} + std::numeric_limits<float>::quiet_NaN();
-  const floats even = __builtin_shuffle(in.even, in.odd, evens), odd = __builtin_shuffle(in.even, in.odd, odds);
+  const floats even = picked(in.even, in.odd, kEvens), odd = picked(in.even, in.odd, kOdds);
   return {even == even ? even : nan, odd == odd ? odd : nan};
 }
 // And back.
 template <typename T>
 Pair from_lanes(Pair in) {
   if constexpr (!std::is_same_v<T, bf16>) return in;
-  words low{}, high{};
-  for (uint32_t i = 0; i < kLanes; ++i) low[i] = i / 2 + i % 2 * kLanes, high[i] = low[i] + kLanes / 2;
-  return {__builtin_shuffle(in.even, in.odd, low), __builtin_shuffle(in.even, in.odd, high)};
+  return {picked(in.even, in.odd, kLowInterleaved), picked(in.even, in.odd, kHighInterleaved)};
 }
 
 constexpr int64_t whole_blocks(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }

@@ -101,7 +101,7 @@ void for_each_row(Tensor& logits, const Tensor& targets, Tensor& loss, const Row
   T* z = writes<T>(logits);
   const int64_t* target = reads<int64_t>(targets);
   float* out = writes<float>(loss);
-  torch::stable::parallel_for(0, N, std::max<int64_t>(1, kGrain / V), [&](int64_t begin, int64_t end) {
+  torch::stable::parallel_for(0, N, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, V)), [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(std::is_same_v<T, float> ? 0 : static_cast<size_t>(V));
     for (int64_t n = begin; n < end; ++n) {
       T* zn = z + n * stride;

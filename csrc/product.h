@@ -39,24 +39,6 @@ inline void sum_tile(const float* left, int64_t stride, const float* panel, int6
   }
 }
 
-// A kLanes x kLanes square, a row a vector -> its transpose. Each round interleaves rows that lie half the square apart, which rotates the bits
-// of (row, column) by one; after log2(kLanes) rounds the two have changed places.
-inline void transpose(floats (&rows)[kLanes]) {
-  words low{}, high{};
-  for (uint32_t i = 0; i < kLanes; ++i) low[i] = i / 2 + i % 2 * kLanes, high[i] = low[i] + kLanes / 2;
-#pragma GCC unroll 4
-  for (int round = 1; round < kLanes; round *= 2) {
-    floats next[kLanes];
-#pragma GCC unroll 8
-    for (int i = 0; i < kLanes / 2; ++i) {
-      next[2 * i] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], low);
-      next[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + kLanes / 2], high);
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) rows[i] = next[i];
-  }
-}
-
 // The square at `from`, whose rows are `stride` apart, transposed to `to`.
 inline void transpose(const float* from, int64_t stride, float* to, int64_t to_stride) {
   floats rows[kLanes];

@@ -92,14 +92,14 @@ def _add_rms_norm_fwd_kernel(
 @triton.jit
 def _add_rms_norm_bwd_kernel(
     dy_ptr, dtotal_ptr, total_ptr, weight_ptr, rstd_ptr, dx_ptr, dweight_ptr, R, D,
-    PROGRAMS: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK_D)
     if weight_ptr is not None:
         weight = tl.load(weight_ptr + cols, mask=cols < D, other=0.0)[None, :]
         dweight = tl.zeros([ROWS, BLOCK_D], dtype=tl.float32)
-    for first in range(program * ROWS, R, PROGRAMS * ROWS):
+    for first in range(program * ROWS, R, tl.num_programs(0) * ROWS):
         rows = first + tl.arange(0, ROWS)
         offs = rows[:, None] * D + cols[None, :]
         mask = (rows < R)[:, None] & (cols < D)[None, :]
@@ -122,7 +122,7 @@ def _add_rms_norm_bwd_kernel(
 TILE = 2048  # tune: 512 1024 2048 4096
 # Elements of a tile where D is smaller: rows are taken together, so that a program has 16-byte loads for all its threads.
 PROGRAMS = 512  # tune: 256 512 1024 2048
-# Backward programs: enough to fill 132 SMs, few enough that their dweights (PROGRAMS, D) are cheap to write and to add.
+# Backward programs where there is a weight: enough to fill 132 SMs, few enough that their dweights (PROGRAMS, D) are cheap to write and to add.
 
 
 def _tile(D: int) -> tuple[int, int, int]:
@@ -154,12 +154,14 @@ def _triton_backward(
     if not total.numel():
         return dx, total.new_zeros(D, dtype=torch.float32)
     rows, block, warps = _tile(D)
-    programs = min(PROGRAMS, triton.cdiv(R, rows))
-    dweights = total.new_empty(programs, D, dtype=torch.float32) if weight is not None else None
+    programs, dweights = triton.cdiv(R, rows), None
+    if weight is not None:
+        programs = min(PROGRAMS, programs)
+        dweights = total.new_empty(programs, D, dtype=torch.float32)
     _add_rms_norm_bwd_kernel[(programs,)](
-        dy, dtotal, total, weight, rstd, dx, dweights, R, D, programs, rows, block, num_warps=warps
+        dy, dtotal, total, weight, rstd, dx, dweights, R, D, rows, block, num_warps=warps
     )
-    return dx, total.new_zeros(D, dtype=torch.float32) if dweights is None else dweights.sum(0)
+    return dx, total.new_empty(D, dtype=torch.float32) if dweights is None else dweights.sum(0)
 
 
 # The specialisations of the default model (bf16, D = 512, without and with a weight), for compiling ahead of time:
@@ -177,8 +179,8 @@ _BWD = {
 AOT = [
     (_add_rms_norm_fwd_kernel, _FWD, {"weight_ptr": None, **_SHAPE}, {"num_warps": _WARPS}),
     (_add_rms_norm_fwd_kernel, {**_FWD, "weight_ptr": "*fp32"}, _SHAPE, {"num_warps": _WARPS}),
-    (_add_rms_norm_bwd_kernel, _BWD, {"weight_ptr": None, "dweight_ptr": None, "PROGRAMS": PROGRAMS, **_SHAPE}, {"num_warps": _WARPS}),
-    (_add_rms_norm_bwd_kernel, {**_BWD, "weight_ptr": "*fp32", "dweight_ptr": "*fp32"}, {"PROGRAMS": PROGRAMS, **_SHAPE}, {"num_warps": _WARPS}),
+    (_add_rms_norm_bwd_kernel, _BWD, {"weight_ptr": None, "dweight_ptr": None, **_SHAPE}, {"num_warps": _WARPS}),
+    (_add_rms_norm_bwd_kernel, {**_BWD, "weight_ptr": "*fp32", "dweight_ptr": "*fp32"}, _SHAPE, {"num_warps": _WARPS}),
 ]  # fmt: skip
 
 

@@ -38,7 +38,12 @@ BATCH_TOKENS = {
     "cpu": 2048,  # tune: 1024 2048 4096
     "cuda": 262144,  # tune: 131072 262144 524288
 }
-ACTIVATION_BYTES = 36  # a token, channel and layer in bfloat16, what backward needs: decides how many rows fit at once
+# What backward needs, in bytes: it decides how many rows fit at once
+ACTIVATION_BYTES = 36  # a token, channel and layer, in bfloat16
+SCORE_BYTES, LOGIT_BYTES = (
+    8,
+    12,
+)  # a score of every layer and a logit, where plain torch keeps them in float32 two and three times
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,14 @@ def batch(device: torch.device, config: GPTConfig) -> Batch:
     rows = max(1, BATCH_TOKENS[device.type] // config.sequence_length)
     if device.type == "cpu":
         return Batch(rows, rows)
-    row = ACTIVATION_BYTES * config.sequence_length * config.dim * config.depth
+    T = config.sequence_length
+    row = ACTIVATION_BYTES * T * config.dim * config.depth
+    if config.impl.get("attention") == "torch":
+        row += SCORE_BYTES * T * T * config.heads * config.depth
+    if config.impl.get("linear_cross_entropy") == "torch":
+        row += LOGIT_BYTES * T * config.vocab_size
     fits = max(1, int(0.7 * torch.cuda.get_device_properties(device).total_memory) // row)
-    return Batch(rows, min(rows, 1 << (fits.bit_length() - 1)))  # a power of two: whole pieces
+    return Batch(rows, max(n for n in range(1, rows + 1) if rows % n == 0 and n <= fits))
 
 
 class Trainer:
@@ -100,7 +110,7 @@ class Trainer:
         """Draw new weights from `seed` and train on the shard `tokens` (1-D) until `seconds` are over, or for exactly `steps` steps.
 
         Returns before `seconds` have passed since the call. With `steps` the schedules follow step / steps, and the result depends on
-        nothing but the seed. `report` is called at most twice a second.
+        nothing but the seed (on a GPU up to the order of additions: gradients of embeddings are atomic sums). `report` is called at most twice a second.
         """
         clock = _Clock(self.device, seconds, steps)
         self.model.initialize(seed)

@@ -299,5 +299,5 @@ def test_triton_kernels_in_the_interpreter():
 @pytest.mark.skipif(INTERPRETED, reason="an interpreted kernel is not compiled")
 def test_triton_kernels_compile_ahead_of_time():
     rows = compile_all(AOT, [80, 90, 100])
-    assert len(rows) == 4 * 3
+    assert len(rows) == 3 * len(AOT)
     assert all(row["registers"] <= 255 for row in rows)

@@ -237,3 +237,13 @@ def test_fresh_seeds_are_the_same_again_and_others_for_another_purpose() -> None
     assert fresh(3, "run", "test", "abc") == fresh(3, "run", "test", "abc")
     assert not {*fresh(3, "run", "test", "abc")} & {*fresh(3, "run", "test", "abd")}
     assert all(SELECTING <= seed < 2**31 for seed in fresh(1000, "x"))
+
+
+def test_pairs_that_another_judge_scored_are_run_again_and_never_pooled(lab: Lab) -> None:
+    campaign.run(lab, MODEL, Transcript(), Lucky())
+    (lab.root / "bench/rule.py").write_text("LIMIT = 2\n")
+    judge = Lucky()
+    campaign.rerun(lab, None, Transcript(), judge)
+    assert [split for split, _ in judge.asked] == ["test"] * 2 * PAIRS
+    ledger = lab.ledger()
+    assert len({pair.judge for pair in ledger.measured.pairs(ledger.run().id)}) == 1

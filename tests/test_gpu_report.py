@@ -12,14 +12,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import gpu_report, gpu_table
+from bench import gpu_parts, gpu_report, gpu_table
 from bench.contracts import contract
 from bench.goals import GOALS
 from bench.gpu_report import Journal, Part, Run, main
 from bench.judge import Judge, Refused
 from bench.peers import PEERS
 from bench.runner.calls import Calls
-from bench.runner.events import Events
+from bench.runner.events import Events, _Call, _kept_graphs
 from bench.runner.lending import Refusal
 from bench.sanitizer import described
 
@@ -177,3 +177,28 @@ def test_events_are_a_gpus_and_a_warm_call_runs_forward_and_backward():
     assert seen[0].requires_grad
     with pytest.raises(Refusal, match="CUDA events"):
         events.do_events(request)
+
+
+def test_a_line_that_is_no_finding_and_a_part_that_breaks_end_nothing(tmp_path):
+    scripts = {
+        "talks": "print('a library says hello'); print('{\"n\": 1}')",
+        "breaks": f"import sys; print('out of memory', file=sys.stderr); sys.exit({gpu_parts.FAILED})",
+    }
+    good, told, journal = run(tmp_path, scripts)
+    assert not good
+    assert [line.split(" in ")[0] for line in told] == ["breaks: stopped", "talks: done"]
+    assert {"part": "talks", "text": "a library says hello"} in journal.latest()
+    assert [journal.has_ended(Part(name, None, 1.0)) for name in scripts] == [True, False]
+
+
+def test_the_graph_of_a_compiled_peer_is_kept_for_backward_again_and_again():
+    """torch.compile gives away the memory of what backward reads, and refuses where the graph is to be kept."""
+    events = Events(SimpleNamespace(device=torch.device("cpu")), Calls(None))
+    norm = torch.compile(lambda x, **_: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6))
+    events.calls.functions["rms_norm", "None/inductor"] = norm
+    call = described(contract("rms_norm"), contract("rms_norm").trial["cpu"][1])
+    asked = _Call(events, {"op": "rms_norm", "impl": None, "mode": "inductor", "call": call})
+    with _kept_graphs():
+        results = asked.forward()
+        for _ in range(2):
+            asked.backward(results)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -100,3 +101,55 @@ def test_an_answer_given_twice_is_refused(tmp_path: Path) -> None:
         time.sleep(0.2)
         with pytest.raises(Refused, match="without being asked"):
             judge.ask("recall", outputs=[])
+
+
+def test_progress_and_pieces_of_a_line_do_not_move_the_deadline(tmp_path: Path) -> None:
+    """A runner that goes on telling, whole lines or one byte at a time, is late when it is late."""
+    ours, theirs = socket.socketpair()
+    stop = threading.Event()
+
+    def drip() -> None:
+        while not stop.wait(0.05):
+            theirs.sendall(b" ")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        Channel(ours).receive(0.4)
+    assert time.monotonic() - started < 2
+    stop.set()
+    thread.join()
+    with Judge(tree(tmp_path, "")) as judge:
+        judge.ask("recall", outputs=[])
+        channel = judge._channel
+        told = []
+
+        class Telling:
+            """The real wire, on which progress is told as long as anybody listens."""
+
+            def pending(self) -> bool:
+                return False
+
+            def send(self, message: dict, fd: int | None, timeout: float) -> None:
+                self.nonce = message["nonce"]
+
+            def receive(self, timeout: float) -> tuple[dict, None]:
+                if timeout <= 0:
+                    raise TimeoutError
+                time.sleep(0.01)
+                return {"nonce": self.nonce, "progress": {}}, None
+
+        judge._channel = Telling()
+        with pytest.raises(Refused, match="within 0 s") as refused:
+            judge.ask("train", timeout=0.3, progress=told.append)
+        judge._channel = channel
+    assert refused.value.kind == "timeout"
+    assert told
+
+
+def test_a_request_that_the_runner_does_not_take_is_a_time_out() -> None:
+    ours, theirs = socket.socketpair()
+    with pytest.raises(TimeoutError):
+        Channel(ours).send({"calls": "x" * (8 << 20)}, None, 0.3)
+    theirs.close()

@@ -1,4 +1,4 @@
-"""The lab as a person runs it, on the real judge: what `make lab` types, with shorter trials; the gate on right and wrong files; the benchmark."""
+"""The lab as a person runs it, on the real judge: what `make lab` types; the gate on right and wrong files; the benchmark."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def stopped_at(line: str, *words: str, cwd: Path, timeout: float = 420, **variab
 def test_a_model_improves_a_plain_kernel_through_the_tools_from_reading_to_a_kept_commit(
     checkout: Path,
 ) -> None:
-    """What `make lab` types, with shorter trials, a model in the place of the sweep, and Ctrl-C in the re-run of the champion."""
+    """What `make lab` types, with a model in the place of the sweep, less text to score, and Ctrl-C in the re-run of the champion."""
     before = run_git(checkout, "status", "--porcelain")
     with MessagesServer(scripted()) as server:
         words = "-m agent --target kernels --op linear_cross_entropy --start examples --experiments 1 --seconds 5 --device cpu"

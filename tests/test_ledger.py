@@ -207,7 +207,9 @@ def test_a_ledger_of_the_version_before_is_brought_up_to_date_with_all_it_holds(
     assert (experiment.hypothesis, experiment.model, experiment.paths) == ("rows", "", ())
     assert (experiment.outcome.bpb_low, experiment.outcome.pairs) == (None, None)
     assert experiment.hardware == ""
-    assert ledger.measured.confirmations("old", "s") == [Confirmation("scale", 0.8, 0.7, 0.9, 0)]
+    assert ledger.measured.confirmations("old", "s") == [
+        Confirmation("scale", 0.8, 0.7, 0.9, 0, True)
+    ]
     assert ledger.measured.pairs("old") == []
     assert propose(ledger, run="old") == 2
     assert ledger.accounts.calls("old").count == 0
@@ -223,6 +225,8 @@ def test_a_ledger_from_before_hardware_was_kept_loses_no_row_and_records_it_from
     ledger.close()
     with sqlite3.connect(ledger.path) as db:
         db.execute("ALTER TABLE experiments DROP COLUMN hardware")
+        db.execute("ALTER TABLE pairs DROP COLUMN judge")
+        db.execute("ALTER TABLE confirmations DROP COLUMN faster")
         db.execute("PRAGMA user_version = 3")
     db.close()
     again = Ledger(ledger.path)
@@ -255,9 +259,9 @@ def test_trials_that_a_changed_machine_made_void_are_never_found_again(ledger: L
 
 
 def test_a_pair_that_is_run_again_takes_the_place_of_the_first(ledger: Ledger) -> None:
-    first = Pair("champion", 2, 7, 2.5, 2.4, 1000.0, 1100.0)
-    other = Pair("champion", 2, 8, 2.5, 2.3, 1000.0, 1100.0)
-    better = Pair("champion", 2, 7, 2.5, 2.45, 1000.0, 1050.0)
+    first = Pair("champion", 2, 7, 2.5, 2.4, 1000.0, 1100.0, "judge")
+    other = Pair("champion", 2, 8, 2.5, 2.3, 1000.0, 1100.0, "judge")
+    better = Pair("champion", 2, 7, 2.5, 2.45, 1000.0, 1050.0, "judge")
     for pair in (first, other, better):
         ledger.measured.add_pair("r1", pair)
     assert ledger.measured.pairs("r1") == [other, better]
@@ -340,3 +344,11 @@ def test_kill_9_loses_at_most_the_experiment_in_flight(tmp_path: Path) -> None:
         assert len(experiments) - len(ended) <= 1
         assert ledger.run("k").incumbent == ended[-1].commit
         assert all(len(e.gates) == 1 for e in ended)
+
+
+def test_a_file_that_is_no_ledger_is_named_with_what_helps(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.sqlite"
+    file.write_bytes(b"not a database, " * 400)
+    with pytest.raises(LedgerError, match="no ledger, or a damaged one: move it away"):
+        Ledger(file)
+    assert file.read_bytes().startswith(b"not a database")

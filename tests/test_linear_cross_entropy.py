@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -218,19 +219,20 @@ INTERPRETED = """
 import torch
 from tests.test_linear_cross_entropy import check, draw
 from kernels import linear_cross_entropy as module
-module.BLOCK_V, module.TRITON_CHUNK = 16, 4
-for dtype in (torch.float32, torch.bfloat16):
-    for softcap in (None, 15.0):
-        h, W, targets = draw((7,), 8, 37, dtype)
-        check(h, W, targets, softcap, torch.randn(7), "triton")
-        with torch.no_grad():
-            loss = module.linear_cross_entropy(h, W, targets, softcap, impl="triton")
-            plain = module.linear_cross_entropy(h, W, targets, softcap, impl="torch")
-            assert torch.allclose(loss, plain, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5)
-targets[3] = 37
-assert module.linear_cross_entropy(h, W, targets, impl="triton")[3].isnan()
-h, W, targets = draw((3,), 8, 37, torch.float32, scale=60.0)
-assert all(g.isfinite().all() for g in torch.autograd.grad(module.linear_cross_entropy(h, W, targets, impl="triton").sum(), (h, W)))
+module.TRITON_CHUNK = 4
+for module.BLOCK_V in (16, 64):  # a row in three blocks, and in one
+    for dtype in (torch.float32, torch.bfloat16):
+        for softcap in (None, 15.0, 90.0):
+            h, W, targets = draw((7,), 8, 37, dtype)
+            check(h, W, targets, softcap, torch.randn(7), "triton")
+            with torch.no_grad():
+                loss = module.linear_cross_entropy(h, W, targets, softcap, impl="triton")
+                plain = module.linear_cross_entropy(h, W, targets, softcap, impl="torch")
+                assert torch.allclose(loss, plain, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5)
+    targets[3] = 37
+    assert module.linear_cross_entropy(h, W, targets, impl="triton")[3].isnan()
+    h, W, targets = draw((3,), 8, 37, torch.float32, scale=60.0)
+    assert all(g.isfinite().all() for g in torch.autograd.grad(module.linear_cross_entropy(h, W, targets, impl="triton").sum(), (h, W)))
 """
 
 
@@ -238,3 +240,15 @@ def test_triton_kernels_agree_with_float64_in_the_interpreter():
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, cwd=ROOT, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+def test_no_vocabulary_and_no_channels_are_no_accident(impl):
+    """Every target ignored of no classes, and logits that are sums of nothing."""
+    ignored = torch.full((3,), -100)
+    h, W = torch.randn(3, 8), torch.randn(0, 8)
+    if impl == "cpp":
+        assert torch.equal(linear_cross_entropy(h, W, ignored, impl=impl), torch.zeros(3))
+    h, W = torch.randn(3, 0, requires_grad=True), torch.randn(5, 0)
+    loss = linear_cross_entropy(h, W, torch.tensor([0, 4, -100]), 15.0, impl=impl)
+    assert torch.allclose(loss, torch.tensor([1.0, 1.0, 0.0]) * math.log(5))

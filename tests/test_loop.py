@@ -11,6 +11,7 @@ import pytest
 from lab_tree import CPP, Rules, Transcript, constant, git, impatient, make, write
 
 from agent import campaign, gates
+from agent.judging import Progress
 from agent.lab import Lab, Unusable
 from agent.ledger import Ledger
 from agent.loop import LoopError
@@ -18,6 +19,7 @@ from agent.proposers import Context
 from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, GateResult, Proposal, Settings
 from agent.seeds import SELECTING
 from bench.finding import Finding
+from bench.trial import TrialResult
 
 SETTINGS = Settings(proposer="sweep", seconds=5.0, data="corpus-1", experiments=7)
 
@@ -112,19 +114,35 @@ def test_after_a_refusal_nothing_dearer_is_asked(
     assert judged == order[:asked]
 
 
-def test_the_incumbent_is_not_trained_twice_on_a_seed(lab: Lab) -> None:
-    rules = Rules()
+class Watched(Rules):
+    """`asked`: learning rate and seed of every trial that chooses."""
 
-    def selecting() -> int:
-        seeds = [int(call.split()[1]) for call in rules.calls if call.startswith("trial")]
-        return len([seed for seed in seeds if seed < SELECTING])
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[float, int]] = []
 
-    campaign.run(lab, replace(SETTINGS, target="model", experiments=2), Transcript(), rules)
-    first = selecting()
-    campaign.run(lab, replace(SETTINGS, target="model", experiments=2), Transcript(), rules)
-    assert (
-        selecting() == first
-    )  # the same trees, seconds, seeds, data and device: all is remembered
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
+        if seed < SELECTING:
+            self.asked.append((constant(tree, "model/optim.py", "LR"), seed))
+        return super().trial(tree, seed, progress, split)
+
+
+def test_another_run_remembers_the_incumbent_s_trials_and_trains_every_candidate_itself(
+    lab: Lab,
+) -> None:
+    """A sweep begins with what an earlier run found best, which was chosen for those very trials."""
+    settings = replace(SETTINGS, target="model", experiments=2)
+    campaign.run(lab, settings, Transcript(), Rules())
+    judge = Watched()
+    campaign.run(lab, replace(settings, experiments=1), Transcript(), judge)
+    best = lab.ledger().experiments(lab.ledger().run().id)[0]
+    assert "the best setting that an earlier run measured" in best.hypothesis
+    assert best.outcome.status == KEEP
+    assert (0.02, 0) in judge.asked
+    # once more before the keep, to see that the machine is the same
+    assert [seed for rate, seed in judge.asked if rate == 0.04] == [0]
 
 
 def test_a_model_must_win_bits_and_a_worse_one_is_dropped(lab: Lab) -> None:
@@ -279,3 +297,30 @@ def test_a_path_that_git_does_not_take_is_a_refusal(
     (experiment,) = lab.ledger().experiments()
     assert experiment.outcome.status == REFUSE
     assert "../outside.py" in experiment.outcome.reason
+
+
+def test_resume_refuses_an_op_that_is_none_and_takes_settings_that_are_the_run_s_own(
+    lab: Lab,
+) -> None:
+    campaign.run(lab, replace(SETTINGS, experiments=1), Transcript(), Rules())
+    with pytest.raises(Unusable, match="--op scael: expected one of scale"):
+        campaign.resume(lab, None, {"op": "scael"}, Transcript(), Rules())
+    with pytest.raises(Unusable, match="keeps seed of run"):
+        campaign.resume(lab, None, {"seed": 3, "seconds": 5.0}, Transcript(), Rules())
+    campaign.resume(lab, None, {"seconds": 5.0, "experiments": 2}, Transcript(), Rules())
+    assert lab.ledger().run().settings.experiments == 2
+
+
+def test_a_resumed_run_whose_limit_is_reached_trains_nothing(lab: Lab) -> None:
+    campaign.run(lab, replace(SETTINGS, experiments=1), Transcript(), Rules())
+    judge = Rules()
+    summary = campaign.resume(lab, None, {}, Transcript(), judge)
+    assert "1 experiments are done" in summary
+    assert [call for call in judge.calls if call.startswith("trial")] == []
+
+
+def test_a_branch_named_lab_is_named_before_a_run_is_begun(lab: Lab) -> None:
+    git(lab.root, "branch", "lab")
+    with pytest.raises(Unusable, match="git branch -m lab"):
+        campaign.run(lab, SETTINGS, Transcript(), Rules())
+    assert lab.ledger().runs() == []

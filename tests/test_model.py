@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -264,3 +265,21 @@ def test_model_compiles_whole_and_agrees_with_eager() -> None:
     expected.backward()
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradient, gpt.qkvo.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_plain_attention_on_a_gpu_takes_rows_of_a_batch_in_as_many_pieces_as_its_scores_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An H100's 80 GB: 128 of 128 rows with the kernels, fewer where (T, T) scores are kept; always whole pieces."""
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30)
+    )
+    plain = {"attention": "torch", "linear_cross_entropy": "torch"}
+    gpu = torch.device("cuda")
+    for sequence_length in (2048, 1536):
+        fast = train.batch(gpu, configure("cuda", 8192, sequence_length))
+        slow = train.batch(gpu, configure("cuda", 8192, sequence_length, plain))
+        assert fast.rows == slow.rows
+        assert fast.micro_rows == fast.rows
+        assert 8 <= slow.micro_rows < 64
+        assert slow.rows % slow.micro_rows == 0

@@ -279,3 +279,12 @@ def test_importing_the_proposers_does_not_import_their_libraries():
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
     )
     assert not {"anthropic", "httpx2", "torch"} & set(done.stdout.split())
+
+
+def test_a_request_that_is_never_answered_may_have_been_worked_on(api):
+    """Nobody knows what it used, so it is not settled at nothing."""
+    with api.server([Say("late", pause_s=3.0)]) as server:
+        with pytest.raises(Transient, match="timed out") as raised:
+            api.model(server, silence_s=0.3).reply(PROMPT, 1000)
+    assert raised.value.billed is None
+    assert raised.value.unknown

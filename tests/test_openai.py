@@ -159,8 +159,9 @@ def test_a_chunk_of_another_shape_is_to_be_sent_again(chunk):
         def events(self, say, body):
             return [("", chunk)]
 
-    with Odd([Say("x")]) as server, pytest.raises(Transient, match="another shape"):
+    with Odd([Say("x")]) as server, pytest.raises(Transient, match="another shape") as raised:
         model(server).reply(PROMPT, 1000)
+    assert raised.value.billed.input > 0, "the answer had begun, and will be billed"
 
 
 def test_text_in_parts_is_text():

@@ -99,3 +99,15 @@ def test_a_device_with_room_for_one_run_trains_each_as_it_is_set_up(
 ) -> None:
     assert parity.probe(INCUMBENT, CANDIDATE, SimpleNamespace(), device="cuda").passed
     assert trial_events == ["set up", "began", "ended"] * 3
+
+
+def test_a_plain_model_that_does_not_train_here_is_no_fault_of_the_candidate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def trial(tree: Path, *_: object, **named: object) -> TrialResult:
+        return TrialResult(named["impl"] is None, "" if named["impl"] is None else "out_of_memory", training_seconds=1.0, losses=CURVE)  # fmt: skip
+
+    monkeypatch.setattr(parity, "run_trial", trial)
+    found = parity.probe(INCUMBENT, CANDIDATE, SimpleNamespace(), device="cpu")
+    assert found.passed
+    assert found.evidence["plain"] == "out_of_memory"

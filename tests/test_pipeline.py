@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_tree import CPP, MODEL, Rules, Transcript, git, make
+from lab_tree import CPP, MODEL, PY, Rules, Transcript, compared, git, make, write
 
-from agent import campaign, merging, proposers
+from agent import campaign, loop, merging, proposers
 from agent.git import Repository
 from agent.guard import LoopError
 from agent.judging import Progress
@@ -23,6 +23,7 @@ from agent.proposers import Context, NoProposal, Stopped
 from agent.records import CRASH, DROP, KEEP, LOST, READY, REFUSE, GateResult, Proposal, Settings
 from agent.spending import BudgetSpent
 from bench.finding import Finding
+from bench.speed import Comparison
 from bench.trial import TrialResult
 from bench.verdict import Verdict
 
@@ -49,10 +50,10 @@ def test_the_next_result_is_made_while_the_last_one_is_used_and_no_more_than_one
         return made[-1]
 
     with Ahead(make_one, 1, stop) as ahead:
-        assert ahead.next() == 0
+        assert ahead.next(5.0) == 0
         time.sleep(0.1)
         assert made == [0, 1]
-        assert ahead.next() == 1
+        assert ahead.next(5.0) == 1
         time.sleep(0.1)
         assert made == [0, 1, 2]
     assert stop.is_set()
@@ -62,7 +63,7 @@ def test_without_working_ahead_a_result_is_made_when_it_is_asked_for() -> None:
     made: list[int] = []
     with Ahead(lambda: made.append(1), 0, threading.Event()) as ahead:
         assert made == []
-        ahead.next()
+        ahead.next(5.0)
         assert made == [1]
 
 
@@ -71,7 +72,7 @@ def test_what_goes_wrong_ahead_is_raised_where_the_result_is_asked_for() -> None
         raise ValueError("the idea broke")
 
     with Ahead(fail, 1, threading.Event()) as ahead, pytest.raises(ValueError, match="the idea"):
-        ahead.next()
+        ahead.next(5.0)
 
 
 # ---- Machine
@@ -370,3 +371,82 @@ def test_a_proposer_that_waits_is_told_that_the_run_has_ended(
     monkeypatch.setattr(proposers, "create", create)
     campaign.run(lab, replace(SETTINGS, proposer="sweep"), Transcript(), Pressed())
     assert told.wait(5)
+
+
+@dataclass
+class Away(Scripted):
+    """A model that is away after what it was given, and looks at nothing but whether the run ends."""
+
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def propose(self, context: Context) -> Proposal | None:
+        if self.moves:
+            return super().propose(context)
+        self.stop.wait()
+        raise Stopped("stopped while waiting")
+
+
+def test_a_limit_of_time_ends_a_night_whose_proposer_is_away(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOOK_S", 0.1)
+    made = Away([idea(rows(4))])
+
+    def create(name: str, workshop: proposers.Workshop) -> Away:
+        made.stop = workshop.stop
+        return made
+
+    monkeypatch.setattr(proposers, "create", create)
+    screen, began = Transcript(), time.monotonic()
+    campaign.run(lab, replace(SETTINGS, proposer="sweep", hours=3 / 3600), screen, Rules())
+    assert time.monotonic() - began < 30
+    assert any("hours are over" in line for line in screen.lines if line.startswith("ending"))
+
+
+def test_a_repair_that_trips_is_no_fault_of_the_judge_and_one_that_git_refuses_is_paid(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {"csrc/scale.cpp": CPP.replace("kUnroll = 1", "kUnroll = 2")}
+
+    def mend(proposal: Proposal, refusal: GateResult) -> Proposal | None:
+        if proposal.hypothesis == "first":
+            raise KeyError("usage")
+        return replace(proposal, files={"../outside.cpp": "x"}, cost_usd=0.5)
+
+    moves: list[Move] = [
+        idea(broken, "first"),
+        idea({**broken, "csrc/other.cpp": "int x;\n"}, "second"),
+    ]
+    screen = night(lab, monkeypatch, Scripted(moves, mend))
+    first, second = lab.ledger().experiments()
+    assert [first.outcome.status, second.outcome.status] == [REFUSE, REFUSE]
+    assert [first.refused_by, second.refused_by] == ["build", "build"]
+    assert second.cost_usd == 0.5
+    assert any("not mended: KeyError: 'usage'; see " in line for line in screen.lines)
+
+
+@dataclass
+class TwoOps(Rules):
+    """A change of what two ops share makes one of them surely faster, and the other perhaps by more."""
+
+    def ops(self) -> list[str]:
+        return ["scale", "shift"]
+
+    def compare(self, op: str, incumbent: Path, candidate: Path) -> Comparison:
+        self.calls.append(f"compare {op}")
+        return compared(0.95, 0.92, 0.98) if op == "scale" else compared(0.90, 0.80, 1.01)
+
+
+def test_a_change_of_several_ops_claims_the_time_of_one_that_is_surely_faster(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(lab.root, {"csrc/shift.cpp": "// shift\n", "kernels/shift.py": PY.replace("scale", "shift")})  # fmt: skip
+    git(lab.root, "add", "-A")
+    git(lab.root, "commit", "-qm", "two ops")
+    both = {**rows(4), "csrc/shift.cpp": "// shift\nint faster;\n"}
+    judge = TwoOps()
+    night(lab, monkeypatch, Scripted([idea(both)]), judge)
+    (experiment,) = lab.ledger().experiments()
+    assert "compare shift" in judge.calls
+    assert experiment.outcome.status == KEEP, experiment.outcome.reason
+    assert experiment.gates[-1].evidence["ratio"] == [0.95, 0.92, 0.98]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from agent.__main__ import main
 from agent.judging import Progress
 from agent.lab import Lab, Unusable
 from agent.proposers import Context
+from agent.prune import due
 from agent.records import (
     CRASH,
     DROP,
@@ -21,6 +23,8 @@ from agent.records import (
     REFUSE,
     Experiment,
     GateResult,
+    Outcome,
+    Past,
     Proposal,
     Settings,
 )
@@ -182,3 +186,10 @@ def test_the_command_takes_the_latest_run_and_says_why_there_is_nothing_to_do(
     campaign.run(lab, SETTINGS, Transcript(), Rules(fail_trial="nan", noise_bpb=0.5))
     assert main(["prune"], lab) == 2
     assert "has no keep" in capsys.readouterr().err
+
+
+def test_a_removal_that_failed_before_it_was_made_is_asked_for_again(lab: Lab) -> None:
+    kept = Outcome(KEEP, "")
+    past = Past(1, "r", 1, "sweep", "", "rows", "", (), {}, "p", "c", kept, None, 0.0, 0.0)
+    failed = replace(past, id=2, number=2, proposer="prune", outcome=Outcome(CRASH, "disk full"))
+    assert list(due([past, failed])) == [past]

@@ -20,9 +20,10 @@ from pathlib import Path
 
 import pytest
 
+from bench import sandbox
 from bench.judge import CACHE, Judge, Refused
 from bench.sandbox import isolation
-from bench.sandbox.limits import Limits
+from bench.sandbox.limits import Limits, default
 
 ROOT = Path(__file__).resolve().parent.parent
 ESCAPES = Path(__file__).with_name("escapes.py")
@@ -363,3 +364,31 @@ def test_a_layer_that_does_not_hold_ends_the_runner_before_the_candidate(tmp_pat
     with pytest.raises(Refused, match="Operation not permitted|No space left"):
         load(folder, ("bubblewrap", "capabilities", "namespaces"))
     assert not marker.exists()
+
+
+def test_a_runner_at_work_dies_with_a_judge_that_is_killed(
+    layers: tuple[str, ...], tmp_path: Path
+) -> None:
+    """One that is idle reads the end of its wire; one in a candidate's loop reads nothing."""
+    mark = f"5{os.getpid()}{len(layers)}"
+    folder = tree(tmp_path, ORPHAN.replace("MARK", mark) + "while True: pass\n")
+    script = (
+        f"import pathlib\nfrom bench.judge import Judge\nfolder = pathlib.Path({str(folder)!r})\n"
+        f"judge = Judge(folder, layers={layers!r})\njudge.ask('load', op='rms_norm', tree=str(folder))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as judge:
+        there = becomes(True, mark, seconds=20)
+        judge.kill()
+    assert there
+    assert becomes(False, mark)
+
+
+def test_a_path_that_is_a_link_is_bound_where_it_leads(tmp_path: Path) -> None:
+    """As /usr/local/cuda does: bwrap cannot bind a link over itself."""
+    (tmp_path / "cuda-13").mkdir()
+    (tmp_path / "cuda").symlink_to(tmp_path / "cuda-13")
+    terms = sandbox._terms(
+        tmp_path, tmp_path, tmp_path, tmp_path, False, None, default("cpu"), (), [str(tmp_path / "cuda")]
+    )  # fmt: skip
+    assert str(tmp_path / "cuda-13") in terms.readable
+    assert str(tmp_path / "cuda") not in terms.readable

@@ -559,3 +559,12 @@ def test_a_model_without_a_price_or_of_no_use_is_one_line_at_the_start(lab: Sett
         lab.researcher(Scripted(name="nobody-1", unusable="401: no such key"))
     with pytest.raises(Unusable, match="takes 8,000 tokens: expected 24,000 or more"):
         lab.researcher(Scripted(name="nobody-1", window=8_000))
+
+
+def test_a_request_of_which_nobody_knows_the_cost_stays_at_its_most(lab: Setting) -> None:
+    silent = Transient("timed out", 0.01, unknown=True)
+    made = lab.session(Scripted([silent, edit(), submit()]))
+    made.run()
+    calls = lab.ledger.accounts.calls("r")
+    assert calls.in_flight_usd > 0
+    assert calls.usd == pytest.approx(made.cost_usd + calls.in_flight_usd)

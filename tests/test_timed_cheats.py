@@ -28,6 +28,10 @@ from bench import roofline
 from bench.conduct import Conduct, no_memory_hog
 from bench.contracts import Case, Input, contract
 from bench.judge import Arena, Refused
+from bench.protocol import Mapped
+from bench.runner.blocks import Blocks
+from bench.runner.calls import Calls
+from bench.runner.lending import Lent
 from bench.sandbox import processes
 from bench.savings import Savings
 from bench.speed import Comparison
@@ -319,3 +323,30 @@ def test_more_processors_than_torch_has_threads_are_refused(
     conduct.end(2)
     with pytest.raises(Refused, match=r"1\.9 processors where torch has 1"):
         conduct.end(1)
+
+
+def test_the_judges_buffers_show_nothing_of_which_call_is_copied_until_the_last_is_made() -> None:
+    asked = contract("rms_norm")
+    arena = Arena()
+    contents = Contents(asked, CASES["rms_norm"], random.Random(1))
+    stage = Stage(contents, arena)
+    stage.fill(2)
+    stage.poison()
+    lent = Lent("cpu")
+    lent.memory = Mapped(arena.fd)
+    blocks = Blocks(lent, Calls(lent))
+    seen: list[bool] = []
+
+    def norm(x: torch.Tensor, **scalars: float) -> torch.Tensor:
+        seen.extend(bool(t.isnan().all()) for t in stage.answer().values())
+        return x * 2.0
+
+    blocks.calls.functions["rms_norm", "None/eager"] = norm
+    blocks.do_stage({"calls": stage.calls})
+    request = {"op": "rms_norm", "impl": None, "mode": "eager", "sets": [2, 0, 1, 3], "keep": 1}
+    blocks.do_block({**request, "backward": True})
+    assert seen == [True] * 8
+    inputs, (upstream,) = stage.inputs(0)
+    answer = stage.answer()
+    assert torch.equal(answer["y"], 2 * inputs["x"])
+    assert torch.equal(answer["dx"], 2 * upstream)

@@ -198,7 +198,8 @@ def test_a_kernel_counts_as_used_when_it_ran_in_every_step(
     impl: str, calls: dict, launches: dict, device: str, used: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "kernels").mkdir()
-    (tmp_path / "kernels" / "attention.py").write_text("def _attention_kernel(): ...\n")
+    kernels = "@triton.jit\ndef _attention_kernel():\n    def triton(): ...\n\ndef triton_poi_fused_add_0(): ...\n"
+    (tmp_path / "kernels" / "attention.py").write_text(kernels)
     described = Described(1, 1, 1.0, {"attention": impl})
     expected = contextlib.nullcontext() if used else pytest.raises(Refused, match="called it")
     with expected:
@@ -363,6 +364,51 @@ def test_work_in_a_child_process_after_the_bell_is_seen(tmp_path: Path, dataset:
         + "\ndef burn():\n    end = time.monotonic() + 20\n    while time.monotonic() < end: pass\n"
     )
     assert run(put(tmp_path, source), dataset, steps=5).failure == "off_clock"
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize(("hand_over", "said"), [
+    ("end = time.monotonic() + 1.5\n            while time.monotonic() < end: pass", "processor time when it was asked for its weights"),
+    ("time.sleep(4)", "had not handed over its weights"),
+], ids=["works", "waits"])  # fmt: skip
+def test_what_a_model_does_when_it_is_asked_for_its_weights_is_no_training(
+    tmp_path: Path, dataset: Dataset, hand_over: str, said: str
+) -> None:
+    body = f"""
+    def train(self, *a, **k):
+        found = super().train(*a, **k)
+        plain = self.model.state_dict
+        def state_dict(*a, **k):
+            {hand_over}
+            self.model.state_dict = plain
+            return plain(*a, **k)
+        self.model.state_dict = state_dict
+        return found
+    """
+    result = run(put(tmp_path, honest(body)), dataset, steps=5)
+    assert result.failure == "off_clock", result.detail
+    assert said in result.detail
+
+
+@pytest.mark.parametrize("share", [0.01, 0.02])
+def test_a_peek_at_the_next_token_now_and_then_is_seen(share: float) -> None:
+    """By a model that tells one token in a hundred perfectly, where its own guess is worst, and asks the future nowhere else."""
+    generator = torch.Generator().manual_seed(7)
+    V, T, seen = 200, 256, 0
+    for _ in range(20):
+        frequency = torch.rand(V, generator=generator) ** 3
+        stream = torch.multinomial(frequency, 32 * T + 1, replacement=True, generator=generator)
+        inputs, targets = scoring.rows(stream.numpy(), T, bos=0)
+        exam = scoring.Exam(inputs, targets, torch.ones(V, dtype=torch.int64), len(stream))
+        guess = torch.log(frequency / frequency.sum())
+        # where the unigram's own nats are highest it peeks, by what comes next
+        nats = -guess[targets]
+        peeks = nats >= nats.flatten().quantile(1 - share)
+        marks = nats.masked_fill(peeks, 0.0)
+        told = exam.told(torch.arange(32), marks)
+        cuts = [scoring._behind(row, generator) for row in told]
+        seen += any(bool(peeks[i, cut - 1]) for i, cut in enumerate(cuts))
+    assert seen == 20
 
 
 def test_a_kernel_that_grows_sloppy_while_it_trains_is_caught(

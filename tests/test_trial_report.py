@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from bench import trial_report
 from bench.trial import TrialResult
@@ -75,3 +77,21 @@ def test_a_gain_is_counted_seed_by_seed():
     assert found["val_bpb_difference"]["seeds"] == 3
     single = trial_report.gain(ours[:1], theirs[:1])
     assert "low" not in single["tokens_per_second_ratio"]
+
+
+@pytest.mark.parametrize(("words", "said"), [(("--out", "x.jsonl"), "name a .json"), (("--out", "x.json", "--device", "cuda"), "no GPU")])  # fmt: skip
+def test_what_cannot_be_reported_is_said_before_anything_is_trained(words, said, monkeypatch, capsys):  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["trial_report", "data", *words])
+    with pytest.raises(SystemExit):
+        trial_report.main()
+    assert said in capsys.readouterr().err
+
+
+def test_a_trial_that_was_cut_short_as_it_was_written_down_is_run_again(asked, tmp_path):
+    kept = tmp_path / "trials.jsonl"
+    trial_report.trials(DATASET, 5.0, 1, ["shipped", "torch"], "cpu", kept)
+    kept.write_bytes(kept.read_bytes()[:-20])
+    trial_report.trials(DATASET, 5.0, 1, ["shipped", "torch"], "cpu", kept)
+    assert asked == [("shipped", 0), ("torch", 0), ("torch", 0)]
+    assert [json.loads(line)["arm"] for line in kept.read_text().splitlines()] == ["shipped", "torch"]  # fmt: skip

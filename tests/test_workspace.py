@@ -282,3 +282,34 @@ def test_one_loop_a_checkout_and_a_killed_one_leaves_nothing_for_long(root: Path
         assert clear_leftovers(root / ".lab") == 1
     assert git(root, "worktree", "list").count("\n") == 0
     assert not (root / ".lab/runs/dead/trees").exists()
+
+
+def test_the_branch_goes_forwards_alone_and_never_under_a_person(root: Path) -> None:
+    repository = Repository(root)
+    workspace = Workspace(repository, root / ".lab", "r1")
+    head = repository.resolve("HEAD")
+    first = workspace.commit(head, proposal(csrc__scale=BETTER))
+    second = workspace.commit(first, proposal(csrc__scale=BETTER + "int x;\n"))
+    assert workspace.advance(first) == ""
+    git(root, "worktree", "add", "-q", str(root / ".lab" / "mine"), "lab/r1")
+    assert "lab/r1 is checked out" in workspace.advance(second)
+    assert repository.tip("lab/r1") == first
+    write(root / ".lab" / "mine", {"csrc/scale.cpp": "mine"})
+    git(root / ".lab" / "mine", "commit", "-qam", "mine")
+    git(root, "worktree", "remove", str(root / ".lab" / "mine"))
+    mine = repository.tip("lab/r1")
+    said = workspace.advance(second)
+    assert "commits that are not this run's" in said
+    assert f"git merge {second[:12]}" in said
+    assert repository.tip("lab/r1") == mine
+    git(root, "branch", "-q", "-D", "lab/r1")
+    assert workspace.advance(second) == ""
+    assert repository.tip("lab/r1") == second
+
+
+def test_looking_at_the_working_tree_takes_no_lock_of_the_index(root: Path) -> None:
+    index = root / ".git" / "index"
+    before = index.read_bytes()
+    (root / "csrc/scale.cpp").touch()  # `git status` would write the new times down
+    assert Repository(root).dirty(FOLDERS) == []
+    assert index.read_bytes() == before

@@ -117,7 +117,8 @@ def run(
     with prompt.open("rb") as text:
         process = subprocess.Popen(
             arguments, cwd=folder, stdin=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env=dict(environment), start_new_session=True, preexec_fn=_die_with_the_parent,
+            env={k: v for k, v in environment.items() if not k.startswith("GIT_")},  # which may name another repository
+            start_new_session=True, preexec_fn=_die_with_the_parent,
         )  # fmt: skip
     assert process.stdout is not None
     reader = threading.Thread(target=kept.follow, args=(process.stdout.fileno(),), daemon=True)

@@ -38,6 +38,7 @@ THINKING = {
     "command": (120.0, 480.0, 1500.0),
     "anthropic": (90.0, 240.0, 720.0),
     "openai": (90.0, 240.0, 720.0),
+    "placebo": (0.1, 0.1, 0.5),
 }
 AHEAD = frozenset({"anthropic", "openai", "command"})  # think while a trial runs
 

@@ -49,7 +49,7 @@ class Workshop:
     settings: Settings
     run: str
     start: str  # the commit that the run began with
-    folder: Path  # for its own files; removed when the run ends
+    folder: Path  # for its own files; what it drafts there is removed when the run ends, logs stay
     ledger: Ledger
     repository: Repository
     judge: Judging

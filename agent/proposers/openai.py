@@ -139,7 +139,7 @@ class ChatModel:
         answer = chat_wire.Answer()
         try:
             for chunk in self._stream(body):
-                self._take(answer, chunk)
+                self._take(answer, chunk, body)
                 if chunk.get("error"):
                     raise self._line.failed(200, chunk, {}, self._billed(answer, body))
                 if self._stop.is_set():
@@ -165,14 +165,16 @@ class ChatModel:
                     data = line.removeprefix("data:").strip()
                     yield {} if data == "[DONE]" else self._chunk(data)
 
-    def _take(self, answer: chat_wire.Answer, chunk: Mapping[str, Any]) -> None:
+    def _take(
+        self, answer: chat_wire.Answer, chunk: Mapping[str, Any], body: Mapping[str, Any]
+    ) -> None:
         try:
             answer.take(chunk)
         except (AttributeError, KeyError, TypeError) as error:
             shape = self._line.clean(
                 f"{self._url} sent a chunk of another shape ({error}): {chunk}"
             )
-            raise Transient(shape) from None
+            raise Transient(shape, billed=self._usage(answer, body)) from None
 
     def _chunk(self, text: str) -> dict[str, Any]:
         chunk, problem = wire.arguments(text)

@@ -12,6 +12,7 @@ from agent.research.messages import Tool
 MODEL = "model"  # the "op" of a submission that changes no kernel
 MAX_HYPOTHESIS = 400  # characters: the subject of a commit and a line of the memory
 PAST = 30  # experiments of a list
+MAX_COUNT = 10**9  # the ledger's integers end at 2^63
 _TEXT, _COUNT = {"type": "string"}, {"type": "integer"}
 
 
@@ -104,8 +105,10 @@ def checked(tool: Tool, arguments: Mapping[str, Any]) -> dict[str, Any]:
         raise Mistake(f"{expects}; {what}")
     for name, value in given.items():
         if properties[name]["type"] == "integer":
-            if type(value) is not int or value < 1:
-                raise Mistake(f"{expects}; {name} is an integer from 1 on, got {str(value)[:80]!r}")
+            if type(value) is not int or not 1 <= value <= MAX_COUNT:
+                raise Mistake(
+                    f"{expects}; {name} is an integer from 1 to {MAX_COUNT:,}, got {str(value)[:80]!r}"
+                )
         elif not isinstance(value, str) or not _is_text(value):
             raise Mistake(f"{expects}; {name} is a string of UTF-8 text, got {ascii(value)[:80]}")
     return given

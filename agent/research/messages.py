@@ -116,14 +116,20 @@ class Model(Protocol):
 class Transient(Exception):
     """The request may be sent again: 429, 529, 5xx, time-outs, cut streams, no connection.
 
-    `retry_after`: seconds the server asked for. `billed`: what was nevertheless used; None where nothing was.
+    `retry_after`: seconds the server asked for. `billed`: what was nevertheless used; None where nothing was. `unknown`: the request was
+    taken and never answered, so that nobody knows what was used.
     """
 
     def __init__(
-        self, message: str, retry_after: float | None = None, billed: Usage | None = None
+        self,
+        message: str,
+        retry_after: float | None = None,
+        billed: Usage | None = None,
+        *,
+        unknown: bool = False,
     ) -> None:
         super().__init__(message)
-        self.retry_after, self.billed = retry_after, billed
+        self.retry_after, self.billed, self.unknown = retry_after, billed, unknown
 
 
 class Rejected(Exception):

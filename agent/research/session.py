@@ -158,11 +158,13 @@ class Session:
         return self._patience.until_answered(lambda: self.model.count(prompt))
 
     def _request(self, tokens: int, room: int) -> Reply:
-        """One request, paid for. A request that ends in no way known here stays in the purse at its upper bound."""
+        """One request, paid for. A request that ends in no way known here, or of which nobody knows what it used, stays in the purse at its upper bound."""
         call = self._purse.reserve(self.model.name, tokens, room)
         try:
             reply = self.model.reply(self._prompt, room)
         except Transient as error:
+            if error.unknown:
+                raise
             self._pay(self._purse.release(call, error.billed), error.billed or Usage())
             raise
         except (Rejected, ModelUnusable):

@@ -261,4 +261,4 @@ def _grep(pattern: str, text: str) -> list[int]:
         raise Mistake("the pattern holds a null character") from None
     if done.returncode > 1:
         raise Mistake(f"grep: {done.stderr.decode(errors='replace').strip()}")
-    return [int(line.split(b":", 1)[0]) - 1 for line in done.stdout.splitlines() if line]
+    return [int(line.split(b":", 1)[0]) - 1 for line in done.stdout.split(b"\n") if line]

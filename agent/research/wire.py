@@ -55,7 +55,8 @@ class Line:
 
     def broken(self, error: Exception, billed: Usage | None = None) -> Transient:
         """What to raise when the connection could not be made, timed out or broke."""
-        return Transient(f"{self.url}: {self.clean(_cause(error))}", billed=billed)
+        said = f"{self.url}: {self.clean(str(_causes(error)[-1]) or type(error).__name__)}"
+        return Transient(said, billed=billed, unknown=billed is None and _unanswered(error))
 
     def clean(self, text: str) -> str:
         """The text on one line, cut, without the key."""
@@ -80,11 +81,16 @@ def words(body: Any) -> str:
     return body if isinstance(body, str) else json.dumps(body, default=str)
 
 
-def _cause(error: BaseException) -> str:
-    """The words of the error at the bottom, which names the reason: `[Errno 111] Connection refused`."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error) or type(error).__name__
+def _causes(error: BaseException) -> list[BaseException]:
+    """The error and what it came from; the last names the reason: `[Errno 111] Connection refused`."""
+    return [error, *(_causes(error.__cause__) if error.__cause__ is not None else [])]
+
+
+def _unanswered(error: BaseException) -> bool:
+    """Whether a request went out whole and the server was silent: it may have worked, and bill that."""
+    import httpx2
+
+    return any(isinstance(cause, httpx2.ReadTimeout) for cause in _causes(error))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

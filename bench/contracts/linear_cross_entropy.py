@@ -108,8 +108,8 @@ def _terms(
     p = exp(z - logsumexp(z)) has the rounding error of what it is the exponential of, which is as much larger as logits are."""
     h, W = inputs["h"].float().flatten(0, -2), inputs["W"].float()  # sizes alone: float32 will do
     lengths, eps = W.square().sum(-1), torch.finfo(inputs["h"].dtype).eps
-    u = upstream[0].float().flatten() if upstream else torch.zeros(len(h))
-    sums = torch.zeros(3, dtype=torch.float64)
+    u = upstream[0].float().flatten() if upstream else h.new_zeros(len(h))
+    sums = torch.zeros(3, dtype=torch.float64, device=h.device)
     parts = (torch.split(t, ROWS) for t in (h, inputs["targets"].flatten(), u))
     for few, wanted, push in zip(*parts, strict=True):
         largest, squares = _of_logits(few @ W.T, wanted, scalars.get("softcap"), eps)
@@ -127,7 +127,7 @@ def _of_logits(z: Tensor, targets: Tensor, cap: float | None, eps: float) -> tup
     `eps` t^2. The plain version rounds logits before the cap, and shows z (1 - t^2) of the first; where they are far beyond the cap that is nothing,
     and so is the slope.
     """
-    rounded = bent = slope = torch.zeros(())
+    rounded = bent = slope = z.new_zeros(())
     unit = eps / torch.finfo(torch.float32).eps / 8
     if cap is not None:
         raw, t = z, torch.tanh(z / cap)
@@ -136,7 +136,7 @@ def _of_logits(z: Tensor, targets: Tensor, cap: float | None, eps: float) -> tup
     p = z.softmax(-1)
     # an eighth: this one is off by one unit at most
     squares = (p * (z.logsumexp(-1, keepdim=True) / 8)).square() + (p * slope * rounded).square()
-    p.scatter_add_(-1, targets.clamp(min=0)[:, None], p.new_full((len(p), 1), -1.0))
+    p.scatter_add_(-1, targets.clamp(min=0).unsqueeze(-1), p.new_full((len(p), 1), -1.0))
     squares += (p * bent).square()
     return z.square().amax(-1) + rounded.square().amax(-1), squares
 

@@ -185,8 +185,9 @@ CONTRACT = Contract(
             Case({"G": Input((4, 768, 192), "bfloat16")}),
         ),
         "cuda": (
-            Case({"G": Input((32, 512, 512), "bfloat16")}),
-            Case({"G": Input((8, 2048, 512), "bfloat16")}, calls=2),
+            Case({"G": Input((36, 512, 512), "bfloat16")}),
+            Case({"G": Input((9, 512, 2048), "bfloat16")}),
+            Case({"G": Input((9, 2048, 512), "bfloat16")}),
         ),
     },
     least_bytes=lambda case: 2 * nbytes(case.inputs["G"]),

@@ -11,6 +11,7 @@ are drawn here. `backward` keeps the graph of one forward pass and runs it again
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -28,16 +29,25 @@ class Events:
         self.lent, self.calls = lent, calls
 
     def do_warm(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        _Call(self, request).both()
+        with _kept_graphs():
+            _Call(self, request).both()
         torch.cuda.empty_cache()  # other arms' runners want it
         return {}
 
     def do_events(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if self.lent.device.type != "cuda":
             raise Refusal("CUDA events are a GPU's")
-        found = _medians(_Call(self, request))
+        with _kept_graphs():
+            found = _medians(_Call(self, request))
         torch.cuda.empty_cache()
         return found
+
+
+def _kept_graphs() -> AbstractContextManager[Any]:
+    """torch.compile gives the memory of what backward reads to what it writes, and refuses where the graph is to be kept for another time."""
+    import torch._functorch.config as config
+
+    return config.patch(donated_buffer=False)  # type: ignore[no-any-return]
 
 
 def _medians(asked: _Call) -> dict[str, float]:

@@ -18,7 +18,7 @@ from bench import device_memory
 from bench.protocol import MARK, Mapped, Region, view
 
 # Bound before any candidate is imported: what it may put in their place does not run here.
-_copy, _detach = Tensor.copy_, Tensor.detach
+_clone, _copy, _detach = Tensor.clone, Tensor.copy_, Tensor.detach
 _wait_for_device: Any = getattr(torch._C, "_cuda_synchronize", None)  # in builds with CUDA
 _modes = (torch._C._len_torch_function_stack, torch._C._len_torch_dispatch_stack)
 
@@ -60,6 +60,26 @@ class Lent:
         *,
         exact: bool = True,
     ) -> None:
+        self.check(tensors, outputs, what, exact=exact)
+        for tensor, where in zip(tensors, outputs, strict=True):
+            _copy(view(self.memory, where), _detach(tensor))
+
+    def taken(
+        self, tensors: list[Tensor], outputs: list[Mapping[str, Any]], what: str
+    ) -> list[Tensor]:
+        """Copies as they are now, to be written out when nobody can look at the judge's buffers any more."""
+        self.check(tensors, outputs, what)
+        return [_clone(_detach(tensor)) for tensor in tensors]
+
+    def check(
+        self,
+        tensors: list[Tensor],
+        outputs: list[Mapping[str, Any]],
+        what: str,
+        *,
+        exact: bool = True,
+    ) -> None:
+        """Raises Refusal where they have not the form that the judge has room for."""
         if len(tensors) != len(outputs):
             raise Refusal(f"expected {len(outputs)} {what}(s), got {len(tensors)}")
         if any(depth() for depth in _modes):
@@ -88,4 +108,3 @@ class Lent:
                 raise Refusal(
                     f"{what} {i}: expected a {self.device.type} tensor, got {tensor.device.type}"
                 )
-            _copy(view(self.memory, where), _detach(tensor))

@@ -247,10 +247,12 @@ def _terms(
     wrapped = "bubblewrap" in layers
     alone = wrapped or "namespaces" in layers
     readable = [*SYSTEM, *SETTINGS, sys.prefix, sys.base_prefix, "/sys" if gpu else PROCESSORS]
-    readable += more
+    readable += map(
+        os.path.realpath, more
+    )  # what a link names: one of /usr, which is there already, cannot be bound over itself
     readable += [str(tree / name) for name in ("kernels", "csrc", "model")]
     if gpu and "CUDA_HOME" in os.environ:
-        readable.append(os.environ["CUDA_HOME"])
+        readable.append(os.path.realpath(os.environ["CUDA_HOME"]))
     writable = [str(cache)] if cache_writable else []
     readable += [str(launch)] if cache_writable else [str(launch), str(cache)]
     # Without a root of its own, the scratch folder lies on the disk, and /dev/shm is everybody's: it gets none.
@@ -321,5 +323,7 @@ def _environment(
     kept = ["CXX", "CC", "OMP_NUM_THREADS"]
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu.visible
-        kept += ["CUDA_HOME", "LD_LIBRARY_PATH"]
+        kept.append("LD_LIBRARY_PATH")
+        if "CUDA_HOME" in os.environ:
+            environment["CUDA_HOME"] = os.path.realpath(os.environ["CUDA_HOME"])
     return {**environment, **{name: os.environ[name] for name in kept if name in os.environ}}

@@ -1,0 +1,17 @@
+"""Figures that are kept line by line, each when it is known: what ends the program leaves all lines before."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def whole_lines(file: Path) -> list[dict[str, Any]]:
+    """The lines of JSON in a file, which loses the last if a kill has cut it short."""
+    text = file.read_bytes()
+    whole = text.rfind(b"\n") + 1
+    if whole < len(text):
+        os.truncate(file, whole)
+    return [json.loads(line) for line in text[:whole].splitlines()]
