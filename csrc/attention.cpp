@@ -349,9 +349,9 @@ void softmax_gradient(float* S, float* dP, const TileBand& band, const float* ls
 }
 
 // dk and dv are summed over the group's heads and all tiles of queries by one thread, in a fixed order: no atomics. The sums of one
-// key head stay in the thread's scratch until they are done. Where threads would not have equally many key heads, the tiles of queries are
-// dealt to `parts` tasks a head, and the sums of part p go to `partial` (2, parts, B, Hkv, T, width) to be added up afterwards: the order of
-// additions follows from the number of threads.
+// key head stay in the thread's scratch until they are done. With fewer key heads than threads the tiles of queries are dealt to
+// `parts` tasks a head, and the sums of part p go to `partial` (2, parts, B, Hkv, T, width) to be added up afterwards: there the order of
+// additions follows from the number of threads. Three heads on two threads in parts as well: 1.04 [1.01, 1.07] of the time.
 template <typename T>
 struct Backward {
   Shape s;
@@ -456,8 +456,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& d_o, const Tensor& q, 
                                             const Tensor& lse, bool causal, std::optional<int64_t> window) {
   const Shape s(q, k);
   const int64_t pairs = s.B * s.heads_kv, threads = torch::stable::get_num_threads();
-  const bool even = pairs % threads == 0 || pairs >= 4 * threads;  // at worst a fifth of the threads' time is waited away
-  const int64_t parts = even ? 1 : std::min((4 * threads + pairs - 1) / pairs, s.query_tiles());
+  const int64_t parts = pairs >= threads ? 1 : std::min((threads + pairs - 1) / std::max<int64_t>(1, pairs), s.query_tiles());
   const int64_t partials = parts == 1 ? 0 : 2 * parts * pairs * s.T * s.width;
   Tensor dq = torch::stable::empty_like(q), dk = torch::stable::empty_like(k), dv = torch::stable::empty_like(v);
   Tensor partial = torch::stable::new_empty(q, {partials}, ScalarType::Float);
