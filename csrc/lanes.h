@@ -19,8 +19,9 @@ constexpr int kBlock = 2 * kLanes;  // channels of a Pair
 
 using floats = float __attribute__((vector_size(kLanes * sizeof(float))));
 using words = uint32_t __attribute__((vector_size(kLanes * sizeof(float))));
-using unaligned_floats = float __attribute__((vector_size(kLanes * sizeof(float)), aligned(1), may_alias));
-using unaligned_words = uint32_t __attribute__((vector_size(kLanes * sizeof(float)), aligned(1), may_alias));
+// typedef, because clang ignores `aligned` in an alias
+typedef float unaligned_floats __attribute__((vector_size(kLanes * sizeof(float)), aligned(1), may_alias));
+typedef uint32_t unaligned_words __attribute__((vector_size(kLanes * sizeof(float)), aligned(1), may_alias));
 
 struct Pair {
   floats even, odd;
