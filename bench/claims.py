@@ -139,7 +139,7 @@ def require_kernels(
         if impl in ("cpp", "cuda"):
             ran = max(calls.get(op, 0), calls.get(f"{op}/{impl}", 0))
         elif impl == "triton" and device == "cuda":
-            ours = _triton_kernels(tree / "kernels" / f"{op}.py")
+            ours = triton_kernels(tree / "kernels" / f"{op}.py")
             ran = sum(count for name, count in launches.items() if name in ours)
         else:
             continue
@@ -150,7 +150,7 @@ def require_kernels(
             )
 
 
-def _triton_kernels(source: Path) -> set[str]:
+def triton_kernels(source: Path) -> set[str]:
     """Names of the functions that triton.jit makes a kernel of."""
     functions = (
         n for n in ast.walk(ast.parse(source.read_text())) if isinstance(n, ast.FunctionDef)

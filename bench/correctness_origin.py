@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 
-from bench.examination import Laid
+from bench.claims import triton_kernels
 from bench.judge import Refused
 from bench.subject import Subject
 
 
 def own_work(subject: Subject, impl: str | None) -> None:
-    """No library function that is the whole op; and a C++ implementation's results come from its library."""
+    """No library function that is the whole op; a C++ implementation's results come from its library, and a GPU launches a Triton one's kernels."""
     of, contract, named = subject.of, subject.contract, impl or subject.default
     trial = subject.trial
     of.rng.shuffle(trial)
-    if named not in contract.library_names:
-        case = trial[0] if impl is None else contract.large(of.rng)
-        _no_library(subject, of.lay(case), impl)
+    launched = named == "triton" and of.judge.device == "cuda"
+    if named not in contract.library_names or launched:
+        laid = of.lay(trial[0] if impl is None else contract.large(of.rng))
+        seen = of.judge.ask("trace", op=contract.name, impl=impl, call=laid.call)
+        if named not in contract.library_names:
+            _no_library(subject, map(str, seen["operators"]), impl)
+        if launched:
+            _ours_launched(subject, set(map(str, seen["launches"])), impl)
     if named == "cpp":
         spoiled = (of.ask(of.lay(case), impl, "spoil") for case in trial)
         if all(bool(torch.isfinite(t).all()) for each in spoiled for t in each.values()):
@@ -29,10 +34,8 @@ def own_work(subject: Subject, impl: str | None) -> None:
             )
 
 
-def _no_library(subject: Subject, laid: Laid, impl: str | None) -> None:
+def _no_library(subject: Subject, operators: Iterable[str], impl: str | None) -> None:
     contract = subject.contract
-    asked: dict[str, Any] = {"op": contract.name, "impl": impl, "call": laid.call}
-    operators = map(str, subject.of.judge.ask("trace", **asked)["operators"])
     whole = [name for name in operators if name.startswith(contract.library)]
     if contract.library and whole:
         names = ", ".join(contract.library_names)
@@ -40,6 +43,17 @@ def _no_library(subject: Subject, laid: Laid, impl: str | None) -> None:
         raise Refused(
             "library",
             f"impl={impl or 'default'} calls {', '.join(whole)}, which is the whole op; {mend}",
+        )
+
+
+def _ours_launched(subject: Subject, launches: set[str], impl: str | None) -> None:
+    file = f"kernels/{subject.contract.name}.py"
+    ours = triton_kernels(subject.of.judge.tree / file)
+    if not launches & ours:
+        raise Refused(
+            "unused",
+            f"impl={impl or 'default'}: a call launches {', '.join(sorted(launches)) or 'nothing'}, and of {file} ({', '.join(sorted(ours))}) "
+            "no kernel: it does not run",
         )
 
 

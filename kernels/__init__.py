@@ -5,7 +5,7 @@ and plainest first:
 
     torch    plain PyTorch, differentiable by autograd, runs everywhere; what the others are read against
     cpp      C++ in `csrc/<op>.cpp`, JIT-built by `kernels/jit.py`; CPU tensors
-    triton   Triton; CUDA tensors, or CPU tensors under Triton's interpreter (TRITON_INTERPRET=1)
+    triton   Triton; CUDA tensors of the current device, or CPU tensors under Triton's interpreter (TRITON_INTERPRET=1)
     cuda     CUDA C++ in `csrc/<op>.cu`; CUDA tensors
 
 An op may export `LIBRARIES` beside it: what others have written, which does a part of what the op means. They run where a caller names

@@ -154,7 +154,7 @@ def _place(BLOCK: tl.constexpr, T, SECTION: tl.constexpr):
 
     So the keys of a section stay in L2, and what is left for the end are the short programs of all its heads: with one head after the
     other, the last head's longest would start when the other multiprocessors are nearly done (causal, 64 heads of 16 tiles, a program a
-    multiprocessor: 1.15 times the ideal in a model of the schedule, where this has 1.02).
+    multiprocessor: 1.14 times the ideal in a model of the schedule, where this has 1.02).
     """
     tiles = tl.cdiv(T, BLOCK)
     section = tl.program_id(0) // (tiles * SECTION)

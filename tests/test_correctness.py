@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from bench import correctness_origin
 from bench.contracts import captured, contract, ops
 from bench.correctness import check
+from bench.judge import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 7  # the gate draws a secret one; a test that fails should fail again
@@ -84,3 +89,27 @@ def test_every_op_has_captured_arguments_of_its_own_signature(op: str) -> None:
         # recorded, not drawn: neither constant nor of unit variance
         first = next(iter(values.values())).double()
         assert float(first.std()) > 0
+
+
+@pytest.mark.parametrize(
+    ("launches", "honest"),
+    [({"_rms_norm_fwd_kernel", "triton_poi_fused_0"}, True), ({"triton_poi_fused_0"}, False), (set(), False)],
+    ids=("its_own", "torch_compile's", "none"),
+)  # fmt: skip
+def test_on_a_gpu_a_call_launches_a_triton_kernel_of_the_file(
+    launches: set[str], honest: bool
+) -> None:
+    """Without a GPU: what a runner there would tell of a call."""
+    asked: list[str] = []
+
+    def ask(do: str, **request: object) -> dict[str, object]:
+        asked.append(do)
+        return {"operators": ["aten::empty"], "launches": sorted(launches)}
+
+    judge = SimpleNamespace(device="cuda", tree=ROOT, ask=ask)
+    lay = SimpleNamespace(call={})
+    of = SimpleNamespace(judge=judge, rng=random.Random(0), lay=lambda case: lay)
+    subject = SimpleNamespace(of=of, contract=contract("rms_norm"), default="triton", trial=[None])
+    with contextlib.nullcontext() if honest else pytest.raises(Refused, match="does not run"):
+        correctness_origin.own_work(subject, None)
+    assert asked == ["trace"]

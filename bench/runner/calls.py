@@ -5,7 +5,8 @@
     interleave  {op, impl, calls}                       forward of each, then backward of each in the same order
     accumulate  {op, impl, call}                        the same leaves through the op twice, their gradients summed
     recall      {outputs}                               copy the results of held calls out again
-    trace       {op, impl, call}                        names of all operators that one call runs, and of packages that need none -> {operators}
+    trace       {op, impl, call}                        names of all operators that one call runs, and of packages that need none, and of the
+                                                        Triton kernels that it launches                                   -> {operators, launches}
     register    {op, impl, call}                        check the custom ops that one call runs, by torch's opcheck
     spoil       {op, impl, call}                        one call in which every C++ result is replaced by NaN
 
@@ -198,11 +199,22 @@ class Calls:
 
     def do_trace(self, request: Mapping[str, Any]) -> dict[str, Any]:
         from torch.autograd.profiler import profile
+        from triton import knobs
 
-        with profile(use_cpu=True) as seen:
-            self.whole(request)
+        launches: set[str] = set()
+
+        def launched(metadata: Any) -> None:
+            launches.add(metadata.get()["name"])
+
+        knobs.runtime.launch_enter_hook.add(launched)
+        try:
+            with profile(use_cpu=True) as seen:
+                self.whole(request)
+        finally:
+            knobs.runtime.launch_enter_hook.remove(launched)
         loaded = {name for name in _PAST_THE_DISPATCHER if name in sys.modules}
-        return {"operators": sorted(loaded | {event.name for event in seen.function_events})}
+        operators = loaded | {event.name for event in seen.function_events}
+        return {"operators": sorted(operators), "launches": sorted(launches)}
 
     def do_register(self, request: Mapping[str, Any]) -> dict[str, Any]:
         from torch.testing._internal.optests.generate_tests import OpCheckError
