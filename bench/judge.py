@@ -128,6 +128,8 @@ class Judge:
                 return self._memory.words
             except device_memory.Unavailable as unavailable:
                 why = f", and the runner copies: no {self._memory.words} here: {unavailable}"
+                self._memory.close()  # gigabytes of the device that nobody would use
+                self._memory = None
         self._exchange("lend", START_S, self.arena.fd, None, {"bytes": self.arena.size})
         return f"shared memory{why}"
 

@@ -135,7 +135,9 @@ class Contract:
     large: Callable[[random.Random], Case]
     # Cases that are asked every time: what overflows, what is empty.
     corners: Callable[[random.Random], Sequence[Case]]
-    trial: Mapping[str, tuple[Case, ...]]  # by device: the shapes of the trial, heaviest first
+    # By device: the shapes of the trial, heaviest first. Of a GPU with the rows that public figures have: of the model as many go through at once
+    # as its memory holds, 128 of 2,048 tokens in 80 GB.
+    trial: Mapping[str, tuple[Case, ...]]
     least_bytes: Callable[[Case], int]  # forward, every tensor touched once
     flops: Callable[[Case], int]  # forward; backward is counted as twice this
     # An op that overwrites arguments, as an optimizer does: its results are the arguments of these names as the call leaves them,
