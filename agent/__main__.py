@@ -60,9 +60,8 @@ def _is_told(error: Exception) -> bool:
         known.append(sys.modules["bench.corpus"].DataError)
     if "agent.loop" in sys.modules:
         known.append(sys.modules["agent.loop"].LoopError)
-    damaged = (
-        type(error) is sqlite3.DatabaseError
-    )  # and none of its kinds, which are faults of ours
+    # and none of its kinds, which are faults of ours
+    damaged = type(error) is sqlite3.DatabaseError
     full = isinstance(error, OSError) and error.errno in _MACHINE
     return damaged or full or isinstance(error, tuple(known))
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from agent.records import Change
 
 ABSENT = "000000"
-ABSENT_COMMIT = "0" * 40  # where a ref was not there before
 _OFF = (
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",

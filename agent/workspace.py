@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from agent import integrity
-from agent.git import ABSENT_COMMIT, Repository
+from agent.git import Repository
 from agent.records import Candidate, Proposal
 from agent.surface import FOLDERS
 
@@ -86,7 +86,7 @@ class Workspace:
         else:
             # only from where it was seen: what a person commits meanwhile is not lost
             ref = f"refs/heads/{self.branch}"
-            self.repository.text("update-ref", ref, commit, tip or ABSENT_COMMIT)
+            self.repository.text("update-ref", ref, commit, tip or "")
             return ""
         return f"{why}: it is left alone; what the run has kept is commit {commit[:12]}, for `git merge {commit[:12]}`"
 

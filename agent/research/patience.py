@@ -1,7 +1,8 @@
 """Waiting out a server that is busy or away: for ever, in growing steps, until the run is told to stop.
 
-A night must outlive an outage of hours, so nothing here gives up by itself (the loop looks at the night's limits meanwhile). The wait is what the server asked for, else 1, 2, 4 ... up to
-300 seconds, drawn from the upper half of that step so that several labs do not come back at the same moment.
+A night must outlive an outage of hours, so nothing here gives up by itself (the loop looks at the night's limits meanwhile). The wait is what
+the server asked for, else 1, 2, 4 ... up to 300 seconds, drawn from the upper half of that step so that several labs do not come back at the
+same moment.
 """
 
 from __future__ import annotations

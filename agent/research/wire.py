@@ -55,7 +55,8 @@ class Line:
 
     def broken(self, error: Exception, billed: Usage | None = None) -> Transient:
         """What to raise when the connection could not be made, timed out or broke."""
-        said = f"{self.url}: {self.clean(str(_causes(error)[-1]) or type(error).__name__)}"
+        reason = _causes(error)[-1]
+        said = f"{self.url}: {self.clean(str(reason) or type(reason).__name__)}"
         return Transient(said, billed=billed, unknown=billed is None and _unanswered(error))
 
     def clean(self, text: str) -> str:
