@@ -21,9 +21,8 @@ import torch
 from torch import Tensor
 
 GRAIN = 2 << 20
-DEVICE_BYTES = (
-    5 << 30
-)  # two sets of the largest case of a trial's shapes take 2 GiB and red zones, and as much again in float32
+# Two sets of the largest case of a trial's shapes take 2 GiB and red zones, and as much again in float32.
+DEVICE_BYTES = 5 << 30
 HANDLE_BYTES = 64  # CU_IPC_HANDLE_SIZE
 _PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS, the only flag there is
 

@@ -145,11 +145,8 @@ def _judged(asked: Contract, case: Case, arms: Sequence[Arm], runners: Sequence[
     rng = random.Random(secrets.randbits(48))
     try:
         found = measure(asked, case, arms, runners, limit_s=CASE_S, rng=rng).row
-    except (
-        Refused,
-        MemoryError,
-        RuntimeError,
-    ) as error:  # of torch: the device is full; the next shape may fit
+    # RuntimeError is torch's: the device is full, and the next shape may fit
+    except (Refused, MemoryError, RuntimeError) as error:
         return {"refused": measured.last_line(error)}
     medians = {name: 1e3 * statistics.median(seconds) for name, seconds in found.items()}
     return {"judge": medians, "blocks": min(map(len, found.values()))}

@@ -106,7 +106,11 @@ def test_a_model_improves_a_plain_kernel_through_the_tools_from_reading_to_a_kep
         words = "-m agent --target kernels --op linear_cross_entropy --start examples --experiments 1 --seconds 3 --device cpu"
         model = f"--proposer anthropic --base-url {server.url} --usd 5"
         status, said = stopped_at(
-            "the gain: 6 trials", *words.split(), *model.split(), cwd=checkout, ANTHROPIC_API_KEY=KEY
+            "the gain: 6 trials",
+            *words.split(),
+            *model.split(),
+            cwd=checkout,
+            ANTHROPIC_API_KEY=KEY,
         )
         bodies = server.bodies
     assert status == 0, said[-3000:]

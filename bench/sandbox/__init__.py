@@ -247,9 +247,8 @@ def _terms(
     wrapped = "bubblewrap" in layers
     alone = wrapped or "namespaces" in layers
     readable = [*SYSTEM, *SETTINGS, sys.prefix, sys.base_prefix, "/sys" if gpu else PROCESSORS]
-    readable += map(
-        os.path.realpath, more
-    )  # what a link names: one of /usr, which is there already, cannot be bound over itself
+    # What a link names: one of /usr, which is there already, cannot be bound over itself.
+    readable += map(os.path.realpath, more)
     readable += [str(tree / name) for name in ("kernels", "csrc", "model")]
     if gpu and "CUDA_HOME" in os.environ:
         readable.append(os.path.realpath(os.environ["CUDA_HOME"]))

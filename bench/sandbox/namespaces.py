@@ -35,9 +35,8 @@ def enter(
     user, group = os.geteuid(), os.getegid()
     parent = os.getppid()
     linux.unshare(sum(linux.NEW_NAMESPACES.values()))
-    linux.prctl(
-        linux.SET_PDEATHSIG, signal.SIGKILL
-    )  # with the judge ends this, and with this all that is inside
+    # with the judge ends this, and with this all that is inside
+    linux.prctl(linux.SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         raise OSError("the judge is gone")
     Path("/proc/self/setgroups").write_text("deny")
