@@ -104,7 +104,7 @@ class Arena:
 def place_call(
     arena: Arena,
     case: Case,
-    results: Mapping[str, Tensor],
+    results: Mapping[str, Input],
     wrt: Sequence[str],
     *,
     upstream: str = "contiguous",
@@ -116,7 +116,7 @@ def place_call(
     `upstream` is how its gradients lie (contiguous, transposed, or expanded from one value); they flow back from the results
     numbered in `through`, by default from all. `updates` are the inputs that the call overwrites.
     """
-    outputs = [arena.place(str(r.dtype)[6:], tuple(r.shape)) for r in results.values()]
+    outputs = [arena.place(r.dtype, r.shape) for r in results.values()]
     wrt = [name for name in wrt if name in case.inputs]
     gradients = [arena.place(case.inputs[name].dtype, case.inputs[name].shape) for name in wrt]
     flows = list(range(len(outputs)) if through is None else through) if wrt else []

@@ -217,7 +217,7 @@ class Standard:
         pushed = math.sqrt(
             sum(
                 float(u.double().square().sum())
-                * float(self.truth[self.contract.results[i]].square().sum())
+                * float(self.truth[list(self.contract.results)[i]].square().sum())
                 for u, i in zip(self.upstream, flows, strict=True)
             )
         )

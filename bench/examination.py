@@ -7,7 +7,7 @@ afterwards everything it lent must be bitwise as it was, but for the arguments t
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,10 +79,9 @@ class Examination:
         # anywhere, also beside a page's edge
         arena.used += ALIGN * self.rng.randrange(64)
         before = arena.used
-        shapes = result_shapes(self.contract, case)
-        updates = self.contract.updates
+        results, updates = self.contract.shapes(case), self.contract.updates
         call = place_call(
-            arena, case, shapes, wrt, upstream=upstream, through=through, updates=updates
+            arena, case, results, wrt, upstream=upstream, through=through, updates=updates
         )
         lent = [*call["inputs"].values(), *call["upstream"]]
         start = min((where["offset"] for where in lent), default=before) // ALIGN * ALIGN
@@ -217,23 +216,6 @@ class Examination:
 
     def where(self, impl: str | None, what: str, case: Case) -> str:
         return f"{_named(impl)}{' ' + what if what else ''}, {case.label()}"
-
-
-def result_shapes(contract: Contract, case: Case) -> Tensors:
-    """Shapes and dtypes of the results, without computing them."""
-    inputs = {
-        n: torch.empty(i.shape, dtype=getattr(torch, i.dtype), device="meta")
-        for n, i in case.inputs.items()
-    }
-    if contract.updates:
-        return {name: inputs[name] for name in contract.updates}
-    results = contract.reference(**inputs, **case.scalars)
-    results = results if isinstance(results, tuple) else (results,)
-    dtypes: Mapping[str, str] = contract.result_dtypes
-    return {
-        name: r.to(getattr(torch, dtypes[name])) if name in dtypes else r
-        for name, r in zip(contract.results, results, strict=True)
-    }
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from bench.arena import Arena, place_call
 from bench.contracts import Case, Contract, Input
-from bench.examination import result_shapes
 from bench.protocol import extent
 
 PAGE = 4096
@@ -43,12 +42,10 @@ class Contents:
     def __init__(self, asked: Contract, case: Case, rng: random.Random, *, share: int = 1) -> None:
         generator = torch.Generator().manual_seed(rng.getrandbits(48))
         self.asked, self.case, self.share = asked, case, share
-        self.shapes = result_shapes(asked, case)
+        self.results = asked.shapes(case)
         wrt = () if case.forward_only else asked.differentiable
         self.wrt = tuple(name for name in wrt if name in case.inputs)
-        upstream = [
-            Input(tuple(t.shape), str(t.dtype)[6:]) for t in self.shapes.values() if self.wrt
-        ]
+        upstream = list(self.results.values()) if self.wrt else []
         tensors = [*case.inputs.values(), *upstream]
         self.pools = [_pool(wanted, generator) for wanted in tensors]
         self.itemsizes = [getattr(torch, wanted.dtype).itemsize for wanted in tensors]
@@ -82,7 +79,7 @@ class Stage:
             place_call(
                 arena,
                 contents.case,
-                contents.shapes,
+                contents.results,
                 contents.wrt,
                 updates=contents.asked.updates,
             )

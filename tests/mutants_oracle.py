@@ -126,7 +126,7 @@ def calls(op: str) -> list[Call]:
         without = (
             case.forward_only or seed % 4 == 3 or len(drawn + bare + large) <= seed < len(finite)
         )
-        uses = (asked.results, *((name,) for name in asked.results))
+        uses = (tuple(asked.results), *((name,) for name in asked.results))
         found.append(
             Call(
                 case, seed, seed >= len(finite), () if without else differentiable, uses[seed % len(uses)],

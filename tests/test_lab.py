@@ -120,7 +120,7 @@ def test_a_model_improves_a_plain_kernel_through_the_tools_from_reading_to_a_kep
     assert "error" in refused
     assert "correctness" in mended
     for part in ("1 kept", "confirmed: linear_cross_entropy", "gain: not known", "report --rerun", "ledger", "git merge"):  # fmt: skip
-        assert part in said
+        assert part in said, said
     assert run_git(checkout, "status", "--porcelain") == before, "the loop touched the working tree"
 
     exported = json.loads(run("-m", "agent", "export", "--json", cwd=checkout).stdout)

@@ -14,7 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.contracts.contract import FLOATS, Case, Contract, Input, draw_float, draw_size, nbytes
+from bench.contracts.contract import (
+    FLOATS,
+    Case,
+    Contract,
+    Input,
+    draw_float,
+    draw_size,
+    like,
+    nbytes,
+)
 
 
 def reference(
@@ -129,7 +138,7 @@ def _pairs(case: Case) -> int:
 CONTRACT = Contract(
     name="attention",
     reference=reference,
-    results=("o",),
+    results={"o": like("q")},
     differentiable=("q", "k", "v"),
     draw=draw,
     telling=telling,

@@ -124,7 +124,8 @@ class Contract:
 
     name: str
     reference: Callable[..., Any]  # Tensor or tuple of Tensors, in the dtype of the inputs
-    results: tuple[str, ...]
+    # Each result by its name: the shape and dtype that it has in a case.
+    results: Mapping[str, Callable[[Case], Input]]
     differentiable: tuple[
         str, ...
     ]  # inputs through which gradients flow; empty: the op is not trained through
@@ -143,8 +144,6 @@ class Contract:
     # An op that overwrites arguments, as an optimizer does: its results are the arguments of these names as the call leaves them,
     # and it returns None. The reference overwrites nothing and returns them.
     in_place: bool = False
-    # Dtypes of results where they are not the dtype of the first input.
-    result_dtypes: Mapping[str, str] = field(default_factory=dict)
     # For a causal op: tensor name -> its dimension of time.
     time_axis: Mapping[str, int] = field(default_factory=dict)
     # Library functions that are this op as a whole, by the beginning of their dispatcher name, or packages that launch kernels past
@@ -163,10 +162,23 @@ class Contract:
     # what is wrong with it, or "".
     judge: Callable[[Case, Mapping[str, Tensor], Tensor], Callable[[Tensor], str]] | None = None
 
+    def shapes(self, case: Case) -> dict[str, Input]:
+        """Of the results of a case."""
+        return {name: result(case) for name, result in self.results.items()}
+
     @property
     def updates(self) -> tuple[str, ...]:
         """The arguments that a call overwrites."""
-        return self.results if self.in_place else ()
+        return tuple(self.results) if self.in_place else ()
+
+
+def like(name: str) -> Callable[[Case], Input]:
+    """A result of the shape and dtype of this input."""
+
+    def result(case: Case) -> Input:
+        return Input(case.inputs[name].shape, case.inputs[name].dtype)
+
+    return result
 
 
 def draw_size(rng: random.Random, largest: int) -> int:

@@ -34,6 +34,11 @@ def _weights(
     }
 
 
+def _result(case: Case) -> Input:
+    x, w_down = case.inputs["x"], case.inputs["w_down"]
+    return Input((*x.shape[:-1], w_down.shape[0]), x.dtype)
+
+
 def draw(rng: random.Random) -> Case:
     dtype = rng.choice(FLOATS)
     lead = (draw_size(rng, 130),) if rng.random() < 0.5 else (rng.randint(1, 3), draw_size(rng, 65))
@@ -73,7 +78,7 @@ def _mlp(N: int, D: int, dtype: str, calls: int) -> Case:
 CONTRACT = Contract(
     name="relu2_mlp",
     reference=reference,
-    results=("y",),
+    results={"y": _result},
     differentiable=("x", "w_up", "w_down"),
     draw=draw,
     telling=telling,

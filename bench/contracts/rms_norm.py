@@ -8,7 +8,16 @@ import random
 import torch
 from torch import Tensor
 
-from bench.contracts.contract import FLOATS, Case, Contract, Input, draw_float, draw_size, nbytes
+from bench.contracts.contract import (
+    FLOATS,
+    Case,
+    Contract,
+    Input,
+    draw_float,
+    draw_size,
+    like,
+    nbytes,
+)
 
 
 def reference(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
@@ -47,7 +56,7 @@ def large(rng: random.Random) -> Case:
 CONTRACT = Contract(
     name="rms_norm",
     reference=reference,
-    results=("y",),
+    results={"y": like("x")},
     differentiable=("x", "weight"),
     draw=draw,
     telling=telling,
