@@ -1,7 +1,7 @@
 # make lab    from a fresh clone to a summary of real experiments (first run 7 to 8 minutes, later ones about 4, one of them to run what was kept again)
 # make test   formatting, types, and the test suite, all of it but `make proof`
 # make proof  every cheat gains from a naive judge, every honest oddity passes (about 9 minutes)
-# make sanitize  every C++ kernel under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (about 16 minutes)
+# make sanitize  every C++ kernel under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (6 to 16 minutes)
 # make bench  every kernel and its peers, measured
 
 PYTHON ?= python3

@@ -81,14 +81,22 @@ def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     if given["dry_run"]:
         print(dry_run.estimate(lab, replace(settings, device=device(settings.device))))
         return 0
-    doctor.insist(given.get("isolation", BEST_EFFORT), screen)
-    if given["resume"] is not None:
+    resumed = given["resume"] is not None
+    held = _held_to(lab, given, given["resume"]) if resumed else settings.isolation
+    doctor.insist(held, screen)
+    if resumed:
         summary = campaign.resume(lab, given["resume"] or None, chosen, screen)
     else:
         summary = campaign.run(lab, settings, screen)
     screen.close()
     print(summary, flush=True)
     return 0
+
+
+def _held_to(lab: Lab, given: dict[str, Any], run: str | None) -> str:
+    """The isolation that is asked for now, or that the run (the latest without a name) was asked for."""
+    asked: str = given.get("isolation") or lab.ledger().run(run or None).settings.isolation
+    return asked
 
 
 def _aa(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
@@ -101,7 +109,7 @@ def _aa(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
 def _prune(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     from agent import campaign, doctor
 
-    doctor.insist(given.get("isolation", BEST_EFFORT), screen)
+    doctor.insist(_held_to(lab, given, given["run"]), screen)
     summary = campaign.prune(lab, given["run"], screen)
     screen.close()
     print(summary, flush=True)
@@ -112,7 +120,7 @@ def _report(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     from agent import campaign, doctor, report
 
     if given["rerun"]:
-        doctor.insist(given.get("isolation", BEST_EFFORT), screen)
+        doctor.insist(_held_to(lab, given, given["run"]), screen)
         said = campaign.rerun(lab, given["run"], screen)
     else:
         ledger = lab.ledger()
@@ -135,6 +143,8 @@ def _prepare(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
 
 def _gate(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     from agent import doctor, gate_command, workspace
+    from agent.judging import Bench
+    from agent.lab import device
 
     op, file, base = given.get("op"), given["candidate"], given["base"]
     if (op is None) != (file is None) or (file is not None and base is not None):
@@ -143,10 +153,11 @@ def _gate(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
         )
     doctor.insist(given.get("isolation", BEST_EFFORT), screen)
     workspace.tell_busy(lab.folder, screen.say)
+    judge, speed = Bench(device(given.get("device", "auto"))), not given["no_speed"]
     if op is not None and file is not None:
-        results = gate_command.judge_file(lab, op, file, not given["no_speed"], screen)
+        results = gate_command.judge_file(lab, op, file, speed, screen, judge)
     else:
-        results = gate_command.judge_working_tree(lab, base, not given["no_speed"], screen)
+        results = gate_command.judge_working_tree(lab, base, speed, screen, judge)
     screen.close()
     if given["json"]:
         print(gate_command.as_json(results))

@@ -1,4 +1,4 @@
-"""`python -m agent --target ...`: open a run or go on with one, loop until it ends, confirm what was kept, sum up."""
+"""A run from end to end: opened or gone on with, looped until it ends, what it kept measured again, summed up; and `prune` and `report --rerun` of one."""
 
 from __future__ import annotations
 

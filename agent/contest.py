@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from agent import gains, gates, integrity, lines, surface
+from agent import added_code, gains, gates, integrity, surface
 from agent.preparing import Prepared, gate_by_gate
 from agent.proposers import Workshop
 from agent.records import CRASH, DROP, KEEP, REFUSE, GateResult, Outcome, Run
@@ -96,7 +96,7 @@ class Contest:
         """Both trained seed by seed, until the verdict is not "again"; an outcome where one does not train."""
         candidate = prepared.candidate
         kind = "kernels" if all(surface.is_kernel(path) for path in candidate.paths) else "model"
-        added = lines.added(candidate.changes)
+        added = added_code.added(candidate.changes)
         ours: list[TrialResult] = []
         theirs: list[TrialResult] = []
         for seed in seeds:

@@ -16,10 +16,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
-from agent import hardware
 from agent.lab import Lab, Unusable
 from agent.ledger import LedgerError
 from agent.screen import Screen
+from bench import hardware
 
 _LEAST_DISK = 2 << 30  # for built kernels, their scratch, and a ledger
 _GIB = 1 << 30

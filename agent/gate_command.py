@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from agent import gates, integrity, surface
-from agent.judging import Bench, Judging
-from agent.lab import Lab, Unusable, device
+from agent.judging import Judging
+from agent.lab import Lab, Unusable
 from agent.records import Candidate, Change, GateResult
 from agent.screen import Screen, duration
 from agent.surface import FOLDERS, JUDGE
@@ -20,7 +20,7 @@ _PLAIN = "100644"
 
 
 def judge_file(
-    lab: Lab, op: str, file: Path, speed: bool, screen: Screen, judge: Judging | None = None
+    lab: Lab, op: str, file: Path, speed: bool, screen: Screen, judge: Judging
 ) -> list[GateResult]:
     """Put the file in its op's place in a copy of the tree, and judge it against the tree's own version; it has to be faster."""
     if file.suffix not in _PLACES:
@@ -31,7 +31,6 @@ def judge_file(
         content = file.read_bytes()
     except OSError as error:
         raise Unusable(f"--candidate {file}: cannot be read ({error.strerror})") from None
-    judge = judge or Bench(device("auto"))
     if op not in judge.ops():
         raise Unusable(f"--op {op}: expected one of {', '.join(judge.ops())}")
     path = _PLACES[file.suffix].format(op)
@@ -48,7 +47,7 @@ def judge_file(
 
 
 def judge_working_tree(
-    lab: Lab, base: str | None, speed: bool, screen: Screen, judge: Judging | None = None
+    lab: Lab, base: str | None, speed: bool, screen: Screen, judge: Judging
 ) -> list[GateResult]:
     """Judge what the working tree changes since it left `base` (HEAD without one); it has to be right, and not slower."""
     repository = lab.repository()
@@ -61,7 +60,7 @@ def judge_working_tree(
         repository.export(snapshot, tree, FOLDERS)
         candidate = Candidate("all", incumbent, tree, changes, repository.patch(commit, snapshot))
         names = ["scope", "static", "build", "correctness", *(["microbench"] if speed else [])]
-        context = gates.Context(judge or Bench(device("auto")), must_win=False)
+        context = gates.Context(judge, must_win=False)
         return _run(lab, candidate, context, names, screen)
 
 

@@ -13,6 +13,7 @@ stops.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -156,6 +157,13 @@ def build(candidate: Candidate, context: Context) -> Finding:
     kernels = [path for path in candidate.paths if surface.is_kernel(path)]
     if not kernels:
         return Finding(True, "no kernel is changed")
+    cuda = [
+        change.path
+        for change in candidate.changes
+        if change.path.endswith(".cu") and change.after is not None
+    ]
+    if cuda and not shutil.which("nvcc"):
+        return Finding(False, f"{', '.join(cuda)}: to compile it takes nvcc, which is not on PATH; install the CUDA toolkit")  # fmt: skip
     finding = context.judge.build(candidate.tree, kernels)
     problems = [
         f"csrc/{source}: {text}"
@@ -167,7 +175,12 @@ def build(candidate: Candidate, context: Context) -> Finding:
     return finding
 
 
+# The implementations that are made of a source. A .py file has several, of which every device runs one.
+MADE_OF = {".cpp": {"cpp"}, ".cu": {"cuda"}, ".h": {"cpp", "cuda"}}
+
+
 def correctness(candidate: Candidate, context: Context) -> Finding:
+    """Refuses a change of which nothing is run here as well: of sources for another device, or that no implementation loads."""
     evidence: dict[str, Any] = {}
     said = []
     for op in context.touched(candidate):
@@ -176,7 +189,36 @@ def correctness(candidate: Candidate, context: Context) -> Finding:
         if not finding.passed:
             return Finding(False, f"{op}: {finding.reason}", evidence)
         said.append(f"{op}: {finding.reason}")
+    unrun = _unrun(candidate, evidence)
+    if unrun:
+        where = f"{', '.join(unrun)}: no implementation that this device runs is made of it"
+        if len(unrun) == sum(surface.is_kernel(path) for path in candidate.paths):
+            mend = "judge it on the device that runs it (--device), or name it in IMPLEMENTATIONS of its op's file in kernels/"
+            return Finding(False, f"{where}; {mend}", evidence | {"not_run": unrun})
+        said.append(f"not run: {where}")
+        evidence["not_run"] = unrun
     return Finding(True, "; ".join(said) or "no kernel is changed", evidence)
+
+
+def _unrun(candidate: Candidate, evidence: Mapping[str, Any]) -> list[str]:
+    """Changed sources that none of the examined implementations is made of."""
+    uses = {op: surface.uses_of(op, candidate.tree) for op in evidence}
+    found = []
+    for change in candidate.changes:
+        made = (
+            MADE_OF.get(Path(change.path).suffix, set())
+            if surface.is_kernel(change.path)
+            else set()
+        )
+        examined = {
+            row["impl"]
+            for op, stems in uses.items()
+            if Path(change.path).stem in stems
+            for row in evidence[op]["implementations"]
+        }
+        if made and change.after is not None and not made & examined:
+            found.append(change.path)
+    return found
 
 
 def microbench(candidate: Candidate, context: Context) -> Finding:

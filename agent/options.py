@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     gate.add_argument(
         "--base", metavar="REF", help="judge the working tree against REF (default HEAD)"
     )
+    _device_option(gate)
     gate.add_argument("--no-speed", action="store_true", help="leave the microbenchmark out")
     gate.add_argument("--json", action="store_true", help="the result as JSON on standard output")
     _isolation_option(gate)
@@ -197,8 +198,17 @@ def _trial_options(to: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="prepared data or text (default: what was prepared last)",
     )
-    to.add_argument("--device", choices=("auto", "cpu", "cuda"), default=unset, help="default auto")
+    _device_option(to)
     to.add_argument("--seed", type=int, default=unset, help="first seed (default 0)")
+
+
+def _device_option(to: argparse.ArgumentParser) -> None:
+    to.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default=argparse.SUPPRESS,
+        help="what runs the kernels: C++ a CPU, Triton and CUDA a GPU (default auto: a GPU where there is one)",
+    )
 
 
 def _isolation_option(to: argparse.ArgumentParser) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from agent import gates, hardware, merging, scope, similarity, standard
+from agent import gates, merging, scope, similarity, standard
 from agent.git import GitError
 from agent.guard import MAX_FAILURES, Guard, LoopError
 from agent.ledger import Ledger
@@ -30,6 +30,7 @@ from agent.records import (
 from agent.screen import Screen, duration
 from agent.spending import BudgetSpent
 from agent.workspace import Workspace
+from bench import hardware
 
 REPAIRS = 2  # times a refused proposal goes back to who made it
 LONGEST_PAUSE_S = 300.0  # between attempts of a proposer from which nothing comes

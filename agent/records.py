@@ -1,4 +1,4 @@
-"""The values that move through the loop; each is frozen, and each but `Candidate` is a row of the ledger."""
+"""The values that move through the loop, all of them frozen; what a run is, proposes and finds is a row of the ledger."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Settings:
     recording: str | None = None  # of the proposer `replay`
     experiments: int | None = None
     hours: float | None = None
-    gpu_hours: float | None = None  # of trials
+    gpu_hours: float | None = None  # for which gates and trials hold the device
     usd: float | None = None
     tokens: int | None = None  # in and out, cached ones included
     seconds: float = 300.0  # length of a trial
@@ -36,6 +36,7 @@ class Settings:
     start: str | None = None
     device: str = "cpu"
     seed: int = 0
+    isolation: str = "best-effort"  # or "strict"
     judge: str = ""  # hash of the judge's files when the run was opened or gone on with
 
     @classmethod
@@ -203,7 +204,7 @@ class Past:
     refused_by: str | None  # the gate
     started: float
     cost_usd: float
-    hardware: str = ""  # on which it was measured, as agent/hardware.py names it; "" where the ledger did not keep that
+    hardware: str = ""  # on which it was measured, as bench/hardware.py names it; "" where the ledger did not keep that
 
     @property
     def ops(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 from agent import surface
 from agent.records import Candidate, Change
 
-MAX_LINES = 2_000  # added or removed; the whole project has about 6,000
+MAX_LINES = 2_000  # added or removed; the whole surface has about 6,000
 MAX_BYTES = 200_000
 _PLAIN = "100644"
 _KINDS = {

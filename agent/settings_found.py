@@ -7,8 +7,8 @@ each other, so a setting is all of them together. Two files belong to the same s
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent import surface, tunables
@@ -39,6 +39,10 @@ class Space:
     def named(self, setting: Setting) -> dict[str, str]:
         return {each.name: value for each, value in zip(self.tunables, setting, strict=True)}
 
+    def only(self, names: Container[str]) -> Space:
+        """Of these constants alone."""
+        return replace(self, tunables=tuple(each for each in self.tunables if each.name in names))
+
     def setting(self, values: Mapping[str, str]) -> Setting | None:
         """The setting with these values; None if one is no longer a choice."""
         chosen = tuple(values.get(each.name, "") for each in self.tunables)
@@ -53,8 +57,10 @@ class Space:
         return ", ".join(f"{at.name} {at.value} -> {new}" for at, new in pairs if at.value != new)
 
 
-def spaces(tree: Path, target: str = "all", op: str | None = None) -> list[Space]:
-    """The files of a tree's surface with marked constants."""
+def spaces(
+    tree: Path, target: str = "all", op: str | None = None, hardware: str | None = None
+) -> list[Space]:
+    """The files of a tree's surface with marked constants, those that count on the device and hardware of this name, or all."""
     found = []
     for folder in surface.FOLDERS:
         for file in sorted((tree / folder).glob("*")):
@@ -62,10 +68,11 @@ def spaces(tree: Path, target: str = "all", op: str | None = None) -> list[Space
             if not file.is_file() or not surface.editable(path, target, op):
                 continue
             text = file.read_text()
-            # A name that stands again (#2) is its value for another instruction set or device.
-            marked = tuple(each for each in tunables.find(text) if "#" not in each.name)
+            marked = [
+                each for each in tunables.find(text) if hardware is None or each.counts(hardware)
+            ]
             if marked:
-                found.append(Space(path, text, marked, tunables.template(text)))
+                found.append(Space(path, text, tuple(marked), tunables.template(text)))
     return found
 
 
@@ -104,10 +111,13 @@ def report(tree: Path, history: Iterable[Past]) -> Iterator[str]:
     """By hardware, the best setting of each file of the tree as it stands, beside the file's own."""
     experiments = measured(history)
     lines: dict[str, list[str]] = {}
-    for space in spaces(tree):
-        for name, scores in by_hardware(space, experiments).items():
-            there = [e for e in experiments if e.hardware == name]
-            lines.setdefault(name, []).append(f"  {space.path}: {_best(space, scores, there)}")
+    for whole in spaces(tree):
+        of_file = [e for e in experiments if e.notes["path"] == whole.path]
+        for name in dict.fromkeys(e.hardware for e in of_file):
+            there = [e for e in of_file if e.hardware == name]
+            space = whole.only(there[-1].notes["values"])
+            if scores := chain(space, there):
+                lines.setdefault(name, []).append(f"  {space.path}: {_best(space, scores, there)}")
     if lines:
         yield "settings that the sweep found best, by hardware; a run there proposes them first"
     for name, of_files in lines.items():

@@ -6,9 +6,12 @@
     num_warps=4,  # tune: 2 4 8
 
     "depth": 4,  # tune: 2 4 6
+    dim=512,  # tune on cuda: 512 640
+    constexpr int kRows = 8;  // tune on avx512: 4 8
 
 The value is the constant between the last `=` (the key's colon, the name after #define) and the marker. Choices are numbers, true and false, or
-quoted strings; they end at the first word that is none of these, so a remark may follow them.
+quoted strings; they end at the first word that is none of these, so a remark may follow them. `on` names where a
+constant is used and worth searching: a device (cpu, cuda), or a word of the hardware's name (bench/hardware.py).
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _MARKER = re.compile(
-    r"^(?P<code>.*?)(?P<gap>[;,)\s]*)(?P<mark>(?:#|//)\s*tune:\s*)(?P<choices>.*)$"
+    r"^(?P<code>.*?)(?P<gap>[;,)\s]*)(?P<mark>(?:#|//)\s*tune(?:\s+on\s+(?P<where>\w+))?:\s*)(?P<choices>.*)$"
 )
 _DEFINE = re.compile(r"^(?P<head>\s*#\s*define\s+(?P<name>\w+)\s+)(?P<value>\S.*)$")
 _ENTRY = re.compile(r"""^(?P<head>.*["'](?P<name>\w+)["']\s*:\s*)(?P<value>[^=:]+)$""")
@@ -40,7 +43,7 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True)
 class Tunable:
-    """One marked constant: its line (from 0), the columns of its value, and the choices, the value as written among them."""
+    """One marked constant: its line (from 0), the columns of its value, the choices, the value as written among them, and where it counts."""
 
     name: str
     line: int
@@ -48,10 +51,16 @@ class Tunable:
     end: int
     value: str  # as written, or the choice that it equals
     choices: tuple[str, ...]
+    where: str = ""  # everywhere
+
+    def counts(self, hardware: str) -> bool:
+        """Whether it does anything on a device and hardware of this name."""
+        return not self.where or self.where.lower() in re.findall(r"\w+", hardware.lower())
 
 
 def find(text: str) -> list[Tunable]:
-    """The marked constants of a source file, in order. A name that stands twice gets #2, #3, ... from its second place on."""
+    """The marked constants of a source file, in order. One for somewhere is called `name on cuda`; a name that stands twice gets #2, #3, ...
+    from its second place on."""
     found: list[Tunable] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(text.splitlines()):
@@ -63,13 +72,15 @@ def find(text: str) -> list[Tunable]:
         if place is None or len(choices) < 2:
             continue
         name, begin, value = place
+        where = marker["where"] or ""
+        name += f" on {where}" if where else ""
         seen[name] = count = seen.get(name, 0) + 1
         same = [choice for choice in choices if number_of(choice) == number_of(value)]
         if not same:
             choices = (value, *choices)
         unique = name if count == 1 else f"{name}#{count}"
         found.append(
-            Tunable(unique, number, begin, begin + len(value), (same or [value])[0], choices)
+            Tunable(unique, number, begin, begin + len(value), (same or [value])[0], choices, where)
         )
     return found
 

@@ -93,7 +93,7 @@ def check(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) 
 
 def _runnable(names: Sequence[str], device: str) -> list[str]:
     """The implementations by name that this device can run; the public function without a name is what the trial calls."""
-    elsewhere = {"cpu": ("triton", "cuda", "cudnn", "flash"), "cuda": ("cpp",)}[device]
+    elsewhere = {"cpu": ("triton", "cuda"), "cuda": ("cpp",)}[device]
     return [name for name in names if name not in elsewhere]
 
 

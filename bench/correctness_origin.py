@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import torch
 
-from bench.claims import triton_kernels
 from bench.judge import Refused
 from bench.subject import Subject
+from bench.trial_claims import triton_kernels
 
 
 def own_work(subject: Subject, impl: str | None) -> None:

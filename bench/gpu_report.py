@@ -28,7 +28,7 @@ from bench import gpu_parts, gpu_table
 from bench.contracts import ops
 from bench.goals import GOALS, cases
 from bench.identity import identity, no_device
-from bench.lines import whole_lines
+from bench.jsonl import whole_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET_S = 530.0

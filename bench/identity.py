@@ -6,6 +6,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from bench import hardware
+
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ("kernels", "csrc", "model", "bench")
 
@@ -19,8 +21,11 @@ def identity(device: str) -> dict[str, Any]:
         for file in sorted((ROOT / folder).glob("**/*")):
             if file.suffix in (".py", ".cpp", ".cu", ".h") and "build" not in file.parts:
                 digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
-    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    return {"device": name, "torch": torch.__version__, "tree": digest.hexdigest()[:16]}
+    return {
+        "device": hardware.name(device),
+        "torch": torch.__version__,
+        "tree": digest.hexdigest()[:16],
+    }
 
 
 def no_device(device: str) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from bench import hardware
 
 FILE = Path(__file__).resolve().parent.parent / ".lab" / "ceilings.json"
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
@@ -26,7 +27,9 @@ BEYOND = 4.0
 
 def ceilings(device: str, *, again: bool = False) -> dict[str, float]:
     """{"bytes_per_s", "flops_float32", "flops_bfloat16"}: best sustained figures of this machine. `again`: measure, and keep the best of both."""
-    key = _machine(device)
+    import torch
+
+    key = f"{hardware.name(device)} torch {torch.__version__}"
     known: dict[str, Any] = json.loads(FILE.read_text()) if FILE.is_file() else {}
     if again or key not in known:
         fresh = _measure(device)
@@ -59,20 +62,6 @@ def floor_seconds(bytes_moved: float, flops: float, device: str, *, again: bool 
     found = ceilings(device, again=again)
     rate = max(found["flops_float32"], found["flops_bfloat16"])
     return max(bytes_moved / found["bytes_per_s"], flops / rate) / BEYOND
-
-
-def _machine(device: str) -> str:
-    import torch
-
-    if device == "cuda":
-        return f"{torch.cuda.get_device_name()} torch {torch.__version__}"
-    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return f"{names[0] if names else platform.machine()} x{torch.get_num_threads()} torch {torch.__version__}"
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
 
 
 def _measure(device: str) -> dict[str, float]:

@@ -25,7 +25,7 @@ from bench.contracts import Case, Contract
 from bench.savings import Savings
 from bench.staging import Contents, Stage
 
-BLOCK_S = 0.005  # of calls; the request itself takes 0.1 ms
+BLOCK_S = 0.005  # of calls
 LONGEST_BLOCK_S = 0.040  # of the slower arm
 WARM_UP_S = 0.6  # of all arms, in longer and longer blocks, until it is known how long a call takes
 CALL_TIMEOUT_S = 120.0

@@ -26,14 +26,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench import claims, contracts, scoring, shard
-from bench.claims import Described, Trained
+from bench import contracts, scoring, shard, trial_claims
 from bench.data import Dataset
 from bench.examination import Examination
 from bench.judge import Judge, Refused
 from bench.roofline import peak_flops
 from bench.sandbox import processes
 from bench.scoring import SEQUENCE, Exam
+from bench.trial_claims import Described, Trained
 
 SETUP_LIMIT_S = 240.0
 SETUP_FREE_S = {"cpu": 60.0, "cuda": 150.0}  # beyond: taken from the training
@@ -169,7 +169,7 @@ class _Trial:
         started = time.monotonic()
         answer = trainer.ask("setup", timeout=SETUP_LIMIT_S, spec=self.spec, warm_up=warm_up)
         taken = time.monotonic() - started
-        self.described = claims.read(Described, answer.get("describe"))
+        self.described = trial_claims.read(Described, answer.get("describe"))
         self.state_bytes = _size(answer)
         self.known.update(
             setup_seconds=taken,
@@ -186,7 +186,7 @@ class _Trial:
             )
         # In the numbers of the data set itself, in which a table or a checkpoint from elsewhere would be written.
         loss = self.loss(trainer, np.arange(self.dataset.vocab_size), GUESSED_ROWS)
-        claims.require_guessing(loss, self.dataset.vocab_size)
+        trial_claims.require_guessing(loss, self.dataset.vocab_size)
 
     def loss(self, judge: Judge, number: np.ndarray[Any, Any], rows: int) -> float:
         """Nats a token on rows drawn from the training shard, as the judge computes it."""
@@ -234,16 +234,16 @@ class _Trial:
             os.close(fd)
         weights = self._taken(trainer)
         cpu = trainer.cpu_seconds() - cpu
-        trained: Trained = claims.read(Trained, answer.get("trained"))
+        trained: Trained = trial_claims.read(Trained, answer.get("trained"))
         self._account(trainer, trained, elapsed, cpu)
-        claims.require_processor_time(cpu, elapsed)
+        trial_claims.require_processor_time(cpu, elapsed)
         if not math.isfinite(trained.final()):
             raise Refused("nan", f"the training loss is not finite: {trained.final()}")
         measured = self.known["train_loss"] = self.loss(trainer, self.number, MEASURED_ROWS)
-        claims.require_curve(trained, measured, self.dataset.vocab_size)
+        trial_claims.require_curve(trained, measured, self.dataset.vocab_size)
         calls, launches = (_counts(answer.get(kind)) for kind in ("calls", "launches"))
         self.known["calls"] = calls
-        claims.require_kernels(
+        trial_claims.require_kernels(
             self.described, trained.steps, calls, launches, trainer.tree, self.device
         )
         return weights

@@ -14,17 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import hardware
 from bench.contracts import ops
 from bench.corpus import DataError
 from bench.data import Dataset, open_dataset
 from bench.identity import identity, no_device
 from bench.interval import Figure, Spread, mean
-from bench.lines import whole_lines
+from bench.jsonl import whole_lines
 from bench.roofline import ceilings
 from bench.trial import run_trial
 
@@ -161,7 +161,7 @@ def main() -> None:
     arms = [arm for arm in ARMS if arm in asked.arms]
     summary = report(trials(dataset, asked.seconds, asked.seeds, arms, asked.device, kept))
     about = {
-        "machine": platform.processor() or platform.machine(),
+        "machine": hardware.name(asked.device),
         "ceilings": ceilings(asked.device),
         "dataset": dataset.directory.name,
         "seconds": asked.seconds,

@@ -23,9 +23,9 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int kRows = 8;  // tune: 4 8
+constexpr int kRows = 8;  // tune on avx512: 4 8
 #else
-constexpr int kRows = 4;  // tune: 2 4
+constexpr int kRows = 4;  // tune on avx2: 2 4
 #endif
 constexpr int kVectors = 2;   // tune: 1 2 4
 constexpr int kQueries = 64;  // tune: 32 64 128

@@ -7,6 +7,7 @@ and plainest first:
     cpp      C++ in `csrc/<op>.cpp`, JIT-built by `kernels/jit.py`; CPU tensors
     triton   Triton; CUDA tensors of the current device, or CPU tensors under Triton's interpreter (TRITON_INTERPRET=1)
     cuda     CUDA C++ in `csrc/<op>.cu`; CUDA tensors
+    fused    a single call of torch's that is the op (adamw alone), to be measured against
 
 An op may export `LIBRARIES` beside it: what others have written, which does a part of what the op means. They run where a caller names
 them, and nowhere else:

@@ -38,22 +38,22 @@ class Rates:
 
 RATES = {
     "cpu": Rates(  # 2,048 tokens a step
-        matrix=0.02,  # tune: 0.01 0.015 0.02 0.03
-        embed=0.2,  # tune: 0.05 0.1 0.2 0.4
-        value=0.1,  # tune: 0.03 0.05 0.1 0.2
-        head=0.006,  # tune: 0.002 0.004 0.006 0.01
-        gate=0.01,  # tune: 0.005 0.01 0.02
-        lambdas=0.1,  # tune: 0.03 0.1 0.3
-        decay=0.1,  # tune: 0.0 0.1 0.2 0.4
+        matrix=0.02,  # tune on cpu: 0.01 0.015 0.02 0.03
+        embed=0.2,  # tune on cpu: 0.05 0.1 0.2 0.4
+        value=0.1,  # tune on cpu: 0.03 0.05 0.1 0.2
+        head=0.006,  # tune on cpu: 0.002 0.004 0.006 0.01
+        gate=0.01,  # tune on cpu: 0.005 0.01 0.02
+        lambdas=0.1,  # tune on cpu: 0.03 0.1 0.3
+        decay=0.1,  # tune on cpu: 0.0 0.1 0.2 0.4
     ),
     "cuda": Rates(  # 262,144 tokens a step
-        matrix=0.04,  # tune: 0.02 0.03 0.04 0.06
-        embed=0.98,  # tune: 0.5 0.7 0.98 1.4
-        value=0.98,  # tune: 0.3 0.5 0.98
-        head=0.006,  # tune: 0.004 0.006 0.008
-        gate=0.02,  # tune: 0.01 0.02 0.04
-        lambdas=0.5,  # tune: 0.25 0.5 1.0
-        decay=0.2,  # tune: 0.1 0.2 0.4
+        matrix=0.04,  # tune on cuda: 0.02 0.03 0.04 0.06
+        embed=0.98,  # tune on cuda: 0.5 0.7 0.98 1.4
+        value=0.98,  # tune on cuda: 0.3 0.5 0.98
+        head=0.006,  # tune on cuda: 0.004 0.006 0.008
+        gate=0.02,  # tune on cuda: 0.01 0.02 0.04
+        lambdas=0.5,  # tune on cuda: 0.25 0.5 1.0
+        decay=0.2,  # tune on cuda: 0.1 0.2 0.4
     ),
 }
 

@@ -35,8 +35,8 @@ REPORT_EVERY = 0.5  # seconds
 
 # Tokens of a step. Small is slow on a GPU; on a CPU it is nearly free, and a five-minute run has few steps to spare.
 BATCH_TOKENS = {
-    "cpu": 2048,  # tune: 1024 2048 4096
-    "cuda": 262144,  # tune: 131072 262144 524288
+    "cpu": 2048,  # tune on cpu: 1024 2048 4096
+    "cuda": 262144,  # tune on cuda: 131072 262144 524288
 }
 # What backward needs, in bytes: it decides how many rows fit at once
 ACTIVATION_BYTES = 36  # a token, channel and layer, in bfloat16

@@ -115,7 +115,7 @@ class Rules:
 
     def correctness(self, op: str, tree: Path) -> Finding:
         self.calls.append("correctness")
-        return Finding(True, "9 cases agree", {"cases": 9})
+        return Finding(True, "9 cases agree", {"cases": 9, "implementations": [{"impl": "cpp"}]})
 
     def compare(self, op: str, incumbent: Path, candidate: Path) -> Comparison:
         self.calls.append("compare")

@@ -16,13 +16,14 @@ from typing import NoReturn, cast
 import pytest
 from lab_tree import CPP, PY, Rules, Transcript, git, make, write
 
-from agent import campaign, gate_command, hardware, step_table, trial_command
+from agent import campaign, gate_command, step_table, trial_command
 from agent.__main__ import main
 from agent.judging import Bench, Unfit
 from agent.lab import Lab, Unusable
 from agent.options import parser
 from agent.records import Settings
 from agent.screen import Live, Plain, describe, duration
+from bench import hardware
 from bench.data import Dataset
 from bench.trial import TrialResult
 

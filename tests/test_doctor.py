@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from lab_tree import Rules, make
 
-from agent import doctor
+from agent import campaign, doctor
 from agent.__main__ import main
 from agent.lab import Lab, Unusable
+from agent.records import Settings
 from bench.sandbox import isolation
 from bench.sandbox.isolation import Layer
 
@@ -93,6 +95,17 @@ def test_a_strict_command_ends_with_status_2_before_it_does_anything(
     assert main(arguments, Lab(tmp_path)) == 2
     assert "--isolation strict: this machine does not give landlock" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("without_landlock")
+@pytest.mark.parametrize("arguments", [["--resume"], ["prune"], ["report", "--rerun"]])
+def test_a_strict_run_goes_on_strictly(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab = Lab(make(tmp_path / "checkout"))
+    campaign.run(lab, Settings(experiments=1, isolation="strict"), Heard(), Rules())
+    assert main(arguments, lab) == 2
+    assert "--isolation strict: this machine does not give landlock" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("without_landlock")

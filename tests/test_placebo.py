@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from lab_tree import Rules, Transcript, compared, impatient, make, write
 
-from agent import campaign, gates, null_cpp, null_python, scope, standard
+from agent import campaign, gates, placebo_cpp, placebo_python, scope, standard
 from agent.judging import Progress
 from agent.lab import Lab
 from agent.ledger import Ledger
@@ -105,7 +105,7 @@ def test_a_placebo_of_each_shipped_source_changes_tokens_and_no_structure(path: 
     before = (ROOT / path).read_text()
     made = [placebo.change(path, before, random.Random(seed)) for seed in range(10)]
     texts = [found[0] for found in made if found is not None]
-    assert texts or not (null_cpp if path.startswith("csrc") else null_python).rename(before, "x", random.Random(0))  # fmt: skip
+    assert texts or not (placebo_cpp if path.startswith("csrc") else placebo_python).rename(before, "x", random.Random(0))  # fmt: skip
     for after in texts:
         change = Change(path, "100644", "100644", before.encode(), after.encode())
         assert not scope.is_idle([change])
@@ -121,7 +121,7 @@ def test_most_shipped_sources_offer_a_placebo_in_both_languages() -> None:
 
 def test_python_renames_every_place_of_a_local_and_nothing_else() -> None:
     text = "def f(x, *, y=1):\n    é = 'y'; y2 = x.y2 + g(y2=x)\n    return [y2 for _ in é if y2]\n"
-    found = {null_python.rename(text, "abcd", random.Random(seed)) for seed in range(40)}
+    found = {placebo_python.rename(text, "abcd", random.Random(seed)) for seed in range(40)}
     texts = {each[0] for each in found if each}
     assert "def f(x, *, y=1):\n    é = 'y'; y2_abcd = x.y2 + g(y2=x)\n    return [y2_abcd for _ in é if y2_abcd]\n" in texts  # fmt: skip
 
@@ -137,21 +137,21 @@ def test_python_renames_every_place_of_a_local_and_nothing_else() -> None:
     ],
 )
 def test_python_leaves_a_name_that_is_more_than_a_local(text: str) -> None:
-    assert null_python.rename(text, "abcd", random.Random(0)) is None
+    assert placebo_python.rename(text, "abcd", random.Random(0)) is None
 
 
 def test_python_swaps_functions_only_where_neither_needs_the_other_to_be_defined() -> None:
     free = "def a():\n    return b()\n\n\ndef b():\n    return 1\n"
-    swapped = null_python.reorder(free, random.Random(0))
+    swapped = placebo_python.reorder(free, random.Random(0))
     assert swapped is not None
     assert swapped[0] == "def b():\n    return 1\n\n\ndef a():\n    return b()\n"
     for bound in ("def a():\n    pass\n\n\n@a\ndef b():\n    pass\n", "def a():\n    pass\n\n\ndef b(x=a()):\n    pass\n"):  # fmt: skip
-        assert null_python.reorder(bound, random.Random(0)) is None
+        assert placebo_python.reorder(bound, random.Random(0)) is None
 
 
 def test_cpp_leaves_members_calls_macros_and_strings_alone() -> None:
     text = '// half\nvoid f() {\n  float half = x.n;\n  float n = 1;\n  float call = call(2);\n  say("half", half);\n}\n'
-    assert null_cpp.rename(text, "abcd", random.Random(0)) == (
+    assert placebo_cpp.rename(text, "abcd", random.Random(0)) == (
         text.replace("float half", "float half_abcd").replace(", half)", ", half_abcd)"),
         "half is called half_abcd",
     )
@@ -159,8 +159,8 @@ def test_cpp_leaves_members_calls_macros_and_strings_alone() -> None:
 
 def test_cpp_swaps_two_functions_unless_the_second_calls_the_first() -> None:
     one, two = "float a(float x) {\n  return x;\n}\n", "float b(float x) {\n  return x + 1;\n}\n"
-    assert null_cpp.reorder(f"{one}\n{two}", random.Random(0)) == (f"{two}\n{one}", "b stands before a")  # fmt: skip
-    assert null_cpp.reorder(f"{one}\n{two.replace('x + 1', 'a(x)')}", random.Random(0)) is None
+    assert placebo_cpp.reorder(f"{one}\n{two}", random.Random(0)) == (f"{two}\n{one}", "b stands before a")  # fmt: skip
+    assert placebo_cpp.reorder(f"{one}\n{two.replace('x + 1', 'a(x)')}", random.Random(0)) is None
 
 
 def placebos(ledger: Ledger) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from lab_tree import CPP, Rules, git, make
 
-from agent import campaign, doctor, gate_command, judging
+from agent import campaign, doctor, judging
 from agent.__main__ import main
 from agent.lab import Lab
 
@@ -46,7 +46,7 @@ AGENT = "python -m agent "
 HERE = {
     "--op attention": "--op scale",
     "--op rms_norm": "--op scale",
-    "my_rms_norm": "mine",
+    "rms_norm.": "scale.",
     "--experiments 40": "--experiments 3",
     "--isolation strict": "",  # not every machine gives every layer
 }
@@ -72,7 +72,7 @@ def worked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stand_in(patch: pytest.MonkeyPatch) -> None:
     """A judge by rules for the real one, data that nobody reads, and no key."""
-    for module in (campaign, gate_command, judging):
+    for module in (campaign, judging):
         patch.setattr(module, "Bench", lambda *about, **named: Rules())
     data = SimpleNamespace(directory=Path("corpus"), train_tokens=3, vocab_size=2, val_bytes=1)
     patch.setattr(Lab, "dataset", lambda self, source, screen: data)
@@ -88,8 +88,11 @@ def test_a_command_of_the_agent_s_does_its_work(
 ) -> None:  # fmt: skip
     root = tmp_path / "checkout"
     shutil.copytree(worked, root, symlinks=True)
-    (root / "mine.cpp").write_text(CPP.replace("kRows = 1", "kRows = 4"))
-    (root / "mine.py").write_text((root / "kernels" / "scale.py").read_text() + "FASTER = True\n")
+    (root / "mine").mkdir()
+    (root / "mine" / "scale.cpp").write_text(CPP.replace("kRows = 1", "kRows = 4"))
+    (root / "mine" / "scale.py").write_text(
+        (root / "kernels" / "scale.py").read_text() + "FASTER = True\n"
+    )
     stand_in(monkeypatch)
     monkeypatch.chdir(root)
     for name, here in HERE.items():

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab_tree import CPP, FILES, write
@@ -249,6 +250,34 @@ def test_only_constants_that_the_device_runs_are_searched(tmp_path: Path) -> Non
     assert [space.path for space in sweep.spaces(Night(tmp_path).context())] == ["csrc/scale.cpp"]
     on_gpu = [space.path for space in sweep.spaces(Night(tmp_path, device="cuda").context())]
     assert on_gpu == ["kernels/scale.py", "csrc/scale.cu"]
+
+
+def test_a_constant_is_searched_on_the_device_and_hardware_that_it_is_marked_for(
+    tmp_path: Path,
+) -> None:
+    write(
+        tmp_path,
+        {
+            "model/gpt.py": "S = dict(depth=4)\n    depth=4,  # tune on cpu: 3 4\n    depth=9,  # tune on cuda: 8 9 10\n",
+            "csrc/scale.cpp": "kRows = 8;  // tune on avx512: 4 8\nkRows = 4;  // tune on avx2: 2 4\n",
+        },
+    )
+
+    def searched(**night: Any) -> list[str]:
+        found = sweep.spaces(Night(tmp_path, target="all", **night).context())
+        return [each.name for space in found for each in space.tunables]
+
+    assert searched() == ["kRows on avx512", "depth on cpu"]
+    assert searched(hardware="Zen 2, AVX2, 8 threads") == ["kRows on avx2", "depth on cpu"]
+    assert searched(device="cuda", hardware="NVIDIA H100 80GB HBM3") == ["depth on cuda"]
+    night = Night(tmp_path, target="model", device="cuda", hardware="NVIDIA H100 80GB HBM3")
+    proposal = night.propose()
+    assert proposal is not None
+    assert "depth=4,  # tune on cpu" in str(proposal.files["model/gpt.py"])
+    night.end(proposal, Outcome(DROP, "", val_bpb=1.0, bpb_change=-0.01, pairs=2))
+    said = [*settings_found.report(tmp_path, night.history)]
+    assert said[1] == " NVIDIA H100 80GB HBM3"
+    assert "depth on cuda 9 -> " in said[2]
 
 
 def test_the_target_decides_which_files_are_searched(tmp_path: Path) -> None:

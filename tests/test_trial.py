@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 import torch
 
-from bench import claims, scoring, shard, trial
-from bench.claims import Described, Trained
+from bench import scoring, shard, trial, trial_claims
 from bench.data import Dataset, prepare
 from bench.judge import Refused
 from bench.runner import training
 from bench.sandbox import processes
 from bench.trial import TrialResult, run_trial
+from bench.trial_claims import Described, Trained
 from kernels.rms_norm import rms_norm
 
 TESTS = Path(__file__).resolve().parent
@@ -175,12 +175,12 @@ def test_a_curve_that_cannot_be_true_is_refused(
     curve: Trained, measured: float, failure: str
 ) -> None:
     with pytest.raises(Refused) as refused:
-        claims.require_curve(curve, measured, 300)
+        trial_claims.require_curve(curve, measured, 300)
     assert refused.value.kind == failure
 
 
 def test_a_curve_may_lie_above_what_the_judge_measures() -> None:
-    claims.require_curve(trained(5.7, 4.0, 3.5, 3.4, 3.3, 3.3, 3.3), 2.4, 300)
+    trial_claims.require_curve(trained(5.7, 4.0, 3.5, 3.4, 3.3, 3.3, 3.3), 2.4, 300)
 
 
 @pytest.mark.parametrize(
@@ -203,15 +203,15 @@ def test_a_kernel_counts_as_used_when_it_ran_in_every_step(
     described = Described(1, 1, 1.0, {"attention": impl})
     expected = contextlib.nullcontext() if used else pytest.raises(Refused, match="called it")
     with expected:
-        claims.require_kernels(described, 10, calls, launches, tmp_path, device)
+        trial_claims.require_kernels(described, 10, calls, launches, tmp_path, device)
 
 
 def test_more_processor_time_than_cores_times_seconds_is_refused() -> None:
     cores = len(os.sched_getaffinity(0))
-    claims.require_processor_time(cores * 10.0, 10.0)
+    trial_claims.require_processor_time(cores * 10.0, 10.0)
     for used in (cores * 12.0, -1.0):
         with pytest.raises(Refused) as refused:
-            claims.require_processor_time(used, 10.0)
+            trial_claims.require_processor_time(used, 10.0)
         assert refused.value.kind == "off_clock"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -102,13 +103,28 @@ def test_equal_numbers_are_equal_however_written(text: str, value: float) -> Non
     assert tunables.number_of(text) == value
 
 
+def test_a_constant_for_somewhere_counts_there_alone() -> None:
+    text = "a = 1  # tune on cpu: 1 2\na = 4  # tune on cuda: 4 8\nkRows = 8;  // tune on avx512: 4 8\nb = 1  # tune: 1 2\n"
+    on_cpu, on_cuda, on_avx512, anywhere = tunables.find(text)
+    assert [each.name for each in (on_cpu, on_cuda, on_avx512, anywhere)] == [
+        "a on cpu", "a on cuda", "kRows on avx512", "b",
+    ]  # fmt: skip
+    here = "cpu Intel(R) Xeon(R) Processor, AVX512, 2 threads"
+    assert [each.counts(here) for each in (on_cpu, on_cuda, on_avx512, anywhere)] == [
+        True, False, True, True,
+    ]  # fmt: skip
+    assert on_cuda.counts("cuda NVIDIA H100 80GB HBM3")
+    assert not on_avx512.counts("cpu Zen 3, AVX2, 2 threads")
+    assert tunables.rewrite(text, {"a on cuda": "8"}) == text.replace("a = 4", "a = 8")
+
+
 def test_every_marker_of_this_project_is_understood() -> None:
     root = Path(__file__).resolve().parent.parent
     files = [f for folder in ("kernels", "csrc", "model") for f in (root / folder).glob("*.*")]
     marked = found = 0
     for file in files:
         text = file.read_text()
-        marked += sum("tune: " in line for line in text.splitlines())
+        marked += len(re.findall(r"(?:#|//) tune\b", text))
         found += len(tunables.find(text))
     assert found > 0
     assert found == marked, "a `tune:` marker stands beside something that is not a constant"

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from lab_tree import Rules, Transcript, constant, make
 
-from agent import campaign, lines
+from agent import added_code, campaign
 from agent.judging import Progress
 from agent.lab import Lab
 from agent.records import DROP, KEEP, REFUSE, Change, Settings
@@ -182,4 +182,4 @@ def change(path: str, before: str, after: str) -> Change:
 def test_lines_are_statements_and_not_their_layout(
     path: str, before: str, after: str, added: int
 ) -> None:
-    assert lines.added([change(path, before, after)]) == added
+    assert added_code.added([change(path, before, after)]) == added

@@ -39,7 +39,7 @@ class Context:
     history: Sequence[Past] = ()  # of all runs, oldest first
     agenda: str = ""  # program.md
     brought: tuple[str, ...] = ()  # files of --start: what the person asks to refine
-    hardware: str = ""  # what is measured on, as agent/hardware.py names it
+    hardware: str = ""  # what is measured on, as bench/hardware.py names it
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import string
 from collections.abc import Callable
 from pathlib import Path
 
-from agent import null_cpp, null_python, standard, surface
+from agent import placebo_cpp, placebo_python, standard, surface
 from agent.proposers import Context, Workshop
 from agent.records import LOST, GateResult, Proposal
 
@@ -49,7 +49,7 @@ def create(workshop: Workshop) -> Placebo:
 
 def change(path: str, text: str, rng: random.Random) -> tuple[str, str] | None:
     """The text with a null change, and what was done; None where the file offers none."""
-    null = null_python if path.endswith(".py") else null_cpp
+    null = placebo_python if path.endswith(".py") else placebo_cpp
     suffix = "".join(rng.choices(string.ascii_lowercase, k=SUFFIX))
     swap = rng.random() < _SWAPPED
     renamed = null.rename(text, suffix, rng)

@@ -62,7 +62,8 @@ def create(workshop: Workshop) -> Sweep:
 
 def spaces(context: Context) -> list[Space]:
     """The files of the target with constants that this device runs."""
-    found = settings_found.spaces(context.incumbent, context.target, context.op)
+    here = f"{context.device} {context.hardware}"
+    found = settings_found.spaces(context.incumbent, context.target, context.op, here)
     return [space for space in found if _runs(space.path, context)]
 
 

@@ -1,0 +1,66 @@
+"""Which ops a change touches, and whether what it changes is run at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from lab_tree import PY, Rules, write
+
+from agent import gates, surface
+from agent.records import Candidate, Change
+from bench.contracts import ops
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.parametrize(
+    ("path", "touched"),
+    [
+        ("kernels/attention.py", ["attention"]),
+        ("csrc/rms_norm.cpp", ["rms_norm"]),
+        ("csrc/norm_rows.h", ["add_rms_norm", "rms_norm"]),
+        ("csrc/product.h", ["newton_schulz"]),
+        ("kernels/jit.py", ops()),
+        ("model/gpt.py", []),
+    ],
+)
+def test_a_file_touches_the_ops_that_are_made_of_it(path: str, touched: list[str]) -> None:
+    assert surface.touched_ops([path], ROOT, ops()) == touched
+
+
+def test_a_header_that_a_header_includes_and_a_kernel_file_that_another_imports_are_followed(
+    tmp_path: Path,
+) -> None:
+    files = {
+        "kernels/a.py": "from kernels import jit\njit.load('a')\n",
+        "kernels/b.py": "from kernels.a import half\n",
+        "csrc/a.cpp": '#include "outer.h"\n',
+        "csrc/outer.h": '#include "inner.h"\n',
+    }
+    write(tmp_path, files)
+    assert surface.touched_ops(["csrc/inner.h"], tmp_path, ["a", "b", "c"]) == ["a", "b"]
+
+
+def judged(tree: Path, *paths: str) -> tuple[bool, str]:
+    changes = tuple(Change(path, "0" * 6, "100644", None, b"x") for path in paths)
+    found = gates.correctness(Candidate("kernels", tree, tree, changes), gates.Context(Rules()))
+    return found.passed, found.reason
+
+
+def test_a_change_of_which_nothing_is_run_is_refused(tmp_path: Path) -> None:
+    """The judge by rules examines a C++ implementation, as one on a CPU does."""
+    write(tmp_path, {"kernels/scale.py": PY, "csrc/scale.cu": "", "csrc/other.cpp": ""})
+    for path in ("csrc/scale.cu", "csrc/other.cpp"):
+        passed, said = judged(tmp_path, path)
+        assert not passed
+        assert f"{path}: no implementation that this device runs" in said
+        assert "--device" in said
+
+
+def test_what_is_not_run_of_a_change_is_told(tmp_path: Path) -> None:
+    write(tmp_path, {"kernels/scale.py": PY, "csrc/scale.cu": "", "csrc/scale.cpp": ""})
+    assert judged(tmp_path, "csrc/scale.cpp", "kernels/scale.py") == (True, "scale: 9 cases agree")
+    passed, said = judged(tmp_path, "csrc/scale.cu", "kernels/scale.py")
+    assert passed
+    assert "not run: csrc/scale.cu" in said
