@@ -82,7 +82,7 @@ def write_a_module_beside():
 
 
 def write_the_runner():
-    Path(os.environ["PYTHONPATH"], "bench", "runner.py").write_text("x")
+    Path(os.environ["PYTHONPATH"], "bench", "runner", "__main__.py").write_text("x")
 
 
 def write_the_cache():

@@ -34,7 +34,7 @@ FUNCTIONS = {
 }
 STRIDES = {".row": ".column", ".column": ".row"}
 NOT_VALUES = re.compile(
-    r"// tune:|^\s*template\b|^\s*using\b|static_assert|constexpr int k|^LAB_|^\s*m\.(def|impl)\("
+    r"// tune\b|^\s*template\b|^\s*using\b|static_assert|constexpr int k|^LAB_|^\s*m\.(def|impl)\("
 )
 # Never called, and advice to the operating system: no change there can show.
 WITHOUT_EFFECT = re.compile(r"^(?:inline float fast_tanh|Tensor new_buffer)\(.*?^}", re.M | re.S)

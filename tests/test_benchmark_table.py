@@ -6,9 +6,11 @@ import random
 
 import pytest
 
+from bench import arms
 from bench.conftest import DEVICE, beside
 from bench.contracts import Case, contract, ops
 from bench.goals import cases, lead
+from bench.peers import PEERS
 
 pytestmark = pytest.mark.skipif(DEVICE != "cpu", reason="the goals asked for are a CPU's")
 
@@ -44,11 +46,12 @@ def test_a_goal_against_another_than_the_fastest_peer_shows_both() -> None:
 
 
 def test_every_goal_names_a_peer_that_is_measured() -> None:
-    known = {"torch eager", "torch.compile", "fused", "sdpa"}
-    asked = [lead(op, case) for op in ops() for case in cases(op, "cpu")]
-    assert any(asked)
-    for goal in filter(None, asked):
-        assert set(goal.peers) <= known
+    asked = [(op, goal) for op in ops() for case in cases(op, "cpu") if (goal := lead(op, case))]
+    assert asked
+    for op, goal in asked:
+        beside_it = {arm.name for arm in arms.arms(op, "cpu", compiled=True)}
+        beside_it |= {peer.name for peer in PEERS if (peer.op, peer.device) == (op, "cpu")}
+        assert set(goal.peers) <= beside_it
         assert goal.at_least >= 1
 
 

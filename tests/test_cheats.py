@@ -129,9 +129,9 @@ def by_correctness(cheat: Cheat, tree: Path) -> Finding:
 
 
 def test_there_are_cheats_for_every_gate() -> None:
+    """But scope, which reads paths, and parity, before which the microbench stands."""
     heads = [
         path.read_text()[:1500] for path in sorted((*FOLDER.glob("*.py"), *FOLDER.glob("*.cpp")))
     ]
-    assert len(heads) >= 70
     named = {found[1] for head in heads if (found := re.search(r"Gate: (\w+)", head))}
-    assert {"static", "build", "correctness", "microbench", "trial"} <= named
+    assert named == {name for name, _ in gates.GATES} - {"scope", "parity"} | {"trial"}

@@ -70,7 +70,6 @@ def test_a_judge_that_changes_during_a_run_stops_it_and_loses_nothing(lab: Lab) 
     before = ledger.experiments()
     assert before[-1].outcome.status == LOST
     assert "bench/rule.py" in before[-1].outcome.reason
-    assert all(e.outcome.status != KEEP for e in before[-1:])
     sealed = ledger.run().settings.judge
     screen = Transcript()
     campaign.resume(lab, None, {}, screen, Rules())

@@ -18,7 +18,7 @@ from agent.lab import Lab
 from bench.data import prepare
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXT_BYTES = 3 << 20  # all of the validation text takes longer to score than a trial here
+TEXT_BYTES = 1 << 20  # all of the validation text takes longer to score than a trial here
 
 
 def run(
@@ -100,10 +100,10 @@ def stopped_at(line: str, *words: str, cwd: Path, timeout: float = 420, **variab
 def test_a_model_improves_a_plain_kernel_through_the_tools_from_reading_to_a_kept_commit(
     checkout: Path,
 ) -> None:
-    """What `make lab` types, with a model in the place of the sweep, shorter trials, less text to score, and Ctrl-C in the re-run of the champion."""
+    """What `make lab` types, with a model in the place of the sweep, less text to score, and Ctrl-C in the re-run of the champion."""
     before = run_git(checkout, "status", "--porcelain")
     with MessagesServer(scripted()) as server:
-        words = "-m agent --target kernels --op linear_cross_entropy --start examples --experiments 1 --seconds 3 --device cpu"
+        words = "-m agent --target kernels --op linear_cross_entropy --start examples --experiments 1 --seconds 5 --device cpu"
         model = f"--proposer anthropic --base-url {server.url} --usd 5"
         status, said = stopped_at(
             "the gain: 6 trials",
@@ -164,25 +164,15 @@ def test_a_trial_ends_with_its_figures(checkout: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("op", "file", "gate"),
-    [
-        ("rms_norm", "rms_norm_trusts_unit_data.py", "correctness"),
-        ("attention", "attention_tile_causal.py", "correctness"),
-        ("newton_schulz", "newton_schulz_skips_a_step.py", "correctness"),
-    ],
-)
-def test_gate_refuses_a_wrong_kernel_with_the_reason(
-    op: str, file: str, gate: str, checkout: Path
-) -> None:
+def test_gate_refuses_a_wrong_kernel_with_the_reason(checkout: Path) -> None:
     done = run(
         "-m",
         "agent",
         "gate",
         "--op",
-        op,
+        "rms_norm",
         "--candidate",
-        str(ROOT / "tests" / "cheats" / file),
+        str(ROOT / "tests" / "cheats" / "rms_norm_trusts_unit_data.py"),
         "--no-speed",
         "--json",
         cwd=checkout,
@@ -191,7 +181,7 @@ def test_gate_refuses_a_wrong_kernel_with_the_reason(
     result = json.loads(done.stdout)
     assert result["passed"] is False
     assert set(result["gates"][0]) == {"name", "passed", "reason", "evidence", "seconds"}
-    assert result["gates"][-1]["name"] == gate
+    assert result["gates"][-1]["name"] == "correctness"
     assert result["gates"][-1]["reason"]
 
 

@@ -61,8 +61,12 @@ def test_a_kernel_that_refuses_the_group_is_no_crash(
 def test_a_user_without_the_right_is_told_so_and_nothing_breaks() -> None:
     child = os.fork()
     if child == 0:
-        os.setuid(NOBODY)
-        os._exit(int(precedence.take([os.getpid()])))
+        status = 2
+        try:
+            os.setuid(NOBODY)
+            status = int(precedence.take([os.getpid()]))
+        finally:
+            os._exit(status)  # never a second pytest
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +19,6 @@ from agent.research import answers
 from agent.research.menu import ToolLimits
 from bench import inspection
 from bench.contracts import ops
-from bench.data import prepare
 from bench.profile import of_op, of_step
 from bench.runner.inspecting import loops
 from bench.runner.profiling import is_python, split, waited, watch_data
@@ -160,14 +159,14 @@ def test_an_op_is_timed_implementation_by_implementation_beside_the_incumbent(tr
     assert "incumbent's cpp, which the trial runs" in answers.profile(found)
 
 
-def test_a_tree_that_does_not_train_has_no_profile_and_says_why(tree: Tree, tmp_path: Path) -> None:
+def test_a_tree_that_does_not_train_has_no_profile_and_says_why(tree: Tree) -> None:
     broken = tree(
         train=(
             "        clock = _Clock(self.device, seconds, steps)",
             "        raise ValueError('no clock')",
         )
     )
-    bench = Bench("cpu", prepare(root=tmp_path / "data"))
+    bench = Bench("cpu", SimpleNamespace(vocab_size=8192, bos=8191))
     with pytest.raises(Unfit, match="no clock"):
         bench.profile(None, broken)
 

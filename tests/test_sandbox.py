@@ -170,11 +170,18 @@ def attempts(world: World, layers: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
+# Calls with arguments of zeros, which a kernel without the filter answers with EINVAL or EFAULT.
+FILTERED = ("io_uring", "bpf", "performance_counters", "kernel_keys", "a_filter_of_its_own")
+
+
 @pytest.mark.parametrize("attempt", NAMES)
 def test_an_attempt_to_escape_is_refused(
     attempt: str, layers: tuple[str, ...], world: World
 ) -> None:
-    assert attempts(world, layers)[attempt] != "got through"
+    became = attempts(world, layers)[attempt]
+    assert became != "got through"
+    if attempt in FILTERED and "seccomp" in layers:
+        assert became == "PermissionError"
 
 
 def test_nothing_outside_has_changed_and_nothing_arrived(
@@ -190,7 +197,9 @@ def test_the_attempts_get_through_without_a_sandbox(tmp_path: Path, world: World
     harmless = ["tcp_connect", "udp_send", "abstract_socket", "abstract_datagram", "socket_file", "datagram_by_a_pair",
                 "read_the_validation_data", "read_the_ledger", "read_the_environment", "read_the_environment_of_the_judge",
                 "signal_the_judge", "signal_the_parent", "write_outside", "write_in_tmp", "change_the_mode_of_a_file",
-                "a_file_beyond_its_size", "open_the_memory_of_the_judge"]  # fmt: skip
+                "a_file_beyond_its_size", "open_the_memory_of_the_judge", "change_the_time_of_a_file", "link_a_file_into_scratch",
+                "read_through_a_symlink"]  # fmt: skip
+    before = signal.getsignal(signal.SIGURG)
     own = World(tmp_path)
     (tmp_path / "targets.json").write_text(json.dumps(own.targets()))
     shutil.copy(ESCAPES, tmp_path / "escapes.py")
@@ -205,6 +214,7 @@ def test_the_attempts_get_through_without_a_sandbox(tmp_path: Path, world: World
         check=True,
     )
     own.close()
+    signal.signal(signal.SIGURG, before)
     Path("/tmp", own.marker).unlink()
     assert {
         name: told for name, told in json.loads(done.stdout).items() if told != "got through"
@@ -233,6 +243,7 @@ BOMBS = {
     "closed connection": "import os\nos.closerange(0, 4096)",
     "system exit": "raise SystemExit(0)",
 }
+ENDINGS = ("exit", "exit by signal", "closed connection", "system exit")
 EXPECTED = {
     "processes": "processes|memory|BlockingIOError",
     "memory": "memory|MemoryError",
@@ -281,8 +292,9 @@ def goes_off(bomb: str, layers: tuple[str, ...], folder: Path) -> None:
     assert time.monotonic() - started < 25
 
 
+# What ends the connection is the same under all layers, and goes off once, under all of them (below).
 @pytest.mark.parametrize("layers", ["own launcher", "without namespaces"])
-@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize("bomb", sorted(set(BOMBS) - set(ENDINGS)))
 def test_a_bomb_ends_in_a_refusal(bomb: str, layers: str, tmp_path: Path) -> None:
     goes_off(bomb, layers_of(layers), tmp_path)
 
