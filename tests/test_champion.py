@@ -148,6 +148,15 @@ def test_the_re_run_belongs_to_the_hours_that_were_asked_for(
     assert (later in summary) == (not measured)
 
 
+def test_hours_of_the_device_end_a_run(lab: Lab) -> None:
+    campaign.run(lab, MODEL, Transcript(), Stopping(at=0))
+    with sqlite3.connect(lab.ledger().path) as db:
+        db.execute("UPDATE stretches SET device_seconds = 7300")
+    changes = {"gpu_hours": 2.0, "experiments": None}
+    summary = campaign.resume(lab, None, changes, Transcript(), Stopping(at=0))
+    assert "ended: 2 hours of the device are over" in summary
+
+
 def test_a_champion_that_no_longer_trains_has_no_gain(lab: Lab) -> None:
     class Fragile(Lucky):
         def trial(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
+import random
 import re
 import statistics
 import subprocess
@@ -20,9 +22,9 @@ from lab_tree import CPP, PY, Rules, Transcript, git, make, write
 from agent import campaign, gate_command, step_table, trial_command
 from agent.__main__ import _COMMANDS, main
 from agent.judging import Bench, Unfit
-from agent.lab import Lab, Unusable
+from agent.lab import Lab, Unusable, device
 from agent.options import parser
-from agent.records import Settings
+from agent.records import LOST, Settings
 from agent.screen import Live, Plain, describe, duration
 from bench import hardware
 from bench.data import Dataset
@@ -310,6 +312,88 @@ def test_a_long_stage_of_a_log_says_how_far_it_is(monkeypatch: pytest.MonkeyPatc
     assert "trial: training  step 1,200  loss 3.250  5,000 tokens/s  4:50 left" in stream.getvalue()
     screen.progress({"phase": "scoring", "fraction": 0.5})
     assert stream.getvalue().splitlines()[-1].endswith("s left")
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "said", "traced"),
+    [
+        (KeyboardInterrupt(), 130, "stopped", False),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: [Errno 28] No space left", False),
+        (Unusable("give it a file"), 2, "error: give it a file", False),
+        (RuntimeError("a fault of ours"), 2, "error: a fault of ours", True),
+    ],
+    ids=["ctrl-c", "full-disk", "unusable", "fault"],
+)  # fmt: skip
+def test_whatever_ends_a_command_has_a_status_that_is_not_refused(
+    lab: Lab,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    raised: BaseException,
+    status: int,
+    said: str,
+    traced: bool,
+) -> None:
+    def raises(*_: object) -> NoReturn:
+        raise raised
+
+    monkeypatch.setitem(_COMMANDS, "status", raises)
+    assert main(["status"], lab) == status
+    err = capsys.readouterr().err
+    assert said in err
+    assert ("Traceback" in err) == traced
+
+
+def test_a_polite_kill_ends_with_the_summary_and_leaves_no_tree(lab: Lab) -> None:
+    script = f"""
+import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
+from pathlib import Path
+from lab_tree import Rules, Transcript
+from agent import campaign
+from agent.lab import Lab
+from agent.records import Settings
+class Told(Transcript):
+    def stage(self, text, seconds=None): print(text, flush=True)
+class Slow(Rules):
+    def compare(self, *trees):
+        print("comparing", flush=True); import time; time.sleep(60)
+print(campaign.run(Lab(Path({str(lab.root)!r})), Settings(data="corpus-1"), Told(), Slow()))
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as night:
+        assert night.stdout is not None
+        for line in night.stdout:
+            if line == "comparing\n":
+                break
+        night.terminate()
+        rest = night.stdout.read()
+    assert night.returncode == 0
+    assert "ended: stopped" in rest
+    assert lab.ledger().history()[-1].outcome.status == LOST
+    assert not list((lab.folder / "runs").glob("*/trees"))
+
+
+def test_text_is_prepared_once_and_is_the_default_from_then_on(lab: Lab, tmp_path: Path) -> None:
+    text = tmp_path / "texts.jsonl"
+    words, rng = "sea sand wind salt boat oar net rope gull reef".split(), random.Random(0)
+    lines = [json.dumps({"text": f"{i} {' '.join(rng.choices(words, k=80))}."}) for i in range(60)]
+    text.write_text("\n".join(lines))
+    screen = Transcript()
+    made = lab.prepare(str(text), 300, screen)
+    assert made.vocab_size == 300
+    assert lab.dataset(None, screen).directory == made.directory
+    assert lab.dataset(str(made.directory), screen).directory == made.directory
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join(lines[::-1] + [json.dumps({"text": "one more of them"})]))
+    assert lab.prepare(str(other), 300, screen).directory != made.directory
+    assert lab.dataset(None, screen).directory != made.directory
+
+
+def test_a_gpu_is_asked_for_in_vain_where_torch_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert device("auto") == device("cpu") == "cpu"
+    with pytest.raises(Unusable, match="--device cuda: torch sees no GPU here"):
+        device("cuda")
 
 
 def test_a_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:

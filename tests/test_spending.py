@@ -19,7 +19,8 @@ PRICES = {"dear": Price(10.0, 50.0, 1.0, 12.5), "cheap": Price(0.1, 0.5, 0.01, 0
 def open_ledger(path):
     ledger = Ledger(path / "ledger.sqlite")
     if not ledger.runs():
-        ledger.start_run(Run(RUN, Settings(), "base", "start", "start", time.time()))
+        for name in (RUN, "yesterday"):
+            ledger.start_run(Run(name, Settings(), "base", "start", "start", time.time()))
     return ledger
 
 
