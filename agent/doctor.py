@@ -91,7 +91,7 @@ def _software() -> Iterator[Row]:
         yield Row(part, "torch", True, torch.__version__)
     except ImportError as error:
         yield Row(part, "torch", False, f"{error}; run `make install`")
-    yield _package(part, "triton", "its kernels can be neither compiled nor run")
+    yield _package(part, "triton", "every kernel file imports it")
     what = "g++ or clang++" + (", or unset CXX, which names it" if "CXX" in os.environ else "")
     yield _command(part, "C++ compiler", os.environ.get("CXX", "c++"), what)
     yield _command(part, "git", "git", "git")
@@ -141,9 +141,9 @@ def _contents(lab: Lab) -> Iterator[Row]:
 
 def _package(part: str, name: str, without: str) -> Row:
     try:
-        return Row(part, name, True, importlib.metadata.version(name), False)
+        return Row(part, name, True, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        return Row(part, name, False, f"not installed: {without}", False)
+        return Row(part, name, False, f"not installed: {without}; run `make install`")
 
 
 def _command(part: str, name: str, command: str, what: str, *, needed: bool = True) -> Row:

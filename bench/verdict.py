@@ -23,7 +23,7 @@ from typing import Any
 from bench.curve import explained
 from bench.interval import Spread
 from bench.paired import Paired
-from bench.plan import MAX_PAIRS
+from bench.plan import MAX_PAIRS, PLAUSIBLE
 from bench.speed import Comparison
 from bench.trial import TrialResult
 
@@ -32,7 +32,6 @@ SPEND = (0.002, 0.003, 0.005)  # of it, after each pair
 FUTILE = (0.25, 0.10)  # then a gain of three sigma has become unlikely
 NOT_WORSE = 0.05  # chance, at each look, that a loss of the margin passes for none; 10 % over three looks (results/verdict.md)
 MARGIN, TIE = 3.0, 1.0  # of losses, in sigmas of a paired difference
-PLAUSIBLE = 0.15  # share of the incumbent's BPB that one change may win
 
 
 @dataclass(frozen=True)

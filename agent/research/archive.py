@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from agent import merging, surface
 from agent.git import GitError, Repository
 from agent.records import DROP, KEEP, REFUSE, Past
+from bench.plan import PLAUSIBLE
 
 SIZE = 16  # members, the best ones
 BPB_WORTH = 20.0  # ranks the two kinds: a model better by 0.005 beside an op faster by a tenth
-SUSPECT = 0.15  # share of the BPB: bench/verdict.py sets a larger gain aside for a person
 
 
 def gain(past: Past) -> float:
@@ -40,7 +40,7 @@ def is_near_miss(past: Past) -> bool:
         return False
     change = outcome.bpb_change or 0.0
     before = (outcome.val_bpb or 0.0) - change
-    return change <= 0 and (not before or -change / before <= SUSPECT)
+    return change <= 0 and (not before or -change / before <= PLAUSIBLE)
 
 
 def members(
