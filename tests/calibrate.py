@@ -27,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from agent.lab import Lab  # noqa: E402
 from bench import builds  # noqa: E402
 from bench.contracts import ops  # noqa: E402
 from bench.correctness import check  # noqa: E402
@@ -70,9 +71,7 @@ def place_of(file: Path) -> str:
 
 def tree_with(file: Path, folder: Path) -> Path:
     """The project's kernels in `folder`, with the file in its op's place; a C++ source is built into the cache, as the gate does it."""
-    for name in ("kernels", "csrc"):
-        ignore = shutil.ignore_patterns("build", "__pycache__")
-        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    Lab(ROOT).copy_tree(folder)
     shutil.copy(file, folder / place_of(file))
     if file.suffix == ".cpp":
         built = builds.build(folder, [place_of(file)])

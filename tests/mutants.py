@@ -20,7 +20,6 @@ import functools
 import hashlib
 import re
 import secrets
-import shutil
 import sys
 import tempfile
 import time
@@ -38,6 +37,7 @@ import mutants_oracle  # noqa: E402
 import mutants_python  # noqa: E402
 from mutants_python import Site  # noqa: E402
 
+from agent.lab import Lab  # noqa: E402
 from bench.builds import build  # noqa: E402
 from bench.contracts import ops  # noqa: E402
 from bench.correctness import check  # noqa: E402
@@ -173,10 +173,7 @@ def _mutant(path: str, source: str, site: Site) -> Mutant:
 
 def plant(mutant: Mutant | None, folder: Path, impl: str = "") -> Path:
     """A tree in `folder` with the mutant in it, or the project's own, where one implementation is all there is."""
-    for part in ("kernels", "csrc"):
-        shutil.copytree(
-            ROOT / part, folder / part, ignore=shutil.ignore_patterns("build", "__pycache__")
-        )
+    Lab(ROOT).copy_tree(folder)
     if mutant:
         (folder / mutant.path).write_text(mutant.source)
         impl = mutant.impl

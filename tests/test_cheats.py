@@ -20,6 +20,7 @@ import pytest
 
 from agent import gates
 from agent.judging import Bench
+from agent.lab import Lab
 from agent.records import Candidate, Change
 from bench import builds
 from bench.contracts import ops
@@ -59,9 +60,7 @@ class Cheat:
 
     def put(self, tree: Path) -> Path:
         """The project's kernels with one file replaced."""
-        for folder in ("kernels", "csrc"):
-            ignored = shutil.ignore_patterns("build", "__pycache__")
-            shutil.copytree(ROOT / folder, tree / folder, ignore=ignored)
+        Lab().copy_tree(tree)
         shutil.copy(self.path, tree / self.place)
         return tree
 

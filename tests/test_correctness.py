@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import random
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from agent.lab import Lab
 from bench import correctness_origin
 from bench.contracts import captured, contract, ops
 from bench.correctness import check
@@ -32,9 +32,7 @@ def tree(tmp_path: Path):
     """The project's kernels with another rms_norm."""
 
     def make(body: str) -> Path:
-        for folder in ("kernels", "csrc"):
-            ignored = shutil.ignore_patterns("build", "__pycache__")
-            shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+        Lab().copy_tree(tmp_path)
         (tmp_path / "kernels" / "rms_norm.py").write_text(PLAIN.format(body=body))
         return tmp_path
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from agent.lab import Lab
 from bench import parity
 from bench.builds import build
 from bench.data import prepare
@@ -37,12 +37,7 @@ def tree(tmp_path: Path) -> Callable[..., Path]:
     """Copies of the project's editable folders, with files replaced."""
 
     def make(name: str, **files: str) -> Path:
-        for folder in ("kernels", "csrc", "model"):
-            shutil.copytree(
-                ROOT / folder,
-                tmp_path / name / folder,
-                ignore=shutil.ignore_patterns("build", "__pycache__"),
-            )
+        Lab().copy_tree(tmp_path / name)
         for path, text in files.items():
             (tmp_path / name / path.replace("__", "/")).with_suffix(".py").write_text(text)
         return tmp_path / name

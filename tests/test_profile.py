@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from agent import step_table
 from agent.judging import Bench, Unfit
+from agent.lab import Lab
 from agent.research import answers
 from agent.research.menu import ToolLimits
 from bench import inspection
@@ -37,10 +37,7 @@ def tree(tmp_path: Path) -> Tree:
     """A copy of the project's editable folders in which, by path, one text is replaced by another."""
 
     def make(**changes: tuple[str, str]) -> Path:
-        root = tmp_path / "tree"
-        for folder in ("kernels", "csrc", "model"):
-            ignored = shutil.ignore_patterns("build", "__pycache__")
-            shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
+        root = Lab().copy_tree(tmp_path / "tree")
         for name, (old, new) in changes.items():
             file = root / FILES[name]
             assert file.read_text().count(old) == 1

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
 import sanitize
 
+from agent.lab import Lab
 from kernels import jit
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,9 +20,7 @@ PLANTED = {
 
 @pytest.mark.parametrize("name", ["address", pytest.param("thread", marks=pytest.mark.proof)])
 def test_a_planted_fault_is_found_with_its_line_and_the_call(name: str, tmp_path: Path) -> None:
-    for folder in ("kernels", "csrc"):
-        ignored = shutil.ignore_patterns("build", "__pycache__")
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=ignored)
+    Lab().copy_tree(tmp_path)
     before, after, said = PLANTED[name]
     source = tmp_path / "csrc" / "nesterov.cpp"
     assert source.read_text().count(before) == 1

@@ -7,7 +7,6 @@ plain version that it wraps: a memo of contents that never come again answers ri
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import naive
 import pytest
 
+from agent.lab import Lab
 from bench import roofline
 from bench.contracts import Case, Input
 from bench.judge import Refused
@@ -96,10 +96,7 @@ def tree(tmp_path: Path) -> Callable[[str, str | None], Path]:
     """The project's kernels with one op replaced by a text, or by its own plain torch version."""
 
     def make(op: str, text: str | None) -> Path:
-        folder = tmp_path / ("plain" if text is None else "other")
-        for name in ("kernels", "csrc"):
-            ignored = shutil.ignore_patterns("build", "__pycache__")
-            shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+        folder = Lab().copy_tree(tmp_path / ("plain" if text is None else "other"))
         file = folder / "kernels" / f"{op}.py"
         plain = '\n\nIMPLEMENTATIONS = {"torch": IMPLEMENTATIONS["torch"]}\n'
         file.write_text(file.read_text() + plain if text is None else text)
