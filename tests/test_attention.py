@@ -5,19 +5,14 @@ Triton decides when it defines a kernel whether it will interpret it, so its cas
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from interpreter import interpret_tests
 
 from bench.aot import compile_all
 from kernels import INTERPRETED
 from kernels.attention import AOT, attention
 
-ROOT = Path(__file__).resolve().parent.parent
 IMPLS = ("triton",) if INTERPRETED else ("torch", "cpp")
 # Relative root-mean-square error allowed: a few roundings of the dtype (unit 2^-24, 2^-8, 2^-11; the interpreter truncates to bf16).
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
@@ -286,14 +281,7 @@ def test_wrong_dtype_window_and_impl_are_named():
 
 @pytest.mark.skipif(INTERPRETED, reason="this is what starts the interpreted run")
 def test_triton_kernels_in_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    interpret_tests(__file__)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="an interpreted kernel is not compiled")

@@ -29,7 +29,6 @@ from bench.sandbox import devices
 from bench.staging import Contents, Stage
 from bench.timing import Arm, measure
 
-ROOT = Path(__file__).resolve().parent.parent
 ON_GPU = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),

@@ -6,20 +6,16 @@ Triton decides when it defines a kernel whether it will interpret it, so its cas
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from interpreter import interpret_tests
 
 from bench.aot import compile_all
 from kernels import INTERPRETED
 from kernels.add_rms_norm import add_rms_norm
 from kernels.rms_norm import rms_norm
 
-ROOT = Path(__file__).resolve().parent.parent
 IMPLS = ("triton",) if INTERPRETED else ("torch", "cpp")
 # The interpreter takes 20 ms a program: there a row of odd length, rows for several programs, the model's own kind, and none.
 SHAPES = (
@@ -267,14 +263,7 @@ def test_wrong_arguments_are_named():
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the test that starts the interpreted ones")
 def test_triton_passes_in_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
+    interpret_tests(__file__)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="an interpreted kernel is not compiled")

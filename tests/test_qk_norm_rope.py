@@ -5,13 +5,9 @@ Triton decides when it defines a kernel whether it will interpret it, so its cas
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from interpreter import interpret_tests
 from torch import Tensor
 
 from bench.aot import compile_all
@@ -19,7 +15,6 @@ from kernels import INTERPRETED
 from kernels import qk_norm_rope as module
 from kernels.qk_norm_rope import qk_norm_rope
 
-ROOT = Path(__file__).resolve().parent.parent
 IMPLS = ("triton",) if INTERPRETED else ("torch", "cpp")
 # (B, T, H, Hk, D): one of each, odd halves, whole blocks of vectors and rows that end within one, more tokens than a thread takes
 SHAPES = [(1, 1, 1, 1, 2), (2, 5, 3, 1, 14), (1, 7, 2, 2, 64), (2, 3, 1, 3, 96), (2, 90, 2, 1, 128), (0, 3, 1, 1, 8)]  # fmt: skip
@@ -151,14 +146,7 @@ def test_wrong_arguments_are_named():
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the test that starts the interpreted ones")
 def test_triton_passes_in_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
+    interpret_tests(__file__)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="an interpreted kernel is not compiled")

@@ -5,13 +5,9 @@ Triton decides when it defines a kernel whether it will interpret it, so its cas
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from interpreter import interpret_tests
 from torch import Tensor
 
 from bench.aot import compile_all
@@ -19,7 +15,6 @@ from kernels import INTERPRETED
 from kernels import relu2_mlp as module
 from kernels.relu2_mlp import relu2_mlp
 
-ROOT = Path(__file__).resolve().parent.parent
 IMPLS = ("triton",) if INTERPRETED else ("torch", "cpp")
 # Lead of x, D, M, E: ones, odd sizes, more rows than a tile, hidden tensors that end within a vector, nothing
 SHAPES = [
@@ -119,14 +114,7 @@ def test_a_second_derivative_is_refused_and_wrong_shapes_are_named():
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the test that starts the interpreted ones")
 def test_triton_passes_in_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
+    interpret_tests(__file__)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="an interpreted kernel is not compiled")

@@ -6,13 +6,10 @@ Triton decides when it defines a kernel whether it will interpret it, so its cas
 from __future__ import annotations
 
 import importlib
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from interpreter import interpret_tests
 
 from bench import aot
 from kernels import INTERPRETED
@@ -20,7 +17,6 @@ from kernels.adamw import adamw
 from kernels.muon_update import muon_update
 from kernels.nesterov import nesterov
 
-ROOT = Path(__file__).resolve().parent.parent
 COMPILED = ("triton",) if INTERPRETED else ("cpp",)
 ADAMW = COMPILED if INTERPRETED else ("torch", "fused", "cpp")
 MUON = COMPILED if INTERPRETED else ("torch", "cpp")
@@ -212,14 +208,7 @@ def test_wrong_arguments_are_named():
 
 @pytest.mark.skipif(INTERPRETED, reason="this is the test that starts the interpreted ones")
 def test_triton_passes_in_the_interpreter():
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-4000:]
+    interpret_tests(__file__)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="an interpreted kernel is not compiled")
