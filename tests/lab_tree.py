@@ -11,11 +11,12 @@ import itertools
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from agent.judging import Progress, Unfit
+from agent.records import DROP, Outcome, Past
 from bench.drift import drifted
 from bench.finding import Finding
 from bench.interval import Spread
@@ -86,6 +87,15 @@ def constant(tree: Path, path: str, name: str) -> float:
     found = re.search(rf"{name} = ([\d.]+)", (tree / path).read_text())
     assert found
     return float(found[1])
+
+
+def past(number: int = 1, status: str = DROP, **changed: Any) -> Past:
+    """An experiment as the ledger remembers it."""
+    row = Past(
+        id=number, run="r", number=number, proposer="anthropic", model="m", hypothesis=f"idea {number}", expected="", paths=(), notes={},
+        parent="p", commit=f"c{number}", outcome=Outcome(status, ""), refused_by=None, started=0.0, cost_usd=0.0,
+    )  # fmt: skip
+    return replace(row, **changed)
 
 
 def compared(ratio: float, low: float, high: float) -> Comparison:

@@ -7,16 +7,14 @@ from collections import Counter
 from statistics import fmean
 
 import pytest
+from lab_tree import past
 
-from agent.records import DROP, KEEP, RUNNING, Outcome, Past
+from agent.records import DROP, KEEP, RUNNING, Past
 from agent.research import bandit
 
 
-def past(model: str, status: str, usd: float, n: int = 0) -> Past:
-    return Past(
-        id=n, run="r", number=n, proposer="anthropic", model=model, hypothesis="", expected="", paths=(), notes={}, parent="p",
-        commit="c", outcome=Outcome(status, ""), refused_by=None, started=0.0, cost_usd=usd,
-    )  # fmt: skip
+def paid(model: str, status: str, usd: float, n: int = 0) -> Past:
+    return past(n, status, model=model, cost_usd=usd)
 
 
 def simulate(
@@ -30,7 +28,7 @@ def simulate(
     for n in range(proposals):
         name = bandit.choose([*models], history, rng)
         chance, usd = models[name]
-        history.append(past(name, KEEP if rng.random() < chance else DROP, usd, n))
+        history.append(paid(name, KEEP if rng.random() < chance else DROP, usd, n))
         asked[name] += 1
         spent[name] += usd
         order.append(name)
@@ -78,7 +76,7 @@ def test_a_model_that_becomes_better_is_found_out() -> None:
             name = bandit.choose(["a", "b"], history, rng)
             better = "a" if n < 300 else "b"
             kept = rng.random() < (0.25 if name == better else 0.02)
-            history.append(past(name, KEEP if kept else DROP, 0.5, n))
+            history.append(paid(name, KEEP if kept else DROP, 0.5, n))
         found.append(sum(p.model == "b" for p in history[-150:]) / 150)
     assert fmean(found) > 0.7
 
@@ -90,7 +88,7 @@ def test_models_that_nobody_knows_are_all_tried() -> None:
 
 
 def test_other_proposers_and_what_is_in_flight_do_not_count() -> None:
-    noise = [past("", KEEP, 0.0), past("gone", KEEP, 0.1), past("b", RUNNING, 50.0)] * 50
+    noise = [paid("", KEEP, 0.0), paid("gone", KEEP, 0.1), paid("b", RUNNING, 50.0)] * 50
     draws = [
         [bandit.choose(["a", "b"], h, random.Random(s)) for s in range(50)] for h in ([], noise)
     ]

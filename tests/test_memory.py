@@ -8,6 +8,7 @@ import time
 from itertools import product
 
 import pytest
+from lab_tree import past
 
 from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, RUNNING, Outcome, Past
 from agent.research import amdahl
@@ -21,11 +22,9 @@ def row(
     speed: float | None = None, bpb: float | None = None, run: str = "now", paths: tuple[str, ...] | None = None,
 ) -> Past:  # fmt: skip
     val = None if bpb is None else 2.0 + bpb
-    return Past(
-        id=number, run=run, number=number, proposer="anthropic", model="m", hypothesis=idea or f"idea {number}", expected="",
-        paths=(f"csrc/{op}.cpp",) if paths is None else paths, notes={}, parent="p", commit=f"c{number}",
-        outcome=Outcome(status, f"{gate}: {reason}" if gate else reason, speed=speed, val_bpb=val, bpb_change=bpb),
-        refused_by=gate, started=0.0, cost_usd=0.0,
+    return past(
+        number, run=run, hypothesis=idea or f"idea {number}", paths=(f"csrc/{op}.cpp",) if paths is None else paths,
+        outcome=Outcome(status, f"{gate}: {reason}" if gate else reason, speed=speed, val_bpb=val, bpb_change=bpb), refused_by=gate,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import pytest
-from lab_tree import make
+from lab_tree import make, past
 
 from agent import gates, surface
 from agent.git import Repository
@@ -27,7 +27,6 @@ from agent.records import (
     REFUSE,
     GateResult,
     Outcome,
-    Past,
     Proposal,
     Run,
     Settings,
@@ -72,11 +71,8 @@ def shown(block: str) -> list[str]:
 
 def test_the_prefix_is_the_same_bytes_while_the_incumbent_stands(tree: Path) -> None:
     before = replace(CONTEXT, incumbent=tree)
-    past = Past(
-        id=1, run="now", number=1, proposer="p", model="m", hypothesis="h", expected="e", paths=("csrc/rms_norm.cpp",), notes={},
-        parent="p", commit="c", outcome=Outcome(DROP, "r"), refused_by=None, started=1.0, cost_usd=1.0,
-    )  # fmt: skip
-    other = replace(before, run="then", commit="d" * 40, seed=9, history=[past] * 50)
+    tried = past(run="now", paths=("csrc/rms_norm.cpp",), cost_usd=1.0)
+    other = replace(before, run="then", commit="d" * 40, seed=9, history=[tried] * 50)
     assert system(before) == system(other)
 
 

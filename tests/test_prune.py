@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab_tree import CPP, Rules, Transcript, constant, git, impatient, make
+from lab_tree import CPP, Rules, Transcript, constant, git, impatient, make, past
 
 from agent import campaign, claims
 from agent.__main__ import main
@@ -24,7 +24,6 @@ from agent.records import (
     Experiment,
     GateResult,
     Outcome,
-    Past,
     Proposal,
     Settings,
 )
@@ -189,7 +188,6 @@ def test_the_command_takes_the_latest_run_and_says_why_there_is_nothing_to_do(
 
 
 def test_a_removal_that_failed_before_it_was_made_is_asked_for_again(lab: Lab) -> None:
-    kept = Outcome(KEEP, "")
-    past = Past(1, "r", 1, "sweep", "", "rows", "", (), {}, "p", "c", kept, None, 0.0, 0.0)
-    failed = replace(past, id=2, number=2, proposer="prune", outcome=Outcome(CRASH, "disk full"))
-    assert list(due([past, failed])) == [past]
+    kept = past(1, KEEP)
+    failed = replace(kept, id=2, number=2, proposer="prune", outcome=Outcome(CRASH, "disk full"))
+    assert list(due([kept, failed])) == [kept]

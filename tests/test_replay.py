@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_tree import CPP, make
+from lab_tree import CPP, make, past
 
 from agent import export
 from agent.git import Repository
@@ -72,10 +72,9 @@ def proposed(maker: Replay, given: Context) -> Proposal:
 
 def row(proposal: Proposal, status: str = DROP, run: str = "night") -> Past:
     """What the ledger remembers of a proposal."""
-    return Past(
-        id=1, run=run, number=1, proposer=proposal.proposer, model=proposal.model, hypothesis=proposal.hypothesis,
-        expected="", paths=tuple(proposal.files), notes=json.loads(json.dumps(dict(proposal.notes))), parent="p",
-        commit="c", outcome=Outcome(status, ""), refused_by=None, started=0.0, cost_usd=0.0,
+    return past(
+        1, status, run=run, proposer=proposal.proposer, model=proposal.model, hypothesis=proposal.hypothesis,
+        paths=tuple(proposal.files), notes=json.loads(json.dumps(dict(proposal.notes))),
     )  # fmt: skip
 
 

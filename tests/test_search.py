@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab_tree import git, make, write
+from lab_tree import git, make, past, write
 
 from agent.git import Repository
 from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, RUNNING, Outcome, Past
@@ -21,16 +21,20 @@ NORM = "".join(f"int line{n} = {n};\n" for n in range(20))
 MODEL = "".join(f"LINE_{n} = {n}\n" for n in range(20))
 
 
-def past(number: int, status: str = DROP, **changed: object) -> Past:
+def tried(number: int, status: str = DROP, **changed: object) -> Past:
     """A row; `speed` and `bpb` go into its outcome."""
     speed, bpb = changed.pop("speed", None), changed.pop("bpb", None)
-    val = None if bpb is None else 2.0 + bpb
-    row = Past(
-        id=number, run="now", number=number, proposer="anthropic", model="m", hypothesis=f"idea {number}", expected="",
-        paths=("csrc/norm.cpp",), notes={}, parent="0" * 40, commit=f"{number:040x}",
-        outcome=Outcome(status, "", speed=speed, val_bpb=val, bpb_change=bpb), refused_by=None, started=0.0, cost_usd=0.1,
-    )  # fmt: skip
-    return replace(row, **changed)
+    outcome = Outcome(
+        status, "", speed=speed, val_bpb=None if bpb is None else 2.0 + bpb, bpb_change=bpb
+    )
+    about = {
+        "run": "now",
+        "paths": ("csrc/norm.cpp",),
+        "parent": "0" * 40,
+        "commit": f"{number:040x}",
+        "outcome": outcome,
+    }
+    return past(number, **about | changed)
 
 
 class Checkout:
@@ -53,7 +57,7 @@ class Checkout:
         text = "".join(f"{lines.get(n, line.rstrip())}\n" for n, line in enumerate(old))
         commit = self.repository.commit(parent, {path: text}, "x")
         gate = "microbench" if status == REFUSE else None
-        return past(number, status, commit=commit, parent=parent, paths=(path,), **{"refused_by": gate, **figures})  # fmt: skip
+        return tried(number, status, commit=commit, parent=parent, paths=(path,), **{"refused_by": gate, **figures})  # fmt: skip
 
     def plan(self, history: list[Past], seed: int = 0, **asked: object) -> Plan:
         known = {"run": "now", "incumbent": self.base, "ops": OPS, "target": "kernels"} | asked
@@ -137,7 +141,7 @@ def test_a_combination_is_tried_once_a_run(checkout: Checkout) -> None:
     history = [
         checkout.changed(1, {2: "int two = 2;"}, speed=0.99),
         checkout.changed(2, {15: "int fifteen = 15;"}, speed=0.97),
-        past(3, DROP, notes={"kind": COMBINE, "op": "norm", "parents": [2, 1]}),
+        tried(3, DROP, notes={"kind": COMBINE, "op": "norm", "parents": [2, 1]}),
     ]
     assert checkout.combinations(history) == []
     elsewhere = [*history[:2], replace(history[2], run="then")]
@@ -145,8 +149,8 @@ def test_a_combination_is_tried_once_a_run(checkout: Checkout) -> None:
 
 
 def test_a_commit_that_git_has_pruned_is_no_parent(checkout: Checkout) -> None:
-    gone = [past(n, REFUSE, speed=0.9, refused_by="microbench") for n in (1, 2)]
-    gone.append(past(3, KEEP, speed=0.5, run="then"))
+    gone = [tried(n, REFUSE, speed=0.9, refused_by="microbench") for n in (1, 2)]
+    gone.append(tried(3, KEEP, speed=0.5, run="then"))
     for seed in range(12):
         found = checkout.plan(gone, seed)
         assert found.kind != COMBINE
@@ -155,28 +159,28 @@ def test_a_commit_that_git_has_pruned_is_no_parent(checkout: Checkout) -> None:
 
 def test_a_near_miss_was_better_and_uncertain_and_nothing_else() -> None:
     near = archive.is_near_miss
-    assert near(past(1, REFUSE, speed=0.99, refused_by="microbench"))
-    assert near(past(1, DROP, bpb=-0.001, paths=("model/gpt.py",)))
-    assert near(past(1, DROP, speed=0.9))
-    assert not near(past(1, REFUSE, speed=1.01, refused_by="microbench"))
-    assert not near(past(1, REFUSE, speed=0.5, refused_by="parity"))
-    assert not near(past(1, REFUSE, speed=0.5))  # its files changed while it was trained
-    assert not near(past(1, DROP, speed=0.9, bpb=0.01))  # a worse model
-    assert not near(past(1, DROP, bpb=0.001, paths=("model/gpt.py",)))
+    assert near(tried(1, REFUSE, speed=0.99, refused_by="microbench"))
+    assert near(tried(1, DROP, bpb=-0.001, paths=("model/gpt.py",)))
+    assert near(tried(1, DROP, speed=0.9))
+    assert not near(tried(1, REFUSE, speed=1.01, refused_by="microbench"))
+    assert not near(tried(1, REFUSE, speed=0.5, refused_by="parity"))
+    assert not near(tried(1, REFUSE, speed=0.5))  # its files changed while it was trained
+    assert not near(tried(1, DROP, speed=0.9, bpb=0.01))  # a worse model
+    assert not near(tried(1, DROP, bpb=0.001, paths=("model/gpt.py",)))
     for status in (KEEP, CRASH, LOST, RUNNING):
-        assert not near(past(1, status, speed=0.9))
+        assert not near(tried(1, status, speed=0.9))
 
 
 def test_a_gain_too_good_to_be_true_is_no_parent() -> None:
     model = ("model/gpt.py",)
-    assert not archive.is_near_miss(past(1, DROP, bpb=-0.5, paths=model))
-    assert archive.is_near_miss(past(1, DROP, bpb=-0.2, paths=model))
+    assert not archive.is_near_miss(tried(1, DROP, bpb=-0.5, paths=model))
+    assert archive.is_near_miss(tried(1, DROP, bpb=-0.2, paths=model))
 
 
 def test_the_archive_is_bounded_best_first_and_within_the_surface(checkout: Checkout) -> None:
-    rows = [past(n, REFUSE, speed=0.99 - n / 1e4, refused_by="microbench") for n in range(1, 500)]
-    rows += [past(900, DROP, bpb=-0.1, paths=("model/gpt.py",))]
-    rows += [past(901, REFUSE, speed=0.5, paths=("bench/verdict.py",), refused_by="microbench")]
+    rows = [tried(n, REFUSE, speed=0.99 - n / 1e4, refused_by="microbench") for n in range(1, 500)]
+    rows += [tried(900, DROP, bpb=-0.1, paths=("model/gpt.py",))]
+    rows += [tried(901, REFUSE, speed=0.5, paths=("bench/verdict.py",), refused_by="microbench")]
     found = archive.members(rows, "now", checkout.base, checkout.repository, "kernels", None)
     assert [each.id for each in found] == list(range(499, 499 - archive.SIZE, -1))
     assert archive.members(rows, "now", checkout.base, checkout.repository, "kernels", "loss") == []
@@ -188,7 +192,7 @@ def test_exploration_rises_on_a_plateau_from_a_sixth_to_three_fifths(checkout: C
     assert explore_share(1000) == pytest.approx(0.60)
     seen = []
     for dry in (0, 10, 60):
-        history = [past(0, KEEP), *(past(n, CRASH) for n in range(1, dry + 1))]
+        history = [tried(0, KEEP), *(tried(n, CRASH) for n in range(1, dry + 1))]
         kinds = Counter(checkout.plan(history, seed).kind for seed in range(400))
         assert kinds[EXPLORE] / 400 == pytest.approx(explore_share(dry), abs=0.08)
         seen.append(kinds[EXPLORE])
@@ -196,7 +200,7 @@ def test_exploration_rises_on_a_plateau_from_a_sixth_to_three_fifths(checkout: C
 
 
 def test_what_was_lost_or_still_runs_is_no_plateau() -> None:
-    rows = [past(1, KEEP), past(2, DROP), past(3, LOST), past(4, RUNNING), past(5, REFUSE)]
+    rows = [tried(1, KEEP), tried(2, DROP), tried(3, LOST), tried(4, RUNNING), tried(5, REFUSE)]
     assert search.since_keep(rows) == 2
     assert search.since_keep([]) == 0
 
@@ -210,7 +214,7 @@ def test_improvements_go_where_the_time_is(checkout: Checkout) -> None:
 
 
 def test_an_op_that_was_tried_often_gives_way(checkout: Checkout) -> None:
-    history = [past(n, CRASH, paths=("kernels/norm.py",)) for n in range(40)]
+    history = [tried(n, CRASH, paths=("kernels/norm.py",)) for n in range(40)]
     plans = [checkout.plan(history, seed) for seed in range(300)]
     ops = Counter(each.op for each in plans)
     assert 0 < ops["norm"] < min(ops["scale"], ops["loss"]) / 2
@@ -222,7 +226,7 @@ def test_an_op_that_was_tried_often_gives_way(checkout: Checkout) -> None:
 
 
 def test_rows_without_files_count_for_the_op_that_they_were_about(checkout: Checkout) -> None:
-    history = [past(n, CRASH, paths=(), notes={"op": "norm"}) for n in range(40)]
+    history = [tried(n, CRASH, paths=(), notes={"op": "norm"}) for n in range(40)]
     ops = Counter(checkout.plan(history, seed).op for seed in range(300))
     assert ops["norm"] < min(ops["scale"], ops["loss"]) / 2
 
@@ -254,7 +258,7 @@ def test_a_start_that_was_used_gives_way_to_others(checkout: Checkout) -> None:
     history = [
         checkout.changed(1, {2: "int two = 2;"}, speed=0.97),
         checkout.changed(2, {2: "int zwei = 2;"}, speed=0.98),
-        *(past(n, DROP, notes={"kind": IMPROVE, "parents": [1]}) for n in range(3, 12)),
+        *(tried(n, DROP, notes={"kind": IMPROVE, "parents": [1]}) for n in range(3, 12)),
     ]
     fresh, used = (
         Counter(
@@ -269,7 +273,7 @@ def test_a_start_that_was_used_gives_way_to_others(checkout: Checkout) -> None:
 
 
 def test_the_same_ledger_gives_the_same_plan_and_a_longer_one_another(checkout: Checkout) -> None:
-    history = [past(n, CRASH, paths=("csrc/scale.cpp",)) for n in range(30)]
+    history = [tried(n, CRASH, paths=("csrc/scale.cpp",)) for n in range(30)]
     assert checkout.plan(history, 3) == checkout.plan(list(history), 3)
     assert len({checkout.plan(history[:n], 3).why for n in range(30)}) > 10
     assert all(checkout.plan(history[:n], 3).why for n in range(30))
@@ -281,7 +285,7 @@ def test_a_plan_on_3000_experiments_takes_less_than_a_second(checkout: Checkout)
     for n in range(3000):
         status = rng.choice([KEEP, DROP, REFUSE, CRASH])
         gate = "microbench" if status == REFUSE else None
-        rows.append(past(n, status, speed=rng.uniform(0.8, 1.2), refused_by=gate, run=f"r{n % 7}"))
+        rows.append(tried(n, status, speed=rng.uniform(0.8, 1.2), refused_by=gate, run=f"r{n % 7}"))
     # Real ones, that conflict with each other, so that every merge is tried in vain.
     rows += [checkout.changed(n, {2: f"int x{n};"}, speed=0.5 - n / 1e6, run="then") for n in range(4000, 4010)]  # fmt: skip
     takes = []

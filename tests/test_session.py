@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_tree import CPP, PY, Rules, Transcript, make
+from lab_tree import CPP, PY, Rules, Transcript, make, past
 from scripted_model import Move, Scripted, call, calls, last, malformed, says, texts
 
 from agent.lab import Lab, Unusable
@@ -19,7 +19,7 @@ from agent.ledger import Ledger
 from agent.machine import Machine
 from agent.prices import Price
 from agent.proposers import Context, NoProposal, Stopped, Workshop
-from agent.records import DROP, GateResult, Outcome, Past, Proposal, Run, Settings
+from agent.records import DROP, GateResult, Outcome, Proposal, Run, Settings
 from agent.research.draft import Draft
 from agent.research.messages import (
     CUT,
@@ -497,10 +497,7 @@ def test_two_near_misses_that_merge_are_proposed_without_asking_a_model(lab: Set
     fused = {"kernels/scale.py": PY.replace("x * factor", "factor * x")}
     near = Outcome(DROP, "not sure", speed=0.97, val_bpb=2.0, bpb_change=-0.001)
     history = [
-        Past(
-            id=n, run="r", number=n, proposer="scripted", model="scripted", hypothesis="h", expected="", paths=(*files,), notes={},
-            parent=base, commit=repository.commit(base, files, f"{n}"), outcome=near, refused_by=None, started=0.0, cost_usd=0.0,
-        )
+        past(n, paths=(*files,), parent=base, commit=repository.commit(base, files, f"{n}"), outcome=near)
         for n, files in ((1, rows), (2, fused))
     ]  # fmt: skip
     mind = lab.researcher(Scripted([move for _ in range(40) for move in (edit(2), submit())]))

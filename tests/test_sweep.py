@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_tree import CPP, FILES, write
+from lab_tree import CPP, FILES, past, write
 
 from agent import settings_found, tunables
 from agent.lab import Unusable
@@ -52,25 +52,11 @@ class Night:
     def end(self, proposal: Proposal, outcome: Outcome) -> None:
         number = len(self.history) + 1
         self.history.append(
-            Past(
-                id=number,
-                run=self.run,
-                number=number,
-                proposer="sweep",
-                model="",
-                hypothesis=proposal.hypothesis,
-                expected="",
-                paths=tuple(proposal.files),
-                notes=proposal.notes,
-                parent="p",
-                commit="c",
-                outcome=outcome,
-                refused_by=None,
-                started=0.0,
-                cost_usd=0.0,
-                hardware=self.hardware,
-            )  # fmt: skip
-        )
+            past(
+                number, run=self.run, proposer="sweep", hypothesis=proposal.hypothesis, paths=tuple(proposal.files),
+                notes=proposal.notes, outcome=outcome, hardware=self.hardware,
+            )
+        )  # fmt: skip
         if outcome.status == KEEP:
             write(
                 self.root, {path: text for path, text in proposal.files.items() if text is not None}
