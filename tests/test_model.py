@@ -166,6 +166,12 @@ def test_describe_names_what_runs(trainer: train.Trainer) -> None:
     assert set(told["implementations"]) == set(OPS)
 
 
+def test_an_op_that_the_model_does_not_call_may_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.gpt.ops", lambda: [*OPS, "another"])
+    config = configure("cpu", VOCABULARY, T, {"another": "torch"})
+    GPT(config)
+
+
 def test_unknown_op_or_device_is_named() -> None:
     with pytest.raises(ValueError, match="rms_nrom"):
         configure("cpu", VOCABULARY, T, {"rms_nrom": "torch"})
