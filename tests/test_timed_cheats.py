@@ -115,13 +115,27 @@ def test_gains_from_a_naive_timer(path: Path, tree: Callable[..., Path]) -> None
     assert getattr(found, part[1]) < 1 / GAIN, found
 
 
-def _alone(path: Path) -> object:
-    """Whatever else runs, these two are refused for what they return or change."""
-    certain = path.stem.endswith(("_lazy", "_global_state"))
-    return pytest.param(path, id=path.stem, marks=[] if certain else pytest.mark.alone)
+# Refused for what they return or change, whatever else runs.
+CERTAIN = ("_lazy", "_global_state")
+# A second cheat of a row of the catalogue, which `make proof` tries.
+TWINS = (
+    "_content_memo",
+    "_corner_memo",
+    "_sampled_memo",
+    "_cheap_in_bursts",
+    "_cheap_after_calls",
+    "_keeps_everything",
+    "_slow_library",
+)
 
 
-@pytest.mark.parametrize("path", map(_alone, CHEATS))
+def _marked(path: Path) -> object:
+    marks = [] if path.stem.endswith(CERTAIN) else [pytest.mark.alone]
+    marks += [pytest.mark.proof] if path.stem.endswith(TWINS) else []
+    return pytest.param(path, id=path.stem, marks=marks)
+
+
+@pytest.mark.parametrize("path", [_marked(path) for path in CHEATS])
 def test_gains_nothing_from_the_microbench_gate(path: Path, tree: Callable[..., Path]) -> None:
     op, text = op_of(path), path.read_text()
     said = re.search(r"Row: (?:[TPH]\d\d(?:, )?)+\. Gate: microbench(?: \((.+)\))?\.", text)
