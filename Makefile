@@ -1,4 +1,4 @@
-# make lab    from a fresh clone to a summary of real experiments (first run 7 to 8 minutes, later ones about 4, one of them to run what was kept again)
+# make lab    from a fresh clone to a summary of real experiments (first run 8 to 10 minutes, later ones about 4, one of them to run what was kept again)
 # make test   formatting, types, and the test suite, all of it but `make proof`
 # make proof  every cheat gains from a naive judge, every honest oddity passes (about 10 minutes)
 # make sanitize  every C++ kernel under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (6 to 16 minutes)
