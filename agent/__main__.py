@@ -13,8 +13,8 @@ from typing import Any
 
 from agent.lab import Lab, Unusable
 from agent.ledger import LedgerError
-from agent.options import BEST_EFFORT, parser
-from agent.records import Settings
+from agent.options import parser
+from agent.records import BEST_EFFORT, Settings
 from agent.screen import Screen, open_screen
 
 # What the machine refuses, whoever asks: no space, no permission.

@@ -1,4 +1,7 @@
-"""A run from end to end: opened or gone on with, looped until it ends, what it kept measured again, summed up; and `prune` and `report --rerun` of one."""
+"""A run from end to end: opened or gone on with, looped until it ends, what it kept measured again, summed up.
+
+And what is done with one later: `prune` and `report --rerun`.
+"""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-BEST_EFFORT = "best-effort"
+from agent.records import BEST_EFFORT
+
 _EPILOG = """\
 examples
   python -m agent --target kernels                     improve the kernels until Ctrl-C

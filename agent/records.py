@@ -13,6 +13,8 @@ KEEP, DROP, REFUSE, CRASH, LOST = "keep", "drop", "refuse", "crash", "lost"
 RUNNING, READY = "running", "ready"
 OPEN = (RUNNING, READY)
 
+BEST_EFFORT = "best-effort"  # of --isolation, which is that or strict
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -36,7 +38,7 @@ class Settings:
     start: str | None = None
     device: str = "cpu"
     seed: int = 0
-    isolation: str = "best-effort"  # or "strict"
+    isolation: str = BEST_EFFORT
     judge: str = ""  # hash of the judge's files when the run was opened or gone on with
 
     @classmethod

@@ -1,4 +1,5 @@
-"""The build gate: every C++ source that changed compiles, every CUDA source where nvcc is, and every Triton kernel of a changed op compiles ahead of time for GPUs that need not be here.
+"""The build gate: every C++ source that changed compiles, every CUDA source where nvcc is, and every Triton kernel of a changed op
+ahead of time, for GPUs that need not be here.
 
 C++ goes through kernels/jit.py into the shared cache, so that later runners find the object; Triton's registers, spills and shared memory are
 read from the cubin and reported.

@@ -1,10 +1,10 @@
 """The one timer: gate, benchmark and agent all measure through it.
 
 Each implementation under comparison has a runner of its own; the judge's monotonic clock runs around one request that makes `n` calls (n so
-that a block takes about 5 ms; 0.8 ms of it every arm pays alike, for the request, threads that are woken and the copied call). Blocks of the arms are
-interleaved in random order, and rounds of the cases with each other. Every call of a block has an input set of its own, with contents that no
-call has seen (bench/staging.py), and in each block one call, drawn at random, is copied out while the clock runs; the most suspicious
-of those are compared with float64 (bench/audit.py). Training ops are timed forward and backward together.
+that a block takes about 5 ms; 0.8 ms of it every arm pays alike, for the request, threads that are woken and the copied call). Blocks of
+the arms are interleaved in random order, and rounds of the cases with each other. Every call of a block has an input set of its own, with
+contents that no call has seen (bench/staging.py), and in each block one call, drawn at random, is copied out while the clock runs; the most
+suspicious of those are compared with float64 (bench/audit.py). Training ops are timed forward and backward together.
 
 A comparison is the candidate's time over the incumbent's, with an interval (bench/ratio.py) for each case and for their mix, in which a
 case weighs as much as a step of the model calls it. The incumbent runs twice, in two runners: both are what the candidate is held against,

@@ -102,7 +102,7 @@ def test_parity_passes_a_kernel_and_refuses_one_that_trains_differently(
 ) -> None:
     # The plain norm is slower, and other tests run beside it; what the probe makes of times is in test_parity.py.
     monkeypatch.setattr(parity, "SLOWER", 100.0)
-    monkeypatch.setattr(parity, "STEPS", 5)  # with 12, 40 s
+    monkeypatch.setattr(parity, "STEPS", 5)  # the two probes took 53 s with 12
     text = "\n\n".join(
         f"Sentence {i} of a small corpus, number {i * i}, and so on." * 12 for i in range(900)
     )

@@ -17,7 +17,7 @@ from kernels.add_rms_norm import add_rms_norm
 from kernels.rms_norm import rms_norm
 
 IMPLS = ("triton",) if INTERPRETED else ("torch", "cpp")
-# The interpreter takes 20 ms a program: there a row of odd length, rows for several programs, the model's own kind, and none.
+# The interpreter is slow: there a row of odd length, rows for several programs, the model's own kind, and none.
 SHAPES = (
     [(1, 7), (3, 5, 13), (31, 512), (0, 4)]
     if INTERPRETED

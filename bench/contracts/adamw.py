@@ -18,16 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.contracts.contract import (
-    LAYOUTS,
-    Case,
-    Contract,
-    Input,
-    draw_float,
-    draw_size,
-    like,
-    nbytes,
-)
+from bench.contracts.contract import LAYOUTS, Case, Contract, Input, draw_float, draw_size, nbytes
 
 OWN_MEMORY = ("contiguous", "contiguous", "transposed", "padded", "offset")  # what can be written
 STATES = ("float32", "float32", "bfloat16")
@@ -124,7 +115,7 @@ MODEL = {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-10, "weight_decay": 0
 CONTRACT = Contract(
     name="adamw",
     reference=reference,
-    results={"param": like("param"), "exp_avg": like("exp_avg"), "exp_avg_sq": like("exp_avg_sq")},
+    results={"param": "param", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
     in_place=True,
     differentiable=(),
     draw=draw,

@@ -124,8 +124,8 @@ class Contract:
 
     name: str
     reference: Callable[..., Any]  # Tensor or tuple of Tensors, in the dtype of the inputs
-    # Each result by its name: the shape and dtype that it has in a case.
-    results: Mapping[str, Callable[[Case], Input]]
+    # Each result by its name: the input that it has shape and dtype of, or what says them of a case.
+    results: Mapping[str, str | Callable[[Case], Input]]
     differentiable: tuple[
         str, ...
     ]  # inputs through which gradients flow; empty: the op is not trained through
@@ -163,22 +163,19 @@ class Contract:
     judge: Callable[[Case, Mapping[str, Tensor], Tensor], Callable[[Tensor], str]] | None = None
 
     def shapes(self, case: Case) -> dict[str, Input]:
-        """Of the results of a case."""
-        return {name: result(case) for name, result in self.results.items()}
+        """Shapes and dtypes of the results of a case."""
+
+        def of(said: str | Callable[[Case], Input]) -> Input:
+            if not isinstance(said, str):
+                return said(case)
+            return Input(case.inputs[said].shape, case.inputs[said].dtype)
+
+        return {name: of(said) for name, said in self.results.items()}
 
     @property
     def updates(self) -> tuple[str, ...]:
         """The arguments that a call overwrites."""
         return tuple(self.results) if self.in_place else ()
-
-
-def like(name: str) -> Callable[[Case], Input]:
-    """A result of the shape and dtype of this input."""
-
-    def result(case: Case) -> Input:
-        return Input(case.inputs[name].shape, case.inputs[name].dtype)
-
-    return result
 
 
 def draw_size(rng: random.Random, largest: int) -> int:

@@ -13,7 +13,7 @@ import random
 
 from torch import Tensor
 
-from bench.contracts.contract import Case, Contract, Input, draw_float, draw_size, like, nbytes
+from bench.contracts.contract import Case, Contract, Input, draw_float, draw_size, nbytes
 
 OWN_MEMORY = ("contiguous", "contiguous", "transposed", "padded", "offset")  # what can be written
 
@@ -54,7 +54,7 @@ def _pair(shape: tuple[int, ...], beta: float = 0.95) -> Case:
 CONTRACT = Contract(
     name="nesterov",
     reference=reference,
-    results={"momentum": like("momentum"), "grad": like("grad")},
+    results={"momentum": "momentum", "grad": "grad"},
     in_place=True,
     differentiable=(),
     draw=draw,

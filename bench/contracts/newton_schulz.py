@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bench.contracts.contract import Case, Contract, Input, draw_size, like, nbytes
+from bench.contracts.contract import Case, Contract, Input, draw_size, nbytes
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Keller Jordan, Muon
 # The reference's own band is 0.68 .. 1.13; inside it no value is better than another
@@ -171,7 +171,7 @@ def _flops(case: Case) -> int:
 CONTRACT = Contract(
     name="newton_schulz",
     reference=reference,
-    results={"O": like("G")},
+    results={"O": "G"},
     differentiable=(),
     draw=draw,
     telling=telling,
