@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import select
 import statistics
 import subprocess
 import sys
@@ -406,8 +407,11 @@ def test_a_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
         screen.progress({"loss": 3.0, "elapsed": 2.0})
         screen.say("experiment 1: [rows] 1 -> 4")
         screen.close()
-        shown = os.read(master, 1 << 16).decode()
+        read = b""
+        while select.select([master], [], [], 0.2)[0]:  # a read gives what has arrived by then
+            read += os.read(master, 1 << 16)
     os.close(master)
+    shown = read.decode()
     assert "experiment 1: [rows] 1 -> 4" in shown
     assert "microbench" in shown
     assert "18 s left  loss 3.000" in shown
