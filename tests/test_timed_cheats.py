@@ -19,7 +19,7 @@ from bench import roofline
 from bench.contracts import Case, Input
 from bench.judge import Refused
 from bench.speed import Comparison
-from bench.timing import compare
+from bench.timing import LEAST, ROUNDS, compare
 
 ROOT = Path(__file__).resolve().parent.parent
 CHEATS = sorted((ROOT / "tests" / "cheats").glob("*_timed_*.py"))
@@ -172,7 +172,9 @@ def test_honest_oddity_is_timed_and_not_refused(
 ) -> None:
     text = (ROOT / "tests" / "honest" / source).read_text() if source.endswith(".py") else source
     found = compare(op, tree(op, None), tree(op, text), limit_s=1.0, seed=SEED, cases=[CASES[op]])
-    assert not found.faster or found.ratio > NO_GAIN
+    # a mask that is kept may be faster, and honestly so
+    assert found.blocks >= LEAST * ROUNDS
+    assert found.low < found.ratio < found.high
     assert Comparison(**asdict(found)) == found
 
 
