@@ -2,12 +2,12 @@
 
 What else a machine does only ever adds to a block's time: half of the blocks of equal kernels lie within 10 % above the fastest and the rest up to
 45 %, a few at twice it. So an arm's time is the mean of the faster half of its blocks. That says nothing of a kernel which is fast in one block of
-two, so that bench/speed.py holds it against what is `typical`, the middle half of the paired ratios. results/LOG.md has how often all this is wrong.
+two, so that bench/speed.py holds it against what is `typical`, the middle half of the paired ratios. results/timer.md has how often all this is wrong.
 
-Processes of one kernel differ, by 0.3 to 2.7 % (standard deviation, three processors, results/LOG.md): where code and memory lie is drawn anew for
+Processes of one kernel differ, by 0.3 to 2.7 % (standard deviation, three processors, results/HISTORY.md): where code and memory lie is drawn anew for
 each. Noise of a machine lasts longer than a round. Neither is seen in how blocks of one process scatter. So a measurement has parts that
 share neither, and its error is what leaving out one of them after the other changes (the jackknife; Efron and Stein, 1981), with Student's t. In simulation that is up
-to 13 % too small (results/LOG.md). The
+to 13 % too small (results/HISTORY.md). The
 ratio of each part alone would need more rounds: a part of a slow op has three, and one of them at twice the time is no rarity.
 """
 

@@ -182,7 +182,7 @@ def start(
         )
         command = [*isolation.joining(group), *command]
     log = scratch / "log"
-    # Where libraries, heap and stacks lie makes processes of one kernel differ by some 1.5 %: those of all arms lie alike (results/LOG.md).
+    # Where libraries, heap and stacks lie makes processes of one kernel differ by some 1.5 %: those of all arms lie alike (results/HISTORY.md).
     with log.open("wb") as output, linux.fixed_addresses():
         process = subprocess.Popen(
             command,

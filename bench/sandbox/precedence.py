@@ -6,7 +6,7 @@ takes 60 to 72. A user needs CAP_SYS_NICE for that; without it the timer has onl
 
 A kernel's two threads are woken some thousand times a second, and now and then the second on the core of the first, where it stays for
 milliseconds: a call of rms_norm then takes 1.3 ms in place of 0.35, and of the blocks of one process most were such. With a core for each
-thread the paired ratios of blocks scatter by 9 % in place of 18 (results/LOG.md).
+thread the paired ratios of blocks scatter by 9 % in place of 18 (results/HISTORY.md).
 """
 
 from __future__ import annotations
