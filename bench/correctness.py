@@ -61,19 +61,30 @@ LAST_CHECKS: tuple[Check, ...] = (training.aged, training.inference)
 
 def check(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) -> Finding:
     """Judge an op of a tree: its default implementation and every other that runs on the device."""
-    asked = contract(op)
-    seed = secrets.randbits(48) if seed is None else seed
-    evidence: dict[str, Any] = {"device": device, "cases": 0, "implementations": []}
+    memory = device_memory.lendable(device)
+    with Judge(tree, device=device, poison=True, memory=memory) as judge:
+        found = examined(op, judge, seed)
+    if not found.passed:
+        return found
+    looked = sanitizer.findings(op, tree, device)
+    evidence = {**found.evidence, **looked.evidence}
+    if not looked.passed:
+        return Finding(False, looked.reason, {**evidence, "kind": "sanitizer", "op": op})
+    return Finding(True, found.reason, evidence)
+
+
+def examined(op: str, judge: Judge, seed: int | None = None) -> Finding:
+    """All CHECKS, of a runner that has loaded nothing of its tree yet."""
+    evidence: dict[str, Any] = {"device": judge.device, "cases": 0, "implementations": []}
     try:
-        memory = device_memory.lendable(device)
-        with one_thread(), Judge(tree, device=device, poison=True, memory=memory) as judge:
+        with one_thread():
             evidence["isolation"] = judge.isolation
             loaded = judge.ask("load", op=op, tree=str(judge.tree))
             evidence["memory"] = judge.lends
             names = [str(name) for name in loaded["implementations"]]
-            of = Examination(asked, judge, seed)
+            of = Examination(contract(op), judge, secrets.randbits(48) if seed is None else seed)
             subject = Subject(of, str(loaded["default"] or ""))
-            for impl in [None, *_runnable(names, device)]:
+            for impl in [None, *_runnable(names, judge.device)]:
                 _examine(subject, impl)
                 evidence["implementations"].append(
                     {"impl": impl or "default", "tensors": _shares(of)}
@@ -82,13 +93,9 @@ def check(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) 
                 each(subject, None)
             Conduct("candidate", judge).unchanged()
             evidence["cases"] = of.cases
-        looked = sanitizer.findings(op, tree, device)
-        evidence |= looked.evidence
-        if not looked.passed:
-            return Finding(False, looked.reason, {**evidence, "kind": "sanitizer", "op": op})
-        return Finding(True, f"{of.cases} cases agree with float64", evidence)
     except Refused as refused:
         return Finding(False, str(refused), {**evidence, "kind": refused.kind, "op": op})
+    return Finding(True, f"{of.cases} cases agree with float64", evidence)
 
 
 def _runnable(names: Sequence[str], device: str) -> list[str]:

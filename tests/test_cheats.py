@@ -17,6 +17,7 @@ from pathlib import Path
 
 import naive
 import pytest
+from warm import Warm
 
 from agent import gates
 from agent.judging import Bench
@@ -24,7 +25,6 @@ from agent.lab import Lab
 from agent.records import Candidate, Change
 from bench import builds
 from bench.contracts import ops
-from bench.correctness import check
 from bench.finding import Finding
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -96,11 +96,16 @@ def test_gains_from_a_naive_judge(path: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda p: p.name)
-def test_is_refused_by_the_gate_it_names(path: Path, tmp_path: Path) -> None:
+def test_is_refused_by_the_gate_it_names(path: Path, warm: Warm) -> None:
     cheat = read(path)
-    finding = {"static": by_static, "build": by_build, "correctness": by_correctness}[cheat.gate](
-        cheat, cheat.put(tmp_path)
-    )
+    with warm.replaced(cheat.place, path.read_bytes()) as tree:
+        if cheat.gate == "static":
+            finding = by_static(cheat, tree)
+        elif cheat.gate == "build":
+            finding = builds.build(tree, [cheat.place])
+        else:
+            assert cheat.gate == "correctness"
+            finding = by_correctness(cheat, warm)
     assert not finding.passed, f"{path.name} passed: {finding.reason} {finding.evidence}"
     kind = finding.evidence.get("kind", "")
     assert kind == cheat.kind if cheat.kind else kind not in ACCIDENTS, finding.reason
@@ -116,15 +121,11 @@ def by_static(cheat: Cheat, tree: Path) -> Finding:
     return Finding(result.passed, result.reason, dict(result.evidence))
 
 
-def by_build(cheat: Cheat, tree: Path) -> Finding:
-    return builds.build(tree, [cheat.place])
-
-
-def by_correctness(cheat: Cheat, tree: Path) -> Finding:
+def by_correctness(cheat: Cheat, warm: Warm) -> Finding:
     if cheat.path.suffix == ".cpp":
-        built = builds.build(tree, [cheat.place])
+        built = builds.build(warm.tree, [cheat.place])
         assert built.passed, built.reason
-    return check(cheat.op, tree, seed=SEED)
+    return warm.check(cheat.op, SEED)
 
 
 def test_there_are_cheats_for_every_gate() -> None:

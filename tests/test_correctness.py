@@ -8,11 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from warm import Warm
 
-from agent.lab import Lab
 from bench import correctness_origin
 from bench.contracts import captured, contract, ops
-from bench.correctness import check
+from bench.finding import Finding
 from bench.judge import Refused
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,22 +27,16 @@ def rms_norm(x, weight=None, eps=1e-6):
 """
 
 
-@pytest.fixture
-def tree(tmp_path: Path):
-    """The project's kernels with another rms_norm."""
-
-    def make(body: str) -> Path:
-        Lab().copy_tree(tmp_path)
-        (tmp_path / "kernels" / "rms_norm.py").write_text(PLAIN.format(body=body))
-        return tmp_path
-
-    return make
+def of_plain(warm: Warm, body: str) -> Finding:
+    """What the gate finds of another rms_norm."""
+    with warm.replaced("kernels/rms_norm.py", PLAIN.format(body=body).encode()):
+        return warm.check("rms_norm", SEED)
 
 
 @pytest.mark.usefixtures("built")
 @pytest.mark.parametrize("op", ops())
-def test_shipped_kernel_passes(op: str) -> None:
-    finding = check(op, ROOT, seed=SEED)
+def test_shipped_kernel_passes(op: str, warm: Warm) -> None:
+    finding = warm.check(op, SEED)
     assert finding.passed, finding.reason
     assert "cpp" in [row["impl"] for row in finding.evidence["implementations"]]
 
@@ -61,14 +55,14 @@ def test_shipped_kernel_passes(op: str) -> None:
     ],
     ids=["value", "swallowed-nan", "cut-graph", "argument", "library", "graph", "global-state", "mutation"],
 )  # fmt: skip
-def test_a_refusal_names_its_check(body: str, kind: str, tree) -> None:
-    finding = check("rms_norm", tree(body), seed=SEED)
+def test_a_refusal_names_its_check(body: str, kind: str, warm: Warm) -> None:
+    finding = of_plain(warm, body)
     assert not finding.passed
     assert finding.evidence["kind"] == kind, finding.reason
 
 
-def test_the_evidence_says_how_much_of_the_tolerance_was_used(tree) -> None:
-    finding = check("rms_norm", tree(""), seed=SEED)
+def test_the_evidence_says_how_much_of_the_tolerance_was_used(warm: Warm) -> None:
+    finding = of_plain(warm, "")
     assert finding.passed, finding.reason
     (row,) = finding.evidence["implementations"]
     assert {each["tensor"] for each in row["tensors"]} == {"y", "dx", "dweight"}

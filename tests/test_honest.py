@@ -9,13 +9,14 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from calibrate import Row, honest_files, op_of, place_of, together, tree_with
+from calibrate import Row, honest_files, op_of, place_of, together
+from warm import Warm
 
 from agent import gates
 from agent.judging import Bench
 from agent.records import Candidate, Change
+from bench.builds import build
 from bench.contracts import ops
-from bench.correctness import check
 
 FILES = honest_files()
 # A check takes 6 to 16 s: a sixth of the files with every run of the suite, the rest with `make proof`.
@@ -25,19 +26,6 @@ CHECKED = [
 ]
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 7  # the gate draws a secret one; a test that fails should fail again
-
-
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory: pytest.TempPathFactory):
-    """The project's kernels with an honest file in its op's place, made (and built) once a file."""
-    made: dict[Path, Path] = {}
-
-    def tree_of(file: Path) -> Path:
-        if file not in made:
-            made[file] = tree_with(file, tmp_path_factory.mktemp(file.stem))
-        return made[file]
-
-    return tree_of
 
 
 def test_the_oddities_cover_every_op_and_both_languages() -> None:
@@ -64,8 +52,12 @@ def test_the_static_gate_lets_it_pass(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", CHECKED, ids=lambda f: f.name)
-def test_the_correctness_gate_lets_it_pass(file: Path, trees) -> None:
-    finding = check(op_of(file), trees(file), seed=SEED)
+def test_the_correctness_gate_lets_it_pass(file: Path, warm: Warm) -> None:
+    with warm.replaced(place_of(file), file.read_bytes()) as tree:
+        if file.suffix == ".cpp":
+            built = build(tree, [place_of(file)])
+            assert built.passed, built.reason
+        finding = warm.check(op_of(file), SEED)
     assert finding.passed, finding.reason
 
 
