@@ -7,12 +7,12 @@ from pathlib import Path
 
 from bench.contracts import Case, contract
 from bench.examination import Examination
+from bench.implementations import OURS
 from bench.judge import Judge, Refused
 from bench.peers import PEERS
 from bench.timing import Arm
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = {"cpu": ("cpp",), "cuda": ("triton", "cuda")}
 FUSED = "fused"  # a single call of torch's, of an op that has one
 LIBRARIES = ("cudnn", "flex", "fa4")  # of CUDA tensors, where installed; each does a part of an op
 

@@ -10,7 +10,7 @@ On a GPU compute-sanitizer has the last word (bench/sanitizer.py).
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from bench.conduct import Conduct
 from bench.contracts import contract
 from bench.examination import Examination
 from bench.finding import Finding
+from bench.implementations import runnable
 from bench.judge import Judge, Refused
 from bench.subject import Subject
 from bench.threads import one_thread
@@ -84,7 +85,7 @@ def examined(op: str, judge: Judge, seed: int | None = None) -> Finding:
             names = [str(name) for name in loaded["implementations"]]
             of = Examination(contract(op), judge, secrets.randbits(48) if seed is None else seed)
             subject = Subject(of, str(loaded["default"] or ""))
-            for impl in [None, *_runnable(names, judge.device)]:
+            for impl in [None, *runnable(names, judge.device)]:
                 _examine(subject, impl)
                 evidence["implementations"].append(
                     {"impl": impl or "default", "tensors": _shares(of)}
@@ -96,12 +97,6 @@ def examined(op: str, judge: Judge, seed: int | None = None) -> Finding:
     except Refused as refused:
         return Finding(False, str(refused), {**evidence, "kind": refused.kind, "op": op})
     return Finding(True, f"{of.cases} cases agree with float64", evidence)
-
-
-def _runnable(names: Sequence[str], device: str) -> list[str]:
-    """The implementations by name that this device can run; the public function without a name is what the trial calls."""
-    elsewhere = {"cpu": ("triton", "cuda"), "cuda": ("cpp",)}[device]
-    return [name for name in names if name not in elsewhere]
 
 
 def _examine(subject: Subject, impl: str | None) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.arms import OURS
+from bench.implementations import OURS
 from bench.goals import BACKWARD, BOTH, FORWARD, GOALS, PASSES, Goal
 
 Line = dict[str, Any]
