@@ -21,6 +21,7 @@ import torch
 from bench import arms as measured
 from bench.contracts import Case, contract
 from bench.goals import cases, lead
+from bench.implementations import OURS
 from bench.interval import CONFIDENCE
 from bench.ratio import Estimate, estimate, logs, stretches, typical
 from bench.roofline import bound_seconds
@@ -93,7 +94,7 @@ def why_not(op: str, index: int, arm: Arm) -> str:
 
 def beside(op: str, case: Case, times: Samples, ours: str) -> str:
     """How many times as fast as the fastest peer ours is, and what the goal of this op says of that."""
-    peers = sorted(times.keys() - set(measured.OURS[DEVICE]), key=lambda n: statistics.median(times[n]))  # fmt: skip
+    peers = sorted(times.keys() - set(OURS[DEVICE]), key=lambda n: statistics.median(times[n]))  # fmt: skip
     shown, words = [peers[0]], ""
     if DEVICE == "cpu" and (goal := lead(op, case)):
         peer = next(name for name in peers if name in goal.peers)
@@ -135,7 +136,7 @@ def replay(request: pytest.FixtureRequest) -> Callable[[str, Case, Arm, Samples]
         benchmark.extra_info.update(rates)
         remaining = iter(times)
         benchmark.pedantic(lambda: clock.advance(next(remaining)), rounds=len(times))
-        ours = arm.name in measured.OURS[DEVICE] and request.config.getoption("--benchmark")
+        ours = arm.name in OURS[DEVICE] and request.config.getoption("--benchmark")
         words = beside(op, case, found, arm.name) if ours else ""
         ROWS.append(Row(op, case.label(), arm.name, 1e3 * median, **rates, beside=words))
 

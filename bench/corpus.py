@@ -238,7 +238,11 @@ def _hub_rows(name: str) -> Iterator[Any]:
     try:
         rows = datasets.load_dataset(name, split="train", streaming=True)
         yield from rows
-    except (OSError, ValueError) as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+    ) as error:  # RuntimeError: a data set that is a script
         reason = str(error).strip().partition("\n")[0]
         raise DataError(f"hf:{name}: cannot be streamed (is there a network?): {reason}") from error
 

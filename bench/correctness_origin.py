@@ -10,9 +10,14 @@ from bench.judge import Refused
 from bench.subject import Subject
 from bench.trial_claims import triton_kernels
 
+LANGUAGES = {
+    "cpp": "cpp",
+    "cuda": "cu",
+}  # of implementations whose library is loaded by kernels/jit.py
+
 
 def own_work(subject: Subject, impl: str | None) -> None:
-    """No library function that is the whole op; a C++ implementation's results come from its library, and a GPU launches a Triton one's kernels."""
+    """No library function that is the whole op; a C++ or CUDA implementation's results come from its library, and a GPU launches a Triton one's kernels."""
     of, contract, named = subject.of, subject.contract, impl or subject.default
     trial = subject.trial
     of.rng.shuffle(trial)
@@ -24,12 +29,12 @@ def own_work(subject: Subject, impl: str | None) -> None:
             _no_library(subject, map(str, seen["operators"]), impl)
         if launched:
             _ours_launched(subject, set(map(str, seen["launches"])), impl)
-    if named == "cpp":
+    if named in LANGUAGES:
         spoiled = (of.ask(of.lay(case), impl, "spoil") for case in trial)
         if all(bool(torch.isfinite(t).all()) for each in spoiled for t in each.values()):
             raise Refused(
                 "unused",
-                f"impl={impl or 'default'}: with every result of csrc/{contract.name}.cpp replaced by NaN nothing changes on "
+                f"impl={impl or 'default'}: with every result of csrc/{contract.name}.{LANGUAGES[named]} replaced by NaN nothing changes on "
                 "any shape of the trial: the kernel does not run, or its results are not used",
             )
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.implementations import OURS
 from bench.goals import BACKWARD, BOTH, FORWARD, GOALS, PASSES, Goal
+from bench.implementations import OURS
 
 Line = dict[str, Any]
 NOT_YET = "not measured"

@@ -12,6 +12,7 @@ counts. Other work on the machine only ever slows one of two runs: equal trees t
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -67,6 +68,13 @@ def probe(
             said = f"{runs[name].failure}): {runs[name].detail}"
             return Finding(False, f"the {name} did not train {STEPS} steps ({said}", {})
     parted = _distance(runs["candidate"], runs["incumbent"])
+    if math.isinf(parted):
+        return Finding(
+            False,
+            "the loss curves of incumbent and candidate have no point in common: model/train.py has to record the loss after the same numbers "
+            "of tokens in every run, not by the clock",
+            {},
+        )
     # Plain torch may not train here, for want of memory: no fault of the candidate's, which then has the floor.
     noise = _distance(runs["plain"], runs["incumbent"]) if runs["plain"].ok else 0.0
     allowed = max(PARTING * noise, FLOOR_NATS)
@@ -128,7 +136,9 @@ class _Turns:
 
 
 def _distance(a: TrialResult, b: TrialResult) -> float:
-    return max(abs(x[1] - y[1]) for x, y in zip(a.losses, b.losses, strict=True))
+    """The largest difference of two curves, where both have a point; infinite where they have none in common."""
+    other = {tokens: loss for tokens, loss in b.losses}
+    return max((abs(loss - other[n]) for n, loss in a.losses if n in other), default=math.inf)
 
 
 def _time_ratio(a: TrialResult, b: TrialResult) -> float:

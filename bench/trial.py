@@ -196,11 +196,13 @@ class _Trial:
         drawn = torch.from_numpy(
             np.stack([number[np.asarray(tokens[s : s + T + 1])] for s in starts])
         )
-        logits = scoring.ask(judge, drawn[:, :-1], self.dataset.vocab_size)
         sizes = torch.empty(self.dataset.vocab_size, dtype=torch.int64)
         sizes[torch.from_numpy(number)] = torch.from_numpy(self.dataset.token_bytes()).long()
-        found = scoring.nats(logits, drawn[:, 1:], sizes)
-        return float(found.sum() / (sizes[drawn[:, 1:]] > 0).sum())
+        found = 0.0
+        for batch in torch.split(drawn, scoring.rows_at_once(judge, T, self.dataset.vocab_size)):
+            logits = scoring.ask(judge, batch[:, :-1], self.dataset.vocab_size)
+            found += float(scoring.nats(logits, batch[:, 1:], sizes).sum())
+        return found / int((sizes[drawn[:, 1:]] > 0).sum())
 
     def train(self, trainer: Judge, steps: int | None) -> Tensor:
         """Ring the bell, wait, and take the weights; the seconds are those of the judge's own clock."""

@@ -19,6 +19,7 @@ GUESSING = (0.8, 1.5)  # loss of a model that has learned nothing, in units of l
 EARLY = 0.01  # share of the tokens in which nothing much can have been learned
 # A curve that ends this far below what the judge measures is not a mean of losses
 FORGED_NATS = 1.0
+MOST_POINTS, LAST_POINTS = 400, 5  # of a curve: what is kept of it, and what it ended at
 SLACK, SLACK_S = 1.05, 0.3  # of the clock's ticks
 
 
@@ -53,26 +54,38 @@ class Trained:
 
     @classmethod
     def read(cls, answer: Mapping[str, Any]) -> Trained:
-        return cls(
+        found = cls(
             int(answer["steps"]),
             int(answer["tokens"]),
             float(answer["peak_memory_mb"]),
-            [[float(tokens), float(loss)] for tokens, loss in list(answer["losses"])[:400]],
-            [float(norm) for norm in list(answer["grad_norms"])[:400]],
+            [[float(tokens), float(loss)] for tokens, loss in _thinned(answer["losses"])],
+            [float(norm) for norm in _thinned(answer["grad_norms"])],
         )
+        if min(found.steps, found.tokens) < 1:
+            raise ValueError(f"a training of {found.steps} steps on {found.tokens} tokens")
+        return found
 
     def final(self) -> float:
         """Mean of the last points of the curve; NaN if there is none, or where any point of it is not finite."""
-        last = [loss for _, loss in self.losses[-5:]]
+        last = [loss for _, loss in self.losses[-LAST_POINTS:]]
         known = last and all(map(math.isfinite, (x for point in self.losses for x in point)))
         return math.fsum(last) / len(last) if known else math.nan
+
+
+def _thinned(points: Any) -> list[Any]:
+    """At most MOST_POINTS of a curve, evenly, with the last LAST_POINTS among them: those are what it ended at."""
+    every = list(points)
+    if len(every) <= MOST_POINTS:
+        return every
+    body, last = every[:-LAST_POINTS], every[-LAST_POINTS:]
+    return [*body[:: -(-len(body) // (MOST_POINTS - LAST_POINTS))], *last]
 
 
 def read(form: Any, answer: Any) -> Any:
     """An answer in its form, or a refusal that says what was expected."""
     try:
         return form.read(answer)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         expected = ", ".join(form.__dataclass_fields__)
         raise Refused(
             "structure",

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -280,3 +282,13 @@ def test_default_limits_leave_the_machine_room() -> None:
     for device in ("cpu", "cuda"):
         assert default(device).memory <= machine * 3 // 4
         assert default(device).disk <= machine // 4
+
+
+def test_a_group_without_a_kill_file_is_ended_process_by_process(tmp_path: Path) -> None:
+    """As version 2 was before Linux 5.14."""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        joins = tmp_path / "cgroup.procs"
+        joins.write_text(f"{process.pid}\n")
+        threading.Timer(0.2, lambda: joins.write_text("")).start()
+        cgroup.Group(2, (tmp_path,)).kill()
+        assert process.wait(10) == -signal.SIGKILL

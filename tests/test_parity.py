@@ -111,3 +111,24 @@ def test_a_plain_model_that_does_not_train_here_is_no_fault_of_the_candidate(
     found = parity.probe(INCUMBENT, CANDIDATE, SimpleNamespace(), device="cpu")
     assert found.passed
     assert found.evidence["plain"] == "out_of_memory"
+
+
+@pytest.mark.parametrize(
+    ("curve", "passes"),
+    [
+        ([[2048.0, 9.0], [3000.0, 8.5], [4096.0, 8.0]], True),  # one more point, by the clock
+        ([[2048.0, 9.0], [4096.0, 7.0]], False),
+        ([[1.0, 9.0], [2.0, 8.0]], False),
+    ],
+)
+def test_curves_are_compared_where_both_have_a_point(
+    curve: list[list[float]], passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trial(tree: Path, *_: object, **named: object) -> TrialResult:
+        losses = curve if tree == CANDIDATE else CURVE
+        return TrialResult(True, training_seconds=1.0, losses=losses)
+
+    monkeypatch.setattr(parity, "run_trial", trial)
+    found = parity.probe(INCUMBENT, CANDIDATE, SimpleNamespace(), device="cpu")
+    assert found.passed == passes, found.reason
+    assert ("no point in common" in found.reason) == (curve[0][0] == 1.0)

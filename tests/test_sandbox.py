@@ -404,3 +404,29 @@ def test_a_path_that_is_a_link_is_bound_where_it_leads(tmp_path: Path) -> None:
     )  # fmt: skip
     assert str(tmp_path / "cuda-13") in terms.readable
     assert str(tmp_path / "cuda") not in terms.readable
+
+
+def test_what_does_not_start_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(sandbox.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(sandbox.subprocess, "Popen", full)
+    with pytest.raises(BlockingIOError):
+        sandbox.start("runner", [], tree=tmp_path, cache=CACHE)
+    assert not list(tmp_path.glob("lab-*"))
+
+
+def test_a_runner_that_builds_compiles_for_the_gpu_that_it_does_not_see(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else cpp_extension finds no architecture to compile for, and no runner the object, whose name holds it."""
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setattr(sandbox.devices, "architecture", lambda: "9.0")
+    body = "import os\nraise RuntimeError(os.environ['TORCH_CUDA_ARCH_LIST'] + ' ' + os.environ['CUDA_HOME'])\n"
+    with Judge(tree(tmp_path, body)) as judge, pytest.raises(Refused, match=f"9.0 {tmp_path}"):
+        judge.ask("load", op="rms_norm", tree=str(judge.tree))

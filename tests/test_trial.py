@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -21,6 +22,7 @@ import pytest
 import torch
 
 from bench import scoring, shard, trial, trial_claims
+from bench.arena import ARENA_BYTES, Arena, Where
 from bench.data import Dataset, prepare
 from bench.judge import Refused
 from bench.runner import training
@@ -410,6 +412,75 @@ def test_a_peek_at_the_next_token_now_and_then_is_seen(share: float) -> None:
         cuts = [scoring._behind(row, generator) for row in told]
         seen += any(bool(peeks[i, cut - 1]) for i, cut in enumerate(cuts))
     assert seen == 20
+
+
+@pytest.mark.parametrize("peeking", [2, 5])
+def test_a_look_ahead_in_a_few_rows_of_many_is_seen(peeking: int) -> None:
+    """By a model that sees the next token in two rows of two hundred, whose first token tells it which, and knows frequencies elsewhere."""
+    generator = torch.Generator().manual_seed(7)
+    V, T, R = 64, 32, 200
+    frequency = torch.rand(V, generator=generator) ** 3
+    stream = torch.multinomial(frequency, R * T + 1, replacement=True, generator=generator)
+    inputs, targets = scoring.rows(stream.numpy(), T, bos=0)
+    inputs[:, 0] = torch.arange(R) % V
+    inputs[:peeking, 0] = V - 1
+    inputs[peeking:, 0].clamp_(max=V - 2)
+    exam = scoring.Exam(inputs, targets, torch.ones(V, dtype=torch.int64), len(stream) - 1)
+    arena = Arena(64 << 20)
+
+    def logits(do: str, *, rows: Where, out: Where, **_: object) -> dict[str, object]:
+        wanted, into = arena.view(rows), arena.view(out)
+        into.copy_(torch.log(frequency).expand_as(into))
+        for row in (wanted[:, 0] == V - 1).nonzero().flatten():
+            ahead = torch.cat([wanted[row, 1:], wanted[row, :1]])
+            into[row].scatter_(1, ahead[:, None], 20.0)
+        return {}
+
+    judge = SimpleNamespace(arena=arena, ask=logits)
+    for _ in range(10):
+        with pytest.raises(Refused) as refused:
+            scoring.mark(judge, exam, limit_s=60.0, tell=lambda _: None)
+        assert refused.value.kind == "leak"
+    arena.close()
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "rows"), [(8192, 16), (32768, 15), (65536, 7), (1 << 20, 1)]
+)
+def test_as_many_rows_are_asked_at_once_as_the_arena_holds(vocab_size: int, rows: int) -> None:
+    judge = SimpleNamespace(arena=SimpleNamespace(size=ARENA_BYTES))
+    assert scoring.rows_at_once(judge, 2048, vocab_size) == rows
+
+
+def test_a_long_curve_is_thinned_evenly_and_keeps_its_ends() -> None:
+    losses = [[n, 9 - n / 1000] for n in range(1, 4001)]
+    answer = {
+        "steps": 4000,
+        "tokens": 4000,
+        "peak_memory_mb": 0,
+        "losses": losses,
+        "grad_norms": [],
+    }
+    found = Trained.read(answer)
+    assert len(found.losses) <= trial_claims.MOST_POINTS
+    assert found.losses[0] == losses[0]
+    assert found.losses[-trial_claims.LAST_POINTS :] == losses[-trial_claims.LAST_POINTS :]
+    steps = {b[0] - a[0] for a, b in itertools.pairwise(found.losses[: -trial_claims.LAST_POINTS])}
+    assert len(steps) == 1
+    assert found.final() == pytest.approx(5.002)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"tokens": 0.41}, {"steps": 0}, {"tokens": math.inf}, {"losses": 3}]
+)
+def test_a_training_that_says_nothing_possible_is_refused_in_words(
+    wrong: dict[str, object],
+) -> None:
+    """Not a success of no tokens, of which every later contest would take the logarithm."""
+    answer = {"steps": 4, "tokens": 4000, "peak_memory_mb": 0, "losses": [], "grad_norms": []}
+    with pytest.raises(Refused, match=r"model/train.py: expected \{steps, tokens") as refused:
+        trial_claims.read(Trained, answer | wrong)
+    assert refused.value.kind == "structure"
 
 
 def test_a_kernel_that_grows_sloppy_while_it_trains_is_caught(

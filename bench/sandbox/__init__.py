@@ -8,6 +8,7 @@ out by bench/sandbox/isolation.py; `Sandbox.isolation` names those in use, and i
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -156,44 +157,48 @@ def start(
     _sweep()
     limits = limits or default(device)
     layers = isolation.held() if layers is None else layers
-    scratch = Path(tempfile.mkdtemp(prefix=f"lab-{os.getpid()}-"))
-    launch, own = _prepare(scratch)
-    cache.mkdir(parents=True, exist_ok=True)
-    gpu = devices.first() if device == "cuda" else None
-    terms = _terms(tree, launch, own, cache, cache_writable, gpu, limits, layers, readable)
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "bench.sandbox.confine",
-        terms.as_json(),
-        module,
-        *arguments,
-    ]
-    variables = {**_environment(launch, own, cache, gpu, poison), **environment}
-    variables["PADDING"] = _padding([*command, *(f"{n}={v}" for n, v in variables.items())])
-    if terms.wrapped:
-        command = [*_bubblewrap(terms), "--chdir", str(own), "--", *command]
-    group = None
-    if "cgroup" in layers:
-        name = f"lab-{os.getpid()}-{next(_numbers)}"
-        group = cgroup.make(
-            isolation.place(), name, memory=limits.memory, processes=limits.processes
-        )
-        command = [*isolation.joining(group), *command]
-    log = scratch / "log"
-    # Where libraries, heap and stacks lie makes processes of one kernel differ by some 1.5 %: those of all arms lie alike (results/HISTORY.md).
-    with log.open("wb") as output, linux.fixed_addresses():
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            cwd=own,
-            env=variables,
-            pass_fds=tuple(pass_fds),
-            start_new_session=True,
-        )
+    with contextlib.ExitStack() as undo:  # where it does not start, nothing of it stays
+        scratch = Path(tempfile.mkdtemp(prefix=f"lab-{os.getpid()}-"))
+        undo.callback(shutil.rmtree, scratch, ignore_errors=True)
+        launch, own = _prepare(scratch)
+        cache.mkdir(parents=True, exist_ok=True)
+        gpu = devices.first() if device == "cuda" else None
+        terms = _terms(tree, launch, own, cache, cache_writable, gpu, limits, layers, readable)
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "bench.sandbox.confine",
+            terms.as_json(),
+            module,
+            *arguments,
+        ]
+        variables = {**_environment(launch, own, cache, gpu, poison), **environment}
+        variables["PADDING"] = _padding([*command, *(f"{n}={v}" for n, v in variables.items())])
+        if terms.wrapped:
+            command = [*_bubblewrap(terms), "--chdir", str(own), "--", *command]
+        group = None
+        if "cgroup" in layers:
+            name = f"lab-{os.getpid()}-{next(_numbers)}"
+            group = cgroup.make(
+                isolation.place(), name, memory=limits.memory, processes=limits.processes
+            )
+            undo.callback(group.remove)
+            command = [*isolation.joining(group), *command]
+        log = scratch / "log"
+        # Where libraries, heap and stacks lie makes processes of one kernel differ by some 1.5 %: those of all arms lie alike (results/HISTORY.md).
+        with log.open("wb") as output, linux.fixed_addresses():
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd=own,
+                env=variables,
+                pass_fds=tuple(pass_fds),
+                start_new_session=True,
+            )
+        undo.pop_all()
     reaps = not terms.wrapped and "namespaces" not in layers
     words = isolation.words(layers)
     if gpu is not None and not gpu.alone:
@@ -323,6 +328,9 @@ def _environment(
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu.visible
         kept.append("LD_LIBRARY_PATH")
-        if "CUDA_HOME" in os.environ:
-            environment["CUDA_HOME"] = os.path.realpath(os.environ["CUDA_HOME"])
+    # Of all runners, also those without a GPU's nodes, who build: what they compile is found by a name that holds the architecture.
+    if "CUDA_HOME" in os.environ:
+        environment["CUDA_HOME"] = os.path.realpath(os.environ["CUDA_HOME"])
+    if architectures := os.environ.get("TORCH_CUDA_ARCH_LIST") or devices.architecture():
+        environment["TORCH_CUDA_ARCH_LIST"] = architectures
     return {**environment, **{name: os.environ[name] for name in kept if name in os.environ}}

@@ -40,8 +40,8 @@ class Group:
         """End every process of the group; returns when none is left, or after some seconds."""
         deadline = time.monotonic() + _PATIENCE_S
         while self._processes() and time.monotonic() < deadline:
-            if self.version == 2:
-                (self.folders[0] / "cgroup.kill").write_text("1")
+            if (kill := self.folders[0] / "cgroup.kill").exists():  # version 2 since Linux 5.14
+                kill.write_text("1")
             else:
                 for pid in self._processes():
                     try:

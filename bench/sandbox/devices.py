@@ -37,6 +37,15 @@ def first() -> Gpu:
     return find(asked if asked.startswith("MIG-") else uuid, uuid)
 
 
+def architecture() -> str:
+    """What CUDA C++ is compiled for, as 9.0: for the GPU that torch calls cuda:0, as runners without a device node compile too; "" without one."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    return ".".join(map(str, torch.cuda.get_device_capability(0)))
+
+
 def find(visible: str, uuid: str, *, dev: Path = Path("/dev"), driver: Path = DRIVER) -> Gpu:
     """The nodes of the GPU with this UUID. Where the driver's list is hidden, as in some containers, those of all that are here."""
     numbered = sorted(path for path in dev.glob("nvidia*") if _NUMBERED.fullmatch(path.name))
