@@ -122,9 +122,7 @@ def replay(request: pytest.FixtureRequest) -> Callable[[str, Case, Arm, Samples]
 
     def hand_over(op: str, case: Case, arm: Arm, found: Samples) -> None:
         asked, times = contract(op), found[arm.name]
-        # Backward: twice the arithmetic and, at least, twice the traffic.
-        passes = 3 if asked.differentiable and not case.forward_only else 1
-        moved, flops = passes * asked.least_bytes(case), passes * asked.flops(case)
+        moved, flops = asked.least_work(case, trained=not case.forward_only)
         median = statistics.median(times)
         dtype = next(i.dtype for i in case.inputs.values() if i.dtype != "int64")
         rates = {

@@ -181,10 +181,9 @@ def _case(arguments: Mapping[str, Any]) -> tuple[Case, bool]:
 
 
 def limit_of(asked: Contract, case: Case, device: str, trained: bool) -> float:
-    """The bound of a call. Backward: twice the arithmetic and, at least, twice the traffic."""
-    passes = 3 if asked.differentiable and trained else 1
+    """The bound of a call, with its backward where it is trained."""
     dtype = next(i.dtype for i in case.inputs.values() if i.dtype != "int64")
-    moved, flops = passes * asked.least_bytes(case), passes * asked.flops(case)
+    moved, flops = asked.least_work(case, trained=trained)
     return bound_seconds(moved, flops, dtype, device)
 
 

@@ -273,8 +273,7 @@ def _once_more(asked: Contract, arms: Sequence[Arm], runner: Conduct, rng: rando
 def _possible(asked: Contract, found: Measured, device: str) -> None:
     """Raises Refused where a block took less time than its traffic or arithmetic takes at the ceilings of this machine."""
     case = found.case
-    passes = 3 if asked.differentiable and not case.forward_only else 1
-    moved, flops = passes * asked.least_bytes(case), passes * asked.flops(case)
+    moved, flops = asked.least_work(case, trained=not case.forward_only)
     for name, seconds in found.wall.items():
         floor = roofline.floor_seconds(moved, flops, device)
         if min(seconds) < floor:

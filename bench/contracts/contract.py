@@ -162,6 +162,11 @@ class Contract:
     # what is wrong with it, or "".
     judge: Callable[[Case, Mapping[str, Tensor], Tensor], Callable[[Tensor], str]] | None = None
 
+    def least_work(self, case: Case, *, trained: bool) -> tuple[float, float]:
+        """Bytes and flops of a call at least, and where it is `trained` of its backward: twice the arithmetic and, at least, twice the traffic."""
+        passes = 3 if self.differentiable and trained else 1
+        return passes * self.least_bytes(case), passes * self.flops(case)
+
     def shapes(self, case: Case) -> dict[str, Input]:
         """Shapes and dtypes of the results of a case."""
 

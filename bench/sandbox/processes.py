@@ -114,11 +114,6 @@ def fixed_addresses(pid: int) -> bool:
     return False
 
 
-def threads(pids: Iterable[int]) -> int:
-    """Threads that exist now."""
-    return sum(int(fields[17]) for fields in map(_stat, pids) if fields)
-
-
 def peak_bytes(pids: Iterable[int]) -> int:
     """Largest memory so far of each process, summed, without the pages that it shares with the judge."""
     return sum(1024 * (s.get("VmHWM", 0) - s.get("RssShmem", 0)) for s in map(_status, pids))
