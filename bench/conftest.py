@@ -19,12 +19,12 @@ import pytest
 import torch
 
 from bench import arms as measured
+from bench import roofline
 from bench.contracts import Case, contract
 from bench.goals import cases, lead
 from bench.implementations import OURS
 from bench.interval import CONFIDENCE
 from bench.ratio import Estimate, estimate, logs, stretches, typical
-from bench.roofline import bound_seconds
 from bench.timing import Arm, Samples, sample
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -113,8 +113,17 @@ def _told(found: Estimate, peer: str) -> str:
     return f"{found.ratio:.2f} [{low:.2f}, {high:.2f}] x {peer}"
 
 
+@pytest.fixture(scope="session")
+def ceilings(request: pytest.FixtureRequest) -> None:
+    """Ceilings that were measured while other work ran are too low: a benchmark looks again, 2 s, and the best look counts."""
+    if request.config.getoption("--benchmark"):
+        roofline.ceilings(DEVICE, again=True)
+
+
 @pytest.fixture
-def replay(request: pytest.FixtureRequest) -> Callable[[str, Case, Arm, Samples], None]:
+def replay(
+    request: pytest.FixtureRequest, ceilings: None
+) -> Callable[[str, Case, Arm, Samples], None]:
     """Hand the samples of one arm to pytest-benchmark, with bytes, flops and % of limit."""
     clock = Clock()
     request.node.add_marker(pytest.mark.benchmark(timer=clock))
@@ -128,7 +137,7 @@ def replay(request: pytest.FixtureRequest) -> Callable[[str, Case, Arm, Samples]
         rates = {
             "gb_per_s": moved / median / 1e9,
             "gflop_per_s": flops / median / 1e9,
-            "percent_of_limit": 100 * bound_seconds(moved, flops, dtype, DEVICE) / median,
+            "percent_of_limit": 100 * roofline.bound_seconds(moved, flops, dtype, DEVICE) / median,
         }
         benchmark.group = f"{op} {case.label()}"
         benchmark.extra_info.update(rates)
