@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -43,15 +44,18 @@ class Guard:
 
     def __init__(self, ledger: Ledger, folder: Path, seal: integrity.Seal | None) -> None:
         self._ledger, self._folder, self._seal = ledger, folder, seal
-        self._failures = 0
+        self._failures: Counter[str] = Counter()  # in a row, by stage
 
     @contextmanager
-    def watch(self, number: int) -> Iterator[Watched]:
-        """Judge the experiment inside; a candidate that trips the judge must not end the night, nor pass."""
+    def watch(self, number: int, stage: str) -> Iterator[Watched]:
+        """Judge the experiment inside; a candidate that trips the judge must not end the night, nor pass.
+
+        Failures in a row are of one `stage`: proposals go on to pass the first gates where every trial fails.
+        """
         watched = Watched(self._ledger, number)
         try:
             yield watched
-            self._failures = 0
+            self._failures[stage] = 0
         except (LoopError, Stopped) as ended:
             self._ledger.close_experiment(number, Outcome(LOST, str(ended) or "the run ended"))
             raise
@@ -61,7 +65,7 @@ class Guard:
         except (
             Exception
         ) as error:  # the boundary of an experiment: it is the candidate's, until it repeats
-            watched.outcome = self._failed(number, error)
+            watched.outcome = self._failed(number, stage, error)
 
     def verify(self) -> None:
         """Raises LoopError if the judge's files have changed since the run was opened."""
@@ -78,16 +82,16 @@ class Guard:
         log.write_text("".join(traceback.format_exception(error)))
         return log
 
-    def _failed(self, number: int, error: Exception) -> Outcome:
+    def _failed(self, number: int, stage: str, error: Exception) -> Outcome:
         """What to record; a judge that fails again and again is itself broken, and the run ends."""
-        self._failures += 1
+        self._failures[stage] += 1
         log = self.keep(str(number), error)
         outcome = Outcome(
             CRASH, f"the judge could not finish: {type(error).__name__}: {error}; see {log}"
         )
-        if self._failures >= MAX_FAILURES:
+        if self._failures[stage] >= MAX_FAILURES:
             self._ledger.close_experiment(number, outcome)
             raise LoopError(
-                f"the judge failed {self._failures} times in a row: {outcome.reason}"
+                f"the judge failed {self._failures[stage]} times in a row: {outcome.reason}"
             ) from error
         return outcome

@@ -82,7 +82,7 @@ class Loop:
         number = prepared.number
         self.ledger.take_experiment(number)
         spent = self.trials.seconds
-        with self.guard.watch(number) as watched:
+        with self.guard.watch(number, "trial") as watched:
             watched.commit = prepared.commit
             try:
                 current = self.preparing.rebased(prepared)

@@ -105,6 +105,7 @@ class Preparing:
         try:
             proposal = self.proposer.propose(context)
         except NoProposal as nothing:
+            self._failures = 0
             self._nothing(parent, nothing)
             return None
         except BudgetSpent as spent:
@@ -122,7 +123,10 @@ class Preparing:
         self.guard.verify()
         try:
             commit = self.workspace.commit(parent, proposal)
-        except GitError as error:
+        except (
+            GitError,
+            ValueError,
+        ) as error:  # ValueError: a NUL in a path, half a surrogate pair in a text
             self._not_applied(parent, proposal, error)
             return None
         return self._judge(proposal, parent, commit)
@@ -138,7 +142,7 @@ class Preparing:
             self.run_id, proposal, parent, commit, *_patch(candidate), self.hardware
         )
         self.screen.say(f"experiment {self._count()}: {proposal.hypothesis}")
-        with self.guard.watch(number) as watched:
+        with self.guard.watch(number, "gates") as watched:
             for repairs_left in reversed(range(REPAIRS + 1)):
                 results = self._gates(number, candidate, earlier)
                 refusal = results[-1] if results and not results[-1].passed else None
@@ -194,7 +198,7 @@ class Preparing:
             return None
         try:
             commit = self.workspace.commit(parent, mended)
-        except GitError as error:
+        except (GitError, ValueError) as error:
             self._bill(number, mended)
             self.screen.say(f"  not mended: {error}")
             return None
@@ -213,7 +217,10 @@ class Preparing:
         number = self.ledger.open_experiment(self.run_id, empty, parent, parent, "", "")
         self.ledger.close_experiment(number, Outcome(CRASH, f"no proposal: {nothing.reason}"))
         self.screen.say(f"experiment {self._count()}: no proposal: {nothing.reason}")
-        self.stop.wait(min(LONGEST_PAUSE_S, 0.5 * 2**self._empty))
+        if (
+            self.proposer.ahead
+        ):  # it asks somebody; a recording or what is pruned has the next at hand
+            self.stop.wait(min(LONGEST_PAUSE_S, 0.5 * 2 ** min(self._empty, 16)))
         self._empty += 1
 
     def _proposer_failed(self, parent: str, error: Exception) -> None:
@@ -225,7 +232,7 @@ class Preparing:
         if self._failures >= MAX_FAILURES:
             raise LoopError(f"{self._failures} times in a row {reason}") from error
 
-    def _not_applied(self, parent: str, proposal: Proposal, error: GitError) -> None:
+    def _not_applied(self, parent: str, proposal: Proposal, error: GitError | ValueError) -> None:
         """Record a proposal whose files git does not take."""
         outcome = Outcome(
             REFUSE, f"the files cannot be written: {error}; name paths of the surface"

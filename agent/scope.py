@@ -63,16 +63,20 @@ def normal_form(path: str, content: bytes | None) -> str:
     text = content.decode(errors="replace")
     if path.endswith(".py"):
         try:
-            tree = ast.parse(text)
+            return _python_form(text)
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return text
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-                if ast.get_docstring(node, clean=False) is not None:
-                    del node.body[0]
-        return ast.dump(tree)
+            return text  # a sum of a thousand terms parses, and is too deep to be written out
     lines = [" ".join(line.split()) for line in without_comments(text).splitlines()]
     return "\n".join(line for line in lines if line)
+
+
+def _python_form(text: str) -> str:
+    tree = ast.parse(text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                del node.body[0]
+    return ast.dump(tree)
 
 
 # Comments and strings of C++; what lies between them is code.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
@@ -31,7 +32,7 @@ def open_screen(stream: TextIO) -> Screen:
 
 def describe(event: Mapping[str, Any]) -> str:
     """`step 120  loss 3.214  4,210 tokens/s` of what the event has."""
-    parts = [str(event["phase"])] if event.get("phase") else []
+    parts = [printable(str(event["phase"]))] if event.get("phase") else []
     if event.get("step") is not None:
         parts.append(f"step {event['step']:,}")
     if event.get("loss") is not None:
@@ -39,6 +40,11 @@ def describe(event: Mapping[str, Any]) -> str:
     if event.get("tokens") and event.get("elapsed"):
         parts.append(f"{event['tokens'] / event['elapsed']:,.0f} tokens/s")
     return "  ".join(parts)
+
+
+def printable(text: str) -> str:
+    """Without what a terminal would obey: candidates and models write some of these texts."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
 
 def duration(seconds: float) -> str:
@@ -78,8 +84,9 @@ class Plain:
 
     def say(self, text: str) -> None:
         stamp = time.strftime("%H:%M:%S")
-        for line in text.splitlines() or [""]:
-            print(f"{stamp} {line}".rstrip(), file=self._stream, flush=True)
+        with contextlib.suppress(OSError):  # nobody listens any more; the night goes on
+            for line in printable(text).splitlines() or [""]:
+                print(f"{stamp} {line}".rstrip(), file=self._stream, flush=True)
 
     def stage(self, text: str, seconds: float | None = None) -> None:
         self._stage = text
@@ -117,11 +124,15 @@ class Live:
         self._bar.start()
 
     def say(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        with contextlib.suppress(OSError):
+            self._console.print(printable(text), markup=False)
 
     def stage(self, text: str, seconds: float | None = None) -> None:
         self._clock = Clock(seconds)
-        self._bar.reset(self._task, total=seconds, description=text, note="", visible=True)
+        with contextlib.suppress(OSError):
+            self._bar.reset(
+                self._task, total=seconds, description=printable(text), note="", visible=True
+            )
 
     def progress(self, event: Mapping[str, Any]) -> None:
         left = self._clock.left(event)
@@ -135,4 +146,5 @@ class Live:
             )
 
     def close(self) -> None:
-        self._bar.stop()
+        with contextlib.suppress(OSError):
+            self._bar.stop()

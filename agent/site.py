@@ -67,6 +67,10 @@ def at_work(lab: Lab, run: Run, shop: Workshop) -> Iterator[Site]:
     # a shell starts a job in the background with SIGINT ignored
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
+    if (
+        signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
+    ):  # nohup's wish: to outlive its terminal
+        signal.signal(signal.SIGHUP, _interrupt)
     try:
         yield Site(shop, workspace, measured, hours, guard, champion)
     finally:

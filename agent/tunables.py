@@ -35,6 +35,7 @@ _NAME = re.compile(r"(?P<name>\w+)\s*(?::\s*[\w\[\]., |]+)?\s*$")
 _CHOICE = re.compile(
     r"""[-+]?(?:0[xX][\da-fA-F']+|\d[\d_'.]*(?:[eE][-+]?\d+)?|\.\d+)[fFuUlL]*|[tT]rue|[fF]alse|None|"[^"]*"|'[^']*'"""
 )
+MOST_SHIFT = 64  # any line may look like a constant, and 9**9**9 would be worked out for hours
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.LShift: operator.lshift, ast.Mult: operator.mul, ast.Add: operator.add, ast.Sub: operator.sub,
     ast.Div: operator.truediv, ast.Pow: operator.pow, ast.FloorDiv: operator.floordiv,
@@ -132,7 +133,7 @@ def number_of(value: str) -> Any:
     plain = {"true": "True", "false": "False"}.get(plain, plain)
     try:
         return _evaluate(ast.parse(plain, mode="eval").body)
-    except (SyntaxError, ValueError, TypeError, ZeroDivisionError):
+    except (SyntaxError, ValueError, TypeError, ArithmeticError, RecursionError, MemoryError):
         return value.strip()
 
 
@@ -142,7 +143,10 @@ def _is_constant(value: str) -> bool:
 
 def _evaluate(node: ast.expr) -> Any:
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        return _OPERATORS[type(node.op)](_evaluate(node.left), _evaluate(node.right))
+        left, right = _evaluate(node.left), _evaluate(node.right)
+        if isinstance(node.op, ast.Pow | ast.LShift) and not 0 <= right <= MOST_SHIFT:
+            raise ValueError("no constant of a kernel")
+        return _OPERATORS[type(node.op)](left, right)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_evaluate(node.operand)
     if isinstance(node, ast.Constant):

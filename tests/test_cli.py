@@ -417,6 +417,26 @@ def test_a_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "18 s left  loss 3.000" in shown
 
 
+@pytest.mark.parametrize(("screen", "code"), [(Plain, errno.EPIPE), (Live, errno.EIO)])
+def test_a_night_outlives_whoever_listened(screen: type[Plain] | type[Live], code: int) -> None:
+    """A pipe that nobody reads any more; a terminal that was closed."""
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(code, os.strerror(code))
+
+    shown = screen(Gone())
+    shown.stage("microbench", 20)
+    shown.say("kept")
+    shown.close()
+
+
+def test_words_of_a_candidate_move_no_terminal() -> None:
+    out = io.StringIO()
+    Plain(out).say("slower\x1b[2J\x1b]0;title\x07\ud800 by half")
+    assert out.getvalue().endswith("slower?[2J?]0;title?? by half\n")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.26, "0.3 s"), (59.4, "59 s"), (187, "3:07"), (7509, "2:05:09")]
 )

@@ -179,9 +179,11 @@ def test_no_agent_is_started_when_what_they_said_has_come_to_a_limit(
     said = {"total_cost_usd": 0.25, "usage": {"input_tokens": 300}}
     agent = bench.agent(put(*FASTER) + f"print({json.dumps(said)!r})\n")
     for _ in range(2):
-        proposed(agent, bench.context())
+        last = proposed(agent, bench.context())
     with pytest.raises(BudgetSpent, match="are spent"):
         agent.propose(bench.context())
+    with pytest.raises(BudgetSpent, match="are spent"):
+        agent.repair(last, REFUSAL)
 
 
 @pytest.mark.parametrize(

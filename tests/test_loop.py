@@ -19,6 +19,7 @@ from agent.proposers import Context
 from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, GateResult, Proposal, Settings
 from agent.seeds import SELECTING
 from bench.finding import Finding
+from bench.speed import Comparison
 from bench.trial import TrialResult
 
 SETTINGS = Settings(proposer="sweep", seconds=5.0, data="corpus-1", experiments=7)
@@ -287,16 +288,29 @@ def test_a_judge_that_trips_counts_as_a_crash_and_ends_the_run_only_when_it_repe
     assert len(list((lab.folder / "runs").glob("*/error-*.log"))) == 3
 
 
-def test_a_path_that_git_does_not_take_is_a_refusal(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+class BrokenClock(Rules):
+    """A judge that trips wherever it would measure time; what comes before goes well."""
+
+    def compare(self, op: str, incumbent: Path, candidate: Path) -> Comparison:
+        raise OSError("no file descriptors are left")
+
+
+def test_a_judge_that_trips_in_every_measurement_ends_the_run_though_the_first_gates_go_well(
+    lab: Lab,
 ) -> None:
-    monkeypatch.setattr(
-        campaign.proposers, "create", lambda name, workshop: Fixed({"../outside.py": "x"})
-    )
+    with pytest.raises(LoopError, match="3 times in a row: .*no file descriptors"):
+        campaign.run(lab, replace(SETTINGS, experiments=9), Transcript(), BrokenClock())
+
+
+@pytest.mark.parametrize("path", ["../outside.py", "kernels/a\0b.py"])
+def test_a_path_that_git_does_not_take_is_a_refusal(
+    path: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: Fixed({path: "x"}))
     campaign.run(lab, replace(SETTINGS, experiments=1), Transcript(), Rules())
     (experiment,) = lab.ledger().experiments()
     assert experiment.outcome.status == REFUSE
-    assert "../outside.py" in experiment.outcome.reason
+    assert "cannot be written" in experiment.outcome.reason
 
 
 def test_resume_refuses_an_op_that_is_none_and_takes_settings_that_are_the_run_s_own(

@@ -163,6 +163,11 @@ def test_a_name_that_differs_in_case_alone_is_refused(root: Path) -> None:
     )
 
 
+def test_a_sum_that_is_too_deep_to_be_written_out_is_compared_as_it_is() -> None:
+    deep = "x = 1" + " + 1" * 3000
+    assert scope.normal_form("kernels/a.py", deep.encode()) == deep
+
+
 def test_the_same_change_in_other_words_is_a_duplicate(root: Path) -> None:
     write(root, {"csrc/scale.cpp": CPP.replace("kRows = 1", "kRows = 4")})
     git(root, "stash", "-q")

@@ -103,6 +103,12 @@ def test_equal_numbers_are_equal_however_written(text: str, value: float) -> Non
     assert tunables.number_of(text) == value
 
 
+@pytest.mark.parametrize("text", ["9**9**9", "1 << 9999999999", "2.0**5000", "1" + "+1" * 5000])
+def test_what_would_take_for_ever_is_no_number(text: str) -> None:
+    """Any line of a docstring may look like a constant."""
+    assert tunables.number_of(text) == text
+
+
 def test_a_constant_for_somewhere_counts_there_alone() -> None:
     text = "a = 1  # tune on cpu: 1 2\na = 4  # tune on cuda: 4 8\nkRows = 8;  // tune on avx512: 4 8\nb = 1  # tune: 1 2\n"
     on_cpu, on_cuda, on_avx512, anywhere = tunables.find(text)

@@ -115,6 +115,7 @@ class Command:
         number, done = proposal.notes.get("desk", 0), proposal.notes.get("repairs", 0)
         if number not in self._desks:
             return None
+        self._afford()
         desk, prompt = self._desks[number]
         evidence = json.dumps(dict(refusal.evidence), indent=1, default=str)[:MAX_EVIDENCE]
         prompt += REFUSED.format(gate=refusal.name, reason=refusal.reason, evidence=evidence)
