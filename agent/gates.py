@@ -289,7 +289,13 @@ GATES: Steps = (
     ("parity", parity),
 )
 # What a gate needs of the machine while it runs; those that are not named need nothing.
-USES = {"build": CORES, "correctness": DEVICE, "microbench": DEVICE, "parity": DEVICE}
+USES = {
+    "static": CORES,
+    "build": CORES,
+    "correctness": DEVICE,
+    "microbench": DEVICE,
+    "parity": DEVICE,
+}
 # Those that compare with the incumbent, which may change until a proposal's turn has come.
 MEASURING = ("microbench", "parity")
 

@@ -13,7 +13,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent import integrity
@@ -45,7 +45,7 @@ class Workspace:
             sealed = self._trees.setdefault(commit, [])
             if not sealed or sealed[-1].changed():
                 tree = self.folder / TREES / f"{commit[:12]}-{len(sealed)}"
-                _remove(tree)
+                remove(tree)
                 self.repository.export(commit, tree, FOLDERS)
                 sealed.append(integrity.of_tree(tree))
             return sealed[-1].root
@@ -54,7 +54,7 @@ class Workspace:
         """Remove the trees of a commit that nothing reads any more."""
         with self._lock:
             for sealed in self._trees.pop(commit, []):
-                _remove(sealed.root)
+                remove(sealed.root)
 
     def commit(self, parent: str, proposal: Proposal) -> str:
         """The proposal as a commit on `parent`; unreferenced until `hold` or `advance`."""
@@ -97,7 +97,7 @@ class Workspace:
     def close(self) -> None:
         """Remove the trees; branch and logs stay."""
         for name in (TREES, DRAFT):
-            _remove(self.folder / name)
+            remove(self.folder / name)
 
 
 @contextmanager
@@ -141,12 +141,18 @@ def clear_leftovers(lab: Path) -> int:
     """Remove the trees that killed runs left; call under `lock`. How many there were."""
     left = [folder for name in (TREES, DRAFT) for folder in (lab / "runs").glob(f"*/{name}")]
     for folder in left:
-        _remove(folder)
+        remove(folder)
     return len(left)
 
 
-def _remove(tree: Path) -> None:
+def remove(tree: Path) -> None:
+    """Also where folders in it were made read-only; what even then stays (another user's) must end no night, and is tried again by the next run."""
     if tree.is_symlink():
         tree.unlink()
-    elif tree.exists():
-        shutil.rmtree(tree)
+        return
+    for folder, names, _ in os.walk(tree):
+        for path in (Path(folder), *(Path(folder, name) for name in names)):
+            if not path.is_symlink():
+                with suppress(OSError):
+                    path.chmod(0o700)
+    shutil.rmtree(tree, ignore_errors=True)

@@ -11,7 +11,7 @@ from agent.lab import Unusable
 from agent.ledger import Ledger
 from agent.machine import Machine
 from agent.proposers import Workshop
-from agent.proposers.openai import ChatModel, create, only_model
+from agent.proposers.openai import BROKEN_OFF, ChatModel, create, only_model
 from agent.records import Settings
 from agent.research.messages import (
     END,
@@ -19,6 +19,7 @@ from agent.research.messages import (
     REFUSAL,
     TOOLS,
     ModelUnusable,
+    Rejected,
     ToolResult,
     Transient,
     Usage,
@@ -204,3 +205,39 @@ def test_deepseek_tells_its_cache_in_its_own_word():
 
     with DeepSeek([Say("x")]) as server:
         assert model(server).reply(PROMPT, 1000).usage == Usage(300, 7, 600, 0)
+
+
+class WrongDoor(ChatServer):
+    """Answers every path with status 200 and words that are no chat, as some servers do without their /v1."""
+
+    def events(self, say, body):
+        return [("", self.said)]
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ({"error": "Unexpected endpoint"}, "Unexpected endpoint"),
+        ({"error": {"message": "no such model", "code": 404}}, "no such model"),
+        ({"status": "ok"}, "Most end in /v1"),
+    ],
+)
+def test_an_endpoint_that_is_none_is_told_before_the_night(said, shown):
+    with WrongDoor([Say("x")]) as server:
+        server.said = said
+        with pytest.raises(ModelUnusable, match=shown):
+            model(server).check()
+
+
+def test_an_answer_that_breaks_off_again_and_again_is_not_asked_for_ever():
+    with WrongDoor([Say("x")] * 9) as server:
+        server.said = {"error": {"message": "context length exceeded", "code": "context_length"}}
+        asked = model(server)
+        for _ in range(BROKEN_OFF):
+            with pytest.raises(Transient):
+                asked.reply(PROMPT, 1000)
+        with pytest.raises(Rejected, match="6 times in a row: context length exceeded"):
+            asked.reply(PROMPT, 1000)
+        server.said = {"error": {"message": "overloaded", "code": 503}}
+        with pytest.raises(Transient, match="503"):
+            asked.reply(PROMPT, 1000)

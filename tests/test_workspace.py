@@ -14,7 +14,7 @@ from lab_tree import CPP, PY, git, make, write
 from agent.git import GitError, Repository
 from agent.records import Proposal
 from agent.surface import FOLDERS
-from agent.workspace import Busy, Workspace, clear_leftovers, is_held, lock
+from agent.workspace import Busy, Workspace, clear_leftovers, is_held, lock, remove
 
 BETTER = CPP.replace("kRows = 1", "kRows = 4")
 
@@ -313,3 +313,17 @@ def test_looking_at_the_working_tree_takes_no_lock_of_the_index(root: Path) -> N
     (root / "csrc/scale.cpp").touch()  # `git status` would write the new times down
     assert Repository(root).dirty(FOLDERS) == []
     assert index.read_bytes() == before
+
+
+def test_a_folder_that_was_made_read_only_is_removed(tmp_path: Path) -> None:
+    locked = tmp_path / "tree" / "locked"
+    locked.mkdir(parents=True)
+    (locked / "file").touch()
+    outside = tmp_path / "outside"
+    outside.mkdir(mode=0o500)
+    (tmp_path / "tree" / "link").symlink_to(outside)
+    locked.chmod(0o500)
+    remove(tmp_path / "tree")
+    assert not (tmp_path / "tree").exists()
+    assert outside.stat().st_mode & 0o777 == 0o500
+    remove(tmp_path / "tree")

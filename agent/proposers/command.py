@@ -35,7 +35,7 @@ from agent.research import search
 from agent.research.messages import Usage
 from agent.research.search import COMBINE, Plan
 from agent.spending import BudgetSpent
-from agent.workspace import DRAFT
+from agent.workspace import DRAFT, remove
 
 NAME = "command"
 CONTRACTS = "bench/contracts"
@@ -197,7 +197,7 @@ class Command:
     def _desk(self, number: int, context: Context, task: Task) -> Desk:
         for old in sorted(self._desks)[: -(DESKS - 1)]:
             desk, _ = self._desks.pop(old)
-            shutil.rmtree(desk.folder)
+            remove(desk.folder)
         contracts = sorted((self._workshop.repository.root / CONTRACTS).glob("*.py"))
         documents = {f"{CONTRACTS}/{file.name}": file.read_text() for file in contracts}
         return Desk(

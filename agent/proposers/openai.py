@@ -38,6 +38,7 @@ KEY = "OPENAI_API_KEY"
 SILENCE_S = 600.0
 CONNECT_S = 10.0
 LISTED = 12  # models that a message names
+BROKEN_OFF = 5  # answers in a row that may end in an error without a status
 TRY = Prompt(
     (),
     (Tool("yes", "Say yes.", {"type": "object", "properties": {}, "additionalProperties": False}),),
@@ -54,6 +55,13 @@ def create(workshop: Workshop) -> Researcher:
     prices.tell_unlisted(names, workshop.screen.say)
     models = [ChatModel(name, url, stop=workshop.stop, say=workshop.screen.say) for name in names]
     return Researcher(NAME, workshop, models)
+
+
+def _status(chunk: Mapping[str, Any]) -> int:
+    """The status that an error inside an answer of status 200 gives itself, where it does."""
+    error = chunk.get("error")
+    code = error.get("code") if isinstance(error, Mapping) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 200
 
 
 def only_model(url: str) -> str:
@@ -98,6 +106,7 @@ class ChatModel:
         self._line = wire.Line(self._url, name, KEY, self._key)
         self._gauge = wire.Gauge()
         self._told = True  # whether the server tells what it used
+        self._broken_off = 0  # answers in a row that ended in an error without a status
 
     def _key(self) -> str:
         return str(self._client.headers["Authorization"]).removeprefix("Bearer ")
@@ -107,8 +116,18 @@ class ChatModel:
         import httpx2
 
         try:
-            for _ in self._stream(self._body(TRY, 16)):
-                pass
+            answered = False
+            for chunk in self._stream(self._body(TRY, 16)):
+                if chunk.get("error"):
+                    status = _status(chunk)
+                    if status == 200:
+                        raise ModelUnusable(f"{self._url}: {self._line.clean(wire.words(chunk))}")
+                    raise self._line.failed(status, chunk, {})
+                answered = answered or "choices" in chunk
+            if not answered:
+                raise ModelUnusable(
+                    f"{self._url} answers, and not as a chat: is --base-url right? Most end in /v1"
+                )
         except httpx2.TransportError as error:
             raise ModelUnusable(f"no answer from {self._line.broken(error)}") from None
         except (ModelUnusable, Rejected) as error:
@@ -141,12 +160,13 @@ class ChatModel:
             for chunk in self._stream(body):
                 self._take(answer, chunk, body)
                 if chunk.get("error"):
-                    raise self._line.failed(200, chunk, {}, self._billed(answer, body))
+                    raise self._failed(chunk, self._billed(answer, body))
                 if self._stop.is_set():
                     billed = self._billed(answer, body)
                     raise Transient("the run was stopped in an answer", billed=billed)
         except httpx2.TransportError as error:
             raise self._line.broken(error, self._billed(answer, body)) from None
+        self._broken_off = 0
         if answer.usage is None and self._told:
             self._told = False
             self._say(f"{self.name} does not tell what it uses: its tokens are estimated")
@@ -164,6 +184,16 @@ class ChatModel:
                 if line.startswith("data:"):
                     data = line.removeprefix("data:").strip()
                     yield {} if data == "[DONE]" else self._chunk(data)
+
+    def _failed(self, chunk: Mapping[str, Any], billed: Usage | None) -> Exception:
+        """What to raise for an error inside an answer. One without a status may pass by itself; one that comes again and again does not."""
+        status = _status(chunk)
+        self._broken_off += status == 200
+        if status == 200 and self._broken_off > BROKEN_OFF:
+            return Rejected(
+                f"{self._broken_off} times in a row: {self._line.clean(wire.words(chunk))}"
+            )
+        return self._line.failed(status, chunk, {}, billed)
 
     def _take(
         self, answer: chat_wire.Answer, chunk: Mapping[str, Any], body: Mapping[str, Any]

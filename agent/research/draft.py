@@ -7,9 +7,11 @@ Mistake, in words for the model that asked for it.
 from __future__ import annotations
 
 import difflib
+import heapq
 import re
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agent import surface
@@ -17,6 +19,7 @@ from agent.records import Candidate, Change
 from agent.scope import MAX_BYTES
 
 NEAREST_LINES = 12  # of the file, in an error about a text that is not in it
+FEW_LINES = 8  # of a text, or places in a file, that are compared character by character
 _PATH = re.compile(r"(kernels|csrc|model)/[A-Za-z0-9_]+\.(py|cpp|cu|h)")
 _PLAIN, _ABSENT = "100644", "000000"
 
@@ -162,7 +165,17 @@ def _nearest(lines: list[str], wanted: list[str]) -> tuple[int, float]:
     matcher = difflib.SequenceMatcher(autojunk=False)
     matcher.set_seq2("\n".join(target))
     best = (0.0, 0)
-    for start in range(max(1, len(lines) - len(target) + 1)):
+    starts: Sequence[int] = range(max(1, len(lines) - len(target) + 1))
+    if (
+        len(target) > FEW_LINES
+    ):  # characters of a hundred lines beside those of every window take a core for minutes
+        known = Counter(target)
+
+        def shared(start: int) -> int:
+            return (Counter(stripped[start : start + len(target)]) & known).total()
+
+        starts = heapq.nlargest(FEW_LINES, starts, key=shared)
+    for start in starts:
         matcher.set_seq1("\n".join(stripped[start : start + len(target)]))
         if matcher.real_quick_ratio() > best[0] and matcher.quick_ratio() > best[0]:
             best = max(best, (matcher.ratio(), start))
