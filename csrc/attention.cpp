@@ -351,7 +351,7 @@ void softmax_gradient(float* S, float* dP, const TileBand& band, const float* ls
 // dk and dv are summed over the group's heads and all tiles of queries by one thread, in a fixed order: no atomics. The sums of one
 // key head stay in the thread's scratch until they are done. With fewer key heads than threads the tiles of queries are dealt to
 // `parts` tasks a head, and the sums of part p go to `partial` (2, parts, B, Hkv, T, width) to be added up afterwards: there the order of
-// additions follows from the number of threads. Three heads on two threads in parts as well: 1.04 [1.01, 1.07] of the time.
+// additions follows from the number of threads. Parts for three heads on two threads were tried: 1.04 [1.01, 1.07] of the time.
 template <typename T>
 struct Backward {
   Shape s;

@@ -36,6 +36,10 @@ def add_rms_norm(
         raise ValueError(
             f"add_rms_norm: x and residual must have one shape, got {tuple(x.shape)} and {tuple(residual.shape)}"
         )
+    if weight is not None and weight.shape != x.shape[-1:]:
+        raise ValueError(
+            f"add_rms_norm: expected a weight ({x.shape[-1]},), got {tuple(weight.shape)}"
+        )
     return IMPLEMENTATIONS[choose(IMPLEMENTATIONS, impl, x.device)](x, residual, weight, eps)
 
 

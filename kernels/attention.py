@@ -436,9 +436,9 @@ def _triton_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     B, H, T, D = q.shape
     before, after = _band(T, causal, window)
+    if q.numel() == 0:  # of no queries; there may be keys
+        return torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-    if q.numel() == 0:
-        return dq, dk, dv
     do, q, k, v = _operands(do, q, k, v)
     delta = torch.empty_like(lse)
     _attention_delta_kernel[(triton.cdiv(T, DELTA_M) * B * H,)](

@@ -57,7 +57,7 @@ def _torch(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> Tens
     z = F.linear(h, W.to(h.dtype)).float()
     if softcap is not None:
         z = softcap * torch.tanh(z / softcap)
-    losses = F.cross_entropy(z.flatten(0, -2), targets.flatten(), reduction="none")
+    losses = F.cross_entropy(z.reshape(-1, z.shape[-1]), targets.flatten(), reduction="none")
     return losses.view(targets.shape)
 
 
@@ -121,12 +121,10 @@ def _capped(z, cap, rate, CAPPED: tl.constexpr):
         e = tl.exp2(rate * tl.abs(z))
         r = 1.0 / (1.0 + e)
         t = (1.0 - e) * r
-        y, slope = (
-            cap * tl.where(z < 0, -t, t),
-            4.0 * e * r * r,
-        )  # 1 - t^2, without its cancellation
+        y = cap * tl.where(z < 0, -t, t)
+        slope = 4.0 * e * r * r  # 1 - t^2, without its cancellation
     else:
-        y, slope = z * LOG2E, z * 0.0 + 1.0
+        y, slope = z * LOG2E, tl.full(z.shape, 1.0, tl.float32)  # 1 also where z is infinite
     return y, slope
 
 

@@ -24,7 +24,12 @@ from kernels import choose, custom_op, jit
 def rms_norm(
     x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, *, impl: str | None = None
 ) -> Tensor:
-    """Normalise the last dimension of x (..., D) to unit root mean square, times weight (D,) if given; result in x's dtype."""
+    """Normalise the last dimension of x (..., D) to unit root mean square, times weight (D,) if given; result in x's dtype.
+
+    Raises ValueError for a weight of another shape.
+    """
+    if weight is not None and weight.shape != x.shape[-1:]:
+        raise ValueError(f"rms_norm: expected a weight ({x.shape[-1]},), got {tuple(weight.shape)}")
     return IMPLEMENTATIONS[choose(IMPLEMENTATIONS, impl, x.device)](x, weight, eps)
 
 

@@ -40,10 +40,11 @@ BATCH_TOKENS = {
 }
 # What backward needs, in bytes: it decides how many rows fit at once
 ACTIVATION_BYTES = 36  # a token, channel and layer, in bfloat16
-SCORE_BYTES, LOGIT_BYTES = (
-    8,
+SCORE_BYTES = 8  # a score of every layer, where plain torch keeps it in float32 twice
+LOGIT_BYTES, PLAIN_LOGIT_BYTES = (
+    2,
     12,
-)  # a score of every layer and a logit, where plain torch keeps them in float32 two and three times
+)  # of ours its gradient, made in the forward pass; in plain torch three times in float32
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ def batch(device: torch.device, config: GPTConfig) -> Batch:
     row = ACTIVATION_BYTES * T * config.dim * config.depth
     if config.impl.get("attention") == "torch":
         row += SCORE_BYTES * T * T * config.heads * config.depth
-    if config.impl.get("linear_cross_entropy") == "torch":
-        row += LOGIT_BYTES * T * config.vocab_size
+    plain = config.impl.get("linear_cross_entropy") == "torch"
+    row += (PLAIN_LOGIT_BYTES if plain else LOGIT_BYTES) * T * config.vocab_size
     fits = max(1, int(0.7 * torch.cuda.get_device_properties(device).total_memory) // row)
     return Batch(rows, max(n for n in range(1, rows + 1) if rows % n == 0 and n <= fits))
 

@@ -289,3 +289,12 @@ def test_plain_attention_on_a_gpu_takes_rows_of_a_batch_in_as_many_pieces_as_its
         assert fast.micro_rows == fast.rows
         assert 8 <= slow.micro_rows < 64
         assert slow.rows % slow.micro_rows == 0
+
+
+def test_a_large_vocabulary_on_a_gpu_takes_smaller_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """131,072 words: the gradient of the logits alone would take 64 GiB of an H100's 80 in one piece."""
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30)
+    )
+    found = train.batch(torch.device("cuda"), configure("cuda", 131072, 2048))
+    assert 2 * 131072 * 2048 * found.micro_rows < 0.5 * (80 << 30)

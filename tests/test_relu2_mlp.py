@@ -122,3 +122,21 @@ def test_triton_compiles_ahead_of_time_without_a_spill():
     rows = compile_all(module.AOT, (80, 90, 100))
     assert len(rows) == 6
     assert all(row["stack_bytes"] == 0 for row in rows), rows
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_may_end_before_the_backward_or_not(dtype: torch.dtype) -> None:
+    """Where the processor multiplies neither, products are formed in float32, and autocast would take them back."""
+    found = []
+    for inside in (False, True):
+        x, up, down = draw((3, 5), 16, 32, 16, torch.float32)
+        with torch.autocast("cpu", dtype):
+            y = relu2_mlp(x, up, down, impl="cpp")
+            if inside:
+                y.float().sum().backward()
+        if not inside:
+            y.float().sum().backward()
+        assert y.dtype == dtype
+        found.append((y.detach(), x.grad, up.grad, down.grad))
+    for outside, within in zip(*found, strict=True):
+        torch.testing.assert_close(outside, within, rtol=0, atol=0)

@@ -37,7 +37,7 @@ def reference(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None = Non
         z = softcap * torch.tanh(z / softcap)
     kept = targets != -100
     wanted = torch.where(kept, targets, 0)
-    loss = F.cross_entropy(z.flatten(0, -2), wanted.flatten(), reduction="none")
+    loss = F.cross_entropy(z.reshape(-1, z.shape[-1]), wanted.flatten(), reduction="none")
     return loss.view(targets.shape) * kept
 
 
