@@ -245,10 +245,23 @@ class Preparing:
     # ---- what waits for its trial
 
     def waiting(self) -> Iterator[Prepared]:
-        """What an earlier life of this run had ready."""
+        """What an earlier life of this run had ready and the gates of now let pass as well: a hole in them may have been closed since."""
         for experiment in self.ledger.waiting(self.run_id):
             self.screen.say(f"experiment {experiment.number} was ready: {experiment.hypothesis}")
-            yield self._of(experiment)
+            prepared = self._of(experiment)
+            ready = False
+            with self.guard.watch(prepared.number, "gates") as watched:
+                context = gates.Context(self.judge, self.settings.op, earlier={})
+                results = self._gates(prepared.number, prepared.candidate, context)
+                refusal = next((result for result in results if not result.passed), None)
+                ready = refusal is None
+                if refusal is not None:
+                    watched.outcome = Outcome(REFUSE, f"{refusal.name}: {refusal.reason}")
+            if ready:
+                yield prepared
+                continue
+            self.workspace.forget(prepared.commit)
+            self.screen.say(f"  {watched.close().status}")
 
     def _of(self, experiment: Experiment) -> Prepared:
         candidate = self.workspace.candidate(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -328,6 +328,25 @@ def test_what_was_ready_when_the_loop_was_stopped_is_tried_when_it_goes_on(
     monkeypatch.setattr(proposers, "create", lambda name, workshop: Scripted([]))
     campaign.resume(lab, None, {}, Transcript(), Rules())
     assert [e.outcome.status for e in ledger.experiments()] == [LOST, KEEP]
+
+
+class Stricter(Rules):
+    """The judge after a person has closed a hole in it."""
+
+    def build(self, tree: Path, changed: Sequence[str]) -> Finding:
+        sly = "kRows = 4" in (tree / "csrc/scale.cpp").read_text()
+        return Finding(not sly, "four rows are a cheat" if sly else "built")
+
+
+def test_what_was_ready_meets_the_gates_of_now(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    night(lab, monkeypatch, Scripted([idea(rows(2)), idea(rows(4))]), PressedLate())
+    monkeypatch.setattr(proposers, "create", lambda name, workshop: Scripted([]))
+    judge = Stricter()
+    campaign.resume(lab, None, {}, Transcript(), judge)
+    refused = lab.ledger().experiments()[-1]
+    assert refused.outcome.status == REFUSE
+    assert "build: four rows are a cheat" in refused.outcome.reason
+    assert lab.ledger().run().incumbent == lab.ledger().run().start
 
 
 class SlowGates(Pressed):
