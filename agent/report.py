@@ -134,7 +134,7 @@ def _next(run: Run, experiments: list[Experiment]) -> Iterator[str]:
         yield f"take it  git merge lab/{run.id}{replaced}"
     else:
         yield ""
-    yield f"go on    python -m agent --resume {run.id}   (--experiments N or --hours H for a new limit)"
+    yield f"go on    python -m agent --resume {run.id}   (after a limit with a new one: --experiments, --hours, --gpu-hours, --usd or --tokens)"
     yield "export   python -m agent export --tsv"
 
 

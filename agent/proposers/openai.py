@@ -207,7 +207,7 @@ class ChatModel:
             raise Transient(shape, billed=self._usage(answer, body)) from None
 
     def _chunk(self, text: str) -> dict[str, Any]:
-        chunk, problem = wire.arguments(text)
+        chunk, problem = wire.read(text)
         return {"error": f"a chunk that is {problem}"} if chunk is None else dict(chunk)
 
     def _billed(self, answer: chat_wire.Answer, body: Mapping[str, Any]) -> Usage | None:

@@ -131,11 +131,11 @@ class Answer:
         text = _text(delta.get("content") or "")
         self._text += text
         self._refused = self._refused or bool(delta.get("refusal"))
-        self.bytes += len(text.encode())
+        self.bytes += wire.length(text)
         for name in THOUGHTS:
             if thought := delta.get(name):
                 self._thoughts[name] = self._thoughts.get(name, "") + thought
-                self.bytes += len(thought.encode())
+                self.bytes += wire.length(thought)
         for part in delta.get("tool_calls") or ():
             self._part(part)
 
@@ -154,12 +154,14 @@ class Answer:
         given = function.get("arguments") or ""
         given = given if isinstance(given, str) else json.dumps(given)
         call["arguments"] += given
-        self.bytes += len((function.get("name") or "").encode()) + len(given.encode())
+        self.bytes += wire.length((function.get("name") or "") + given)
 
     def reply(self, usage: Usage) -> Reply:
         calls = tuple(
             ToolCall(
-                call["id"] or f"call_{number}", call["name"], *wire.arguments(call["arguments"])
+                wire.whole(call["id"]) or f"call_{number}",
+                wire.whole(call["name"]),
+                *wire.arguments(call["arguments"]),
             )
             for number, call in enumerate(self._calls)
         )
@@ -168,5 +170,7 @@ class Answer:
             stop = REFUSAL
         elif calls and stop == END:
             stop = TOOLS
-        raw = _assistant(self._text, calls) | self._thoughts
-        return Reply(self._text, calls, usage, stop, raw)
+        text = wire.whole(self._text)
+        thoughts = {name: wire.whole(thought) for name, thought in self._thoughts.items()}
+        raw = _assistant(text, calls) | thoughts
+        return Reply(text, calls, usage, stop, raw)

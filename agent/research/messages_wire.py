@@ -115,7 +115,7 @@ class Answer:
         if delta.type == "input_json_delta":
             self._json[event.index] = self._json.get(event.index, "") + delta.partial_json
         for name in ("text", "thinking", "partial_json"):
-            self._bytes += len(getattr(delta, name, "").encode())
+            self._bytes += wire.length(getattr(delta, name, ""))
 
     def billed(self) -> Usage | None:
         """What an answer that broke off will be billed for; None if it had not begun."""
@@ -126,7 +126,7 @@ class Answer:
         message = self._message
         if message is None:
             return Reply("", (), Usage(), CUT)
-        text = "".join(block.text for block in message.content if block.type == "text")
+        text = wire.whole("".join(b.text for b in message.content if b.type == "text"))
         calls = [
             self._call(index, block)
             for index, block in enumerate(message.content)
@@ -163,9 +163,9 @@ def _raw(message: Message, calls: Sequence[ToolCall]) -> tuple[Mapping[str, Any]
     blocks: list[Mapping[str, Any]] = []
     for block in message.content:
         if block.type == "text":
-            blocks.extend(_text(block.text))
+            blocks.extend(_text(wire.whole(block.text)))
         elif block.type == "thinking":
-            kept = {"thinking": block.thinking, "signature": block.signature}
+            kept = {"thinking": wire.whole(block.thinking), "signature": block.signature}
             blocks.append({"type": "thinking", **kept})
         elif block.type == "redacted_thinking":
             blocks.append({"type": "redacted_thinking", "data": block.data})

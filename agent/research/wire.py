@@ -64,7 +64,7 @@ class Line:
         secret = self._secret()
         if secret != NO_KEY:
             text = text.replace(secret, "[key]")
-        text = " ".join(text.split())
+        text = " ".join(whole(text).split())
         return text if len(text) <= MAX_SAID else f"{text[:MAX_SAID]} ..."
 
 
@@ -107,11 +107,27 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, email.utils.mktime_tz(date) - time.time()) if date else None
 
 
+def whole(text: str) -> str:
+    """The text with halves of a character that came one by one put together; a half alone, which nothing can write down, becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def arguments(text: str) -> tuple[Mapping[str, Any] | None, str]:
     """(the arguments of a tool call, ""), or (None, what is wrong with them). No text is no arguments."""
+    text = whole(text)
+    value, problem = read(text)
+    try:
+        size(value)
+    except ValueError:
+        return None, f"half of a surrogate pair is no character: {text[:200]}"
+    return value, problem
+
+
+def read(text: str) -> tuple[Mapping[str, Any] | None, str]:
+    """(the JSON object that the text is, ""), or (None, what is wrong with it)."""
     try:
         value = json.loads(text or "{}")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return None, f"not JSON ({error}): {text[:200]}"
     if not isinstance(value, dict):
         return None, f"expected a JSON object, got {text[:200]}"
@@ -134,6 +150,11 @@ class Gauge:
 
     def tokens(self, size: int) -> int:
         return math.ceil(size * max(self._rates, default=1 / BYTES_PER_TOKEN))
+
+
+def length(text: str) -> int:
+    """Bytes of a piece of an answer, which may end in the middle of a character."""
+    return len(text.encode(errors="replace"))
 
 
 def size(body: Any) -> int:
