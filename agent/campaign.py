@@ -112,7 +112,8 @@ def _reopened(lab: Lab, found: Run, settings: Settings, screen: Screen) -> Run:
 
 def _go_on(ledger: Ledger, run: Run, screen: Screen) -> None:
     lost = ledger.reopen_run(run.id, run.settings)
-    said = f"; {lost} experiment was in flight and is lost" if lost else ""
+    those = "1 experiment was in flight and is" if lost == 1 else f"{lost} experiments were in flight and are"  # fmt: skip
+    said = f"; {those} lost" if lost else ""
     screen.say(f"going on with run {run.id}{said}")
 
 

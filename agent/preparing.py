@@ -123,10 +123,8 @@ class Preparing:
         self.guard.verify()
         try:
             commit = self.workspace.commit(parent, proposal)
-        except (
-            GitError,
-            ValueError,
-        ) as error:  # ValueError: a NUL in a path, half a surrogate pair in a text
+        # ValueError: a NUL in a path, half a surrogate pair in a text
+        except (GitError, ValueError) as error:
             self._not_applied(parent, proposal, error)
             return None
         return self._judge(proposal, parent, commit)
@@ -217,9 +215,8 @@ class Preparing:
         number = self.ledger.open_experiment(self.run_id, empty, parent, parent, "", "")
         self.ledger.close_experiment(number, Outcome(CRASH, f"no proposal: {nothing.reason}"))
         self.screen.say(f"experiment {self._count()}: no proposal: {nothing.reason}")
-        if (
-            self.proposer.ahead
-        ):  # it asks somebody; a recording or what is pruned has the next at hand
+        # Who asks nobody, as a recording, has the next at hand.
+        if self.proposer.ahead:
             self.stop.wait(min(LONGEST_PAUSE_S, 0.5 * 2 ** min(self._empty, 16)))
         self._empty += 1
 
@@ -237,6 +234,12 @@ class Preparing:
         outcome = Outcome(
             REFUSE, f"the files cannot be written: {error}; name paths of the surface"
         )
+        # the hypothesis may be what cannot be written
+        said = {
+            field: getattr(proposal, field).encode(errors="replace").decode()
+            for field in ("hypothesis", "expected")
+        }
+        proposal = replace(proposal, **said)
         number = self.ledger.open_experiment(self.run_id, proposal, parent, parent, "", "")
         self.ledger.close_experiment(number, outcome)
         self.screen.say(f"experiment {self._count()}: {proposal.hypothesis}")

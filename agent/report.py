@@ -16,7 +16,7 @@ from agent.gain_report import gain
 from agent.ledger import Ledger
 from agent.night_report import whole
 from agent.records import CRASH, DROP, KEEP, READY, REFUSE, RUNNING, Experiment, Past, Run
-from agent.screen import duration
+from agent.screen import duration, printable
 
 _PAST = {
     KEEP: "kept",
@@ -94,7 +94,7 @@ def spending(ledger: Ledger, run: str) -> str:
 
 def _experiment(experiment: Experiment) -> Iterator[str]:
     outcome = experiment.outcome
-    yield f"{experiment.number:4} {outcome.status:7} {experiment.hypothesis}"
+    yield f"{experiment.number:4} {outcome.status:7} {printable(experiment.hypothesis)}"
     if outcome.speed is not None:
         yield f"{'':13}{ratio(outcome.speed, outcome.speed_low, outcome.speed_high)} time, {outcome.blocks or 'unknown'} blocks of calls"
     if outcome.bpb_change is not None:
@@ -139,5 +139,5 @@ def _next(run: Run, experiments: list[Experiment]) -> Iterator[str]:
 
 
 def _short(text: str, width: int = 150) -> str:
-    line = " ".join(text.split())
+    line = printable(" ".join(text.split()))
     return line if len(line) <= width else line[: width - 3] + "..."

@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
 PLAIN_EVERY_S = 10.0  # between two progress lines of one stage in a log
+MOST, LEAST = (
+    1e15,
+    1e-6,
+)  # a figure of a stage, at most; the share of it from which the rest is guessed
 
 
 class Screen(Protocol):
@@ -33,13 +37,22 @@ def open_screen(stream: TextIO) -> Screen:
 def describe(event: Mapping[str, Any]) -> str:
     """`step 120  loss 3.214  4,210 tokens/s` of what the event has."""
     parts = [printable(str(event["phase"]))] if event.get("phase") else []
-    if event.get("step") is not None:
-        parts.append(f"step {event['step']:,}")
-    if event.get("loss") is not None:
-        parts.append(f"loss {event['loss']:.3f}")
-    if event.get("tokens") and event.get("elapsed"):
-        parts.append(f"{event['tokens'] / event['elapsed']:,.0f} tokens/s")
+    step, loss, tokens, elapsed = (_figure(event, n) for n in ("step", "loss", "tokens", "elapsed"))
+    if step is not None:
+        parts.append(f"step {step:,.0f}")
+    if loss is not None:
+        parts.append(f"loss {loss:.3f}")
+    if tokens and elapsed:
+        parts.append(f"{tokens / elapsed:,.0f} tokens/s")
     return "  ".join(parts)
+
+
+def _figure(event: Mapping[str, Any], name: str) -> float | None:
+    """A figure of an event; None where it is none: a candidate shares the process that tells them, and what it says must not end a trial."""
+    value = event.get(name)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MOST:
+        return None
+    return float(value)
 
 
 def printable(text: str) -> str:
@@ -56,6 +69,12 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def done(event: Mapping[str, Any]) -> float | None:
+    """How much of its phase is done, 0 to 1, where the event says so."""
+    fraction = _figure(event, "fraction")
+    return None if fraction is None else min(1.0, max(0.0, fraction))
+
+
 class Clock:
     """How long the stage has to go: from its known length, or from how much of the present phase is done."""
 
@@ -68,10 +87,11 @@ class Clock:
         now = time.monotonic()
         if event.get("phase") != self._phase:
             self._phase, self._phase_began = event.get("phase"), now
-        if event.get("fraction") is not None:
+        fraction, elapsed = done(event), _figure(event, "elapsed")
+        if fraction is not None:
             passed = now - self._phase_began
-            return float(passed / event["fraction"] - passed) if event["fraction"] else None
-        passed = float(event.get("elapsed", now - self._began))
+            return passed / fraction - passed if fraction > LEAST else None
+        passed = now - self._began if elapsed is None else elapsed
         return None if self.seconds is None else max(0.0, self.seconds - passed)
 
 
@@ -138,8 +158,8 @@ class Live:
         left = self._clock.left(event)
         rest = f"{duration(left)} left  " if left is not None else ""
         self._bar.update(self._task, note=f"{rest}{describe(event)}")
-        if event.get("fraction") is not None:
-            self._bar.update(self._task, total=1.0, completed=event["fraction"])
+        if (fraction := done(event)) is not None:
+            self._bar.update(self._task, total=1.0, completed=fraction)
         elif left is not None and self._clock.seconds is not None:
             self._bar.update(
                 self._task, total=self._clock.seconds, completed=self._clock.seconds - left

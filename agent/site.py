@@ -38,7 +38,8 @@ class Site:
 
 def workshop(lab: Lab, run: Run, ledger: Ledger, judge: Judging, screen: Screen) -> Workshop:
     """What a proposer may use. Nothing is written down yet; what killed runs left is removed."""
-    clear_leftovers(lab.folder)
+    for stays in clear_leftovers(lab.folder):
+        screen.say(f"{stays} cannot be removed, and is left: what is in it may be another user's")
     return Workshop(
         run.settings, run.id, run.start, lab.folder / "runs" / run.id, ledger, lab.repository(), judge,
         Machine(run.settings.device), screen, threading.Event(),
@@ -67,9 +68,8 @@ def at_work(lab: Lab, run: Run, shop: Workshop) -> Iterator[Site]:
     # a shell starts a job in the background with SIGINT ignored
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    if (
-        signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN
-    ):  # nohup's wish: to outlive its terminal
+    # nohup's wish is to outlive its terminal
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _interrupt)
     try:
         yield Site(shop, workspace, measured, hours, guard, champion)

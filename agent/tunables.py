@@ -144,7 +144,8 @@ def _is_constant(value: str) -> bool:
 def _evaluate(node: ast.expr) -> Any:
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         left, right = _evaluate(node.left), _evaluate(node.right)
-        if isinstance(node.op, ast.Pow | ast.LShift) and not 0 <= right <= MOST_SHIFT:
+        steep = isinstance(node.op, ast.Pow | ast.LShift)
+        if not (_is_sane(left) and _is_sane(right)) or (steep and not 0 <= right <= MOST_SHIFT):
             raise ValueError("no constant of a kernel")
         return _OPERATORS[type(node.op)](left, right)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
@@ -152,6 +153,11 @@ def _evaluate(node: ast.expr) -> Any:
     if isinstance(node, ast.Constant):
         return node.value
     raise ValueError("not a constant")
+
+
+def _is_sane(value: Any) -> bool:
+    """Whether it may be worked on: "-" * 9**9 is a gigabyte, and (9**64)**64 grows by a factor of 64 with every power."""
+    return isinstance(value, int | float) and abs(value) <= 2**MOST_SHIFT
 
 
 def _choices(text: str) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ class Workspace:
             sealed = self._trees.setdefault(commit, [])
             if not sealed or sealed[-1].changed():
                 tree = self.folder / TREES / f"{commit[:12]}-{len(sealed)}"
-                remove(tree)
+                make_way(tree)
                 self.repository.export(commit, tree, FOLDERS)
                 sealed.append(integrity.of_tree(tree))
             return sealed[-1].root
@@ -137,12 +137,19 @@ def is_held(lab: Path) -> bool:
     return False
 
 
-def clear_leftovers(lab: Path) -> int:
-    """Remove the trees that killed runs left; call under `lock`. How many there were."""
+def clear_leftovers(lab: Path) -> list[Path]:
+    """Remove the trees that killed runs left; call under `lock`. Those that stay all the same."""
     left = [folder for name in (TREES, DRAFT) for folder in (lab / "runs").glob(f"*/{name}")]
     for folder in left:
         remove(folder)
-    return len(left)
+    return [folder for folder in left if folder.exists()]
+
+
+def make_way(tree: Path) -> None:
+    """Remove it. Raises FileExistsError where something stays, which would be taken for a part of what comes there."""
+    remove(tree)
+    if tree.exists():
+        raise FileExistsError(f"{tree} cannot be removed: what is in it may be another user's")
 
 
 def remove(tree: Path) -> None:
@@ -150,6 +157,8 @@ def remove(tree: Path) -> None:
     if tree.is_symlink():
         tree.unlink()
         return
+    with suppress(OSError):
+        tree.chmod(0o700)  # what cannot be read is not walked
     for folder, names, _ in os.walk(tree):
         for path in (Path(folder), *(Path(folder, name) for name in names)):
             if not path.is_symlink():

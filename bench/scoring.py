@@ -6,7 +6,8 @@ the weights. So nothing but weights carries over from training, and nothing but 
 
 * some batches are asked again with other tokens from a cut on: logits before the cut must not move. Cuts are drawn over the whole row, and every
   other one just behind a token that was told better than its frequency tells, by most: whoever looks ahead now and then does it where that pays.
-  One such batch is of the rows that were told best of all: whoever looks ahead in five rows of two hundred gains 2.5 %, and is met by chance in a third of trials
+  One such batch is of the rows that were told best of all: whoever looks ahead in five rows of two hundred gains 2.5 %, and is missed in
+  a third of trials (0.81^5) where a row is met by chance alone
 * some rows, half of them told best, are asked in the process that trained, among other neighbours, in batches of other sizes, in train() and in eval() mode, every other batch with
   another future: what the scorer learned from rows it was asked, or remembers of their beginnings, is not known there
 * a row that crosses from one document into the next is read whole, by every model alike

@@ -12,7 +12,8 @@ Of the hidden tensors (R, M) only s is kept: the last product wants it as it is,
 costs a pass that writes one more of them.
 
 Bound: arithmetic, 4 R D M flops forward and 8 backward. On a CPU the products are 97 % of what is left, so that in bfloat16, where they are
-the same as torch.compile's, all is level with it (1.04 at R = 2048, D = 192, 0.99 at 4096, 512); in float32 it is 2.0 on Zen 5, by another product, and 1.03 on a Xeon, by the same one.
+the same as torch.compile's, all is level with it (1.04 at R = 2048, D = 192, 0.99 at 4096, 512); in float32
+it is 2.0 on Zen 5, by another product, and 1.03 on a Xeon, by the same one.
 """
 
 from __future__ import annotations
@@ -40,9 +41,8 @@ def relu2_mlp(x: Tensor, w_up: Tensor, w_down: Tensor, *, impl: str | None = Non
     call = IMPLEMENTATIONS[choose(IMPLEMENTATIONS, impl, x.device)]
     if not torch.is_autocast_enabled(x.device.type):
         return call(x, w_up, w_down)
-    with torch.autocast(
-        x.device.type, enabled=False
-    ):  # it would change the dtype of our own products
+    # It would change the dtype of our own products.
+    with torch.autocast(x.device.type, enabled=False):
         return call(x.to(torch.get_autocast_dtype(x.device.type)), w_up, w_down)
 
 

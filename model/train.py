@@ -41,10 +41,8 @@ BATCH_TOKENS = {
 # What backward needs, in bytes: it decides how many rows fit at once
 ACTIVATION_BYTES = 36  # a token, channel and layer, in bfloat16
 SCORE_BYTES = 8  # a score of every layer, where plain torch keeps it in float32 twice
-LOGIT_BYTES, PLAIN_LOGIT_BYTES = (
-    2,
-    12,
-)  # of ours its gradient, made in the forward pass; in plain torch three times in float32
+LOGIT_BYTES = 2  # the gradient of a logit, which our loss makes in its forward pass
+PLAIN_LOGIT_BYTES = 12  # a logit, where plain torch keeps it in float32 three times
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import os
 import random
 import re
 import select
+import signal
 import statistics
 import subprocess
 import sys
@@ -344,7 +345,10 @@ def test_whatever_ends_a_command_has_a_status_that_is_not_refused(
     assert ("Traceback" in err) == traced
 
 
-def test_a_polite_kill_ends_with_the_summary_and_leaves_no_tree(lab: Lab) -> None:
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGHUP])
+def test_a_polite_kill_ends_with_the_summary_and_leaves_no_tree(
+    lab: Lab, kill: signal.Signals
+) -> None:
     script = f"""
 import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
 from pathlib import Path
@@ -366,7 +370,7 @@ print(campaign.run(Lab(Path({str(lab.root)!r})), Settings(data="corpus-1"), Told
         for line in night.stdout:
             if line == "comparing\n":
                 break
-        night.terminate()
+        night.send_signal(kill)
         rest = night.stdout.read()
     assert night.returncode == 0
     assert "ended: stopped" in rest
@@ -435,6 +439,20 @@ def test_words_of_a_candidate_move_no_terminal() -> None:
     out = io.StringIO()
     Plain(out).say("slower\x1b[2J\x1b]0;title\x07\ud800 by half")
     assert out.getvalue().endswith("slower?[2J?]0;title?? by half\n")
+
+
+@pytest.mark.parametrize("odd", ["1e9", [1], {}, True, float("nan"), 10**400, -(10**400)])
+@pytest.mark.parametrize("screen", [Plain, Live])
+def test_figures_of_a_candidate_that_are_none_end_no_trial(
+    screen: type[Plain] | type[Live], odd: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.screen.PLAIN_EVERY_S", 0.0)
+    shown = screen(io.StringIO())
+    shown.stage("trial", 300)
+    for name in ("fraction", "elapsed", "phase", "step", "loss", "tokens"):
+        shown.progress({"elapsed": 2.0, "tokens": 10, name: odd})
+    shown.close()
+    assert describe({"step": odd, "loss": odd, "tokens": odd, "elapsed": odd}) == ""
 
 
 @pytest.mark.parametrize(

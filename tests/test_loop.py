@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -313,6 +314,19 @@ def test_a_path_that_git_does_not_take_is_a_refusal(
     assert "cannot be written" in experiment.outcome.reason
 
 
+def test_words_that_cannot_be_written_down_are_a_refusal(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = Proposal("half \ud83d\x1b[2J", ROWS_8, "fixed", expected="1 % \udfff")
+    monkeypatch.setattr(Fixed, "propose", lambda self, context: half)
+    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: Fixed({}))
+    summary = campaign.run(lab, replace(SETTINGS, experiments=1), Transcript(), Rules())
+    (experiment,) = lab.ledger().experiments()
+    assert experiment.outcome.status == REFUSE
+    assert experiment.hypothesis == "half ?\x1b[2J"
+    assert "half ??[2J" in summary  # and what a terminal would obey does not reach it
+
+
 def test_resume_refuses_an_op_that_is_none_and_takes_settings_that_are_the_run_s_own(
     lab: Lab,
 ) -> None:
@@ -331,6 +345,27 @@ def test_a_resumed_run_whose_limit_is_reached_trains_nothing(lab: Lab) -> None:
     summary = campaign.resume(lab, None, {}, Transcript(), judge)
     assert "1 experiments are done" in summary
     assert [call for call in judge.calls if call.startswith("trial")] == []
+
+
+def test_a_folder_that_cannot_be_removed_is_said_and_ends_nothing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = lab.folder / "runs/dead/draft"
+    left.mkdir(parents=True)
+    monkeypatch.setattr("agent.workspace.remove", lambda tree: None)
+    screen = Transcript()
+    campaign.run(lab, replace(SETTINGS, experiments=1), screen, Rules())
+    assert any(f"{left} cannot be removed" in line for line in screen.lines)
+
+
+@pytest.mark.parametrize(("lost", "said"), [(1, "1 experiment was in flight and is lost"), (2, "2 experiments were in flight and are lost")])  # fmt: skip
+def test_what_was_in_flight_is_counted_when_a_run_goes_on(lost: int, said: str, lab: Lab) -> None:
+    campaign.run(lab, replace(SETTINGS, experiments=2), Transcript(), Rules())
+    with sqlite3.connect(lab.ledger().path) as db:
+        db.execute("UPDATE experiments SET status = 'running' WHERE number <= ?", (lost,))
+    screen = Transcript()
+    campaign.resume(lab, None, {"experiments": 2 - lost or 1}, screen, Rules())
+    assert any(line.endswith(said) for line in screen.lines)
 
 
 def test_a_branch_named_lab_is_named_before_a_run_is_begun(lab: Lab) -> None:

@@ -13,6 +13,7 @@ from agent.machine import Machine
 from agent.proposers import Workshop
 from agent.proposers.openai import BROKEN_OFF, ChatModel, create, only_model
 from agent.records import Settings
+from agent.research import wire
 from agent.research.messages import (
     END,
     MAX_TOKENS,
@@ -165,6 +166,28 @@ def test_a_chunk_of_another_shape_is_to_be_sent_again(chunk):
     assert raised.value.billed.input > 0, "the answer had begun, and will be billed"
 
 
+def test_half_a_character_is_a_problem_of_its_call_and_of_nothing_else():
+    """A server may send an emoji in two pieces, and a model half of one: what cannot be written down must not end a session that is paid."""
+    call = {"id": "c", "function": {"name": "read", "arguments": '{"path": "\\ud83d"}'}}
+
+    class Halves(ChatServer):
+        def events(self, say, body):
+            deltas = [{"content": "\ud83d"}, {"content": "\ude00 \udfff"}, {"tool_calls": [call]}]
+            return [("", {"choices": [{"delta": d, "finish_reason": "stop"}]}) for d in deltas]
+
+    with Halves([Say("x")] * 2) as server:
+        asked = model(server)
+        reply = asked.reply(PROMPT, 1000)
+        assert reply.text == "\U0001f600 \ufffd"
+        assert reply.calls[0].arguments is None
+        assert "half of a surrogate pair" in reply.calls[0].problem
+        asked.reply(after(PROMPT, reply, ToolResult("c", reply.calls[0].problem, True)), 1000)
+
+
+def test_arguments_too_deep_to_be_read_are_a_problem():
+    assert "not JSON" in wire.arguments('{"a":' + "[" * 100_000)[1]
+
+
 def test_text_in_parts_is_text():
     class Parts(ChatServer):
         def events(self, say, body):
@@ -229,14 +252,21 @@ def test_an_endpoint_that_is_none_is_told_before_the_night(said, shown):
             model(server).check()
 
 
-def test_an_answer_that_breaks_off_again_and_again_is_not_asked_for_ever():
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ({"error": {"message": "context length exceeded", "code": "context_length"}}, "context length exceeded"),
+        ({"choices": "x"}, ".*another shape"),
+    ],
+)  # fmt: skip
+def test_an_answer_that_breaks_off_again_and_again_is_not_asked_for_ever(said, shown):
     with WrongDoor([Say("x")] * 9) as server:
-        server.said = {"error": {"message": "context length exceeded", "code": "context_length"}}
+        server.said = said
         asked = model(server)
         for _ in range(BROKEN_OFF):
             with pytest.raises(Transient):
                 asked.reply(PROMPT, 1000)
-        with pytest.raises(Rejected, match="6 times in a row: context length exceeded"):
+        with pytest.raises(Rejected, match=f"6 times in a row: {shown}"):
             asked.reply(PROMPT, 1000)
         server.said = {"error": {"message": "overloaded", "code": 503}}
         with pytest.raises(Transient, match="503"):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from lab_tree import CPP, MODEL, PY, Rules, Transcript, compared, git, make, write
 
-from agent import campaign, loop, merging, proposers
+from agent import campaign, loop, merging, preparing, proposers
 from agent.git import Repository
 from agent.guard import LoopError
 from agent.judging import Progress
@@ -271,6 +271,22 @@ def test_money_without_a_proposal_is_a_row_and_the_night_goes_on(
     assert (first.outcome.status, first.cost_usd, first.model) == (CRASH, 0.25, "m")
     assert first.outcome.reason == "no proposal: the answer was cut 3 times"
     assert second.outcome.status == KEEP
+
+
+def test_a_proposer_from_which_nothing_came_two_thousand_times_is_asked_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2**2000 of half a second is more than a float holds."""
+    made = preparing.Preparing.__init__
+
+    def tired(self: preparing.Preparing, *given: Any, **named: Any) -> None:
+        made(self, *given, **named)
+        self._empty = 2000
+
+    monkeypatch.setattr(preparing.Preparing, "__init__", tired)
+    monkeypatch.setattr(preparing, "LONGEST_PAUSE_S", 0.0)
+    night(lab, monkeypatch, Scripted([NoProposal("busy"), idea(rows(4))]))
+    assert [e.outcome.status for e in lab.ledger().experiments()] == [CRASH, KEEP]
 
 
 def test_a_proposer_that_trips_leaves_a_row_and_ends_the_night_only_when_it_repeats(

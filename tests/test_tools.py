@@ -180,6 +180,21 @@ def test_text_that_is_not_there_is_answered_with_the_nearest_and_its_lines(bench
     assert "    2\tconstexpr int kRows = 1;" in answer
 
 
+@pytest.mark.parametrize("repeat", [1, 80])
+def test_the_nearest_of_a_long_text_is_found_by_its_lines_in_no_time(
+    bench: Bench, repeat: int
+) -> None:
+    text = [f"x{n} = {n}{n * n} * y{n} + {'z' * (n % 7)}" for n in range(1500 // repeat)]
+    lines = [line * repeat for line in text]
+    tools = bench.toolbox()
+    told(tools, "write", path=PATH, text="\n".join(["// first", *lines]))
+    old = "\n".join([lines[0] + ";", *lines[1:]])
+    began = time.process_time()
+    answer = refused(tools, "edit", path=PATH, old=old, new="x")
+    assert time.process_time() - began < 10
+    assert "    2\tx0 = 00 * y0 + " in answer
+
+
 def test_text_that_differs_in_white_space_alone_is_told_so(bench: Bench) -> None:
     tools = bench.toolbox()
     old = "constexpr  int kRows = 1; // tune: 1 2 4 8\nconstexpr int kUnroll = 1;  // tune: 1 2"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +17,10 @@ from lab_tree import CPP, PY, git, make, write
 from agent.git import GitError, Repository
 from agent.records import Proposal
 from agent.surface import FOLDERS
-from agent.workspace import Busy, Workspace, clear_leftovers, is_held, lock, remove
+from agent.workspace import Busy, Workspace, clear_leftovers, is_held, lock, make_way, remove
 
 BETTER = CPP.replace("kRows = 1", "kRows = 4")
+NOBODY = 65534
 
 
 @pytest.fixture
@@ -279,7 +283,7 @@ def test_one_loop_a_checkout_and_a_killed_one_leaves_nothing_for_long(root: Path
     holder.wait()
     assert not is_held(root / ".lab")
     with lock(root / ".lab"):
-        assert clear_leftovers(root / ".lab") == 1
+        assert clear_leftovers(root / ".lab") == []
     assert git(root, "worktree", "list").count("\n") == 0
     assert not (root / ".lab/runs/dead/trees").exists()
 
@@ -315,15 +319,45 @@ def test_looking_at_the_working_tree_takes_no_lock_of_the_index(root: Path) -> N
     assert index.read_bytes() == before
 
 
-def test_a_folder_that_was_made_read_only_is_removed(tmp_path: Path) -> None:
-    locked = tmp_path / "tree" / "locked"
-    locked.mkdir(parents=True)
-    (locked / "file").touch()
-    outside = tmp_path / "outside"
-    outside.mkdir(mode=0o500)
-    (tmp_path / "tree" / "link").symlink_to(outside)
-    locked.chmod(0o500)
-    remove(tmp_path / "tree")
-    assert not (tmp_path / "tree").exists()
-    assert outside.stat().st_mode & 0o777 == 0o500
-    remove(tmp_path / "tree")
+def test_a_folder_that_was_made_read_only_is_removed_and_what_a_link_leads_to_is_left() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        locked, outside = root / "tree" / "locked", root / "outside"
+        locked.mkdir(parents=True)
+        (locked / "file").touch()
+        outside.mkdir()
+        (root / "tree" / "link").symlink_to(outside)
+        outside.chmod(0o500)
+        locked.chmod(0o500)
+        (root / "tree").chmod(0o300)
+        _as_a_user(root, lambda: remove(root / "tree"))
+        assert not (root / "tree").exists()
+        assert outside.stat().st_mode & 0o777 == 0o500
+        remove(root / "tree")  # that is not there
+
+
+def _as_a_user(root: Path, call: Callable[[], None]) -> None:
+    """In a child that may not do what its folders' modes forbid, as root may; it owns what is in `root`."""
+    if os.geteuid():
+        return call()
+    for path in (root, *root.rglob("*")):
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setuid(NOBODY)
+            call()
+            status = 0
+        finally:
+            os._exit(status)  # never a second pytest
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_nothing_is_built_upon_what_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "rmtree", lambda tree, ignore_errors: None)
+    make_way(tmp_path / "new")
+    with pytest.raises(FileExistsError, match="cannot be removed"):
+        make_way(tmp_path)

@@ -1,6 +1,6 @@
 """The correctness gate without the start of a runner: one process that has imported torch, of which each check gets a fork (bench/runner/lives.py).
 
-A check takes 3 s in place of 5: two thirds of a hundred cheats' time were imports.
+A check takes 2 to 4 s less (rms_norm 7.3 in place of 9.5, newton_schulz 13.5 in place of 17.9, one thread, a slow hour), and there are more than a hundred.
 """
 
 from __future__ import annotations

@@ -10,13 +10,13 @@ It is a git repository of its own, so that an agent which commits does so here a
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from agent import surface
 from agent.git import Repository
+from agent.workspace import make_way
 
 PROMPT, HYPOTHESIS, PROGRAM = "PROMPT.md", "HYPOTHESIS.md", "program.md"
 MAX_BYTES = 1 << 20  # of a file; no source comes near it
@@ -50,8 +50,7 @@ class Desk:
         self._incumbent = {f"{d}/{p}": t for d in surface.FOLDERS for p, t in _texts(incumbent / d)}
         placed: dict[str, str | None] = {**documents, **self._incumbent, **overlay}
         self._start = {path: text for path, text in placed.items() if text is not None}
-        if folder.exists():
-            shutil.rmtree(folder)
+        make_way(folder)
         for path, text in self._start.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             (folder / path).write_text(text)

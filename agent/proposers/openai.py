@@ -204,7 +204,7 @@ class ChatModel:
             shape = self._line.clean(
                 f"{self._url} sent a chunk of another shape ({error}): {chunk}"
             )
-            raise Transient(shape, billed=self._usage(answer, body)) from None
+            raise self._failed({"error": shape}, self._usage(answer, body)) from None
 
     def _chunk(self, text: str) -> dict[str, Any]:
         chunk, problem = wire.read(text)

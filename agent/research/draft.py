@@ -20,6 +20,7 @@ from agent.scope import MAX_BYTES
 
 NEAREST_LINES = 12  # of the file, in an error about a text that is not in it
 FEW_LINES = 8  # of a text, or places in a file, that are compared character by character
+FEW_CHARACTERS = 1_000  # of such a text; a longer one is compared line by line
 _PATH = re.compile(r"(kernels|csrc|model)/[A-Za-z0-9_]+\.(py|cpp|cu|h)")
 _PLAIN, _ABSENT = "100644", "000000"
 
@@ -162,13 +163,17 @@ def _nearest(lines: list[str], wanted: list[str]) -> tuple[int, float]:
         ["".join(line.split()) for line in lines],
         ["".join(w.split()) for w in wanted],
     )
-    matcher = difflib.SequenceMatcher(autojunk=False)
-    matcher.set_seq2("\n".join(target))
+    # the characters of 1,500 lines took more than two minutes of a core, beside a timed trial
+    short = sum(map(len, target)) <= FEW_CHARACTERS
+
+    def compared(these: list[str]) -> Sequence[str]:
+        return "\n".join(these) if short else these
+
+    matcher: difflib.SequenceMatcher[str] = difflib.SequenceMatcher(autojunk=False)
+    matcher.set_seq2(compared(target))
     best = (0.0, 0)
     starts: Sequence[int] = range(max(1, len(lines) - len(target) + 1))
-    if (
-        len(target) > FEW_LINES
-    ):  # characters of a hundred lines beside those of every window take a core for minutes
+    if len(target) > FEW_LINES:
         known = Counter(target)
 
         def shared(start: int) -> int:
@@ -176,7 +181,7 @@ def _nearest(lines: list[str], wanted: list[str]) -> tuple[int, float]:
 
         starts = heapq.nlargest(FEW_LINES, starts, key=shared)
     for start in starts:
-        matcher.set_seq1("\n".join(stripped[start : start + len(target)]))
+        matcher.set_seq1(compared(stripped[start : start + len(target)]))
         if matcher.real_quick_ratio() > best[0] and matcher.quick_ratio() > best[0]:
             best = max(best, (matcher.ratio(), start))
     return best[1], best[0]

@@ -118,7 +118,7 @@ def arguments(text: str) -> tuple[Mapping[str, Any] | None, str]:
     value, problem = read(text)
     try:
         size(value)
-    except ValueError:
+    except UnicodeEncodeError:
         return None, f"half of a surrogate pair is no character: {text[:200]}"
     return value, problem
 
