@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bench.judge import Judge, Refused
 from bench.sandbox import precedence, processes
@@ -44,6 +44,9 @@ class Conduct:
     _turns: tuple[float, float] = (0.0, 0.0)
     _peak: int = 0
     _others: frozenset[int] = frozenset()
+    _used: dict[int, int] = field(
+        default_factory=dict
+    )  # ns of each thread, when it was last looked at
 
     def live(self) -> None:
         """Have a process of its own answer from now on, which has imported nothing of the candidate's yet."""
@@ -69,14 +72,20 @@ class Conduct:
         self.alike = all(map(processes.fixed_addresses, self._pids))
         self._cpu, self._started = processes.cpu_seconds(self._pids), time.perf_counter()
         self._turns = self.turn_cpu_s, self.turn_s
+        self._used = processes.threads(self._pids)
 
     def _tree(self) -> list[int]:
         """The process that answers and all that it started."""
         return [pid for pid in processes.tree(self.judge.pid) if pid not in self._others]
 
     def settle(self) -> None:
-        """Give every thread that the runner has by now a core, where it computes on them."""
-        self.spread = self.judge.device == "cpu" and precedence.spread(self._pids)
+        """Give each thread that worked since it began, or since this was last called, a core, where the runner computes on them."""
+        now = processes.threads(self._pids)
+        worked = {t: used - self._used.get(t, 0) for t, used in now.items()}
+        worked = {t: used for t, used in worked.items() if used}
+        if worked and self.judge.device == "cpu":
+            self.spread = precedence.spread(worked)
+        self._used = now
 
     def rest(self) -> None:
         """Add to the books what is new since it began, or since this was last called."""

@@ -271,3 +271,5 @@ def ready(prepared: Sequence[Rounds], runners: Sequence[Conduct]) -> None:
         runner.settle()
     for rounds in prepared:
         rounds.warm_up()
+    for runner in runners:  # again: of what worked in the first call, some may only have compiled
+        runner.settle()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bench.sandbox import precedence
+from bench import rounds
+from bench.contracts import contract
+from bench.sandbox import precedence, processes
+from bench.timing import runners_of
 
+ROOT = Path(__file__).resolve().parent.parent
 NOBODY = 65534
 
 
@@ -91,7 +96,34 @@ def test_threads_get_a_core_each_before_two_share_one(
     assert precedence.apart(range(4), tmp_path) == order
 
 
-def test_threads_that_work_get_cores_of_their_own(sleeper: subprocess.Popen[bytes]) -> None:
-    assert precedence.spread([sleeper.pid])
-    assert os.sched_getaffinity(sleeper.pid) == {min(os.sched_getaffinity(0))}
-    assert precedence.spread([sleeper.pid, 2**22 + 1])  # one that is gone is passed over
+def test_the_thread_that_worked_longest_gets_the_first_core(
+    sleeper: subprocess.Popen[bytes],
+) -> None:
+    assert precedence.spread({2**22 + 1: 1, sleeper.pid: 2})  # one that is gone is passed over
+    assert os.sched_getaffinity(sleeper.pid) == {precedence.apart(os.sched_getaffinity(0))[0]}
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+@pytest.mark.parametrize("mode", ["eager", "inductor"])
+def test_the_threads_of_a_call_have_cores_of_their_own_whatever_worked_before(
+    monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    """numpy's import leaves a thread that once had the second core for itself."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # of the runner
+    monkeypatch.setattr(rounds, "WARM_UP_S", 0.1)
+    asked, rng = contract("rms_norm"), random.Random(0)
+    (case,) = (case for case in asked.trial["cpu"] if case.calls)
+    arms = [rounds.Arm("one", ROOT, "torch", mode)]
+    with runners_of("rms_norm", arms, "cpu") as runners:
+        (prepared,) = rounds.prepare(asked, [case], arms, runners, rng)
+        rounds.ready([prepared], runners)
+        pids = processes.tree(runners[0].judge.pid)
+        before = processes.threads(pids)
+        for _ in range(3):
+            prepared.round()
+        now = processes.threads(pids)
+        affinity = {thread: os.sched_getaffinity(thread) for thread in now}
+    first, second = sorted(now, key=lambda thread: before[thread] - now[thread])[:2]
+    assert now[second] > before[second]
+    assert runners[0].spread
+    assert affinity[first] != affinity[second]

@@ -6,7 +6,8 @@ takes 60 to 72. A user needs CAP_SYS_NICE for that; without it the timer has onl
 
 A kernel's two threads are woken some thousand times a second, and now and then the second on the core of the first, where it stays for
 milliseconds: a call of rms_norm then takes 1.3 ms in place of 0.35, and of the blocks of one process most were such. With a core for each
-thread the paired ratios of blocks scatter by 9 % in place of 18 (results/HISTORY.md).
+thread the paired ratios of blocks scatter by 9 % in place of 18 (results/HISTORY.md). Which threads are a kernel's is seen by what they did
+in its calls: one that worked at the import of numpy once had the second core for itself, and every call took twice its time.
 """
 
 from __future__ import annotations
@@ -14,10 +15,8 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-
-from bench.sandbox import processes
 
 HIGHEST = -20
 
@@ -37,13 +36,12 @@ def take(pids: Iterable[int]) -> bool:
     return True
 
 
-def spread(pids: Iterable[int]) -> bool:
-    """Each thread on one core, those that worked most on different ones; False where the kernel refuses."""
+def spread(worked: Mapping[int, int]) -> bool:
+    """Each of these threads on one core, those that worked longest (ns) on different ones; False where the kernel refuses."""
     cores = apart(os.sched_getaffinity(0))
-    for pid in pids:
+    for i, thread in enumerate(sorted(worked, key=lambda thread: -worked[thread])):
         try:
-            for i, thread in enumerate(processes.busiest(pid)):
-                os.sched_setaffinity(thread, {cores[i % len(cores)]})
+            os.sched_setaffinity(thread, {cores[i % len(cores)]})
         except (FileNotFoundError, ProcessLookupError):
             continue
         except PermissionError:

@@ -82,10 +82,13 @@ def waited_seconds(pids: Iterable[int]) -> float:
     return found
 
 
-def busiest(pid: int) -> list[int]:
-    """The threads of a process by the processor time that they have used, the most first. Raises FileNotFoundError when it is gone."""
-    used = {int(path.name): _used(path) for path in (_PROC / str(pid) / "task").iterdir()}
-    return sorted(used, key=lambda thread: used[thread], reverse=True)
+def threads(pids: Iterable[int]) -> dict[int, int]:
+    """Processor time in ns of each thread of these processes; of all 0 where the kernel does not count it."""
+    found: dict[int, int] = {}
+    for pid in pids:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            found |= {int(path.name): _used(path) for path in (_PROC / str(pid) / "task").iterdir()}
+    return found
 
 
 def waited_here() -> float:
