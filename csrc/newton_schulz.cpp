@@ -1,7 +1,7 @@
-// Newton-Schulz on the CPU: products of float32 matrices (product.h), and a symmetric matrix made whole from its lower triangle.
+// Newton-Schulz on the CPU: products of matrices (product.h), and a symmetric matrix made whole from its lower triangle.
 //
 // Of a product that is known to be symmetric only the tiles that reach below the diagonal are summed (60 % of them at n = 192), and mirrored.
-// bfloat16 is multiplied by torch, by panels of rows as far as the diagonal (kernels/newton_schulz.py).
+// What kernels/newton_schulz.py has torch multiply, it does by panels of rows as far as the diagonal.
 //
 // Bound: arithmetic, 2 M N K flops a product, half of that where it is symmetric; the mirror image is one read of the lower triangle
 // and one write of the upper.
@@ -17,10 +17,11 @@ constexpr int64_t kTile = 32;  // tune: 16 32 64
 template <typename T>
 void transpose_square(T* s, int64_t n, int64_t i, int64_t j) {
   const int64_t rows = std::min(kTile, n - i);
-  if constexpr (std::is_same_v<T, float>) {
+  constexpr int64_t kSide = std::is_same_v<T, bf16> ? kBlock : kLanes;
+  if constexpr (!std::is_same_v<T, fp16> && kTile % kSide == 0) {
     if (rows == kTile) {
-      for (int64_t row = i; row < i + kTile; row += kLanes)
-        for (int64_t column = j; column < j + kTile; column += kLanes) transpose(s + row * n + column, n, s + column * n + row, n);
+      for (int64_t row = i; row < i + kTile; row += kSide)
+        for (int64_t column = j; column < j + kTile; column += kSide) transpose(s + row * n + column, n, s + column * n + row, n);
       return;
     }
   }
@@ -58,21 +59,16 @@ void mirror(Tensor S, double diagonal) {
   });
 }
 
-View view(const Tensor& t, int64_t matrix) {
-  return {reads<float>(t) + matrix * t.stride(0), t.stride(1), t.stride(2)};
+template <typename T>
+View<T> view(const Tensor& t, int64_t matrix) {
+  return {reads<T>(t) + matrix * t.stride(0), t.stride(1), t.stride(2)};
 }
 
-// out (B, M, N) = b add + c left right, for left (B, M, K), right (B, K, N). lower: of a square out, what lies above the diagonal is left undefined.
-void product(const Tensor& left, const Tensor& right, const std::optional<Tensor>& add, double b, double c, bool lower, Tensor out) {
+template <typename T>
+void multiply(const Tensor& left, const Tensor& right, const std::optional<Tensor>& add, float b, float c, bool lower, Tensor& out) {
   const int64_t B = out.size(0), M = out.size(1), N = out.size(2), K = left.size(2);
-  for (const Tensor* t : {&left, &right, static_cast<const Tensor*>(&out)})
-    STD_TORCH_CHECK(t->dim() == 3 && t->size(0) == B && t->scalar_type() == ScalarType::Float, "newton_schulz: expected float32 (B, M, N)");
-  STD_TORCH_CHECK(left.size(1) == M && right.size(1) == K && right.size(2) == N && out.is_contiguous() && (!lower || M == N),
-                  "newton_schulz: factors and result do not fit together");
-  STD_TORCH_CHECK(!add || (add->is_contiguous() && add->numel() == out.numel() && add->scalar_type() == ScalarType::Float),
-                  "newton_schulz: expected what is added as the result is");
-  const float* added = add ? reads<float>(*add) : nullptr;
-  float* data = writes<float>(out);
+  const T* added = add ? reads<T>(*add) : nullptr;
+  T* data = writes<T>(out);
   const int64_t panels = (N + kTileColumns - 1) / kTileColumns;
   torch::stable::parallel_for(0, B * panels, 1, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
@@ -80,10 +76,31 @@ void product(const Tensor& left, const Tensor& right, const std::optional<Tensor
       // the first panel of a lower triangle is the longest: long and short ones by turns, so that threads have alike
       const int64_t j = (turn % 2 ? panels - 1 - turn / 2 : turn / 2) * kTileColumns;
       const int64_t first = lower ? j / kTileRows * kTileRows : 0;
-      multiply_panel(view(left, matrix), view(right, matrix), added ? added + offset : nullptr, static_cast<float>(b), static_cast<float>(c), M,
-                     N, K, first, j, data + offset);
+      multiply_panel(view<T>(left, matrix), view<T>(right, matrix), added ? added + offset : nullptr, b, c, M, N, K, first, j, data + offset);
     }
   });
+}
+
+// out (B, M, N) = b add + c left right, for left (B, M, K), right (B, K, N). lower: of a square out, what lies above the diagonal is left undefined.
+// bfloat16 takes a processor that has AVX512-BF16.
+void product(const Tensor& left, const Tensor& right, const std::optional<Tensor>& add, double b, double c, bool lower, Tensor out) {
+  const int64_t B = out.size(0), M = out.size(1), N = out.size(2), K = left.size(2);
+  const ScalarType type = out.scalar_type();
+  for (const Tensor* t : {&left, &right, static_cast<const Tensor*>(&out)})
+    STD_TORCH_CHECK(t->dim() == 3 && t->size(0) == B && t->scalar_type() == type, "newton_schulz: expected three of (B, M, N) and one dtype");
+  STD_TORCH_CHECK(left.size(1) == M && right.size(1) == K && right.size(2) == N && out.is_contiguous() && (!lower || M == N),
+                  "newton_schulz: factors and result do not fit together");
+  STD_TORCH_CHECK(!add || (add->is_contiguous() && add->numel() == out.numel() && add->scalar_type() == type),
+                  "newton_schulz: expected what is added as the result is");
+  const auto multiply_as = [&]<typename T>() { multiply<T>(left, right, add, static_cast<float>(b), static_cast<float>(c), lower, out); };
+#if defined(__AVX512F__)
+  if (type == ScalarType::BFloat16) {
+    STD_TORCH_CHECK(__builtin_cpu_supports("avx512bf16"), "newton_schulz: this processor cannot multiply bfloat16");
+    return multiply_as.template operator()<bf16>();
+  }
+#endif
+  STD_TORCH_CHECK(type == ScalarType::Float, "newton_schulz: expected float32, or bfloat16 on a processor with AVX512-BF16, got scalar type ", static_cast<int>(type));
+  multiply_as.template operator()<float>();
 }
 
 }  // namespace

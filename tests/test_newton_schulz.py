@@ -9,6 +9,7 @@ from torch import Tensor
 
 import kernels
 from bench.aot import compile_all
+from kernels import jit
 from kernels import newton_schulz as module
 from kernels.newton_schulz import coefficients, newton_schulz
 
@@ -134,6 +135,44 @@ def test_any_strides(impl):
     padded = torch.zeros(2, 103, 40)[:, 2:102, 5:38].copy_(G)
     assert relative(newton_schulz(padded, impl=impl), want) < 1e-5
     assert relative(newton_schulz(G.mT, impl=impl).mT, want) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("M", "N", "K"),
+    [(1, 1, 1), (12, 32, 64), (13, 33, 35), (24, 70, 600), (40, 40, 1101), (7, 9, 0)],
+)
+@pytest.mark.parametrize("transposed", [(False, False), (True, False), (False, True)])
+def test_own_products_of_any_shape_and_layout(
+    dtype: torch.dtype, M: int, N: int, K: int, transposed: tuple[bool, bool]
+) -> None:
+    if dtype == torch.bfloat16 and not module._own(dtype, 1):
+        pytest.skip("this processor has no AVX512-BF16")
+    generator = torch.Generator().manual_seed(M + N + K)
+
+    def drawn(rows: int, columns: int, turned: bool = False) -> Tensor:
+        shape = (3, columns, rows) if turned else (3, rows, columns)
+        t = torch.randn(shape, generator=generator).to(dtype)
+        return t.mT if turned else t
+
+    left, right, add = drawn(M, K, transposed[0]), drawn(K, N, transposed[1]), drawn(M, N)
+    exact = 0.5 * add.double() - 2 * (left.double() @ right.double())
+    out = torch.full_like(add, torch.nan)
+    lower = M == N
+    jit.load("newton_schulz").product(left, right, add, 0.5, -2.0, lower, out)
+    error = (out.double() - exact).abs()
+    error = error.tril() if lower else error
+    roundings = 1 if dtype == torch.bfloat16 else 16  # of float32 the sum is rounded, too
+    assert error.max() <= roundings * torch.finfo(dtype).eps * exact.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("n", [1, 31, 32, 100, 192])
+def test_a_lower_triangle_is_mirrored(dtype: torch.dtype, n: int) -> None:
+    lower = torch.randn(2, n, n, generator=torch.Generator().manual_seed(n)).to(dtype)
+    mirrored = lower.clone()
+    jit.load("newton_schulz").mirror(mirrored, 0.0)
+    assert torch.equal(mirrored, lower.tril() + lower.tril(-1).mT)
 
 
 def test_segments_on_the_gram_matrix_agree_with_plain_steps(monkeypatch):

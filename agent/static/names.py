@@ -102,7 +102,7 @@ PARTS = {f"{package}.{part}" for package, parts in _PARTS.items() for part in pa
 _OF = {
     "torch.utils": frozenset("checkpoint _pytree dlpack hooks weak _foreach_utils".split()),
     "kernels": frozenset(
-        "jit choose custom_op overwrite product_dtype INTERPRETED CPU_MULTIPLIES_BF16 MKL_KNOWS_CPU".split()
+        "jit choose custom_op overwrite product_dtype INTERPRETED AVX512_BF16 AMX CPU_MULTIPLIES_BF16 MKL_KNOWS_CPU".split()
     ),
     "kernels.jit": frozenset("load isa targets BuildError".split()),
     "flash_attn": frozenset({"cute"}),
