@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench import hardware
 from bench.builds import build
 from bench.contracts import contract, ops
 from bench.judge import Refused
@@ -33,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "results" / "timer.tsv"
 REPORT = ROOT / "results" / "timer.md"
 COLUMNS = (
-    "kind op load others threads passes said expected ratio low high placebo_low placebo_high wall thread starts parts rounds seconds stopped"
+    "machine kind op load others threads passes said expected ratio low high placebo_low placebo_high wall thread starts parts rounds seconds stopped"
 ).split()
 PLANTED_OP = "rms_norm"
 # Of the time of a call, and about how many passes it has beside the one that gradients flow through, which takes with its backward and what the judge
@@ -85,12 +86,12 @@ def report(rows: Sequence[dict[str, str]]) -> str:
         f"tree with itself in turn, on the trial's shapes; planted: {PLANTED_OP} with one pass more. An interval has a confidence of {CONFIDENCE:.1%},",
         f"a comparison {LIMIT_S:.0f} s from each start of its runners: two where its {ASKED_AGAIN:.0%} interval excludes 1 and the other does not. Load: the machine's average over a minute, this command's own share included.",
         "",
-        "| kind | beside a load | threads | median load | comparisons | faster | slower | refused | found | wanted | median ratio | median s | longest s |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|",
+        "| machine | kind | beside a load | median load | comparisons | faster | slower | refused | found | wanted | median ratio | median s | longest s |",
+        "|---|---|---|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|",
     ]
-    groups = sorted({(r["kind"], r["load"], r["threads"]) for r in rows})
-    for kind, load, threads in groups:
-        of = [r for r in rows if (r["kind"], r["load"], r["threads"]) == (kind, load, threads)]
+    groups = sorted({(r["machine"], r["kind"], r["load"]) for r in rows})
+    for machine, kind, load in groups:
+        of = [r for r in rows if (r["machine"], r["kind"], r["load"]) == (machine, kind, load)]
         said = [r["said"] for r in of]
         hits = (
             sum(s in ("faster", "slower") for s in said)
@@ -102,7 +103,7 @@ def report(rows: Sequence[dict[str, str]]) -> str:
         ratios = [_size(r) for r in of if r["ratio"]]
         seconds = [float(r["seconds"]) for r in of if r["seconds"]] or [0.0]
         lines.append(
-            f"| {kind} | {load} | {threads} | {others:.1f} | {len(of)} | {counts} | {hits / len(of):.1%} | {WANTED[kind]} | "
+            f"| {machine} | {kind} | {load} | {others:.1f} | {len(of)} | {counts} | {hits / len(of):.1%} | {WANTED[kind]} | "
             f"{statistics.median(ratios or [1.0]):.4f} | {statistics.median(seconds):.1f} | {max(seconds):.1f} |"
         )
     return "\n".join([*lines, ""])
@@ -115,8 +116,9 @@ def _size(row: dict[str, str]) -> float:
 
 
 def _next(wanted: int, load: bool) -> str | None:
-    """The kind that is furthest behind; None when all are done."""
-    done = [r["kind"] for r in read() if r["load"] == _word(load)]
+    """The kind that is furthest behind on this machine; None when all are done."""
+    here = hardware.name("cpu")
+    done = [r["kind"] for r in read() if (r["machine"], r["load"]) == (here, _word(load))]
     aims = {"aa": wanted, "5%": -(-wanted // 3), "2%": -(-wanted // 3)}
     left = {kind: done.count(kind) / aim for kind, aim in aims.items() if done.count(kind) < aim}
     return min(left, key=lambda kind: left[kind], default=None)
@@ -131,6 +133,7 @@ def _compared(kind: str, trees: dict[str, tuple[Path, int]], load: bool) -> dict
         arms = [trees[f"{kind} less"], trees[f"{kind} more"]]
     (incumbent, passes), (candidate, _) = arms[::-1] if expected == "faster" else arms
     row = {
+        "machine": hardware.name("cpu"),
         "kind": kind,
         "op": op,
         "load": _word(load),
