@@ -13,8 +13,10 @@
 // steps of kRows. One Zen 5 core, float32, causal: 122 GFLOP/s forward and 137 backward at T 512, D 64 (torch's SDPA: 38 and 39),
 // 152 and 171 at T 1024, D 128.
 //
-// bf16 and fp16 are widened as a tile is copied in; the arithmetic is float32 throughout.
-#include "lanes.h"
+// fp16 is widened as a tile is copied in, and so is bf16 where the processor has no products of pairs (pairs.h); there the arithmetic is
+// float32 throughout. Where it has them, E below is bf16 and not float: tiles stay bf16, P and dS are rounded to it, sums are float32, and what
+// is summed over channels (O, dQ, dK, dV) has its columns as `zipped` leaves them until it is written.
+#include "pairs.h"
 
 #include <memory>
 #include <new>
@@ -38,19 +40,20 @@ int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // ---- products ----
 
-// A block of C[m, n] (+)= sum of A[m, k] B[k, n] over k: kRows x (kN * kLanes). A is stored (m, k), or (k, m) if kTransposed.
-template <bool kTransposed, bool kAdd, int kN>
-inline void block(int64_t K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc) {
+// A, B: 32 bits hold a step's terms. A block of C[m, n] (+)= factor * sum of A[m, k] B[k, n] over the steps k: kRows x (kN * kLanes). A is stored
+// (m, k), or (k, m) if kTransposed.
+template <typename E, bool kTransposed, bool kAdd, int kN>
+inline void block(int64_t steps, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc, float factor = 1.f) {
   floats sum[kRows][kN] = {};
-  for (int64_t k = 0; k < K; ++k) {
+  for (int64_t k = 0; k < steps; ++k) {
     floats b[kN];
 #pragma GCC unroll 8
     for (int n = 0; n < kN; ++n) b[n] = *reinterpret_cast<const unaligned_floats*>(B + k * ldb + n * kLanes);
 #pragma GCC unroll 16
     for (int m = 0; m < kRows; ++m) {
-      const float a = kTransposed ? A[k * lda + m] : A[m * lda + k];
+      const float* a = kTransposed ? A + k * lda + m : A + m * lda + k;
 #pragma GCC unroll 8
-      for (int n = 0; n < kN; ++n) sum[m][n] += a * b[n];
+      for (int n = 0; n < kN; ++n) sum[m][n] = add_products<E>(sum[m][n], a, b[n]);
     }
   }
 #pragma GCC unroll 16
@@ -58,7 +61,7 @@ inline void block(int64_t K, const float* A, int64_t lda, const float* B, int64_
 #pragma GCC unroll 8
     for (int n = 0; n < kN; ++n) {
       auto* c = reinterpret_cast<unaligned_floats*>(C + m * ldc + n * kLanes);
-      *c = kAdd ? *c + sum[m][n] : sum[m][n];
+      *c = kAdd ? *c + sum[m][n] : sum[m][n] * factor;
     }
 }
 
@@ -66,20 +69,22 @@ struct Range {
   int64_t begin, end;
 };
 
-// C (M, N) = A B, K terms, for the columns within columns(m, m + kRows) of each block of rows; other columns may keep anything.
-template <typename Columns>
-void product(int64_t M, int64_t N, int64_t K, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc,
-             Columns columns) {
+// C (M, N) = factor * A B, for the columns within columns(m, m + kRows) of each block of rows; other columns may keep anything.
+template <typename E, typename Columns>
+void product(int64_t M, int64_t N, int64_t steps, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc,
+             float factor, Columns columns) {
   constexpr int64_t kStep = kVectors * kLanes;
   for (int64_t n = 0; n < N; n += kStep)
     for (int64_t m = 0; m < M; m += kRows) {
       const Range r = columns(m, m + kRows);
-      if (n < r.end && n + kStep > r.begin) block<false, false, kVectors>(K, A + m * lda, lda, B + n, ldb, C + m * ldc + n, ldc);
+      if (n < r.end && n + kStep > r.begin) 
+        block<E, false, false, kVectors>(steps, A + m * lda, lda, B + n, ldb, C + m * ldc + n, ldc, factor);
     }
 }
 
-// C (M, N) += A B, where rows [m, m + kRows) sum over the k within terms(m, m + kRows): outside of it A counts as zero.
-template <bool kTransposed, typename Terms>
+// C (M, N) += A B, where rows [m, m + kRows) sum over the terms within terms(m, m + kRows): outside of it A counts as zero, and is zero in the
+// half of a step that reaches beyond.
+template <typename E, bool kTransposed, typename Terms>
 void accumulate(int64_t M, int64_t N, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc,
                 Terms terms) {
   constexpr int64_t kStep = kVectors * kLanes;
@@ -88,13 +93,12 @@ void accumulate(int64_t M, int64_t N, const float* A, int64_t lda, const float* 
     for (int64_t m = 0; m < M; m += kRows) {
       const Range r = terms(m, m + kRows);
       if (r.begin >= r.end) continue;
-      const float* a = kTransposed ? A + r.begin * lda + m : A + m * lda + r.begin;
-      const float* b = B + r.begin * ldb + n;
+      const int64_t begin = r.begin / kTerms<E>, steps = steps_of<E>(r.end) - begin;
+      const float* a = kTransposed ? A + begin * lda + m : A + m * lda + begin;
+      const float* b = B + begin * ldb + n;
       float* c = C + m * ldc + n;
-      if (wide)
-        block<kTransposed, true, kVectors>(r.end - r.begin, a, lda, b, ldb, c, ldc);
-      else
-        block<kTransposed, true, 1>(r.end - r.begin, a, lda, b, ldb, c, ldc);
+      if (wide) block<E, kTransposed, true, kVectors>(steps, a, lda, b, ldb, c, ldc);
+      else block<E, kTransposed, true, 1>(steps, a, lda, b, ldb, c, ldc);
     }
     n += wide ? kStep : kLanes;
   }
@@ -158,46 +162,94 @@ Heads<T> heads(Tensor& x) {
   return {writes<T>(x), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
 }
 
-// Rows [t, t + n) as float32, `width` apart, up to a multiple of kRows with zeros: a copy, or x itself where it has that form.
-template <typename T>
-const float* rows(Matrix<const T> x, int64_t t, int64_t n, int64_t D, int64_t width, float* copy) {
+template <typename E, typename T>
+E as(const T* p) {
+  if constexpr (std::is_same_v<E, T>) return *p;
+  else return load(p);
+}
+
+// Rows [t, t + n) as E, `width` apart, up to a multiple of kRows with zeros: a copy, or x itself where it has that form.
+template <typename E, typename T>
+const E* rows(Matrix<const T> x, int64_t t, int64_t n, int64_t D, int64_t width, E* copy) {
   const T* from = x.data + t * x.row;
-  if constexpr (std::is_same_v<T, float>)
+  if constexpr (std::is_same_v<T, E>)
     if (x.column == 1 && x.row == width && D == width && n % kRows == 0) return from;
   for (int64_t i = 0; i < n; ++i) {
     if (x.column == 1) {
 #pragma omp simd
-      for (int64_t d = 0; d < D; ++d) copy[i * width + d] = load(from + i * x.row + d);
+      for (int64_t d = 0; d < D; ++d) copy[i * width + d] = as<E>(from + i * x.row + d);
     } else {
-      for (int64_t d = 0; d < D; ++d) copy[i * width + d] = load(from + i * x.row + d * x.column);
+      for (int64_t d = 0; d < D; ++d) copy[i * width + d] = as<E>(from + i * x.row + d * x.column);
     }
-    for (int64_t d = D; d < width; ++d) copy[i * width + d] = 0.f;
+    std::fill(copy + i * width + D, copy + (i + 1) * width, E{});
   }
-  std::fill(copy + n * width, copy + round_up(n, kRows) * width, 0.f);
+  std::fill(copy + n * width, copy + round_up(n, kRows) * width, E{});
   return copy;
 }
 
-// columns (width, kQueries) = factor * the transpose of rows (n, width); columns n and above are zero.
-void transpose(const float* rows, int64_t n, int64_t width, float factor, float* columns) {
+// Rows as they stand on the left of a product, a step's terms beside each other.
+template <typename E>
+const float* left(const E* rows) { return reinterpret_cast<const float*>(rows); }
+
+// n rows as they stand on its right, a step's rows in one: in `zips`, or where they are.
+inline const float* right(const float* rows, int64_t, int64_t, float*) { return rows; }
+inline const float* right(const bf16* rows, int64_t n, int64_t width, float* zips) {
+  for (int64_t k = 0; k < n; k += 2)
+    for (int64_t d = 0; d < width; d += kBlock)
+      store_pair(zips + k / 2 * width + d, zipped(rows + k * width + d, rows + (k + 1) * width + d));
+  return zips;
+}
+
+// columns (steps of width, kQueries) = the transpose of rows (n, width), a step's terms together; columns n and above are zero.
+template <typename E>
+void transpose(const E* rows, int64_t n, int64_t width, float* columns) {
   for (int64_t i0 = 0; i0 < kQueries; i0 += kLanes)
-    for (int64_t d0 = 0; d0 < width; d0 += kLanes) {
+    for (int64_t d0 = 0; d0 < steps_of<E>(width); d0 += kLanes) {
       floats square[kLanes];
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i)
-        square[i] = i0 + i < n ? factor * *reinterpret_cast<const unaligned_floats*>(rows + (i0 + i) * width + d0) : floats{};
+        square[i] = i0 + i < n ? *reinterpret_cast<const unaligned_floats*>(left(rows + (i0 + i) * width) + d0) : floats{};
       ::transpose(square);
 #pragma GCC unroll 16
       for (int d = 0; d < kLanes; ++d) *reinterpret_cast<unaligned_floats*>(columns + (d0 + d) * kQueries + i0) = square[d];
     }
 }
 
+// A tile of scores, (keys, kQueries), as it stands on the left of a product that sums over keys, or over queries; what is no key's is zero.
+template <typename E>
+const float* over_keys(const float* S, int64_t keys, float* to) {
+  if constexpr (kTerms<E> == 1) return S;
+  for (int64_t j = 0; j < keys; j += 2)
+    for (int64_t i = 0; i < kQueries; i += kLanes) {
+      const auto row = [&](int64_t of) { return of < keys ? *reinterpret_cast<const unaligned_floats*>(S + of * kQueries + i) : floats{}; };
+      store_pair(reinterpret_cast<bf16*>(to + j / 2 * kQueries + i), Pair{row(j), row(j + 1)});
+    }
+  return to;
+}
+template <typename E>
+const float* over_queries(const float* S, int64_t keys, int64_t rows, float* to) {
+  if constexpr (kTerms<E> == 1) return S;
+  for (int64_t j = 0; j < rows; ++j)
+    for (int64_t i = 0; i < kQueries; i += kBlock)
+      store_pair(reinterpret_cast<bf16*>(to + (j * kQueries + i) / 2), j < keys ? to_lanes<bf16>(load_pair(S + j * kQueries + i)) : Pair{});
+  return to;
+}
+
 // Rows [t, t + n) of x = factor[i] * from[i].
-template <typename T, typename Factor>
+template <typename E, typename T, typename Factor>
 void write_rows(const float* from, int64_t width, Matrix<T> x, int64_t t, int64_t n, int64_t D, Factor factor) {
   for (int64_t i = 0; i < n; ++i) {
     T* to = x.data + (t + i) * x.row;
     const float f = factor(i);
-    if (x.column == 1) {
+    if constexpr (kTerms<E> > 1) {
+      for (int64_t d = 0; d < D; d += kBlock) {
+        T block[kBlock];
+        const int64_t columns = std::min<int64_t>(kBlock, D - d);
+        store_pair(columns == kBlock && x.column == 1 ? to + d : block, load_pair(from + i * width + d) * f);
+        if (columns < kBlock || x.column != 1)
+          for (int64_t c = 0; c < columns; ++c) to[(d + c) * x.column] = block[c];
+      }
+    } else if (x.column == 1) {
 #pragma omp simd
       for (int64_t d = 0; d < D; ++d) store(to + d, f * from[i * width + d]);
     } else {
@@ -212,6 +264,8 @@ class Scratch {
   explicit Scratch(int64_t floats)
       : memory_(static_cast<float*>(::operator new(static_cast<size_t>(floats) * sizeof(float), kLine))), next_(memory_.get()) {}
   float* take(int64_t floats) { return std::exchange(next_, next_ + floats); }
+  template <typename E>
+  E* take_as(int64_t elements) { return reinterpret_cast<E*>(take(steps_of<E>(elements))); }
 
  private:
   static constexpr std::align_val_t kLine{64};
@@ -224,11 +278,21 @@ class Scratch {
 
 // ---- forward ----
 
+// Whether tiles of x stay bf16.
+bool paired(const Tensor& x) { return x.scalar_type() == ScalarType::BFloat16 && multiplies_pairs(); }
+
+// Call f.template operator()<T, E>() with what q is stored as, and what tiles of it hold.
+template <typename F>
+void dispatch(const Tensor& q, const char* op, F&& f) {
+  if (paired(q)) return f.template operator()<bf16, bf16>();
+  dispatch_float(q.scalar_type(), op, [&]<typename T>() { f.template operator()<T, float>(); });
+}
+
 struct Shape {
-  int64_t B, H, heads_kv, T, D, width;  // width: D up to whole vectors
+  int64_t B, H, heads_kv, T, D, width;  // width: D up to whole vectors, or Pairs of them
 
   Shape(const Tensor& q, const Tensor& k)
-      : B(q.size(0)), H(q.size(1)), heads_kv(k.size(1)), T(q.size(2)), D(q.size(3)), width(round_up(D, kLanes)) {}
+      : B(q.size(0)), H(q.size(1)), heads_kv(k.size(1)), T(q.size(2)), D(q.size(3)), width(round_up(D, paired(q) ? kBlock : kLanes)) {}
   int64_t group() const { return H / heads_kv; }
   int64_t query_tiles() const { return (T + kQueries - 1) / kQueries; }
   float scale() const { return 1.f / std::sqrt(static_cast<float>(D)); }
@@ -268,16 +332,18 @@ bool softmax_step(float* S, const TileBand& band, float* max, float* sum, float*
   return moved != 0;
 }
 
-template <typename T>
+template <typename T, typename E>
 void forward_tasks(const Shape& s, const Band& band, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> o, float* lse,
                    int64_t begin, int64_t end) {
-  const int64_t W = s.width;
-  Scratch scratch(kQueries * (3 * W + kKeys + 3) + 2 * kKeys * W);
-  float* q_copy = scratch.take(kQueries * W);
-  float* q_columns = scratch.take(kQueries * W);
-  float* k_copy = scratch.take(kKeys * W);
-  float* v_copy = scratch.take(kKeys * W);
+  const int64_t W = s.width, left_row = W / kTerms<E>;
+  Scratch scratch(kQueries * (3 * W + 2 * kKeys + 3) + 3 * kKeys * W);
+  E* q_copy = scratch.take_as<E>(kQueries * W);
+  float* q_columns = scratch.take(kQueries * left_row);
+  E* k_copy = scratch.take_as<E>(kKeys * W);
+  E* v_copy = scratch.take_as<E>(kKeys * W);
+  float* v_zips = scratch.take(kKeys * W);
   float* S = scratch.take(kKeys * kQueries);
+  float* P = scratch.take(kKeys * kQueries);
   float* O = scratch.take(kQueries * W);
   float* max = scratch.take(kQueries);
   float* sum = scratch.take(kQueries);
@@ -285,7 +351,7 @@ void forward_tasks(const Shape& s, const Band& band, Heads<const T> q, Heads<con
   for (int64_t task = begin; task < end; ++task) {
     const int64_t tiles = s.query_tiles(), head = task / tiles, b = head / s.H, h = head % s.H;
     const int64_t q0 = from_both_ends(task % tiles, tiles) * kQueries, queries = std::min<int64_t>(kQueries, s.T - q0);
-    transpose(rows(q.at(b, h), q0, queries, s.D, W, q_copy), queries, W, s.scale(), q_columns);
+    transpose(rows(q.at(b, h), q0, queries, s.D, W, q_copy), queries, W, q_columns);
     std::fill(O, O + kQueries * W, 0.f);
     std::fill(max, max + kQueries, -std::numeric_limits<float>::max());  // finite: the first decay is then 0 and not NaN
     std::fill(sum, sum + kQueries, 0.f);
@@ -293,17 +359,18 @@ void forward_tasks(const Shape& s, const Band& band, Heads<const T> q, Heads<con
     for (int64_t k0 = seen.begin; k0 < seen.end; k0 += kKeys) {
       const int64_t keys = std::min<int64_t>(kKeys, seen.end - k0);
       const TileBand tile(band, q0, queries, k0, keys);
-      const float* K = rows(k.at(b, h / s.group()), k0, keys, s.D, W, k_copy);
-      product(round_up(keys, kRows), kQueries, s.D, K, W, q_columns, kQueries, S, kQueries,
-              [&](int64_t j0, int64_t j1) { return tile.queries_of(j0, j1); });
+      const E* K = rows(k.at(b, h / s.group()), k0, keys, s.D, W, k_copy);
+      product<E>(round_up(keys, kRows), kQueries, steps_of<E>(s.D), left(K), left_row, q_columns, kQueries, S, kQueries, s.scale(),
+                 [&](int64_t j0, int64_t j1) { return tile.queries_of(j0, j1); });
       if (softmax_step(S, tile, max, sum, decay))
         for (int64_t i = 0; i < kQueries; ++i)
 #pragma omp simd
           for (int64_t d = 0; d < W; ++d) O[i * W + d] *= decay[i];
-      const float* V = rows(v.at(b, h / s.group()), k0, keys, s.D, W, v_copy);
-      accumulate<true>(kQueries, W, S, kQueries, V, W, O, W, [&](int64_t i0, int64_t i1) { return tile.keys_of(i0, i1); });
+      const E* V = rows(v.at(b, h / s.group()), k0, keys, s.D, W, v_copy);
+      accumulate<E, true>(kQueries, W, over_keys<E>(S, keys, P), kQueries, right(V, keys, W, v_zips), W, O, W,
+                          [&](int64_t i0, int64_t i1) { return tile.keys_of(i0, i1); });
     }
-    write_rows(O, W, o.at(b, h), q0, queries, s.D, [&](int64_t i) { return 1.f / sum[i]; });
+    write_rows<E>(O, W, o.at(b, h), q0, queries, s.D, [&](int64_t i) { return 1.f / sum[i]; });
     for (int64_t i = 0; i < queries; ++i) lse[head * s.T + q0 + i] = max[i] + std::log(sum[i]);
   }
 }
@@ -314,9 +381,9 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
   const Band band(s.T, causal, window);
   Tensor o = torch::stable::empty_like(q);
   Tensor lse = torch::stable::new_empty(q, {s.B, s.H, s.T}, ScalarType::Float);
-  dispatch_float(q.scalar_type(), "attention", [&]<typename T>() {
+  dispatch(q, "attention", [&]<typename T, typename E>() {
     torch::stable::parallel_for(0, s.B * s.H * s.query_tiles(), 1, [&](int64_t begin, int64_t end) {
-      forward_tasks<T>(s, band, heads<T>(q), heads<T>(k), heads<T>(v), heads<T>(o), writes<float>(lse), begin, end);
+      forward_tasks<T, E>(s, band, heads<T>(q), heads<T>(k), heads<T>(v), heads<T>(o), writes<float>(lse), begin, end);
     });
   });
   return {o, lse};
@@ -352,7 +419,7 @@ void softmax_gradient(float* S, float* dP, const TileBand& band, const float* ls
 // key head stay in the thread's scratch until they are done. With fewer key heads than threads the tiles of queries are dealt to
 // `parts` tasks a head, and the sums of part p go to `partial` (2, parts, B, Hkv, T, width) to be added up afterwards: there the order of
 // additions follows from the number of threads. Parts for three heads on two threads were tried: 1.04 [1.01, 1.07] of the time.
-template <typename T>
+template <typename T, typename E>
 struct Backward {
   Shape s;
   Band band;
@@ -368,8 +435,8 @@ struct Backward {
 
   void finish(const float* dk_sums, const float* dv_sums, int64_t pair) const {
     const int64_t b = pair / s.heads_kv, h = pair % s.heads_kv;
-    write_rows(dk_sums, s.width, dk.at(b, h), 0, s.T, s.D, [&](int64_t) { return s.scale(); });
-    write_rows(dv_sums, s.width, dv.at(b, h), 0, s.T, s.D, [](int64_t) { return 1.f; });
+    write_rows<E>(dk_sums, s.width, dk.at(b, h), 0, s.T, s.D, [&](int64_t) { return s.scale(); });
+    write_rows<E>(dv_sums, s.width, dv.at(b, h), 0, s.T, s.D, [](int64_t) { return 1.f; });
   }
 
   void add_parts(int64_t begin, int64_t end) const {
@@ -387,20 +454,26 @@ struct Backward {
   }
 
   void tasks(int64_t begin, int64_t end) const {
-    const int64_t W = s.width;
+    const int64_t W = s.width, left_row = W / kTerms<E>, scores_row = kQueries / kTerms<E>;
     const int64_t sums = (s.T + kRows) * W;  // the last block of kRows keys may reach past T
-    Scratch scratch(2 * sums + kQueries * (6 * W + 2 * kKeys + 2) + 2 * kKeys * W);
+    Scratch scratch(2 * sums + kQueries * (8 * W + 5 * kKeys + 2) + 3 * kKeys * W);
     float* dk_sums = scratch.take(sums);
     float* dv_sums = scratch.take(sums);
-    float* q_copy = scratch.take(kQueries * W);
-    float* do_copy = scratch.take(kQueries * W);
-    float* o_copy = scratch.take(kQueries * W);
-    float* q_columns = scratch.take(kQueries * W);
-    float* do_columns = scratch.take(kQueries * W);
-    float* k_copy = scratch.take(kKeys * W);
-    float* v_copy = scratch.take(kKeys * W);
+    E* q_copy = scratch.take_as<E>(kQueries * W);
+    E* do_copy = scratch.take_as<E>(kQueries * W);
+    E* o_copy = scratch.take_as<E>(kQueries * W);
+    float* q_columns = scratch.take(kQueries * left_row);
+    float* do_columns = scratch.take(kQueries * left_row);
+    float* q_zips = scratch.take(kQueries * W);
+    float* do_zips = scratch.take(kQueries * W);
+    E* k_copy = scratch.take_as<E>(kKeys * W);
+    E* v_copy = scratch.take_as<E>(kKeys * W);
+    float* k_zips = scratch.take(kKeys * W);
     float* S = scratch.take(kKeys * kQueries);
     float* dP = scratch.take(kKeys * kQueries);
+    float* P_left = scratch.take(kKeys * kQueries);
+    float* dS_left = scratch.take(kKeys * kQueries);
+    float* dS_columns = scratch.take(kKeys * kQueries);
     float* dQ = scratch.take(kQueries * W);
     float* delta = scratch.take(kQueries);
     float* lse_tile = scratch.take(kQueries);
@@ -411,15 +484,17 @@ struct Backward {
       for (int64_t h = hk * s.group(); h < (hk + 1) * s.group(); ++h)
         for (int64_t t = part; t < s.query_tiles(); t += parts) {
           const int64_t q0 = t * kQueries, queries = std::min<int64_t>(kQueries, s.T - q0);
-          const float* Q = rows(q.at(b, h), q0, queries, s.D, W, q_copy);
-          const float* dO = rows(d_o.at(b, h), q0, queries, s.D, W, do_copy);
-          const float* O = rows(o.at(b, h), q0, queries, s.D, W, o_copy);
-          transpose(Q, queries, W, s.scale(), q_columns);
-          transpose(dO, queries, W, 1.f, do_columns);
+          const E* Q = rows(q.at(b, h), q0, queries, s.D, W, q_copy);
+          const E* dO = rows(d_o.at(b, h), q0, queries, s.D, W, do_copy);
+          const E* O = rows(o.at(b, h), q0, queries, s.D, W, o_copy);
+          transpose(Q, queries, W, q_columns);
+          transpose(dO, queries, W, do_columns);
+          const float* Q_right = right(Q, queries, W, q_zips);
+          const float* dO_right = right(dO, queries, W, do_zips);
           for (int64_t i = 0; i < kQueries; ++i) {
             float dot = 0.f;
 #pragma omp simd reduction(+ : dot)
-            for (int64_t d = 0; d < (i < queries ? W : 0); ++d) dot += dO[i * W + d] * O[i * W + d];
+            for (int64_t d = 0; d < (i < queries ? W : 0); ++d) dot += load(dO + i * W + d) * load(O + i * W + d);
             delta[i] = dot;
             lse_tile[i] = i < queries ? lse[(b * s.H + h) * s.T + q0 + i] : 0.f;
           }
@@ -430,16 +505,19 @@ struct Backward {
             const TileBand tile(band, q0, queries, k0, keys);
             const auto queries_of = [&](int64_t j0, int64_t j1) { return tile.queries_of(j0, j1); };
             const auto keys_of = [&](int64_t i0, int64_t i1) { return tile.keys_of(i0, i1); };
-            const float* K = rows(k.at(b, hk), k0, keys, s.D, W, k_copy);
-            const float* V = rows(v.at(b, hk), k0, keys, s.D, W, v_copy);
-            product(keys_up, kQueries, s.D, K, W, q_columns, kQueries, S, kQueries, queries_of);
-            product(keys_up, kQueries, s.D, V, W, do_columns, kQueries, dP, kQueries, queries_of);
+            const E* K = rows(k.at(b, hk), k0, keys, s.D, W, k_copy);
+            const E* V = rows(v.at(b, hk), k0, keys, s.D, W, v_copy);
+            const int64_t steps = steps_of<E>(s.D);
+            product<E>(keys_up, kQueries, steps, left(K), left_row, q_columns, kQueries, S, kQueries, s.scale(), queries_of);
+            product<E>(keys_up, kQueries, steps, left(V), left_row, do_columns, kQueries, dP, kQueries, 1.f, queries_of);
             softmax_gradient(S, dP, tile, lse_tile, delta);
-            accumulate<false>(keys_up, W, S, kQueries, dO, W, dv_sums + k0 * W, W, queries_of);
-            accumulate<false>(keys_up, W, dP, kQueries, Q, W, dk_sums + k0 * W, W, queries_of);
-            accumulate<true>(kQueries, W, dP, kQueries, K, W, dQ, W, keys_of);
+            const float* P = over_queries<E>(S, keys, keys_up, P_left);
+            const float* dS = over_queries<E>(dP, keys, keys_up, dS_left);
+            accumulate<E, false>(keys_up, W, P, scores_row, dO_right, W, dv_sums + k0 * W, W, queries_of);
+            accumulate<E, false>(keys_up, W, dS, scores_row, Q_right, W, dk_sums + k0 * W, W, queries_of);
+            accumulate<E, true>(kQueries, W, over_keys<E>(dP, keys, dS_columns), kQueries, right(K, keys, W, k_zips), W, dQ, W, keys_of);
           }
-          write_rows(dQ, W, dq.at(b, h), q0, queries, s.D, [&](int64_t) { return s.scale(); });
+          write_rows<E>(dQ, W, dq.at(b, h), q0, queries, s.D, [&](int64_t) { return s.scale(); });
         }
       if (parts == 1) {
         finish(dk_sums, dv_sums, pair);
@@ -460,8 +538,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& d_o, const Tensor& q, 
   const int64_t partials = parts == 1 ? 0 : 2 * parts * pairs * s.T * s.width;
   Tensor dq = torch::stable::empty_like(q), dk = torch::stable::empty_like(k), dv = torch::stable::empty_like(v);
   Tensor partial = torch::stable::new_empty(q, {partials}, ScalarType::Float);
-  dispatch_float(q.scalar_type(), "attention backward", [&]<typename T>() {
-    const Backward<T> run{s, Band(s.T, causal, window), heads<T>(q), heads<T>(k), heads<T>(v), heads<T>(o), heads<T>(d_o),
+  dispatch(q, "attention backward", [&]<typename T, typename E>() {
+    const Backward<T, E> run{s, Band(s.T, causal, window), heads<T>(q), heads<T>(k), heads<T>(v), heads<T>(o), heads<T>(d_o),
                           reads<float>(lse), heads<T>(dq), heads<T>(dk), heads<T>(dv), parts, writes<float>(partial)};
     torch::stable::parallel_for(0, pairs * parts, 1, [&](int64_t begin, int64_t end) { run.tasks(begin, end); });
     if (parts > 1) torch::stable::parallel_for(0, pairs, 1, [&](int64_t begin, int64_t end) { run.add_parts(begin, end); });

@@ -93,12 +93,7 @@ void product(const Tensor& left, const Tensor& right, const std::optional<Tensor
   STD_TORCH_CHECK(!add || (add->is_contiguous() && add->numel() == out.numel() && add->scalar_type() == type),
                   "newton_schulz: expected what is added as the result is");
   const auto multiply_as = [&]<typename T>() { multiply<T>(left, right, add, static_cast<float>(b), static_cast<float>(c), lower, out); };
-#if defined(__AVX512F__)
-  if (type == ScalarType::BFloat16) {
-    STD_TORCH_CHECK(__builtin_cpu_supports("avx512bf16"), "newton_schulz: this processor cannot multiply bfloat16");
-    return multiply_as.template operator()<bf16>();
-  }
-#endif
+  if (type == ScalarType::BFloat16 && multiplies_pairs()) return multiply_as.template operator()<bf16>();
   STD_TORCH_CHECK(type == ScalarType::Float, "newton_schulz: expected float32, or bfloat16 on a processor with AVX512-BF16, got scalar type ", static_cast<int>(type));
   multiply_as.template operator()<float>();
 }
