@@ -364,7 +364,12 @@ class Slow(Rules):
 print(campaign.run(Lab(Path({str(lab.root)!r})), Settings(data="corpus-1"), Told(), Slow()))
 """
     with subprocess.Popen(
-        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        # where the tests run under nohup, a hangup would be ignored
+        preexec_fn=lambda: signal.signal(kill, signal.SIG_DFL),
     ) as night:
         assert night.stdout is not None
         for line in night.stdout:
