@@ -21,6 +21,8 @@ COLD_LIMIT_S = 60.0
 IDLE_SHARE = 0.05
 IDLE_SLACK_S = 0.15  # times come in steps of 10 ms
 THREADS_FACTOR = 1.25
+# A runner whose threads all worked less was asked for nothing: the end of OpenMP's spinning says nothing of who computes.
+NO_CALL_NS = 1_000_000
 # A trial has bounded memory, and a few hundred MB of workspace are nobody's trick: refused is what more than doubles the process.
 MEMORY_FACTOR = 2.0
 MEMORY_SLACK = 256 << 20
@@ -44,9 +46,8 @@ class Conduct:
     _turns: tuple[float, float] = (0.0, 0.0)
     _peak: int = 0
     _others: frozenset[int] = frozenset()
-    _used: dict[int, int] = field(
-        default_factory=dict
-    )  # ns of each thread, when it was last looked at
+    # ns of each thread, when it was last looked at
+    _used: dict[int, int] = field(default_factory=dict)
 
     def live(self) -> None:
         """Have a process of its own answer from now on, which has imported nothing of the candidate's yet."""
@@ -83,7 +84,7 @@ class Conduct:
         now = processes.threads(self._pids)
         worked = {t: used - self._used.get(t, 0) for t, used in now.items()}
         worked = {t: used for t, used in worked.items() if used}
-        if worked and self.judge.device == "cpu":
+        if self.judge.device == "cpu" and max(worked.values(), default=0) > NO_CALL_NS:
             self.spread = precedence.spread(worked)
         self._used = now
 

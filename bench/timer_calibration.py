@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from bench import hardware
 from bench.builds import build
@@ -34,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "results" / "timer.tsv"
 REPORT = ROOT / "results" / "timer.md"
 COLUMNS = (
-    "machine kind op load others threads passes said expected ratio low high placebo_low placebo_high wall thread starts parts rounds seconds stopped"
+    "machine kind op load others passes said expected ratio low high placebo_low placebo_high wall thread starts parts rounds seconds stopped"
 ).split()
 PLANTED_OP = "rms_norm"
 # Of the time of a call, and about how many passes it has beside the one that gradients flow through, which takes with its backward and what the judge
@@ -138,7 +137,6 @@ def _compared(kind: str, trees: dict[str, tuple[Path, int]], load: bool) -> dict
         "op": op,
         "load": _word(load),
         "others": f"{os.getloadavg()[0]:.1f}",
-        "threads": str(torch.get_num_threads()),
         "passes": str(passes or ""),
         "expected": expected,
     }

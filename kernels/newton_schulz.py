@@ -3,8 +3,8 @@ singular values brought near one by an odd polynomial a step, X <- (a I + b X X^
 
     torch    three products a step
     cpp      products whose result is symmetric only up to the diagonal, in tiles that stay in registers (csrc/product.h; bfloat16 where the
-             processor has AVX512-BF16), and, of float32 that is much longer than wide, steps taken on the Gram matrix R = X X^T, n x n, alone: with P = a I + b R + c R^2 a step
-             is Q <- P Q, R <- P R P, and X <- Q X is made good at the end of a segment
+             processor has AVX512-BF16), and, where a float32 G is much longer than wide, steps taken on the Gram matrix R = X X^T, n x n,
+             alone: with P = a I + b R + c R^2 a step is Q <- P Q, R <- P R P, and X <- Q X is made good at the end of a segment
     triton   the symmetric products by their lower tiles, each stored twice; both polynomials in the products' epilogues
 
 Products are made in G's dtype (in float32 where a CPU has no fast ones): bfloat16 for Muon's usual precision, float32 for singular vectors true to 1e-4. Iteration runs on the
