@@ -65,20 +65,23 @@ View<T> view(const Tensor& t, int64_t matrix) {
 }
 
 template <typename T>
-void multiply(const Tensor& left, const Tensor& right, const std::optional<Tensor>& add, float b, float c, bool lower, Tensor& out) {
+void multiply_matrices(const Tensor& left, const Tensor& right, const std::optional<Tensor>& add, float b, float c, bool lower, Tensor& out) {
   const int64_t B = out.size(0), M = out.size(1), N = out.size(2), K = left.size(2);
   const T* added = add ? reads<T>(*add) : nullptr;
   T* data = writes<T>(out);
-  const int64_t panels = (N + kTileColumns - 1) / kTileColumns;
-  torch::stable::parallel_for(0, B * panels, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t matrix = task / panels, turn = task % panels, offset = matrix * M * N;
-      // the first panel of a lower triangle is the longest: long and short ones by turns, so that threads have alike
-      const int64_t j = (turn % 2 ? panels - 1 - turn / 2 : turn / 2) * kTileColumns;
-      const int64_t first = lower ? j / kTileRows * kTileRows : 0;
-      multiply_panel(view<T>(left, matrix), view<T>(right, matrix), added ? added + offset : nullptr, b, c, M, N, K, first, j, data + offset);
-    }
-  });
+  multiply<T>(
+      B, M, N, K, lower, [&](int64_t matrix) { return view<T>(left, matrix); }, [&](int64_t matrix) { return view<T>(right, matrix); },
+      [=](int64_t matrix, int64_t i, int64_t j, Pair sums, int64_t columns) {
+        const int64_t at = (matrix * M + i) * N + j;
+        Pair value = sums * c;
+        if (columns == kTileColumns) {
+          if (added) value = value + load_pair(added + at) * b;
+          store_pair(data + at, value);
+        } else {
+          if (added) value = value + load_pair(added + at, columns) * b;
+          store_pair(data + at, value, columns);
+        }
+      });
 }
 
 // out (B, M, N) = b add + c left right, for left (B, M, K), right (B, K, N). lower: of a square out, what lies above the diagonal is left undefined.
@@ -92,7 +95,7 @@ void product(const Tensor& left, const Tensor& right, const std::optional<Tensor
                   "newton_schulz: factors and result do not fit together");
   STD_TORCH_CHECK(!add || (add->is_contiguous() && add->numel() == out.numel() && add->scalar_type() == type),
                   "newton_schulz: expected what is added as the result is");
-  const auto multiply_as = [&]<typename T>() { multiply<T>(left, right, add, static_cast<float>(b), static_cast<float>(c), lower, out); };
+  const auto multiply_as = [&]<typename T>() { multiply_matrices<T>(left, right, add, static_cast<float>(b), static_cast<float>(c), lower, out); };
   if (type == ScalarType::BFloat16 && multiplies_pairs()) return multiply_as.template operator()<bf16>();
   STD_TORCH_CHECK(type == ScalarType::Float, "newton_schulz: expected float32, or bfloat16 on a processor with AVX512-BF16, got scalar type ", static_cast<int>(type));
   multiply_as.template operator()<float>();

@@ -10,6 +10,8 @@
 
 #include "pairs.h"
 
+#include <memory>
+
 #if defined(__AVX512F__)
 constexpr int kTileRows = 12;  // 24 of 32 registers hold sums
 #else
@@ -18,6 +20,17 @@ constexpr int kTileRows = 6;  // 12 of 16
 constexpr int kTileColumns = 2 * kLanes;
 constexpr int64_t kSteps = 256;  // tune: 128 256 512
 // Steps of a packed panel: of 256 it is 32 KB.
+constexpr int64_t kGroup = 8;  // tune: 4 8 16
+// Panels packed at a time, for each of which a tile's rows are read again: 256 KB of L2.
+constexpr int64_t kWaiting = 32;  // tune: 16 32 64
+// Tiles whose sums wait for the next steps, where there are more than a panel has.
+
+// A step of a packed panel.
+struct alignas(sizeof(floats)) Step {
+  float lane[kTileColumns];
+};
+
+constexpr int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 1) / tile; }
 
 // A matrix of any strides.
 template <typename T>
@@ -27,17 +40,25 @@ struct View {
   const T* at(int64_t i, int64_t j) const { return data + i * row + j * column; }
 };
 
-// The sums of one tile: `left` points at its first row, `panel` holds kTileColumns lanes a step. If kRowMajor, rows are `stride` apart and a row's
-// terms follow each other; else a step's terms of all rows do, and steps are `stride` of them apart.
+// The sums of one tile, which go on from `sums`: `left` points at its first row, `panel` holds kTileColumns lanes a step. If kRowMajor, rows are
+// `stride` apart and a row's terms follow each other; else a step's terms of all rows do, and steps are `stride` of them apart.
 template <bool kRowMajor, typename T>
 inline void sum_tile(const T* left, int64_t stride, const float* panel, int64_t steps, Pair (&sums)[kTileRows]) {
+  // Of three rows one has a pointer, and the others their distance from it: twelve pointers would pass through vector registers (8 % slower).
+  constexpr int kPointers = kTileRows / 3;
+  const int64_t next_row = kRowMajor ? stride : kTerms<T>, next_step = kRowMajor ? kTerms<T> : stride * kTerms<T>;
+  const T* row[kPointers];
+#pragma GCC unroll 4
+  for (int i = 0; i < kPointers; ++i) row[i] = left + 3 * i * next_row;
   for (int64_t k = 0; k < steps; ++k) {
     const Pair right = load_pair(panel + k * kTileColumns);
 #pragma GCC unroll 12
     for (int i = 0; i < kTileRows; ++i) {
-      const T* terms = left + (kRowMajor ? i * stride + k * kTerms<T> : (k * stride + i) * kTerms<T>);
+      const T* terms = row[i / 3] + i % 3 * next_row;
       sums[i] = {add_products<T>(sums[i].even, terms, right.even), add_products<T>(sums[i].odd, terms, right.odd)};
     }
+#pragma GCC unroll 4
+    for (int i = 0; i < kPointers; ++i) row[i] += next_step;
   }
 }
 
@@ -115,47 +136,75 @@ void pack_rows(const View<T>& left, int64_t i, int64_t height, int64_t k, int64_
   }
 }
 
-// Columns j .. j + kTileColumns of out, from row `first` on.
-template <typename T>
-void multiply_panel(const View<T>& left, const View<T>& right, const T* add, float b, float c, int64_t M, int64_t N, int64_t K, int64_t first,
-                    int64_t j, T* out) {
+// Of a product that is `lower`, a square, only tiles that reach below the diagonal are summed: those of a group of panels from `from` on.
+struct Tiles {
+  int64_t from, count;
+  Tiles(int64_t M, int64_t group, bool lower) : from(lower ? group * kGroup * kTileColumns / kTileRows : 0), count(tiles_of(M, kTileRows) - from) {}
+  // Rows of panels that end at the diagonal and whole ones by turns, so that threads have alike.
+  int64_t at(int64_t turn, bool lower) const { return from + (!lower ? turn : turn % 2 ? count - 1 - turn / 2 : turn / 2); }
+};
+
+// Tiles `begin` to `end` of the columns of one group; calls finish(i, j, sums, columns) for each row i of a tile.
+template <typename T, typename Finish>
+void multiply_group(const View<T>& left, const View<T>& right, int64_t M, int64_t N, int64_t K, bool lower, int64_t group, int64_t begin, int64_t end,
+                    const Finish& finish) {
   constexpr int64_t kDepth = kSteps * kTerms<T>;
-  alignas(64) float panel[kSteps * kTileColumns];
+  const int64_t first = group * kGroup * kTileColumns, last = std::min(N, first + kGroup * kTileColumns);
+  const int64_t panels = tiles_of(last - first, kTileColumns);
+  const Tiles tiles(M, group, lower);
+  const int64_t packed = std::min(steps_of<T>(K), kSteps), waiting = K > kDepth ? kWaiting : end - begin;
+  const auto panel = std::make_unique_for_overwrite<Step[]>(panels * packed);
+  const auto begun = std::make_unique_for_overwrite<Step[]>(K > kDepth ? waiting * panels * kTileRows : 0);  // sums of which terms are still to come
   alignas(64) float rows[kSteps * kTileRows];
-  std::vector<float> begun(K > kDepth ? M * kTileColumns : 0);  // sums of which some terms are still to come
-  const int64_t columns = std::min<int64_t>(kTileColumns, N - j);
-  int64_t k = 0;
-  do {  // once where there are no terms: out is then what they are added to
-    const int64_t depth = std::min(kDepth, K - k), steps = steps_of<T>(depth);
-    pack(right, k, depth, j, columns, panel);
-    for (int64_t i = first; i < M; i += kTileRows) {
-      const int64_t height = std::min<int64_t>(kTileRows, M - i);
-      Pair sums[kTileRows] = {};
-      if (k)
-        for (int64_t r = 0; r < height; ++r) sums[r] = load_pair(&begun[(i + r) * kTileColumns]);
-      if (height == kTileRows && left.column == 1 && depth == steps * kTerms<T>)
-        sum_tile<true>(left.at(i, k), left.row, panel, steps, sums);
-      else if (height == kTileRows && left.row == 1 && kTerms<T> == 1)
-        sum_tile<false>(left.at(i, k), left.column, panel, steps, sums);
-      else {
-        pack_rows(left, i, height, k, depth, rows);
-        sum_tile<false>(reinterpret_cast<const T*>(rows), kTileRows, panel, steps, sums);
+  for (int64_t block = begin; block < end; block += waiting) {
+    const int64_t stop = std::min(end, block + waiting);
+    int64_t k = 0;
+    do {  // once where there are no terms: out is then what they are added to
+      const int64_t depth = std::min(kDepth, K - k), steps = steps_of<T>(depth);
+      for (int64_t p = 0; p < panels; ++p) {
+        const int64_t j = first + p * kTileColumns;
+        pack(right, k, depth, j, std::min<int64_t>(kTileColumns, last - j), panel[p * packed].lane);
       }
-      for (int64_t r = 0; r < height; ++r) {
-        const int64_t at = (i + r) * N + j;
-        if (k + depth < K) {
-          store_pair(&begun[(i + r) * kTileColumns], sums[r]);
-          continue;
-        }
-        Pair value = sums[r] * c;
-        if (columns == kTileColumns) {
-          if (add) value = value + load_pair(add + at) * b;
-          store_pair(out + at, value);
-        } else {
-          if (add) value = value + load_pair(add + at, columns) * b;
-          store_pair(out + at, value, columns);
+      for (int64_t turn = block; turn < stop; ++turn) {
+        const int64_t i = tiles.at(turn, lower) * kTileRows, height = std::min<int64_t>(kTileRows, M - i);
+        const bool whole = height == kTileRows && depth == steps * kTerms<T>;
+        const bool by_rows = whole && left.column == 1, by_steps = whole && left.row == 1 && kTerms<T> == 1;
+        if (!by_rows && !by_steps) pack_rows(left, i, height, k, depth, rows);
+        for (int64_t p = 0, j = first; p < panels; ++p, j += kTileColumns) {
+          if (lower && j >= i + height) break;
+          Step* kept = K > kDepth ? &begun[((turn - block) * panels + p) * kTileRows] : nullptr;
+          Pair sums[kTileRows];
+#pragma GCC unroll 12
+          for (int r = 0; r < kTileRows; ++r) sums[r] = k ? load_pair(kept[r].lane) : Pair{};
+          if (by_rows) sum_tile<true>(left.at(i, k), left.row, panel[p * packed].lane, steps, sums);
+          else if (by_steps) sum_tile<false>(left.at(i, k), left.column, panel[p * packed].lane, steps, sums);
+          else sum_tile<false>(reinterpret_cast<const T*>(rows), kTileRows, panel[p * packed].lane, steps, sums);
+          if (k + depth < K)
+            for (int r = 0; r < kTileRows; ++r) store_pair(kept[r].lane, sums[r]);
+          else
+            for (int64_t r = 0; r < height; ++r) finish(i + r, j, sums[r], std::min<int64_t>(kTileColumns, last - j));
         }
       }
+    } while ((k += kDepth) < K);
+  }
+}
+
+// B products on all threads: left(b) and right(b) are the factors of product b, and finish(b, i, j, sums, columns) is called once for each row i of
+// each tile, whose columns begin with j.
+template <typename T, typename Left, typename Right, typename Finish>
+void multiply(int64_t B, int64_t M, int64_t N, int64_t K, bool lower, const Left& left, const Right& right, const Finish& finish) {
+  const int64_t groups = tiles_of(N, kGroup * kTileColumns);
+  int64_t tiles = 0;  // of one product, group after group
+  for (int64_t group = 0; group < groups; ++group) tiles += Tiles(M, group, lower).count;
+  torch::stable::parallel_for(0, B * tiles, 1, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t b = begin / tiles;
+      int64_t group = 0, turn = begin % tiles, count;
+      while (turn >= (count = Tiles(M, group, lower).count)) turn -= count, ++group;
+      const int64_t stop = std::min(turn + end - begin, count);
+      multiply_group<T>(left(b), right(b), M, N, K, lower, group, turn, stop,
+                        [&](int64_t i, int64_t j, Pair sums, int64_t columns) { finish(b, i, j, sums, columns); });
+      begin += stop - turn;
     }
-  } while ((k += kDepth) < K);
+  });
 }
