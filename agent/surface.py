@@ -9,7 +9,6 @@ from pathlib import Path
 FOLDERS = ("kernels", "csrc", "model")  # everything that a trial runs
 JUDGE = ("bench", "agent")  # everything that decides about it
 FROZEN = ("kernels/__init__.py", "kernels/jit.py")
-TARGETS = ("kernels", "model", "all")
 
 _NAME = r"[A-Za-z0-9_]+"
 _KERNELS = re.compile(rf"kernels/{_NAME}\.py|csrc/{_NAME}\.(cpp|cu|h)")

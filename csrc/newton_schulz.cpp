@@ -65,12 +65,12 @@ View<T> view(const Tensor& t, int64_t matrix) {
 }
 
 template <typename T>
-void multiply_matrices(const Tensor& left, const Tensor& right, const std::optional<Tensor>& add, float b, float c, bool lower, Tensor& out) {
-  const int64_t B = out.size(0), M = out.size(1), N = out.size(2), K = left.size(2);
+void multiply(const Tensor& left, const Tensor& right, const std::optional<Tensor>& add, float b, float c, bool lower, Tensor& out) {
+  const int64_t M = out.size(1), N = out.size(2), K = left.size(2);
   const T* added = add ? reads<T>(*add) : nullptr;
   T* data = writes<T>(out);
-  multiply<T>(
-      B, M, N, K, lower, [&](int64_t matrix) { return view<T>(left, matrix); }, [&](int64_t matrix) { return view<T>(right, matrix); },
+  multiply_all(
+      out.size(0), [&](int64_t matrix) { return Product<T>{view<T>(left, matrix), view<T>(right, matrix), M, N, K, lower}; },
       [=](int64_t matrix, int64_t i, int64_t j, Pair sums, int64_t columns) {
         const int64_t at = (matrix * M + i) * N + j;
         Pair value = sums * c;
@@ -87,15 +87,15 @@ void multiply_matrices(const Tensor& left, const Tensor& right, const std::optio
 // out (B, M, N) = b add + c left right, for left (B, M, K), right (B, K, N). lower: of a square out, what lies above the diagonal is left undefined.
 // bfloat16 takes a processor that has AVX512-BF16.
 void product(const Tensor& left, const Tensor& right, const std::optional<Tensor>& add, double b, double c, bool lower, Tensor out) {
-  const int64_t B = out.size(0), M = out.size(1), N = out.size(2), K = left.size(2);
   const ScalarType type = out.scalar_type();
-  for (const Tensor* t : {&left, &right, static_cast<const Tensor*>(&out)})
-    STD_TORCH_CHECK(t->dim() == 3 && t->size(0) == B && t->scalar_type() == type, "newton_schulz: expected three of (B, M, N) and one dtype");
-  STD_TORCH_CHECK(left.size(1) == M && right.size(1) == K && right.size(2) == N && out.is_contiguous() && (!lower || M == N),
+  for (const Tensor* t : {static_cast<const Tensor*>(&out), &left, &right})
+    STD_TORCH_CHECK(t->dim() == 3 && t->size(0) == out.size(0) && t->scalar_type() == type, "newton_schulz: expected three of (B, M, N) and one dtype");
+  const int64_t M = out.size(1), N = out.size(2);
+  STD_TORCH_CHECK(left.size(1) == M && right.size(1) == left.size(2) && right.size(2) == N && out.is_contiguous() && (!lower || M == N),
                   "newton_schulz: factors and result do not fit together");
   STD_TORCH_CHECK(!add || (add->is_contiguous() && add->numel() == out.numel() && add->scalar_type() == type),
                   "newton_schulz: expected what is added as the result is");
-  const auto multiply_as = [&]<typename T>() { multiply_matrices<T>(left, right, add, static_cast<float>(b), static_cast<float>(c), lower, out); };
+  const auto multiply_as = [&]<typename T>() { multiply<T>(left, right, add, static_cast<float>(b), static_cast<float>(c), lower, out); };
   if (type == ScalarType::BFloat16 && multiplies_pairs()) return multiply_as.template operator()<bf16>();
   STD_TORCH_CHECK(type == ScalarType::Float, "newton_schulz: expected float32, or bfloat16 on a processor with AVX512-BF16, got scalar type ", static_cast<int>(type));
   multiply_as.template operator()<float>();

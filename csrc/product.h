@@ -1,10 +1,10 @@
-// Products of matrices that fit in a core's L2 cache, many at a time: what Newton-Schulz is made of.
+// Products of matrices, many at a time: what Newton-Schulz is made of.
 //
-//   out = b add + c left right          left (B, M, K), right (B, K, N) of any strides, add and out (B, M, N) contiguous
+//   left (B, M, K) times right (B, K, N), both of any strides
 //
-// A tile of out stays in registers while it is summed: kTileRows x 2 vectors, each fed by one broadcast and two loads a step, so that the
+// A tile of the result stays in registers while it is summed: kTileRows x 2 vectors, each fed by one broadcast and two loads a step, so that the
 // fused multiply-adds (12 x 2 a step on AVX-512, two a cycle) and not the loads (14, two a cycle) set the pace. `right` is packed by panels of two
-// vectors' width, once for all rows. Of 340 GFLOP/s of two AVX-512 cores a batch of 192 x 192 matrices gets 290, where torch's bmm gets 260; of a symmetric
+// vectors' width, kGroup of them at a time in L2, and a tile's rows meet them one after the other out of L1. Of 340 GFLOP/s of two AVX-512 cores a batch of 192 x 192 matrices gets 290, where torch's bmm gets 260; of a symmetric
 // product only a part is summed, which counted whole makes 458 (results/HISTORY.md). bfloat16 on two Zen 4 cores: 380 and 605, torch 400.
 #pragma once
 
@@ -136,49 +136,69 @@ void pack_rows(const View<T>& left, int64_t i, int64_t height, int64_t k, int64_
   }
 }
 
-// Of a product that is `lower`, a square, only tiles that reach below the diagonal are summed: those of a group of panels from `from` on.
-struct Tiles {
-  int64_t from, count;
-  Tiles(int64_t M, int64_t group, bool lower) : from(lower ? group * kGroup * kTileColumns / kTileRows : 0), count(tiles_of(M, kTileRows) - from) {}
-  // Rows of panels that end at the diagonal and whole ones by turns, so that threads have alike.
-  int64_t at(int64_t turn, bool lower) const { return from + (!lower ? turn : turn % 2 ? count - 1 - turn / 2 : turn / 2); }
+// The rows of a tile: where they lie, if that serves, or packed into `room`.
+template <typename T>
+struct Rows {
+  const T* data;
+  int64_t stride;
+  bool row_major;
+  Rows(const View<T>& left, int64_t i, int64_t height, int64_t k, int64_t depth, float* room) : data(left.at(i, k)) {
+    const bool whole = height == kTileRows && depth % kTerms<T> == 0;
+    row_major = whole && left.column == 1;
+    stride = row_major ? left.row : left.column;
+    if (row_major || (whole && left.row == 1 && kTerms<T> == 1)) return;
+    pack_rows(left, i, height, k, depth, room);
+    data = reinterpret_cast<const T*>(room), stride = kTileRows;
+  }
+  void sum(const float* panel, int64_t steps, Pair (&sums)[kTileRows]) const {
+    if (row_major) sum_tile<true>(data, stride, panel, steps, sums);
+    else sum_tile<false>(data, stride, panel, steps, sums);
+  }
 };
 
-// Tiles `begin` to `end` of the columns of one group; calls finish(i, j, sums, columns) for each row i of a tile.
+// left (M, K) times right (K, N). If `lower`, M = N, and what lies above the diagonal is not wanted.
+template <typename T>
+struct Product {
+  View<T> left, right;
+  int64_t M, N, K;
+  bool lower;
+
+  int64_t groups() const { return tiles_of(N, kGroup * kTileColumns); }
+  // Tiles of the columns of a group: from the first that reaches below the diagonal on.
+  int64_t first_tile(int64_t group) const { return lower ? group * kGroup * kTileColumns / kTileRows : 0; }
+  int64_t tiles(int64_t group) const { return tiles_of(M, kTileRows) - first_tile(group); }
+  // Short rows of tiles, which end at the diagonal, and whole ones by turns, so that threads have alike.
+  int64_t tile(int64_t group, int64_t turn) const {
+    return first_tile(group) + (!lower ? turn : turn % 2 ? tiles(group) - 1 - turn / 2 : turn / 2);
+  }
+};
+
+// Tiles `begin` to `end` of a group's; calls finish(i, j, sums, columns) for each row i of a tile, whose columns begin with j.
 template <typename T, typename Finish>
-void multiply_group(const View<T>& left, const View<T>& right, int64_t M, int64_t N, int64_t K, bool lower, int64_t group, int64_t begin, int64_t end,
-                    const Finish& finish) {
+void multiply_group(const Product<T>& product, int64_t group, int64_t begin, int64_t end, const Finish& finish) {
   constexpr int64_t kDepth = kSteps * kTerms<T>;
+  const auto [left, right, M, N, K, lower] = product;
   const int64_t first = group * kGroup * kTileColumns, last = std::min(N, first + kGroup * kTileColumns);
-  const int64_t panels = tiles_of(last - first, kTileColumns);
-  const Tiles tiles(M, group, lower);
-  const int64_t packed = std::min(steps_of<T>(K), kSteps), waiting = K > kDepth ? kWaiting : end - begin;
-  const auto panel = std::make_unique_for_overwrite<Step[]>(panels * packed);
-  const auto begun = std::make_unique_for_overwrite<Step[]>(K > kDepth ? waiting * panels * kTileRows : 0);  // sums of which terms are still to come
-  alignas(64) float rows[kSteps * kTileRows];
-  for (int64_t block = begin; block < end; block += waiting) {
-    const int64_t stop = std::min(end, block + waiting);
+  const int64_t panels = tiles_of(last - first, kTileColumns), panel_steps = std::min(steps_of<T>(K), kSteps);
+  const int64_t block = K > kDepth ? kWaiting : end - begin;
+  const auto packed = std::make_unique_for_overwrite<Step[]>(panels * panel_steps);
+  const auto waiting = std::make_unique_for_overwrite<Step[]>(K > kDepth ? block * panels * kTileRows : 0);
+  alignas(64) float room[kSteps * kTileRows];
+  for (; begin < end; begin += block) {
     int64_t k = 0;
-    do {  // once where there are no terms: out is then what they are added to
-      const int64_t depth = std::min(kDepth, K - k), steps = steps_of<T>(depth);
-      for (int64_t p = 0; p < panels; ++p) {
-        const int64_t j = first + p * kTileColumns;
-        pack(right, k, depth, j, std::min<int64_t>(kTileColumns, last - j), panel[p * packed].lane);
-      }
-      for (int64_t turn = block; turn < stop; ++turn) {
-        const int64_t i = tiles.at(turn, lower) * kTileRows, height = std::min<int64_t>(kTileRows, M - i);
-        const bool whole = height == kTileRows && depth == steps * kTerms<T>;
-        const bool by_rows = whole && left.column == 1, by_steps = whole && left.row == 1 && kTerms<T> == 1;
-        if (!by_rows && !by_steps) pack_rows(left, i, height, k, depth, rows);
-        for (int64_t p = 0, j = first; p < panels; ++p, j += kTileColumns) {
-          if (lower && j >= i + height) break;
-          Step* kept = K > kDepth ? &begun[((turn - block) * panels + p) * kTileRows] : nullptr;
+    do {  // once where there are no terms: sums are zero then
+      const int64_t depth = std::min(kDepth, K - k);
+      for (int64_t p = 0, j = first; p < panels; ++p, j += kTileColumns)
+        pack(right, k, depth, j, std::min<int64_t>(kTileColumns, last - j), packed[p * panel_steps].lane);
+      for (int64_t turn = begin; turn < std::min(end, begin + block); ++turn) {
+        const int64_t i = product.tile(group, turn) * kTileRows, height = std::min<int64_t>(kTileRows, M - i);
+        const Rows<T> rows(left, i, height, k, depth, room);
+        for (int64_t p = 0, j = first; p < panels && !(lower && j >= i + height); ++p, j += kTileColumns) {
+          Step* kept = K > kDepth ? &waiting[((turn - begin) * panels + p) * kTileRows] : nullptr;
           Pair sums[kTileRows];
 #pragma GCC unroll 12
           for (int r = 0; r < kTileRows; ++r) sums[r] = k ? load_pair(kept[r].lane) : Pair{};
-          if (by_rows) sum_tile<true>(left.at(i, k), left.row, panel[p * packed].lane, steps, sums);
-          else if (by_steps) sum_tile<false>(left.at(i, k), left.column, panel[p * packed].lane, steps, sums);
-          else sum_tile<false>(reinterpret_cast<const T*>(rows), kTileRows, panel[p * packed].lane, steps, sums);
+          rows.sum(packed[p * panel_steps].lane, steps_of<T>(depth), sums);
           if (k + depth < K)
             for (int r = 0; r < kTileRows; ++r) store_pair(kept[r].lane, sums[r]);
           else
@@ -189,21 +209,20 @@ void multiply_group(const View<T>& left, const View<T>& right, int64_t M, int64_
   }
 }
 
-// B products on all threads: left(b) and right(b) are the factors of product b, and finish(b, i, j, sums, columns) is called once for each row i of
-// each tile, whose columns begin with j.
-template <typename T, typename Left, typename Right, typename Finish>
-void multiply(int64_t B, int64_t M, int64_t N, int64_t K, bool lower, const Left& left, const Right& right, const Finish& finish) {
-  const int64_t groups = tiles_of(N, kGroup * kTileColumns);
+// B products of one shape on all threads: product(b) is one of them, and finish(b, i, j, sums, columns) is called once for each row i of each tile.
+template <typename Products, typename Finish>
+void multiply_all(int64_t B, const Products& product, const Finish& finish) {
+  if (B == 0) return;
+  const auto any = product(0);
   int64_t tiles = 0;  // of one product, group after group
-  for (int64_t group = 0; group < groups; ++group) tiles += Tiles(M, group, lower).count;
+  for (int64_t group = 0; group < any.groups(); ++group) tiles += any.tiles(group);
   torch::stable::parallel_for(0, B * tiles, 1, [&](int64_t begin, int64_t end) {
     while (begin < end) {
       const int64_t b = begin / tiles;
-      int64_t group = 0, turn = begin % tiles, count;
-      while (turn >= (count = Tiles(M, group, lower).count)) turn -= count, ++group;
-      const int64_t stop = std::min(turn + end - begin, count);
-      multiply_group<T>(left(b), right(b), M, N, K, lower, group, turn, stop,
-                        [&](int64_t i, int64_t j, Pair sums, int64_t columns) { finish(b, i, j, sums, columns); });
+      int64_t group = 0, turn = begin % tiles;
+      for (; turn >= any.tiles(group); ++group) turn -= any.tiles(group);
+      const int64_t stop = std::min(turn + end - begin, any.tiles(group));
+      multiply_group(product(b), group, turn, stop, [&](int64_t i, int64_t j, Pair sums, int64_t columns) { finish(b, i, j, sums, columns); });
       begin += stop - turn;
     }
   });

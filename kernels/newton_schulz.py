@@ -38,7 +38,12 @@ def newton_schulz(G: Tensor, steps: int = 5, *, impl: str | None = None) -> Tens
         raise ValueError(f"expected steps >= 1, got {steps}")
     if torch.is_grad_enabled() and G.requires_grad:
         raise RuntimeError("newton_schulz has no gradient: call it under torch.no_grad()")
-    return IMPLEMENTATIONS[choose(IMPLEMENTATIONS, impl, G.device)](G, steps)
+    call = IMPLEMENTATIONS[choose(IMPLEMENTATIONS, impl, G.device)]
+    if not torch.is_autocast_enabled(G.device.type):
+        return call(G, steps)
+    # It would make bfloat16 of a float32 product.
+    with torch.autocast(G.device.type, enabled=False):
+        return call(G, steps)
 
 
 # Polar Express (Amsel et al. 2025, arXiv 2505.16932), its table for 5 steps with 2 % of safety: each polynomial is the best for the

@@ -14,6 +14,7 @@ from kernels import newton_schulz as module
 from kernels.newton_schulz import coefficients, newton_schulz
 
 SHAPES = [(48, 48), (130, 130), (64, 256), (256, 64), (3, 70, 100), (2, 200, 90), (2, 2, 17, 31)]
+SHAPES += [(300, 700), (700, 300)]  # more columns and more terms than csrc/product.h packs at a time
 CLOSE = {
     torch.float32: 2e-4,
     torch.bfloat16: 8e-2,
@@ -51,6 +52,14 @@ def test_it_applies_the_polynomials_to_the_singular_values(impl, shape, dtype):
     O = newton_schulz(G, impl=impl)  # noqa: E741
     assert (O.shape, O.dtype, O.is_contiguous()) == (G.shape, dtype, True)
     assert relative(O, truth(G, 5)) < CLOSE[dtype]
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+def test_autocast_leaves_float32_in_float32(impl):
+    G = matrix((96, 96)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        under = newton_schulz(G, impl=impl)
+    assert torch.equal(under, newton_schulz(G, impl=impl))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6, 7, 9])
