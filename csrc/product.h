@@ -5,7 +5,7 @@
 // A tile of the result stays in registers while it is summed: kTileRows x 2 vectors, each fed by one broadcast and two loads a step, so that the
 // fused multiply-adds (12 x 2 a step on AVX-512, two a cycle) and not the loads (14, two a cycle) set the pace. `right` is packed by panels of two
 // vectors' width, kGroup of them at a time in L2, and a tile's rows meet them one after the other out of L1. Of 340 GFLOP/s of two AVX-512 cores a batch of 192 x 192 matrices gets 290, where torch's bmm gets 260; of a symmetric
-// product only a part is summed, which counted whole makes 458 (results/HISTORY.md). bfloat16 on two Zen 4 cores: 380 and 605, torch 400.
+// product only a part is summed, which counted whole makes 458 (results/HISTORY.md). bfloat16 on two Zen 4 cores, of 468: 409 and 661, torch 409.
 #pragma once
 
 #include "pairs.h"

@@ -110,9 +110,9 @@ def _torch(G: Tensor, steps: int) -> Tensor:
 
 OWN_PRODUCTS = 512  # tune: 256 384 512 768
 # Up to this side float32 is multiplied by csrc/product.h, beyond it by torch: 276 and 244 GFLOP/s at 192 x 192, 245 and 308 at 1024 x 1024.
-OWN_PRODUCTS_BF16 = 1024  # tune: 512 1024 2048
-# The same of bfloat16. A product is as fast as torch's (380 GFLOP/s on two Zen 4 cores), a symmetric one takes 0.63 of it at 192 x 192;
-# five steps take 0.77 of the time at 1024 x 1024 and 0.99 at 2048 x 2048. The tiles of AMX are faster than either.
+OWN_PRODUCTS_BF16 = 2048  # tune: 1024 2048 4096
+# The same of bfloat16. A product is as fast as torch's (409 GFLOP/s on two Zen 4 cores), a symmetric one takes 0.62 of its time at 192 x 192;
+# five steps take 0.76 of the time at 1024 x 1024 and 0.85 at 2048 x 2048. The tiles of AMX are faster than either.
 PANELS = 4  # tune: 2 3 4 6 8
 # torch's panels of rows of a symmetric product: p of them do (p + 1) / 2p of the arithmetic, and meet all threads p times.
 PANEL = 64  # tune: 32 48 64 96 128
