@@ -38,7 +38,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dy, const std::optional<Tensor
   if (dsum) check_rows("add_rms_norm dsum", *dsum, sum);
   check_vector("add_rms_norm rstd", rstd, sum.size(0));
   if (weight) check_vector("add_rms_norm weight", *weight, sum.size(1));
-  return norm_backward("add_rms_norm", dy, sum, weight, rstd, dsum);
+  return norm_backward(dy, sum, weight, rstd, dsum);
 }
 
 }  // namespace

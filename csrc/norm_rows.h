@@ -103,11 +103,12 @@ void rows_backward(const T* dy, const T* x, const float* weight, const float* rs
 }
 
 // dy, x, joining (R, D); weight (D,) float32; rstd (R,) float32 -> dx (R, D), dweight (D,) float32, zeros without a weight
-inline std::tuple<Tensor, Tensor> norm_backward(const char* op, const Tensor& dy, const Tensor& x, const std::optional<Tensor>& weight, const Tensor& rstd, const std::optional<Tensor>& joining) {
+inline std::tuple<Tensor, Tensor> norm_backward(const Tensor& dy, const Tensor& x, const std::optional<Tensor>& weight,
+                                                const Tensor& rstd, const std::optional<Tensor>& joining) {
   const int64_t R = x.size(0), D = x.size(1);
   Tensor dx = torch::stable::empty_like(x);
   Tensor dweight = torch::stable::new_zeros(x, {D}, ScalarType::Float);
-  dispatch_float(x.scalar_type(), op, [&]<typename T>() {
+  dispatch_float(x.scalar_type(), "a norm's backward", [&]<typename T>() {
     const auto run = [&]<bool kWeight, bool kJoin>() {
       rows_backward<kWeight, kJoin, T>(reads<T>(dy), reads<T>(x), kWeight ? reads<float>(*weight) : nullptr,
                                        reads<float>(rstd), kJoin ? reads<T>(*joining) : nullptr, writes<T>(dx),

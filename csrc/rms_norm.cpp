@@ -27,7 +27,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const std
   check_rows("rms_norm dy", dy, x);
   check_vector("rms_norm rstd", rstd, x.size(0));
   if (weight) check_vector("rms_norm weight", *weight, x.size(1));
-  return norm_backward("rms_norm", dy, x, weight, rstd, std::nullopt);
+  return norm_backward(dy, x, weight, rstd, std::nullopt);
 }
 
 }  // namespace

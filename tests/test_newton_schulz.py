@@ -14,10 +14,8 @@ from kernels import newton_schulz as module
 from kernels.newton_schulz import coefficients, newton_schulz
 
 SHAPES = [(48, 48), (130, 130), (64, 256), (256, 64), (3, 70, 100), (2, 200, 90), (2, 2, 17, 31)]
-SHAPES += [
-    (300, 700),
-    (700, 300),
-]  # more columns and more terms than csrc/product.h packs at a time
+# More columns and more terms than csrc/product.h packs at a time.
+SHAPES += [(300, 700), (700, 300)]
 CLOSE = {
     torch.float32: 2e-4,
     torch.bfloat16: 8e-2,

@@ -2,7 +2,7 @@
 //
 // Odd: strided reads, each of another cache line, and the diagonal in a loop of its own. Right: threads write elements above the diagonal alone and read
 // those below it alone, so none waits for another.
-#include "lab.h"
+#include "product.h"
 
 namespace {
 
@@ -25,8 +25,56 @@ void mirror(Tensor S, double diagonal) {
   });
 }
 
+template <typename T>
+View<T> view(const Tensor& t, int64_t matrix) {
+  return {reads<T>(t) + matrix * t.stride(0), t.stride(1), t.stride(2)};
+}
+
+template <typename T>
+void multiply(const Tensor& left, const Tensor& right, const std::optional<Tensor>& add, float b, float c, bool lower, Tensor& out) {
+  const int64_t M = out.size(1), N = out.size(2), K = left.size(2);
+  const T* added = add ? reads<T>(*add) : nullptr;
+  T* data = writes<T>(out);
+  multiply_all(
+      out.size(0), [&](int64_t matrix) { return Product<T>{view<T>(left, matrix), view<T>(right, matrix), M, N, K, lower}; },
+      [=](int64_t matrix, int64_t i, int64_t j, Pair sums, int64_t columns) {
+        const int64_t at = (matrix * M + i) * N + j;
+        Pair value = sums * c;
+        if (columns == kTileColumns) {
+          if (added) value = value + load_pair(added + at) * b;
+          store_pair(data + at, value);
+        } else {
+          if (added) value = value + load_pair(added + at, columns) * b;
+          store_pair(data + at, value, columns);
+        }
+      });
+}
+
+// out (B, M, N) = b add + c left right, for left (B, M, K), right (B, K, N). lower: of a square out, what lies above the diagonal is left undefined.
+// bfloat16 takes a processor that has AVX512-BF16.
+void product(const Tensor& left, const Tensor& right, const std::optional<Tensor>& add, double b, double c, bool lower, Tensor out) {
+  const ScalarType type = out.scalar_type();
+  for (const Tensor* t : {static_cast<const Tensor*>(&out), &left, &right})
+    STD_TORCH_CHECK(t->dim() == 3 && t->size(0) == out.size(0) && t->scalar_type() == type, "newton_schulz: expected three of (B, M, N) and one dtype");
+  const int64_t M = out.size(1), N = out.size(2);
+  STD_TORCH_CHECK(left.size(1) == M && right.size(1) == left.size(2) && right.size(2) == N && out.is_contiguous() && (!lower || M == N),
+                  "newton_schulz: factors and result do not fit together");
+  STD_TORCH_CHECK(!add || (add->is_contiguous() && add->numel() == out.numel() && add->scalar_type() == type),
+                  "newton_schulz: expected what is added as the result is");
+  const auto multiply_as = [&]<typename T>() { multiply<T>(left, right, add, static_cast<float>(b), static_cast<float>(c), lower, out); };
+  if (type == ScalarType::BFloat16 && multiplies_pairs()) return multiply_as.template operator()<bf16>();
+  STD_TORCH_CHECK(type == ScalarType::Float, "newton_schulz: expected float32, or bfloat16 on a processor with AVX512-BF16, got scalar type ", static_cast<int>(type));
+  multiply_as.template operator()<float>();
+}
+
 }  // namespace
 
-LAB_SCHEMAS(m) { m.def("mirror(Tensor(a!) S, float diagonal) -> ()"); }
+LAB_SCHEMAS(m) {
+  m.def("mirror(Tensor(a!) S, float diagonal) -> ()");
+  m.def("product(Tensor left, Tensor right, Tensor? add, float b, float c, bool lower, Tensor(a!) out) -> ()");
+}
 
-LAB_KERNELS(CPU, m) { m.impl("mirror", TORCH_BOX(&mirror)); }
+LAB_KERNELS(CPU, m) {
+  m.impl("mirror", TORCH_BOX(&mirror));
+  m.impl("product", TORCH_BOX(&product));
+}
