@@ -17,6 +17,7 @@ from pathlib import Path
 
 import naive
 import pytest
+from calibrate import honest_files, op_of
 from warm import Warm
 
 from agent import gates
@@ -38,7 +39,11 @@ KERNELS = [
 SEED = 7  # the gate draws a secret one; a test that fails should fail again
 FASTER = 0.95
 # Refusals by accident, unless the cheat says that it is what it comes to.
-ACCIDENTS = ("timeout", "crash", "ImportError", "ModuleNotFoundError", "SyntaxError", "NameError")
+ACCIDENTS = (
+    "timeout crash ImportError ModuleNotFoundError SyntaxError NameError AttributeError".split()
+)
+# Files that stand in an op's place, here and in tests/honest/.
+CPP = [*(path for path in KERNELS if path.suffix == ".cpp"), *(f for f in honest_files() if f.suffix == ".cpp")]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,17 @@ def read(path: Path) -> Cheat:
     assert gate, f"{path.name} names no gate"
     assert gains, f"{path.name} does not say what it gains"
     return Cheat(path, gate[1], gate[2] or "", gains[1])
+
+
+@pytest.mark.parametrize("path", CPP, ids=lambda p: p.name)
+def test_a_file_in_cpp_registers_all_that_its_op_may_call(path: Path) -> None:
+    """Else it is refused for what it lacks, and nobody sees whether for what it does."""
+    registered, asked = (
+        set(re.findall(r'm\.def\("(\w+)\(', file.read_text()))
+        for file in (path, ROOT / "csrc" / f"{op_of(path)}.cpp")
+    )
+    assert asked
+    assert asked <= registered
 
 
 @functools.cache
