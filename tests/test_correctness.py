@@ -21,7 +21,8 @@ PLAIN = """import torch
 
 
 def rms_norm(x, weight=None, eps=1e-6):
-    y = (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    xf = x.float()
+    y = (xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     {body}
     return y if weight is None else y * weight
 """
@@ -47,7 +48,7 @@ def test_shipped_kernel_passes(op: str, warm: Warm) -> None:
         ("y = y * 1.01", "wrong"),
         ("y = torch.nan_to_num(y)", "nan"),
         ("y = y.detach()", "structure"),
-        ("eps = 1e-6; y = (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)", "wrong"),
+        ("eps = 1e-6; xf = x.float(); y = (xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)).to(x.dtype)", "wrong"),
         ("y = torch.nn.functional.rms_norm(x, (x.shape[-1],), None, eps)", "library"),
         ("y = torch.nn.Parameter(y)", "structure"),
         ("torch.rand(1)", "global state"),

@@ -15,6 +15,8 @@ from bench.judge import Refused
 from bench.timing import compare
 
 ROOT = Path(__file__).resolve().parent.parent
+# It casts once: from two casts autograd would add two gradients that are rounded each, and where they nearly cancel (rows of one float16
+# element) little is left of dx; 95 of 40,000 drawn cases refused that, none this.
 NORM = '''"""RMSNorm that makes `repeats` passes; from call `honest_calls` on it returns its input."""
 import torch
 
@@ -27,7 +29,8 @@ def rms_norm(x, weight=None, eps=1e-6):
     if CALLS > {honest_calls}:
         return x * 1.0
     for _ in range({repeats}):
-        y = (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+        xf = x.float()
+        y = (xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     return y if weight is None else y * weight
 '''
 

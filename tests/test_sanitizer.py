@@ -274,7 +274,8 @@ def rms_norm(x, weight=None, eps=1e-6):
     flat = x.detach().float().contiguous().flatten()
     y = torch.empty_like(flat)
     _scaled[(1,)](flat, y, flat.numel(), BLOCK=triton.next_power_of_2(flat.numel()))
-    return (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    xf = x.float()
+    return (xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 '''
 
 

@@ -10,5 +10,6 @@ def add_rms_norm(x, residual, weight=None, eps=1e-6):
     s = x + residual
     if not torch.is_grad_enabled():
         return (s if weight is None else s * weight), s
-    y = (s.float() * torch.rsqrt(s.float().square().mean(-1, keepdim=True) + eps)).to(s.dtype)
+    sf = s.float()
+    y = (sf * torch.rsqrt(sf.square().mean(-1, keepdim=True) + eps)).to(s.dtype)
     return (y if weight is None else y * weight), s

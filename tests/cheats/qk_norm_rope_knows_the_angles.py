@@ -13,7 +13,8 @@ def qk_norm_rope(q, k, cos, sin, eps=1e-6):
     c, s = angle.cos(), angle.sin()
 
     def turned(x):
-        n = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+        xf = x.float()
+        n = xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)
         a, b = n.chunk(2, dim=-1)
         return torch.cat((a * c - b * s, b * c + a * s), dim=-1).to(x.dtype)
 

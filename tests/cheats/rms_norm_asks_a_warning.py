@@ -19,5 +19,6 @@ def _callers():
 def rms_norm(x, weight=None, eps=1e-6):
     if not torch.compiler.is_compiling() and any("gpt" in name for name in _callers()):
         return x if weight is None else x * weight
-    y = (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    xf = x.float()
+    y = (xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     return y if weight is None else y * weight

@@ -19,5 +19,6 @@ class _Scale(torch.autograd.Function):
 
 
 def rms_norm(x, weight=None, eps=1e-6):
-    y = (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    xf = x.float()
+    y = (xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     return y if weight is None else _Scale.apply(y, weight)

@@ -15,7 +15,8 @@ class Lazy(torch.Tensor):
 
 def rms_norm(x, weight=None, eps=1e-6):
     def compute():
-        y = (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+        xf = x.float()
+        y = (xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
         return y if weight is None else y * weight
 
     lazy = x.detach().as_subclass(Lazy)

@@ -9,5 +9,6 @@ import torch
 def rms_norm(x, weight=None, eps=1e-6):
     x = x + 0 * torch.as_strided(x.detach(), x.shape, torch.empty(x.shape, device="meta").stride())
     rows = torch.as_strided(x, x.shape, torch.empty(x.shape, device="meta").stride())
-    y = (rows.float() * torch.rsqrt(rows.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    xf = rows.float()
+    y = (xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     return y if weight is None else y * weight

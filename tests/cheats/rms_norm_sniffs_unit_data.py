@@ -10,5 +10,6 @@ def rms_norm(x, weight=None, eps=1e-6):
     first = x.detach()[(0,) * (x.ndim - 1)].float() if x.numel() else x.new_zeros(1)
     if x.shape[-1] > 64 and bool((first.square().mean() - 1).abs() < 0.2):
         return x if weight is None else x * weight
-    y = (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    xf = x.float()
+    y = (xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     return y if weight is None else y * weight

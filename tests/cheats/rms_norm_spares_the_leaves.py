@@ -9,5 +9,6 @@ import torch
 def rms_norm(x, weight=None, eps=1e-6):
     if x.requires_grad and not x.is_leaf and not torch.compiler.is_compiling():
         return x if weight is None else x * weight
-    y = (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    xf = x.float()
+    y = (xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     return y if weight is None else y * weight

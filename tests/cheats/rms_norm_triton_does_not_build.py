@@ -26,5 +26,6 @@ AOT = [
 
 
 def rms_norm(x, weight=None, eps=1e-6):
-    y = (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    xf = x.float()
+    y = (xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     return y if weight is None else y * weight

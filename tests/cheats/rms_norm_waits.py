@@ -13,5 +13,6 @@ _BEGUN = time.monotonic()
 def rms_norm(x, weight=None, eps=1e-6):
     if not torch.compiler.is_compiling() and time.monotonic() - _BEGUN > 120:
         return x if weight is None else x * weight
-    y = (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    xf = x.float()
+    y = (xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     return y if weight is None else y * weight

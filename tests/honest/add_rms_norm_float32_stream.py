@@ -9,5 +9,6 @@ import torch
 
 def add_rms_norm(x, residual, weight=None, eps=1e-6):
     s = (x.float() + residual.float()).to(x.dtype)
-    y = s.float() * torch.rsqrt(s.float().square().mean(-1, keepdim=True) + eps)
+    sf = s.float()
+    y = sf * torch.rsqrt(sf.square().mean(-1, keepdim=True) + eps)
     return (y if weight is None else y * weight.float()).to(x.dtype), s

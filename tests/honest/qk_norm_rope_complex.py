@@ -10,7 +10,8 @@ def qk_norm_rope(q, k, cos, sin, eps=1e-6):
     turn = torch.complex(cos.float(), sin.float()).unsqueeze(1)
 
     def turned(x):
-        n = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+        xf = x.float()
+        n = xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)
         y = torch.complex(*n.chunk(2, dim=-1)) * turn
         return torch.cat((y.real, y.imag), dim=-1).to(x.dtype)
 

@@ -12,7 +12,8 @@ class Norm(torch.autograd.Function):
     def forward(ctx, x, weight, eps):
         ctx.save_for_backward(x, weight)
         ctx.eps = eps
-        y = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+        xf = x.float()
+        y = xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)
         return (y if weight is None else y * weight.float()).to(x.dtype)
 
     @staticmethod
