@@ -180,8 +180,9 @@ def _go(
             why = STOPPED
         screen.say(f"ending: {why}; what was kept is measured again (Ctrl-C leaves that out)")
         _measured_again(here, loop.incumbent, train=why != STOPPED)
+        kept_as = here.workspace.name(loop.incumbent)
     ledger.end_run(run.id)
-    return report.summary(ledger, ledger.run(run.id), why, lab.folder / "ledger.sqlite")
+    return report.summary(ledger, ledger.run(run.id), why, lab.folder / "ledger.sqlite", kept_as)
 
 
 def _measured_again(here: Site, incumbent: str, train: bool) -> None:

@@ -28,8 +28,8 @@ _PAST = {
 }
 
 
-def summary(ledger: Ledger, run: Run, why: str, file: Path) -> str:
-    """The end of a run: what was tried, what each gate said, what was kept, what that gains, what to type next."""
+def summary(ledger: Ledger, run: Run, why: str, file: Path, kept_as: str) -> str:
+    """The end of a run: what was tried, what each gate said, what was kept (git's name for it: `kept_as`), what that gains, what to type next."""
     experiments = ledger.experiments(run.id)
     lines = ["", f"run {run.id} ended: {why}", ""]
     for experiment in experiments:
@@ -37,7 +37,7 @@ def summary(ledger: Ledger, run: Run, why: str, file: Path) -> str:
     lines += ["", _counts(experiments)]
     lines += [*gain(ledger, run), *whole(experiments), *_of_placebos(run, experiments)]
     lines += [spending(ledger, run.id)]
-    lines += ["", f"ledger   {file}", *_next(run, experiments)]
+    lines += ["", f"ledger   {file}", *_next(run, experiments, kept_as)]
     return "\n".join(lines)
 
 
@@ -121,17 +121,17 @@ def _counts(experiments: Sequence[Past]) -> str:
     return f"{len(experiments)} experiments: {', '.join(words)}"
 
 
-def _next(run: Run, experiments: list[Experiment]) -> Iterator[str]:
+def _next(run: Run, experiments: list[Experiment], kept_as: str) -> Iterator[str]:
     if any(experiment.outcome.status == KEEP for experiment in experiments):
-        yield f"branch   lab/{run.id}"
+        yield f"kept as  {kept_as}"
         yield ""
-        yield f"see it   git diff {run.start[:9]} lab/{run.id}"
+        yield f"see it   git diff {run.start[:9]} {kept_as}"
         replaced = (
             f"   (with it comes {run.settings.start}, in place of the shipped files)"
             if run.settings.start
             else ""
         )
-        yield f"take it  git merge lab/{run.id}{replaced}"
+        yield f"take it  git merge {kept_as}{replaced}"
     else:
         yield ""
     yield f"go on    python -m agent --resume {run.id}   (after a limit with a new one: --experiments, --hours, --gpu-hours, --usd or --tokens)"

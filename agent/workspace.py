@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from agent import integrity
-from agent.git import Repository
+from agent.git import GitError, Repository
 from agent.records import Candidate, Proposal
 from agent.surface import FOLDERS
 
@@ -86,9 +86,17 @@ class Workspace:
         else:
             # only from where it was seen: what a person commits meanwhile is not lost
             ref = f"refs/heads/{self.branch}"
-            self.repository.text("update-ref", ref, commit, tip or "")
-            return ""
+            try:
+                self.repository.text("update-ref", ref, commit, tip or "")
+            except GitError as error:  # its lock, a full disk: the ledger has the keep, and the next keep moves the branch
+                why = f"git does not move {self.branch} ({error})"
+            else:
+                return ""
         return f"{why}: it is left alone; what the run has kept is commit {commit[:12]}, for `git merge {commit[:12]}`"
+
+    def name(self, commit: str) -> str:
+        """By what a person finds a commit: the run's branch if it stands there, else the hash."""
+        return self.branch if self.repository.tip(self.branch) == commit else commit[:12]
 
     def hold(self, experiment: int, commit: str) -> None:
         """Keep a commit that no branch holds: its trial may come later, its idea may be taken up again."""

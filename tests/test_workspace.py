@@ -306,9 +306,25 @@ def test_the_branch_goes_forwards_alone_and_never_under_a_person(root: Path) -> 
     assert "commits that are not this run's" in said
     assert f"git merge {second[:12]}" in said
     assert repository.tip("lab/r1") == mine
+    assert workspace.name(second) == second[:12]
     git(root, "branch", "-q", "-D", "lab/r1")
     assert workspace.advance(second) == ""
     assert repository.tip("lab/r1") == second
+    assert workspace.name(second) == "lab/r1"
+
+
+def test_a_branch_that_git_does_not_move_ends_no_night(root: Path) -> None:
+    repository = Repository(root)
+    workspace = Workspace(repository, root / ".lab", "r1")
+    commit = workspace.commit(repository.resolve("HEAD"), proposal(csrc__scale=BETTER))
+    taken = root / ".git" / "refs" / "heads" / "lab" / "r1.lock"
+    taken.parent.mkdir(parents=True)
+    taken.touch()
+    said = workspace.advance(commit)
+    assert "git does not move lab/r1" in said
+    assert f"git merge {commit[:12]}" in said
+    taken.unlink()
+    assert workspace.advance(commit) == ""
 
 
 def test_looking_at_the_working_tree_takes_no_lock_of_the_index(root: Path) -> None:
