@@ -123,14 +123,6 @@ inline float sum_of(floats v) {
 }
 inline float sum_of(Pair v) { return sum_of(v.even + v.odd); }
 
-// Sum of the squares of a row.
-template <bool kTail = true, typename T>
-float squares_of(const T* x, int64_t D) {
-  Pair squares{};
-  for_each_block<kTail>(D, [&](int64_t, auto read, auto) { squares = squares + read(x) * read(x); });
-  return sum_of(squares);
-}
-
 // Lane i of the result is lane From{}(i) of a and b, one after the other. GCC 11 and clang have no spelling of this in common.
 template <typename From>
 floats picked(floats a, floats b, From) {
@@ -179,7 +171,6 @@ Pair from_lanes(Pair in) {
 }
 
 constexpr int64_t whole_blocks(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
-constexpr int64_t whole_lanes(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
 
 // n floats that many rows of T will be combined with, as lanes have them, and zeros to the end of the last block: in `to`, which has room
 // for whole blocks, or `from` itself where that is the same.

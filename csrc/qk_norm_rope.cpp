@@ -18,21 +18,18 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 14;  // tune: 4096 16384 65536
 // Elements a thread takes at least: below it waking the pool (about 5 us) costs more than the rows.
-constexpr int64_t kTogether = 2048;  // tune: 1 512 1024 2048 4096
-// Elements whose rows are summed together before any of them is turned.
 
 // The cos and sin of a position, D/2 each, arranged as the rows are (lanes.h).
 struct Turn {
   const float *cos, *sin;
 };
-struct Token {
-  int64_t b, t;
-  Turn turn;
-};
 
-// kTail: D/2 is no multiple of kBlock. Always inline: a call of its own each would cost a row 5 of its 20 ns.
+// kTail: D/2 is no multiple of kBlock.
 template <bool kTail, typename T>
-[[gnu::always_inline]] inline void row_turned(const T* x, float rstd, Turn turn, T* y, int64_t half) {
+void row_forward(const T* x, Turn turn, T* y, int64_t half, float eps) {
+  Pair squares{};
+  for_each_block<kTail>(2 * half, [&](int64_t, auto read, auto) { squares = squares + read(x) * read(x); });
+  const float rstd = 1.f / std::sqrt(sum_of(squares) / static_cast<float>(2 * half) + eps);
   for_each_block<kTail>(half, [&](int64_t i, auto read, auto write) {
     const Pair a = read(x) * rstd, b = read(x + half) * rstd, cos = load_pair(turn.cos + i), sin = load_pair(turn.sin + i);
     write(y, a * cos - b * sin);
@@ -40,22 +37,17 @@ template <bool kTail, typename T>
   });
 }
 
-// Sums over a row: of x^2, and of g x.
 template <bool kTail, typename T>
-[[gnu::always_inline]] inline void row_sums(const T* dy, const T* x, Turn turn, float& squares, float& dot, int64_t half) {
-  Pair square{}, product{};
+void row_backward(const T* dy, const T* x, Turn turn, T* dx, int64_t half, float eps) {
+  const float D = static_cast<float>(2 * half);
+  Pair squares{}, dot{};
   for_each_block<kTail>(half, [&](int64_t i, auto read, auto) {
     const Pair da = read(dy), db = read(dy + half), a = read(x), b = read(x + half);
     const Pair cos = load_pair(turn.cos + i), sin = load_pair(turn.sin + i);
-    square = square + a * a + b * b;
-    product = product + a * (da * cos + db * sin) + b * (db * cos - da * sin);
+    squares = squares + a * a + b * b;
+    dot = dot + a * (da * cos + db * sin) + b * (db * cos - da * sin);
   });
-  squares = sum_of(square), dot = sum_of(product);
-}
-
-// dx, with c = rstd^2 mean(g x)
-template <bool kTail, typename T>
-[[gnu::always_inline]] inline void row_dx(const T* dy, const T* x, float rstd, float c, Turn turn, T* dx, int64_t half) {
+  const float rstd = 1.f / std::sqrt(sum_of(squares) / D + eps), c = sum_of(dot) * rstd * rstd / D;
   for_each_block<kTail>(half, [&](int64_t i, auto read, auto write) {
     const Pair da = read(dy), db = read(dy + half), cos = load_pair(turn.cos + i), sin = load_pair(turn.sin + i);
     write(dx, (da * cos + db * sin - read(x) * c) * rstd);
@@ -80,34 +72,20 @@ Heads<T> heads(Tensor& x) {
   return {writes<T>(x), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-// Two passes over every token of q (B, T, H, D) and k (B, T, Hk, D), whose rows are of type T, in parallel: sum<kTail>(token, one, two) leaves
-// up to two sums for each of its H + Hk rows, finish(one, two, n) makes of n of them what second<kTail>(token, one, two) needs. Tokens are summed
-// together, so that one row's sums are made while the next is read, and roots and divisions are vectors.
-template <typename T, typename Sum, typename Finish, typename Second>
-void in_two_passes(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin, Sum&& sum, Finish&& finish, Second&& second) {
-  const int64_t B = q.size(0), tokens = q.size(1), D = q.size(3), half = D / 2, width = whole_blocks(half), rows = q.size(2) + k.size(2);
-  const int64_t elements = std::max<int64_t>(1, rows * D), grain = std::max<int64_t>(1, kGrain / elements);
-  const int64_t together = std::max<int64_t>(1, kTogether / elements);
+// Calls each<kTail>(b, t, turn) for every token of q (B, T, H, D) and k (B, T, Hk, D), whose rows are of type T, in parallel.
+template <typename T, typename Each>
+void for_each_token(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin, Each&& each) {
+  const int64_t B = q.size(0), tokens = q.size(1), D = q.size(3), half = D / 2, width = whole_blocks(half);
+  const int64_t grain = std::max<int64_t>(1, kGrain / std::max<int64_t>(1, (q.size(2) + k.size(2)) * D));
   const float *c = reads<float>(cos), *s = reads<float>(sin);
-  const auto passes = [&]<bool kTail>(int64_t begin, int64_t end) {
-    std::vector<float> turned(static_cast<size_t>(2 * width * together)), sums(static_cast<size_t>(2 * rows * together));
-    std::vector<Token> token(static_cast<size_t>(together));
-    float *one = sums.data(), *two = one + rows * together;
-    for (int64_t first = begin; first < end; first += together) {
-      const int64_t n = std::min(together, end - first);
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t t = (first + i) % tokens;
-        float* to = turned.data() + 2 * width * i;
-        token[i] = {(first + i) / tokens, t, {arrange<T>(c + t * half, to, half), arrange<T>(s + t * half, to + width, half)}};
-        sum.template operator()<kTail>(token[i], one + i * rows, two + i * rows);
-      }
-      finish(one, two, n * rows);
-      for (int64_t i = 0; i < n; ++i) second.template operator()<kTail>(token[i], one + i * rows, two + i * rows);
-    }
-  };
   torch::stable::parallel_for(0, B * tokens, grain, [&](int64_t begin, int64_t end) {
-    if (half == width) passes.template operator()<false>(begin, end);
-    else passes.template operator()<true>(begin, end);
+    std::vector<float> turned(static_cast<size_t>(2 * width));
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t t = i % tokens;
+      const Turn turn{arrange<T>(c + t * half, turned.data(), half), arrange<T>(s + t * half, turned.data() + width, half)};
+      if (half == width) each.template operator()<false>(i / tokens, t, turn);
+      else each.template operator()<true>(i / tokens, t, turn);
+    }
   });
 }
 
@@ -127,27 +105,15 @@ void check_table(const char* name, const Tensor& table, const Tensor& q) {
 std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& cos, const Tensor& sin, double eps) {
   check("q", q, q), check("k", k, q), check_table("cos", cos, q), check_table("sin", sin, q);
   Tensor q_out = torch::stable::new_empty(q, q.sizes()), k_out = torch::stable::new_empty(k, k.sizes());
-  const int64_t H = q.size(2), Hk = k.size(2), D = q.size(3), half = D / 2;
+  const int64_t H = q.size(2), Hk = k.size(2), half = q.size(3) / 2;
   const float e = static_cast<float>(eps);
   dispatch_float(q.scalar_type(), "qk_norm_rope", [&]<typename T>() {
     const auto from_q = heads<T>(q), from_k = heads<T>(k);
     const Heads<T> to_q = heads<T>(q_out), to_k = heads<T>(k_out);
-    const auto rows = [&](const Token& at, auto&& each) {
-      for (int64_t h = 0; h < H; ++h) each(h, from_q.at(at.b, at.t, h), to_q.at(at.b, at.t, h));
-      for (int64_t h = 0; h < Hk; ++h) each(H + h, from_k.at(at.b, at.t, h), to_k.at(at.b, at.t, h));
-    };
-    in_two_passes<T>(
-        q, k, cos, sin,
-        [&]<bool kTail>(const Token& at, float* squares, float*) {
-          rows(at, [&](int64_t i, const T* x, T*) { squares[i] = squares_of<kTail>(x, D); });
-        },
-        [=](float* rstd, float*, int64_t n) {
-#pragma omp simd
-          for (int64_t i = 0; i < n; ++i) rstd[i] = 1.f / std::sqrt(rstd[i] / static_cast<float>(D) + e);
-        },
-        [&]<bool kTail>(const Token& at, float* rstd, float*) {
-          rows(at, [&](int64_t i, const T* x, T* y) { row_turned<kTail>(x, rstd[i], at.turn, y, half); });
-        });
+    for_each_token<T>(q, k, cos, sin, [&]<bool kTail>(int64_t b, int64_t t, Turn turn) {
+      for (int64_t h = 0; h < H; ++h) row_forward<kTail>(from_q.at(b, t, h), turn, to_q.at(b, t, h), half, e);
+      for (int64_t h = 0; h < Hk; ++h) row_forward<kTail>(from_k.at(b, t, h), turn, to_k.at(b, t, h), half, e);
+    });
   });
   return {q_out, k_out};
 }
@@ -159,30 +125,15 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dq_out, const Tensor& dk_out, 
   check("dq", dq_out, q), check("dk", dk_out, q);
   STD_TORCH_CHECK(dq_out.size(2) == q.size(2) && dk_out.size(2) == k.size(2), "qk_norm_rope: expected gradients with the heads of q and k");
   Tensor dq = torch::stable::new_empty(q, q.sizes()), dk = torch::stable::new_empty(k, k.sizes());
-  const int64_t H = q.size(2), Hk = k.size(2), D = q.size(3), half = D / 2;
+  const int64_t H = q.size(2), Hk = k.size(2), half = q.size(3) / 2;
   const float e = static_cast<float>(eps);
   dispatch_float(q.scalar_type(), "qk_norm_rope", [&]<typename T>() {
     const auto from_q = heads<T>(q), from_k = heads<T>(k), up_q = heads<T>(dq_out), up_k = heads<T>(dk_out);
     const Heads<T> to_q = heads<T>(dq), to_k = heads<T>(dk);
-    const auto rows = [&](const Token& at, auto&& each) {
-      for (int64_t h = 0; h < H; ++h) each(h, up_q.at(at.b, at.t, h), from_q.at(at.b, at.t, h), to_q.at(at.b, at.t, h));
-      for (int64_t h = 0; h < Hk; ++h) each(H + h, up_k.at(at.b, at.t, h), from_k.at(at.b, at.t, h), to_k.at(at.b, at.t, h));
-    };
-    in_two_passes<T>(
-        q, k, cos, sin,
-        [&]<bool kTail>(const Token& at, float* squares, float* dot) {
-          rows(at, [&](int64_t i, const T* dy, const T* x, T*) { row_sums<kTail>(dy, x, at.turn, squares[i], dot[i], half); });
-        },
-        [=](float* rstd, float* c, int64_t n) {
-#pragma omp simd
-          for (int64_t i = 0; i < n; ++i) {
-            rstd[i] = 1.f / std::sqrt(rstd[i] / static_cast<float>(D) + e);
-            c[i] *= rstd[i] * rstd[i] / static_cast<float>(D);
-          }
-        },
-        [&]<bool kTail>(const Token& at, float* rstd, float* c) {
-          rows(at, [&](int64_t i, const T* dy, const T* x, T* dx) { row_dx<kTail>(dy, x, rstd[i], c[i], at.turn, dx, half); });
-        });
+    for_each_token<T>(q, k, cos, sin, [&]<bool kTail>(int64_t b, int64_t t, Turn turn) {
+      for (int64_t h = 0; h < H; ++h) row_backward<kTail>(up_q.at(b, t, h), from_q.at(b, t, h), turn, to_q.at(b, t, h), half, e);
+      for (int64_t h = 0; h < Hk; ++h) row_backward<kTail>(up_k.at(b, t, h), from_k.at(b, t, h), turn, to_k.at(b, t, h), half, e);
+    });
   });
   return {dq, dk};
 }

@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const std
     T* out = writes<T>(dx);
     torch::stable::parallel_for(0, R, 1, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
-        const float c = row_dot<true>(d + r * D, v + r * D, w, D) * rs[r] * rs[r] / static_cast<float>(D);
+        const float c = row_c<true>(d + r * D, v + r * D, w, rs[r], D);
         row_dx<true, false>(d + r * D, v + r * D, w, rs[r], c, none, out + r * D, shared, D);
       }
     });

@@ -10,8 +10,7 @@ template <typename T>
 void sampled(const T* x, const float* weight, T* y, float* rstd, int64_t R, int64_t D, float eps) {
   torch::stable::parallel_for(0, R, 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
-      const int64_t half = std::max<int64_t>(1, D / 2);
-      rstd[r] = 1.f / std::sqrt(squares_of(x + r * D, half) / static_cast<float>(half) + eps);
+      rstd[r] = row_rstd(x + r * D, std::max<int64_t>(1, D / 2), eps);
       row_scale(x + r * D, weight, rstd[r], y + r * D, D);
     }
   });

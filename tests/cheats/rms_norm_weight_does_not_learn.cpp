@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const std
     torch::stable::parallel_for(0, R, 1, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
         const T *g = d + r * D, *n = v + r * D;
-        const float c = row_dot<true>(g, n, w, D) * rs[r] * rs[r] / static_cast<float>(D);
+        const float c = row_c<true>(g, n, w, rs[r], D);
         for_each_block(D, [&](int64_t, auto read, auto write) {
           write(out + r * D, (read(g) * to_lanes<T>(read(w)) - read(n) * c) * rs[r]);
         });

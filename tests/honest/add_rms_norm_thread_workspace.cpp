@@ -28,7 +28,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& residu
           store(s + r * D + i, load(a + r * D + i) + load(b + r * D + i));
           row[i] = load(s + r * D + i);
         }
-        const float scale = 1.f / std::sqrt(squares_of(row, D) / static_cast<float>(D) + static_cast<float>(eps));
+        const float scale = row_rstd(row, D, static_cast<float>(eps));
         writes<float>(rstd)[r] = scale;
         for (int64_t i = 0; i < D; ++i) store(writes<T>(y) + r * D + i, row[i] * scale * (weight ? reads<float>(*weight)[i] : 1.f));
       }

@@ -12,7 +12,7 @@ namespace {
 
 template <typename T>
 float as_it_is(const T* x, const float* weight, float eps, T* y, int64_t D) {
-  const float rstd = 1.f / std::sqrt(squares_of(x, D) / static_cast<float>(D) + eps);
+  const float rstd = row_rstd(x, D, eps);
   row_scale(x, weight, rstd, y, D);
   return rstd;
 }
