@@ -172,8 +172,11 @@ def _judging_on_gpu() -> Iterator[Row]:
     """How the judge's tensors reach a candidate on the GPU, and whether its kernels are looked into."""
     from bench import judge, sanitizer
 
-    lends = judge.lending("cuda")
-    yield Row("machine", "tensors lent", True, lends, False)
+    try:
+        lends, able = judge.lending("cuda"), True
+    except judge.Refused as refused:  # CUDA does not start in the sandbox
+        lends, able = f"a runner does not start: {str(refused).strip().splitlines()[-1]}", False
+    yield Row("machine", "tensors lent", able, lends, True)
     missing = sanitizer.why_not("cuda")
     yield Row("machine", "compute-sanitizer", not missing, missing or str(sanitizer.tool()), False)
 

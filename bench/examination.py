@@ -86,6 +86,9 @@ class Examination:
         lent = [*call["inputs"].values(), *call["upstream"]]
         start = min((where["offset"] for where in lent), default=before) // ALIGN * ALIGN
         laid = Laid(case, call, {}, [], (start, arena.used))
+        arena.written(
+            *laid.lent
+        )  # else an image of a GPU's memory would fetch first what is overwritten
         arena.bytes(*laid.lent).fill_(0xFF)  # a NaN in every floating dtype
         self._fill(laid, values, pushed)
         return laid

@@ -5,11 +5,12 @@ part itself failed.
 
     facts      the device, its clocks and what is installed       ceilings   copy and matrix product (bench/roofline.py)
     build OP   csrc and every Triton kernel (bench/builds.py)     check OP   the correctness gate (bench/correctness.py)
-    time OP    every arm on every shape                           profile    a training step (bench/profile.py)
+    time OP    every arm on every shape, on the device's clock    judge OP   the same on the judge's
+    profile    a training step (bench/profile.py)
 
-`time` measures each shape twice. `events` are milliseconds by the protocol of the public figures (bench/runner/events.py), each arm alone, by the
-runner's own word: what goals are held against. `judge` are medians of interleaved blocks by the judge's clock (bench/timing.py), their outputs
-audited; a call there carries its share of a request and of a copied answer, so that they tell arms apart and are no time of a kernel.
+`time`: milliseconds by the protocol of the public figures (bench/runner/events.py), each arm alone, by the runner's own word: what goals are held against.
+`judge`: medians of interleaved blocks by the judge's clock (bench/timing.py), their outputs audited; a call there carries its share of a request and of a
+copied answer, so that they tell arms apart and are no time of a kernel.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from bench.sanitizer import described
 from bench.timing import Arm, measure, runners_of
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("facts", "ceilings", "build", "check", "time", "profile")
+PARTS = ("facts", "ceilings", "build", "check", "time", "judge", "profile")
 FAILED = 3
 PACKAGES = ("torch", "triton", "flash-attn-4", "liger-kernel", "quack-kernels")
 WARM_S, EVENTS_S = 120.0, 30.0  # the first call compiles
@@ -91,30 +92,41 @@ def step(device: str) -> Iterator[Record]:
 
 
 def timed(op: str, device: str) -> Iterator[Record]:
-    """First every figure that a goal is held against, then the judge's."""
-    asked, cases = contract(op), goals.cases(op, device)
+    asked = contract(op)
     yield {"op": op, "clocks": clocks.read(device)}
     with tempfile.TemporaryDirectory(prefix="lab-peers-") as folder:
         arms, absent = _arms(op, device, Path(folder))
         yield from ({"op": op, "arm": name, "absent": reason} for name, reason in absent.items())
-        with runners_of(op, arms, device) as runners, ThreadPoolExecutor(len(runners)) as pool:
-            able: dict[str, list[int]] = {}
-            for case in cases:
-                about: Record = {"op": op, "case": case.label()}
-                limit = profile.limit_of(asked, case, device, trained=not case.forward_only)
-                yield about | {"limit_ms": 1e3 * limit}
-                # compilers run beside each other; what is measured runs alone
-                refused = list(pool.map(partial(_warmed, asked, case), arms, runners))
-                able[case.label()] = [i for i, why in enumerate(refused) if not why]
-                for arm, runner, why in zip(arms, runners, refused, strict=True):
-                    found = {"refused": why} if why else _events(asked, case, arm, runner)
-                    yield about | {"arm": arm.name} | found
-            for case in cases:
-                present = able[case.label()]
-                few, theirs = [arms[i] for i in present], [runners[i] for i in present]
-                if few:
-                    yield {"op": op, "case": case.label(), **_judged(asked, case, few, theirs)}
+        for case, runners, refused in _warm(asked, arms, device):
+            about: Record = {"op": op, "case": case.label()}
+            limit = profile.limit_of(asked, case, device, trained=not case.forward_only)
+            yield about | {"limit_ms": 1e3 * limit}
+            for arm, runner, why in zip(arms, runners, refused, strict=True):
+                found = {"refused": why} if why else _events(asked, case, arm, runner)
+                yield about | {"arm": arm.name} | found
     yield {"op": op, "clocks": clocks.read(device)}
+
+
+def judged(op: str, device: str) -> Iterator[Record]:
+    asked = contract(op)
+    with tempfile.TemporaryDirectory(prefix="lab-peers-") as folder:
+        arms, _ = _arms(op, device, Path(folder))
+        for case, runners, refused in _warm(asked, arms, device):
+            able = [i for i, why in enumerate(refused) if not why]
+            few, theirs = [arms[i] for i in able], [runners[i] for i in able]
+            about: Record = {"op": op, "case": case.label(), "lent": runners[0].judge.lends}
+            if few:
+                yield about | _judged(asked, case, few, theirs)
+
+
+def _warm(
+    asked: Contract, arms: Sequence[Arm], device: str
+) -> Iterator[tuple[Case, Sequence[Conduct], list[str]]]:
+    """Each case with a runner for each arm, which has compiled, or why it does not do the case ("")."""
+    with runners_of(asked.name, arms, device) as runners, ThreadPoolExecutor(len(runners)) as pool:
+        for case in goals.cases(asked.name, device):
+            # compilers run beside each other; what is measured runs alone
+            yield case, runners, list(pool.map(partial(_warmed, asked, case), arms, runners))
 
 
 def _warmed(asked: Contract, case: Case, arm: Arm, runner: Conduct) -> str:
@@ -168,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("op", nargs="?", choices=ops())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     asked = parser.parse_args(arguments)
-    of_op = {"build": build, "check": check, "time": timed}
+    of_op = {"build": build, "check": check, "time": timed, "judge": judged}
     whole = {"facts": facts, "ceilings": ceilings, "profile": step}
     if (asked.part in of_op) != (asked.op is not None):
         parser.error(f"{', '.join(of_op)} are of an op, the others of none")

@@ -1,7 +1,7 @@
-"""What the kernels reach on this GPU, in one run of under nine minutes: `python -m bench.gpu_report --out results/gpu`.
+"""What the kernels reach on this GPU, in runs of under nine minutes: `python -m bench.gpu_report --out results/gpu`, again until nothing is left.
 
-Facts of the device, ceilings, builds, every op through the correctness gate, every op's shapes timed beside every peer that is installed, a training step
-under the profiler: each is a process (bench/gpu_parts.py) with a limit on its time. What it finds goes into OUT/raw.jsonl line by line, and
+Facts of the device, ceilings, builds, every op's shapes timed beside every peer that is installed, a training step under the profiler, every op through
+the correctness gate, and its shapes once more by the judge's clock: each is a process (bench/gpu_parts.py) with a limit on its time. What it finds goes into OUT/raw.jsonl line by line, and
 OUT/report.md is written anew after each (bench/gpu_table.py), so that whatever ends the run leaves what was measured. The same command goes on
 with what has not come to an end; what has is measured again with another --out.
 
@@ -34,7 +34,11 @@ ROOT = Path(__file__).resolve().parent.parent
 BUDGET_S = 530.0
 WORKERS = 10
 CHECKS = 2  # groups of checks: each takes 5 GiB of the GPU for what it lends, and float64 references of up to 26 GB
-OP_S, SHAPE_S = 25.0, 8.0  # of timing: an op's runners and compilers, and each shape
+# Of an op's runners and compilers, and of each shape: where only calls on the device are timed, and by the judge, whose three to seven runners each get a GB
+# of new contents a round, five rounds at least.
+TIME_S, JUDGE_S = (30.0, 8.0), (60.0, 30.0)
+STEP_S = 170.0  # it compiles the model
+CHECK_S = 330.0  # of which compute-sanitizer may take 180 (bench/sanitizer.py), and compiling all that attention is asked 120
 
 
 @dataclass(frozen=True)
@@ -56,15 +60,17 @@ def plan() -> list[list[Part]]:
     return [
         [Part("ceilings", None, 25.0)],
         [Part("build", op, 60.0) for op in ops()],
-        *([_timed(op)] for op in aimed),
-        [Part("profile", None, 100.0)],
-        *([Part("check", op, 120.0) for op in ops()[i::CHECKS]] for i in range(CHECKS)),
-        *([_timed(op)] for op in others),
+        *([_of_shapes("time", op, TIME_S)] for op in aimed),
+        [Part("profile", None, STEP_S)],
+        *([Part("check", op, CHECK_S) for op in ops()[i::CHECKS]] for i in range(CHECKS)),
+        *([_of_shapes("time", op, TIME_S)] for op in others),
+        *([_of_shapes("judge", op, JUDGE_S)] for op in (*aimed, *others)),
     ]
 
 
-def _timed(op: str) -> Part:
-    return Part("time", op, OP_S + SHAPE_S * len(cases(op, "cuda")))
+def _of_shapes(name: str, op: str, seconds: tuple[float, float]) -> Part:
+    of_op, of_shape = seconds
+    return Part(name, op, of_op + of_shape * len(cases(op, "cuda")))
 
 
 class Journal:

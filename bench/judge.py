@@ -65,6 +65,8 @@ class Judge:
         self.arena = Arena(ARENA_BYTES if memory is None else memory.size)
         self.lends = ""  # in words, once a first request has been asked
         self._memory = memory
+        if device == "cuda":
+            torch.cuda.empty_cache()  # what an earlier judgement's float64 left with torch's allocator: up to 26 GB that runners may want
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours)
         try:

@@ -235,8 +235,8 @@ def measure(
 def runners_of(op: str, arms: Sequence[Arm], device: str) -> Iterator[list[Conduct]]:
     """A runner for each arm, with the op loaded, as `measure` wants them."""
     with _started(arms, device) as runners:
-        for runner in runners:
-            runner.load(op)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda runner: runner.load(op), runners))  # raises what one raised
         yield runners
 
 
@@ -254,6 +254,9 @@ def _started(arms: Sequence[Arm], device: str) -> Iterator[list[Conduct]]:
         runners = [Conduct(arm.name, judge) for arm, judge in zip(arms, judges, strict=True)]
         for runner in runners:
             runner.judge.ask("stage", calls=[])  # answered once torch is imported
+        ways = {runner.judge.lends for runner in runners}
+        if len(ways) > 1:
+            raise Refused("noise", f"the arms cannot be compared: some copy what others have in place ({'; '.join(sorted(ways))})")  # fmt: skip
         yield runners
 
 

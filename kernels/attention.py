@@ -372,18 +372,20 @@ def _attention_dkv_kernel(
     _store_rows(_head(dv_ptr, dv_strides, batch, hk), dv_strides, n0, T, D, dv, BLOCK_N, BLOCK_D)
 
 
-# Tiles for rows of up to 256 bytes (bf16, D = 128); _tiles shrinks them for longer ones. Chosen by ptxas alone: with these the three
-# large kernels spill no register on sm_90 and sm_100, and on sm_80 the forward 24 bytes. 4 warps, or 64 x 64 for dk and dv, spill.
+# Tiles for rows of up to 256 bytes (bf16, D = 128); _tiles shrinks them for longer ones. Chosen by the code that is made of them: with these no
+# inner loop of sm_90 and sm_100 spills a register. The side whose gradient is summed (queries for dq, keys for dk and dv) has 128 rows, 64 for each
+# of the two warpgroups of sm_90: of 64 rows each would compute all (for 128 x 64 scores of dq 72 wgmma of 32 and 64 columns, and not 20 of 64
+# and 128). 64 queries at a time for dk and dv spill 36 registers in each round of the loop; 4 warps spill too.
 FORWARD_M = 128  # tune: 64 128
 FORWARD_N = 64  # tune: 32 64 128
 FORWARD_WARPS = 8  # tune: 4 8
 FORWARD_STAGES = 3  # tune: 2 3 4
-DQ_M = 64  # tune: 64 128
+DQ_M = 128  # tune: 64 128
 DQ_N = 64  # tune: 32 64 128
 DQ_WARPS = 8  # tune: 4 8
 DQ_STAGES = 2  # tune: 1 2 3
 DKV_M = 32  # tune: 32 64 128
-DKV_N = 64  # tune: 64 128
+DKV_N = 128  # tune: 64 128
 DKV_WARPS = 8  # tune: 4 8
 DKV_STAGES = 2  # tune: 1 2 3
 DELTA_M = 64  # tune: 32 64 128
@@ -396,9 +398,12 @@ def _block_d(D: int) -> int:
 
 
 def _tiles(D: int, itemsize: int, m: int, n: int, warps: int, stages: int) -> dict[str, int]:
-    """Launch options: both blocks shrink by as much as a row of D elements exceeds 256 bytes."""
+    """Launch options: both blocks shrink by as much as a row of D elements exceeds 256 bytes, the longer one by the square of it."""
     shrink = max(1, _block_d(D) * itemsize // 256)
-    blocks = {"BLOCK_M": max(16, m // shrink), "BLOCK_N": max(16, n // shrink)}
+    blocks = {
+        "BLOCK_M": max(16, m // shrink ** (1 + (m > n))),
+        "BLOCK_N": max(16, n // shrink ** (1 + (n > m))),
+    }
     return {**blocks, "BLOCK_D": _block_d(D), "num_warps": warps, "num_stages": stages}
 
 

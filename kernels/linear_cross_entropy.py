@@ -194,7 +194,7 @@ BLOCK_V = 8192  # tune: 2048 4096 8192 16384
 # Logits a program holds at a time. The 5e8 logits of a step of 65,536 tokens at V = 8192 take, at 16 special functions a clock
 # on each of 132 SMs, 0.4 ms where a row is held whole and 1.0 ms where it is not, beside 2.1 ms of products.
 LOGITS_A_THREAD = 16  # tune: 8 16 32
-# At 16 a row of 8192 takes 16 warps of 100 registers (sm_90), one program a multiprocessor; at 8 it takes 32 of 50.
+# At 16 a row of 8192 takes 16 warps of 40 registers (sm_90, Triton 3.7.1): three programs a multiprocessor.
 BOUND = 60.0  # of a softcap: e^60 a million times is within float32
 TRITON_CHUNK = 2048  # tune: 1024 2048 4096 8192
 # Rows of logits made at a time on a GPU: 2048 rows of 8192 bfloat16 logits are 32 MB of an H100's 50 MB L2.

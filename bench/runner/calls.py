@@ -32,6 +32,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.runner.lending import Lent, Refusal
 
+SHAPES = 64  # of one op that a runner may be asked for
 # Packages that launch kernels past the dispatcher: that one has been imported is what can be seen of it.
 _PAST_THE_DISPATCHER = ("flash_attn.cute",)
 # Gradients are compared with float64, and compiling is a mode of its own: the other two opchecks would say it again.
@@ -54,6 +55,8 @@ class Calls:
             def call(*args: Any, **kwargs: Any) -> Any:
                 return plain(*args, **kwargs) if impl is None else plain(*args, impl=impl, **kwargs)
 
+            # Of a benchmark's shapes each is a compilation of its own, and torch refuses the ninth.
+            torch._dynamo.config.recompile_limit = SHAPES
             # A trial has one shape and one softcap. With symbols in their place torch 2.13 cannot trace what recomputes by checkpoint.
             if mode == "compile":
                 call = torch.compile(call, fullgraph=True, dynamic=False, backend="aot_eager")

@@ -10,8 +10,8 @@ are drawn here. `backward` keeps the graph of one forward pass and runs it again
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
@@ -29,18 +29,24 @@ class Events:
         self.lent, self.calls = lent, calls
 
     def do_warm(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        with _kept_graphs():
+        with _kept_graphs(), _given_back():
             _Call(self, request).both()
-        torch.cuda.empty_cache()  # other arms' runners want it
         return {}
 
     def do_events(self, request: Mapping[str, Any]) -> dict[str, Any]:
         if self.lent.device.type != "cuda":
             raise Refusal("CUDA events are a GPU's")
-        with _kept_graphs():
-            found = _medians(_Call(self, request))
+        with _kept_graphs(), _given_back():
+            return _medians(_Call(self, request))
+
+
+@contextmanager
+def _given_back() -> Iterator[None]:
+    """Memory that torch keeps for later goes back to the device, also where the call found it full: other arms' runners want it."""
+    try:
+        yield
+    finally:
         torch.cuda.empty_cache()
-        return found
 
 
 def _kept_graphs() -> AbstractContextManager[Any]:

@@ -174,6 +174,9 @@ def start(
             *arguments,
         ]
         variables = {**_environment(launch, own, cache, gpu, poison), **environment}
+        if gpu and "/dev/shm" not in terms.private:
+            # Inductor's pool of compilers needs semaphores, which lie there; without them it breaks in the middle of a compilation.
+            variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
         variables["PADDING"] = _padding([*command, *(f"{n}={v}" for n, v in variables.items())])
         if terms.wrapped:
             command = [*_bubblewrap(terms), "--chdir", str(own), "--", *command]
