@@ -125,12 +125,16 @@ ARMS = [timing.Arm(name, Path(".")) for name in ("incumbent", "placebo", "candid
 
 
 def measured(
-    candidate: float, incumbent: float = 1.0, placebo: float = 1.0, seed: int = 5
+    candidate: float,
+    incumbent: float = 1.0,
+    placebo: float = 1.0,
+    seed: int = 5,
+    noise: float = 0.02,
 ) -> Measured:
-    """Sixty rounds of one case in twelve parts; seconds a call of each arm."""
+    """Sixty rounds of one case in twelve parts, which scatter by `noise`; seconds a call of each arm."""
     rng = np.random.default_rng(seed)
     means = {"incumbent": incumbent, "placebo": placebo, "candidate": candidate}
-    row = {name: list(mean * np.exp(rng.normal(0, 0.02, 60))) for name, mean in means.items()}
+    row = {name: list(mean * np.exp(rng.normal(0, noise, 60))) for name, mean in means.items()}
     found = replace(Measured.nothing(CASE, ARMS), row=row, wall=row, thread=row)
     return replace(found, parts=list(range(5, 61, 5)))
 
@@ -142,6 +146,14 @@ def test_where_the_incumbents_two_runners_differ_a_difference_of_that_size_is_no
     low, high = bounds([[measured(0.95, 1.02, 0.94)]], CONFIDENCE)
     assert low < 1.0 < high
     assert bounds([[measured(0.80, 1.02, 0.94)]], CONFIDENCE)[1] < 0.9
+
+
+def test_what_one_start_sees_ever_so_clearly_may_be_its_own() -> None:
+    """Equal kernels came out at 0.993 and 1.011 with errors of 0.2 %: processes of one start differ, and the next start's otherwise."""
+    low, high = bounds([[measured(0.99, noise=1e-4)]], CONFIDENCE)
+    assert low < 1.0 < high
+    low, high = bounds([[measured(0.985, noise=1e-4)], [measured(0.985, noise=1e-4)]], CONFIDENCE)
+    assert high < 1.0
 
 
 def test_a_gain_that_the_clock_on_the_wall_denies_is_none() -> None:
@@ -177,7 +189,7 @@ def test_what_is_clear_and_what_shows_nothing_is_measured_once(
     assert (found.faster, found.slower) == (ratio < 1, ratio > 1)
 
 
-@pytest.mark.parametrize("ratio", [0.99, 1.013])
+@pytest.mark.parametrize("ratio", [0.982, 1.02])
 def test_a_difference_that_is_not_sure_is_that_of_all_parts_of_two_starts(
     monkeypatch: pytest.MonkeyPatch, ratio: float
 ) -> None:
@@ -192,7 +204,7 @@ def test_a_difference_that_is_not_sure_is_that_of_all_parts_of_two_starts(
 def test_what_the_second_start_does_not_find_is_no_difference(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    found = started(monkeypatch, 0.99, 1.01)
+    found = started(monkeypatch, 0.984, 1.016)
     assert found.ratio == pytest.approx(1.0, abs=0.01)
     assert not found.faster
 
