@@ -123,28 +123,29 @@ class Trainer:
         if self.device.type == "cuda":
             data = _prefetched(data)
         recent: list[Tensor] = []  # losses since the last point; they stay on the device
-        losses, norms, step, reported = [], [], 0, 0.0
+        # (tokens, loss, norm) of the gradients; on the device too until the end: to read one is to wait for it
+        points: list[tuple[int, Tensor, Tensor]] = []
+        step, reported = 0, 0.0
         while (progress := clock.tick()) is not None:
             recent.append(self._gradients(next(data).to(self.device, non_blocking=True)))
-            at_point = progress * POINTS >= len(losses)
+            at_point = progress * POINTS >= len(points)
             norm = torch.nn.utils.get_total_norm([w.grad for w in weights]) if at_point else None
             optimizer.step(_rate(progress), decay=1 - progress)
             step += 1
             if norm is None:
                 continue
-            losses.append([step * tokens_a_step, float(torch.stack(recent).mean())])
-            norms.append(float(norm))
+            points.append((step * tokens_a_step, torch.stack(recent).mean(), norm))
             recent.clear()
             elapsed = clock.elapsed()
             if elapsed - reported >= REPORT_EVERY:
                 reported = elapsed
-                seen, loss = losses[-1]
-                report({"step": step, "loss": loss, "tokens": seen, "elapsed": elapsed, "progress": progress})  # fmt: skip
+                _, loss, _ = points[max(0, len(points) - 2)]  # whose step is over
+                report({"step": step, "loss": float(loss), "tokens": step * tokens_a_step, "elapsed": elapsed, "progress": progress})  # fmt: skip
         return {
             "steps": step,
             "tokens": step * tokens_a_step,
-            "losses": losses,
-            "grad_norms": norms,
+            "losses": [[tokens, float(loss)] for tokens, loss, _ in points],
+            "grad_norms": [float(norm) for _, _, norm in points],
             "step_ms": clock.median_ms(),
             "peak_memory_mb": self._peak_memory_mb(),
         }
