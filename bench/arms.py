@@ -42,16 +42,20 @@ def peers(op: str, device: str, folder: Path) -> tuple[list[Arm], dict[str, str]
 
 
 def missing(op: str, case: Case, arm: Arm, device: str) -> str:
-    """Why a library does not do a case here, in its own words; "" where it does, and of every other arm."""
-    if arm.impl not in LIBRARIES:
+    """Why what others have written does not do a case here, in its own words, or does it wrong, in the comparer's; "" where it is right, and of ours.
+
+    Audited beside ours (bench/audit.py), one that is wrong would take the figures of all with it.
+    """
+    if arm.impl not in LIBRARIES and arm.tree == ROOT:
         return ""
-    if device != "cuda":
+    if arm.impl in LIBRARIES and device != "cuda":
         return f"{arm.impl} runs on CUDA tensors, and here is no GPU"
     with Judge(arm.tree, device=device) as judge:
         try:
             judge.ask("load", op=op, tree=str(judge.tree))
             examination = Examination(contract(op), judge, 0)
-            examination.ask(examination.lay(one_row(case)), arm.impl)
+            laid = examination.lay(one_row(case))
+            examination.verify(laid, examination.ask(laid, arm.impl), arm.impl)
         except Refused as refused:
             return last_line(refused)
     return ""

@@ -112,9 +112,13 @@ def judged(op: str, device: str) -> Iterator[Record]:
     with tempfile.TemporaryDirectory(prefix="lab-peers-") as folder:
         arms, _ = _arms(op, device, Path(folder))
         for case, runners, refused in _warm(asked, arms, device):
-            able = [i for i, why in enumerate(refused) if not why]
+            wrong = [why or measured.missing(op, case, arm, device) for arm, why in zip(arms, refused, strict=True)]  # fmt: skip
+            able = [i for i, why in enumerate(wrong) if not why]
             few, theirs = [arms[i] for i in able], [runners[i] for i in able]
             about: Record = {"op": op, "case": case.label(), "lent": runners[0].judge.lends}
+            for arm, already, why in zip(arms, refused, wrong, strict=True):
+                if why and not already:  # what does not run at all, `time` has told
+                    yield about | {"arm": arm.name, "refused": why}
             if few:
                 yield about | _judged(asked, case, few, theirs)
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import gpu_parts, gpu_report, gpu_table
+from bench import arms, gpu_parts, gpu_report, gpu_table
 from bench.contracts import contract
 from bench.goals import GOALS
 from bench.gpu_report import Journal, Part, Run, main
@@ -22,6 +22,7 @@ from bench.runner.calls import Calls
 from bench.runner.events import Events, _Call, _kept_graphs
 from bench.runner.lending import Refusal
 from bench.sanitizer import described
+from bench.timing import Arm
 
 GOAL = GOALS[0]
 CASE = {"part": f"time {GOAL.op}", "op": GOAL.op, "case": GOAL.case.label()}
@@ -164,6 +165,20 @@ def test_a_peer_is_asked_through_a_runner_and_says_there_what_it_lacks(tmp_path)
         call = described(asked, asked.large(random.Random(0)))
         with pytest.raises(Refused, match=f"No module named '{peer.package}'"):
             judge.ask("warm", op=peer.op, impl=None, mode="eager", call=call)
+
+
+@pytest.mark.parametrize(("factor", "said"), [(1, ""), (1.1, "relative error")])
+def test_what_others_have_written_is_not_measured_where_it_is_wrong(tmp_path, factor, said):
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").touch()
+    (tmp_path / "kernels" / "rms_norm.py").write_text(
+        "import torch\n\n\ndef rms_norm(x, weight=None, eps=1e-6):\n"
+        f"    return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps) * {factor}\n"
+    )
+    case = contract("rms_norm").trial["cpu"][0]
+    found = arms.missing("rms_norm", case, Arm("theirs", tmp_path), "cpu")
+    assert (said in found) if said else found == ""
+    assert arms.missing("rms_norm", case, Arm("ours", arms.ROOT, "torch"), "cpu") == ""
 
 
 def test_events_are_a_gpus_and_a_warm_call_runs_forward_and_backward():
