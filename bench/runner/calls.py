@@ -55,12 +55,12 @@ class Calls:
             def call(*args: Any, **kwargs: Any) -> Any:
                 return plain(*args, **kwargs) if impl is None else plain(*args, impl=impl, **kwargs)
 
-            # Of a benchmark's shapes each is a compilation of its own, and torch refuses the ninth.
-            torch._dynamo.config.recompile_limit = SHAPES
             # A trial has one shape and one softcap. With symbols in their place torch 2.13 cannot trace what recomputes by checkpoint.
             if mode == "compile":
                 call = torch.compile(call, fullgraph=True, dynamic=False, backend="aot_eager")
             elif mode == "inductor":
+                # Of a benchmark's shapes each is a compilation of its own, and torch refuses the ninth.
+                torch._dynamo.config.recompile_limit = SHAPES
                 call = torch.compile(call, fullgraph=True, dynamic=False)
             self.functions[key] = call
         return self.functions[key]
