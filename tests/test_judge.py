@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.contracts import contract
+from bench.examination import Examination
 from bench.judge import Judge, Refused
 from bench.protocol import MAX_LINE, Channel, ProtocolError
 
@@ -34,6 +36,22 @@ def load(folder: Path, **options: float) -> None:
 
 def test_a_plain_candidate_loads(tmp_path: Path) -> None:
     load(tree(tmp_path, ""))
+
+
+def test_a_call_loads_no_compiler(tmp_path: Path) -> None:
+    """A comparison makes new processes all the time: torch's compiler, 1.5 s in each, left it so few rounds that 5 % were lost in noise."""
+    folder = tree(tmp_path, "")
+    (folder / "kernels" / "rms_norm.py").write_text(
+        "import sys\n\n\ndef rms_norm(x, weight=None, eps=1e-6):\n"
+        "    assert 'torch._dynamo' not in sys.modules, 'the compiler is here'\n    return x * 1.0\n"
+    )
+    with Judge(folder) as judge:
+        judge.ask("load", op="rms_norm", tree=str(folder))
+        examination = Examination(contract("rms_norm"), judge, 0)
+        laid = examination.lay(contract("rms_norm").trial["cpu"][0])
+        examination.ask(laid, None)
+        with pytest.raises(Refused, match="the compiler is here"):
+            examination.ask(laid, None, mode="inductor")
 
 
 def test_an_exception_at_import_is_shown(tmp_path: Path) -> None:
