@@ -9,7 +9,6 @@ trainer.logits(rows)            a function of each row and of the state alone
 
 from __future__ import annotations
 
-import gc
 import importlib
 import itertools
 import resource
@@ -103,8 +102,6 @@ class Trainer:
         """Build and compile everything on random tokens (1-D): three steps and one scoring pass. `train` starts from new weights."""
         self.train(tokens, seed=0, seconds=float("inf"), report=lambda _: None, steps=3)
         self.logits(torch.zeros(1, self.config.sequence_length, dtype=torch.int64))
-        gc.collect()
-        gc.freeze()  # what importing and compiling left lives as long as this process: no collection walks over it again
 
     def train(
         self, tokens: Tensor, seed: int, seconds: float, report: Callable[[dict[str, Any]], None], steps: int | None = None
