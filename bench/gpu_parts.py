@@ -97,7 +97,7 @@ def timed(op: str, device: str) -> Iterator[Record]:
     with tempfile.TemporaryDirectory(prefix="lab-peers-") as folder:
         arms, absent = _arms(op, device, Path(folder))
         yield from ({"op": op, "arm": name, "absent": reason} for name, reason in absent.items())
-        for case, runners, refused in _warm(asked, arms, device):
+        for case, runners, refused in _ready(asked, arms, device):
             about: Record = {"op": op, "case": case.label()}
             limit = profile.limit_of(asked, case, device, trained=not case.forward_only)
             yield about | {"limit_ms": 1e3 * limit}
@@ -111,7 +111,7 @@ def judged(op: str, device: str) -> Iterator[Record]:
     asked = contract(op)
     with tempfile.TemporaryDirectory(prefix="lab-peers-") as folder:
         arms, _ = _arms(op, device, Path(folder))
-        for case, runners, refused in _warm(asked, arms, device):
+        for case, runners, refused in _ready(asked, arms, device):
             wrong = [why or measured.missing(op, case, arm, device) for arm, why in zip(arms, refused, strict=True)]  # fmt: skip
             able = [i for i, why in enumerate(wrong) if not why]
             few, theirs = [arms[i] for i in able], [runners[i] for i in able]
@@ -123,7 +123,7 @@ def judged(op: str, device: str) -> Iterator[Record]:
                 yield about | _judged(asked, case, few, theirs)
 
 
-def _warm(
+def _ready(
     asked: Contract, arms: Sequence[Arm], device: str
 ) -> Iterator[tuple[Case, Sequence[Conduct], list[str]]]:
     """Each case with a runner for each arm, which has compiled, or why it does not do the case ("")."""

@@ -34,11 +34,11 @@ ROOT = Path(__file__).resolve().parent.parent
 BUDGET_S = 530.0
 WORKERS = 10
 CHECKS = 2  # groups of checks: each takes 5 GiB of the GPU for what it lends, and float64 references of up to 26 GB
-# Of an op's runners and compilers, and of each shape: where only calls on the device are timed, and by the judge, whose three to seven runners each get a GB
-# of new contents a round, five rounds at least.
+# By count, and measured on no GPU yet. Of an op's runners and compilers, and of each shape: where only calls on the device are timed, and by the judge, whose
+# three to seven runners each get a GB of new contents a round, five rounds at least.
 TIME_S, JUDGE_S = (30.0, 8.0), (60.0, 30.0)
 STEP_S = 170.0  # it compiles the model
-CHECK_S = 330.0  # of which compute-sanitizer may take 180 (bench/sanitizer.py), and compiling all that attention is asked 120
+CHECK_S = 330.0  # of which compute-sanitizer may take 180 (bench/sanitizer.py)
 
 
 @dataclass(frozen=True)

@@ -373,9 +373,9 @@ def _attention_dkv_kernel(
 
 
 # Tiles for rows of up to 256 bytes (bf16, D = 128); _tiles shrinks them for longer ones. Chosen by the code that is made of them: with these no
-# inner loop of sm_90 and sm_100 spills a register. The side whose gradient is summed (queries for dq, keys for dk and dv) has 128 rows, 64 for each
-# of the two warpgroups of sm_90: of 64 rows each would compute all (for 128 x 64 scores of dq 72 wgmma of 32 and 64 columns, and not 20 of 64
-# and 128). 64 queries at a time for dk and dv spill 36 registers in each round of the loop; 4 warps spill too.
+# inner loop of the three large kernels spills a register on sm_90 or sm_100. The side whose gradient is summed (queries for dq, keys for dk and
+# dv) has 128 rows, 64 for each of the two warpgroups of sm_90: of 64 rows each would compute all (for 128 x 64 scores of dq 72 wgmma of 32 and
+# 64 columns, and not 20 of 64 and 128). 64 queries at a time for dk and dv spill 36 registers in each round of the loop; 4 warps spill too.
 FORWARD_M = 128  # tune: 64 128
 FORWARD_N = 64  # tune: 32 64 128
 FORWARD_WARPS = 8  # tune: 4 8
