@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +11,28 @@ from bench import hardware
 
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ("kernels", "csrc", "model", "bench")
+SOURCES = (".py", ".cpp", ".cu", ".h")
 
 
 def identity(device: str) -> dict[str, Any]:
     """As plain JSON: equal or not is all that is asked of it."""
     import torch
 
-    digest = hashlib.sha256()
-    for folder in MEASURED:
-        for file in sorted((ROOT / folder).glob("**/*")):
-            if file.suffix in (".py", ".cpp", ".cu", ".h") and "build" not in file.parts:
-                digest.update(str(file.relative_to(ROOT)).encode() + file.read_bytes())
     return {
         "device": hardware.name(device),
         "torch": torch.__version__,
-        "tree": digest.hexdigest()[:16],
+        "tree": content(ROOT, MEASURED)[:16],
     }
+
+
+def content(root: Path, folders: Sequence[str]) -> str:
+    """A digest of the sources in these folders of a tree, and of where in it they lie."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for file in sorted((root / folder).glob("**/*")):
+            if file.suffix in SOURCES and "build" not in file.relative_to(root).parts:
+                digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def no_device(device: str) -> str:

@@ -29,9 +29,20 @@ from bench.sandbox import processes
 from bench.sandbox.limits import Limits
 
 START_S = 120.0  # until a runner has started and imported torch
-__all__ = ["ALIGN", "CACHE", "Arena", "Judge", "Refused", "Where", "lending", "place_call"]
+__all__ = [
+    "ALIGN",
+    "CACHE",
+    "COMPILED",
+    "Arena",
+    "Judge",
+    "Refused",
+    "Where",
+    "lending",
+    "place_call",
+]
 
 CACHE = Path(__file__).resolve().parent.parent / ".lab" / "cache"
+COMPILED = CACHE.parent / "compiled"  # of bench/compiled.py: no runner sees it
 
 
 class Refused(Exception):
@@ -92,6 +103,11 @@ class Judge:
     @property
     def isolation(self) -> str:
         return self._sandbox.isolation
+
+    @property
+    def compiled(self) -> Path:
+        """Where its torch.compile and Triton keep what they make."""
+        return self._sandbox.compiled
 
     @property
     def pid(self) -> int:

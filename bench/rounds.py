@@ -23,7 +23,7 @@ from bench.audit import Audit
 from bench.conduct import Conduct
 from bench.contracts import Case, Contract
 from bench.savings import Savings
-from bench.staging import Contents, Stage
+from bench.staging import Contents, Stage, fill
 
 BLOCK_S = 0.005  # of calls
 LONGEST_BLOCK_S = 0.040  # of the slower arm
@@ -84,14 +84,13 @@ class Measured:
 
 
 class Table:
-    """One arm's input sets of one case, and the blocks run on them. `first`: how many sets of other cases lie before them."""
+    """One arm's input sets of one case, which have no contents yet, and the blocks run on them. `first`: how many sets of other cases lie before them."""
 
     def __init__(self, contents: Contents, arm: Arm, runner: Conduct, first: int = 0) -> None:
         self.contents, self.arm, self.runner, self.judge = contents, arm, runner, runner.judge
         self.first = first
         self.threads = torch.get_num_threads()  # as many as a runner has
         self.stage = Stage(contents, self.judge.arena)
-        self.stage.fill(0)
 
     def bring(self, calls: Sequence[dict[str, Any]]) -> None:
         self.judge.ask("stage", timeout=CALL_TIMEOUT_S, calls=calls)
@@ -155,6 +154,7 @@ class Rounds:
             for arm, runner in zip(arms, runners, strict=True)
         ]
         stages = {table.arm.name: table.stage for table in self.tables}
+        fill(list(stages.values()), range(self.contents.sets()), rng)
         self.audit = Audit(self.contents, stages, runners[0].judge.device, rng)
         self.found = Measured.nothing(case, arms)
         self.calls = 0
@@ -162,12 +162,10 @@ class Rounds:
     def move(self) -> None:
         """Let a share of the input sets, and the results, lie in other memory: in what any of the arms had before."""
         sets = range(self.rng.randrange(MOVED), self.contents.sets(), MOVED)
-        for table in self.tables:
-            table.stage.vacate(sets)
-        for number in sets:
-            seed = self.rng.getrandbits(48)
-            for table in self.rng.sample(self.tables, len(self.tables)):
-                table.stage.refill(number, seed)
+        stages = [table.stage for table in self.tables]
+        for stage in stages:
+            stage.vacate(sets)
+        fill(stages, sets, self.rng)
 
     def answer_first(self) -> None:
         """Ask each arm's process for its first call."""

@@ -1,10 +1,8 @@
 """What a comparison of speed concludes, and when one kernel is called faster than another.
 
-An interval of CONFIDENCE decides. A comparison that ends without an answer, but with an interval of ASKED_AGAIN that excludes 1, is made once more, by
-runners that are started anew: what they differ by (their first process, of which all others are copies, and most of the memory that they
-are lent) the first interval hardly saw. Then the mean of the two decides, and its error is no less than what they differ by. Of one start BETWEEN
-stands for that: 4 of 132 comparisons of equal kernels had been called different without it, by 0.7 to 1.8 %, on a machine quiet enough to see so little
-(results/timer.md has how often all this is wrong).
+An interval of CONFIDENCE decides. What the parts of a measurement share they cannot tell (the processes that all others are copies of, most of the memory
+that these are lent): APART stands for it. Equal kernels came out at 0.993 to 1.018 with errors of 0.2 %, until the arms took that memory by turns
+(bench/staging.py); since then 40 of them have scattered by 0.7 %, where the errors say 0.9. results/timer.md has how often all this is wrong.
 """
 
 from __future__ import annotations
@@ -18,14 +16,11 @@ from typing import Any
 import numpy as np
 
 from bench.clocks import Reading
-from bench.ratio import Estimate, Statistic, estimate, fast, logs, together, typical
+from bench.ratio import Estimate, Statistic, estimate, fast, logs, typical
 from bench.rounds import Measured, Samples
 
-CONFIDENCE = 0.998
-ASKED_AGAIN = 0.95
-# By so much the logarithm of a ratio differs from start to start (standard deviation). Ratios of equal kernels scattered by 0.3 to 0.6 % where little
-# else did, by 1.1 % in muon_update.
-BETWEEN = 0.004
+CONFIDENCE = 0.998  # at each of up to four looks; in simulation 0.1 to 0.4 % of comparisons of equal kernels are called different by any
+APART = 0.003  # standard deviation of a ratio's logarithm
 SHAPE_SHARE = 0.05  # so much slower may a shape of the model become for what others win
 
 PLACEBO_CONFIDENCE = 0.99  # with which the incumbent differs from itself: its two processes lie unequally, or the machine is too busy
@@ -39,10 +34,8 @@ class Comparison:
     """Candidate time / incumbent time in the trial's mix of calls: below one is faster. `low` and `high` bound it with CONFIDENCE, and are
     further apart by half of what the incumbent differs from itself, where that is more than noise (`placebo`: that ratio, and its bounds).
 
-    Of two starts of the runners all ratios are the mean.
-
-    shapes:         each shape's own ratio, times (of the first start), and how often a step calls it, in the contract's order
-    arms:           of the last start's incumbent and candidate the seconds of import and first calls, the largest memory in MB, the processors
+    shapes:         each shape's own ratio, times, and how often a step calls it, in the contract's order
+    arms:           of incumbent and candidate the seconds of import and first calls, the largest memory in MB, the processors
                     that were busy with it while it was asked (less than one where other work took them), and 1 where it had precedence, a core for
                     each thread, and its memory where the others have theirs
     typical:        the ratio in the middle of all blocks, where the ratio itself is of the faster half (bench/ratio.py)
@@ -50,7 +43,6 @@ class Comparison:
     stopped:        why no further rounds were run
     clocks:         a GPU's before and after
     parts:          of the time, on a CPU each with processes of its own
-    starts:         how often the runners were started
     """
 
     ratio: float
@@ -66,7 +58,6 @@ class Comparison:
     stopped: str = ""
     clocks: list[Reading] = field(default_factory=list)
     parts: int = 1
-    starts: int = 1
 
     @property
     def blocks(self) -> int:
@@ -97,80 +88,62 @@ class Comparison:
         return [s for s in self.shapes if s["ratio"] > 1 + SHAPE_SHARE and s["low"] > 1.0]
 
 
-@dataclass(frozen=True)
-class Start:
-    """What runners brought that were started once: each case's samples, what is known of the arms, and why it ended."""
-
-    measured: list[Measured]
-    arms: dict[str, dict[str, float]]
-    stopped: str
-    clocks: list[Reading]
-    seconds: float
-
-    @property
-    def undecided(self) -> bool:
-        """Whether it sees a difference, and not so surely that it is an answer."""
-        return _excludes(bounds([self.measured], ASKED_AGAIN)) and not _excludes(
-            bounds([self.measured], CONFIDENCE)
-        )
-
-
-def concluded(starts: Sequence[Start]) -> Comparison:
-    """What all starts say together."""
-    measured = [start.measured for start in starts]
+def concluded(
+    measured: Sequence[Measured],
+    *,
+    seconds: float,
+    arms: dict[str, Figures],
+    stopped: str,
+    clocks: list[Reading],
+) -> Comparison:
+    """What the cases say together."""
     return Comparison(
         mix(measured).ratio,
         *bounds(measured, CONFIDENCE),
-        [_row(of_case) for of_case in zip(*measured, strict=True)],
-        sum(start.seconds for start in starts),
-        starts[-1].arms,
+        [_row(found) for found in measured],
+        seconds,
+        arms,
         _figures(_placebo(measured), PLACEBO_CONFIDENCE),
         _figures(mix(measured, statistic=typical), CONFIDENCE),
         _figures(mix(measured, "wall"), CONFIDENCE),
         _figures(mix(measured, "thread"), CONFIDENCE),
-        "; started anew: ".join(start.stopped for start in starts),
-        [reading for start in starts for reading in start.clocks],
-        sum(len(cases[0].parts) for cases in measured),
-        len(starts),
+        stopped,
+        clocks,
+        len(measured[0].parts),
     )
 
 
-def mix(starts: Starts, clock: str = "row", statistic: Statistic = fast) -> Estimate:
+def mix(measured: Sequence[Measured], clock: str = "row", statistic: Statistic = fast) -> Estimate:
     """The candidate's share of the incumbent's time, in the mix of a step."""
-    return _of(starts, clock, "candidate", ("incumbent", "placebo"), statistic)
+    return _of(measured, clock, "candidate", ("incumbent", "placebo"), statistic)
 
 
-def bounds(starts: Starts, level: float) -> tuple[float, float]:
-    """Of the mix: its interval, with what starts differ by, and half of what the incumbent's two runners differ by to either side, where that is
-    more than noise."""
-    found = mix(starts)
-    error = math.hypot(found.error, BETWEEN / math.sqrt(len(starts)))
-    low, high = replace(found, error=error).interval(level)
-    placebo = _placebo(starts)
+def bounds(measured: Sequence[Measured], level: float) -> tuple[float, float]:
+    """Of the mix: its interval, with APART, and half of what the incumbent's two runners differ by to either side, where that is more than noise."""
+    found = mix(measured)
+    low, high = replace(found, error=math.hypot(found.error, APART)).interval(level)
+    placebo = _placebo(measured)
     below, above = placebo.interval(PLACEBO_CONFIDENCE)
-    apart = 1.0 if below <= 1.0 <= above else math.exp(abs(placebo.log) / 2)
-    return low / apart, high * apart
+    differ = 1.0 if below <= 1.0 <= above else math.exp(abs(placebo.log) / 2)
+    return low / differ, high * differ
 
 
-def _excludes(interval: tuple[float, float]) -> bool:
+def excludes_one(interval: tuple[float, float]) -> bool:
     low, high = interval
     return not low <= 1.0 <= high
 
 
-def _placebo(starts: Starts) -> Estimate:
-    return _of(starts, "row", "placebo", ("incumbent",), fast)
+def _placebo(measured: Sequence[Measured]) -> Estimate:
+    return _of(measured, "row", "placebo", ("incumbent",), fast)
 
 
 def _of(
-    starts: Starts, clock: str, over: str, under: Sequence[str], statistic: Statistic
+    measured: Sequence[Measured], clock: str, over: str, under: Sequence[str], statistic: Statistic
 ) -> Estimate:
-    found = []
-    for cases in starts:
-        times = [logs(getattr(case, clock), over, under) for case in cases]
-        parts = [np.split(x, case.parts[:-1], axis=1) for x, case in zip(times, cases, strict=True)]
-        weights = [case.case.calls * statistics.median(case.row["incumbent"]) for case in cases]
-        found.append(estimate(list(zip(*parts, strict=True)), weights, statistic))
-    return together(found)
+    times = [logs(getattr(case, clock), over, under) for case in measured]
+    parts = [np.split(x, case.parts[:-1], axis=1) for x, case in zip(times, measured, strict=True)]
+    weights = [case.case.calls * statistics.median(case.row["incumbent"]) for case in measured]
+    return estimate(list(zip(*parts, strict=True)), weights, statistic)
 
 
 def _figures(found: Estimate, level: float) -> dict[str, float]:
@@ -181,23 +154,21 @@ def _rounded(ratio: float, low: float, high: float) -> dict[str, float]:
     return {"ratio": round(ratio, 4), "low": round(low, 4), "high": round(high, 4)}
 
 
-def _row(starts: Sequence[Measured]) -> dict[str, Any]:
-    """Of one case, what is reported; times of the first start."""
-    first = starts[0]
+def _row(found: Measured) -> dict[str, Any]:
+    """Of one case, what is reported."""
 
     def ms(samples: Samples, name: str) -> float:
         return round(1e3 * statistics.median(samples[name]), 4)
 
-    alone = [[found] for found in starts]
     row: dict[str, Any] = {
-        "case": first.case.label(),
-        "calls": first.case.calls,
-        **_rounded(mix(alone).ratio, *bounds(alone, CONFIDENCE)),
-        "incumbent_ms": ms(first.row, "incumbent"),
-        "candidate_ms": ms(first.row, "candidate"),
-        "blocks": sum(found.rounds() for found in starts),
+        "case": found.case.label(),
+        "calls": found.case.calls,
+        **_rounded(mix([found]).ratio, *bounds([found], CONFIDENCE)),
+        "incumbent_ms": ms(found.row, "incumbent"),
+        "candidate_ms": ms(found.row, "candidate"),
+        "blocks": found.rounds(),
     }
-    if first.forward["candidate"]:
-        row["incumbent_forward_ms"] = ms(first.forward, "incumbent")
-        row["candidate_forward_ms"] = ms(first.forward, "candidate")
+    if found.forward["candidate"]:
+        row["incumbent_forward_ms"] = ms(found.forward, "incumbent")
+        row["candidate_forward_ms"] = ms(found.forward, "candidate")
     return row

@@ -91,12 +91,6 @@ class Stage:
         self._memory = np.frombuffer(arena.memory, np.uint8)
         self._before: dict[str, Tensor] = {}
 
-    def fill(self, seed: int) -> None:
-        """All sets anew."""
-        rng = random.Random(seed)
-        for number in range(len(self.calls)):
-            self.refill(number, rng.getrandbits(48))
-
     def vacate(self, sets: Sequence[int]) -> None:
         """Give back the memory of these sets, which have no contents then, and of the results."""
         for i in sets:
@@ -164,6 +158,15 @@ class Stage:
     def _replace(self, call: Mapping[str, Any], rng: random.Random) -> None:
         for each in self._tensors(call):
             _renew(*each, rng)
+
+
+def fill(stages: Sequence[Stage], sets: Sequence[int], rng: random.Random) -> None:
+    """These sets anew, with the same contents in all stages, which take memory by turns: of equal kernels whose arms were filled one after the other the
+    last was 0.9 % faster than the first (rms_norm, 36 comparisons, half of them in the other order)."""
+    for number in sets:
+        seed = rng.getrandbits(48)
+        for stage in rng.sample(stages, len(stages)):
+            stage.refill(number, seed)
 
 
 def _lent(call: Mapping[str, Any]) -> tuple[int, int]:

@@ -9,10 +9,10 @@ suspicious of those are compared with float64 (bench/audit.py). Training ops are
 A comparison is the candidate's time over the incumbent's, with an interval (bench/ratio.py) for each case and for their mix, in which a
 case weighs as much as a step of the model calls it. The incumbent runs twice, in two runners: both are what the candidate is held against,
 and where they differ by more than noise the interval is as much wider. Because processes of one kernel differ, all three go on as new processes
-PARTS times (bench/runner/lives.py), and the interval comes from how much these parts differ; a GPU's cannot be forked, and its parts are
+up to PARTS times (bench/runner/lives.py), and the interval comes from how much these parts differ; a GPU's cannot be forked, and its parts are
 stretches of time. Runners come before other work of the machine where the user may give them that, with a core for each thread
 (bench/sandbox/precedence.py). A comparison stops early where the answer is clear, or where nothing will be shown in time, and
-what stays undecided is measured once more, by runners that are started anew (bench/speed.py).
+goes on for as long again where it is nearly shown at the end (bench/speed.py).
 
 It is refused, whatever its ratio, where a block is faster than this machine can be, where time that is saved in a row of calls is not saved by
 a call that is asked alone (bench/savings.py), where a runner worked while it was not asked, took threads, memory or torch's settings
@@ -38,20 +38,19 @@ from bench.conduct import Conduct, no_memory_hog
 from bench.contracts import Case, Contract, contract
 from bench.judge import Judge, Refused
 from bench.rounds import Arm, Measured, Rounds, Samples, Table, prepare, ready
-from bench.speed import ASKED_AGAIN, CONFIDENCE, Comparison, Start, bounds, concluded, mix
-from bench.staging import Contents
+from bench.speed import CONFIDENCE, Comparison, bounds, concluded, excludes_one, mix
+from bench.staging import Contents, fill
 from bench.threads import one_thread
 
 __all__ = ["Arm", "Measured", "Samples", "compare", "measure", "runners_of", "sample"]
 
-LIMIT_S = 20.0  # of a comparison, from each start of its runners
-END_S = 1.5  # of that for the audit and the last questions
-PARTS = 16  # of the time; on a CPU each has processes of its own, which takes 0.3 to 0.5 s of it
+LIMIT_S = 14.0  # of rounds; with 4 s before them and 1.5 s behind 20 s in all
+PARTS = 16  # of that time; on a CPU each has processes of its own, which takes 0.3 to 0.5 s of it
 LEAST = 5  # of them, where one takes longer than its share
 ROUNDS = 3  # of each case in a part, at least
-LOOKS = (0.3, 0.6)  # shares of the time at which it may end early
-EARLY_CONFIDENCE = 0.999  # with which it stops because the answer is clear
-HOPE = 0.02  # chance that an answer comes, below which it stops at the last look: the error of five parts is too rough a guess for that
+LOOKS = (0.3, 0.6, 1.0, 2.0)  # shares of the time after which it may end
+HOPE = 0.1  # chance to be asked on at the third, below which it ends at the second: the error of five parts is too rough a guess for that
+ASKED_ON = 0.95  # interval that has to exclude 1 at the third for as many rounds more, where that of CONFIDENCE does not
 QUARANTINE = 10.0
 PAIR = ("incumbent", "candidate")
 
@@ -66,36 +65,19 @@ def compare(
     seed: int | None = None,
     cases: Sequence[Case] | None = None,
 ) -> Comparison:
-    """Time an op of two trees on `cases`, by default those that a step of the trial's model calls, for up to `limit_s`, and where that leaves it
-    undecided for as long again. Raises Refused when an arm fails, a timed output is wrong, or time was not saved honestly."""
+    """Time an op of two trees on `cases`, by default those that a step of the trial's model calls, in rounds of up to `limit_s`, and of twice that where
+    they leave it undecided. Raises Refused when an arm fails, a timed output is wrong, or time was not saved honestly."""
     asked = contract(op)
     cases = [case for case in asked.trial[device] if case.calls] if cases is None else cases
     arms = (Arm("incumbent", incumbent), Arm("placebo", incumbent), Arm("candidate", candidate))
     rng = random.Random(secrets.randbits(48) if seed is None else seed)
-    starts = [_start(op, arms, cases, rng, device, limit_s, [])]
-    if starts[0].undecided:
-        starts += [_start(op, arms, cases, rng, device, limit_s, starts)]
-    return concluded(starts)
-
-
-def _start(
-    op: str,
-    arms: Sequence[Arm],
-    cases: Sequence[Case],
-    rng: random.Random,
-    device: str,
-    limit_s: float,
-    earlier: Sequence[Start],
-) -> Start:
-    """Start runners, and measure, until what all starts say together is clear or the time is used."""
     started = time.monotonic()
-    asked = contract(op)
     with _started(rng.sample(arms, len(arms)), device) as begun:
         runners = [next(r for r in begun if r.name == arm.name) for arm in arms]
         prepared = prepare(asked, cases, arms, runners, rng)
         before = clocks.read(device)
         with one_thread():
-            stopped = _run(op, prepared, runners, started + limit_s - END_S, earlier)
+            stopped = _run(op, prepared, runners, limit_s)
         after = clocks.read(device)
         measured = [rounds.found for rounds in prepared]
         for rounds in prepared:
@@ -103,7 +85,7 @@ def _start(
                 rounds.finish(pair=True)
         for found in measured:
             _possible(asked, found, device)
-            if found.alone["candidate"] and bounds([[found]], CONFIDENCE)[1] < 1:
+            if found.alone["candidate"] and bounds([found], CONFIDENCE)[1] < 1:
                 found.savings().check(found.case)
         for runner in runners:
             _once_more(asked, arms, runner, rng)
@@ -111,7 +93,7 @@ def _start(
             runner.unchanged()
         watched = {runner.name: runner for runner in runners if runner.name in PAIR}
         no_memory_hog(watched["incumbent"], watched["candidate"])
-        ratio, case = min((mix([[found]]).ratio, found.case.label()) for found in measured)
+        ratio, case = min((mix([found]).ratio, found.case.label()) for found in measured)
         if ratio * QUARANTINE < 1:
             raise Refused(
                 "quarantine",
@@ -128,50 +110,49 @@ def _start(
             }
             for name, runner in watched.items()
         }
-    read = [reading for reading in (before, after) if reading]
-    return Start(measured, about, stopped, read, time.monotonic() - started)
+    return concluded(
+        measured,
+        seconds=time.monotonic() - started,
+        arms=about,
+        stopped=stopped,
+        clocks=[reading for reading in (before, after) if reading],
+    )
 
 
-def _run(
-    op: str,
-    prepared: Sequence[Rounds],
-    runners: Sequence[Conduct],
-    deadline: float,
-    earlier: Sequence[Start],
-) -> str:
-    """Part after part until the time is used or the end is clear; in words, why they ended."""
-    began, device = time.monotonic(), runners[0].judge.device
-    measured = [*(start.measured for start in earlier), [rounds.found for rounds in prepared]]
-    # of the interval that has to exclude 1 for this not to have been in vain
-    level = CONFIDENCE if earlier else ASKED_AGAIN
-    looks = list(LOOKS)
-    part = 0
-    while True:
+def _run(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], limit_s: float) -> str:
+    """Part after part until the end is clear or the time is used, which is doubled once; in words, why they ended. What is loaded, built and compiled
+    before the first takes none of it."""
+    measured = [rounds.found for rounds in prepared]
+    _renew(op, prepared, runners, first=True)
+    began, looks, part, end = time.monotonic(), list(LOOKS), 0, ""
+    while not end:
         part += 1
-        if part == 1 or device == "cpu":
-            _renew(op, prepared, runners, first=part == 1)
-        until = began + part / PARTS * (deadline - began)
+        if part > 1 and runners[0].judge.device == "cpu":
+            _renew(op, prepared, runners, first=False)
         for done in itertools.count():
-            if done >= ROUNDS and time.monotonic() > until:
+            if done >= ROUNDS and time.monotonic() > began + part / PARTS * limit_s:
                 break
             for rounds in prepared:
                 rounds.round()
         for rounds in prepared:
             rounds.end_part()
-        if part < LEAST:
-            continue
-        now = time.monotonic()
-        if now >= deadline:
-            return "the time was used"
-        share = (now - began) / (deadline - began)
-        if looks and share >= looks[0]:
-            looks.pop(0)
-            low, high = bounds(measured, EARLY_CONFIDENCE)
-            if not low <= 1.0 <= high:
-                return f"clear after {share:.0%} of the time"
-            of_all = (len(earlier) + share) / (len(earlier) + 1)
-            if not looks and mix(measured).chance(level, of_all) < HOPE:
-                return f"hopeless after {share:.0%} of the time"
+        share = (time.monotonic() - began) / limit_s
+        if part >= LEAST and share >= looks[0]:
+            looks = [look for look in looks if look > share]
+            end = _end(measured, share)
+    return end
+
+
+def _end(measured: Sequence[Measured], share: float) -> str:
+    """In words, why it ends after this share of the time; empty where it goes on."""
+    if excludes_one(bounds(measured, CONFIDENCE)):
+        return f"clear after {share:.0%} of the time"
+    _, hoped, whole, doubled = LOOKS
+    if share >= doubled or (share >= whole and not excludes_one(bounds(measured, ASKED_ON))):
+        return "the time was used"
+    if hoped <= share < whole and mix(measured).chance(ASKED_ON, share) < HOPE:
+        return f"hopeless after {share:.0%} of the time"
+    return ""
 
 
 def _renew(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], *, first: bool) -> None:
@@ -266,6 +247,7 @@ def _once_more(asked: Contract, arms: Sequence[Arm], runner: Conduct, rng: rando
     contents = Contents(asked, asked.draw(rng), rng)
     runner.judge.arena.reset()
     table = Table(contents, arm, runner)
+    fill([table.stage], range(contents.sets()), rng)
     table.bring(table.stage.calls)
     audit = Audit(contents, {arm.name: table.stage}, runner.judge.device, rng)
     table.block([0], 0, rng.getrandbits(48))

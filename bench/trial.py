@@ -27,9 +27,10 @@ import torch
 from torch import Tensor
 
 from bench import contracts, scoring, shard, trial_claims
+from bench.compiled import Compiled
 from bench.data import Dataset
 from bench.examination import Examination
-from bench.judge import Judge, Refused
+from bench.judge import COMPILED, Judge, Refused
 from bench.roofline import peak_flops
 from bench.sandbox import processes
 from bench.scoring import SEQUENCE, Exam
@@ -160,6 +161,8 @@ class _Trial:
         """Bring both runners up, warm the trainer's model up, and see that it knows nothing."""
         self.tell({"phase": "set-up"})
         self.spec = spec
+        compiled = Compiled.of(trainer.tree, spec, COMPILED)
+        compiled.bring(trainer.compiled)
         for judge in filter(None, (trainer, scorer)):
             judge.ask("load", tree=str(judge.tree))
         trainer.arena.reset()
@@ -169,6 +172,9 @@ class _Trial:
         started = time.monotonic()
         answer = trainer.ask("setup", timeout=SETUP_LIMIT_S, spec=self.spec, warm_up=warm_up)
         taken = time.monotonic() - started
+        compiled.take(trainer.compiled)  # before the first word of a text
+        if scorer is not None:
+            compiled.bring(scorer.compiled)
         self.described = trial_claims.read(Described, answer.get("describe"))
         self.state_bytes = _size(answer)
         self.known.update(

@@ -26,7 +26,7 @@ from bench.judge import Judge, Refused, lending
 from bench.mirror import Memory, Spans
 from bench.protocol import Mapped
 from bench.sandbox import devices
-from bench.staging import Contents, Stage
+from bench.staging import Contents, Stage, fill
 from bench.timing import Arm, measure
 
 ON_GPU = [
@@ -213,7 +213,7 @@ def test_nothing_travels_while_a_block_is_timed(tmp_path: Path) -> None:
         judge.ask("load", op="rms_norm", tree=str(judge.tree))
         contents = Contents(contract("rms_norm"), Case({"x": Input((64, 48))}), random.Random(0))
         stage = Stage(contents, judge.arena)
-        stage.fill(1)
+        fill([stage], range(contents.sets()), random.Random(1))
         stage.poison()
         judge.ask("stage", calls=stage.calls)
         inputs = {"x": stage.inputs(3)[0]["x"].clone()}

@@ -12,7 +12,7 @@ from bench.protocol import Mapped
 from bench.runner.blocks import Blocks
 from bench.runner.calls import Calls
 from bench.runner.lending import Lent
-from bench.staging import PAGE, Contents, Stage
+from bench.staging import PAGE, Contents, Stage, fill
 
 
 def test_contents_are_new_before_every_block_and_the_same_in_all_arms() -> None:
@@ -20,8 +20,7 @@ def test_contents_are_new_before_every_block_and_the_same_in_all_arms() -> None:
     contents = Contents(contract("linear_cross_entropy"), case, random.Random(1))
     arenas = [Arena(), Arena()]
     stages = [Stage(contents, arena) for arena in arenas]
-    for stage in stages:
-        stage.fill(5)
+    fill(stages, [0, 1], random.Random(5))
     before = {name: t.clone() for name, t in stages[0].inputs(1)[0].items()}
     for stage in stages:
         stage.change([0, 1], 6)
@@ -40,8 +39,8 @@ def test_input_sets_that_lie_in_other_memory_are_new_and_the_same_in_all_arms() 
     case = contract("linear_cross_entropy").trial["cpu"][0]
     contents = Contents(contract("linear_cross_entropy"), case, random.Random(1))
     stages = [Stage(contents, Arena()) for _ in range(2)]
+    fill(stages, [0, 1], random.Random(5))
     for stage in stages:
-        stage.fill(5)
         stage.poison()
     before = [{name: t.clone() for name, t in stages[0].inputs(i)[0].items()} for i in (0, 1)]
     for stage in stages:
@@ -57,12 +56,29 @@ def test_input_sets_that_lie_in_other_memory_are_new_and_the_same_in_all_arms() 
         assert not torch.equal(new[name], before[1][name])
 
 
+def test_arms_take_their_memory_by_turns() -> None:
+    """Of arms that are filled one after the other the last is faster: memory that is asked for later lies otherwise."""
+    filled: list[tuple[str, int]] = []
+
+    class Arm:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def refill(self, number: int, seed: int) -> None:
+            filled.append((self.name, number))
+
+    fill([Arm("a"), Arm("b"), Arm("c")], range(30), random.Random(1))  # type: ignore[list-item]
+    turns = [filled[i : i + 3] for i in range(0, 90, 3)]
+    assert [{number for _, number in turn} for turn in turns] == [{i} for i in range(30)]
+    assert {turn[0][0] for turn in turns} == {"a", "b", "c"}
+
+
 def test_the_judges_buffers_show_nothing_of_which_call_is_copied_until_the_last_is_made() -> None:
     asked = contract("rms_norm")
     arena = Arena()
     contents = Contents(asked, Case({"x": Input((128, 192))}), random.Random(1))
     stage = Stage(contents, arena)
-    stage.fill(2)
+    fill([stage], range(contents.sets()), random.Random(2))
     stage.poison()
     lent = Lent("cpu")
     lent.memory = Mapped(arena.fd)

@@ -15,9 +15,10 @@ from bench.contracts import contract, ops
 from bench.process_scatter import deviations
 from bench.ratio import Estimate, Statistic, estimate, fast, logs, stretches, typical
 from bench.rounds import Measured
-from bench.speed import CONFIDENCE, Comparison, Start, bounds
-from bench.timing import HOPE, PARTS
+from bench.speed import CONFIDENCE, Comparison, bounds
+from bench.timing import HOPE, PARTS, _end
 
+NEARLY = 0.982  # of `measured`: a difference that is seen, and not surely
 SHAPE = {"case": "x[2048, 192]", "calls": 6, "blocks": 60, "ratio": 1.0, "low": 0.98, "high": 1.02}
 FOUND = Comparison(
     0.95, 0.93, 0.97, [SHAPE], 9.0, placebo={"ratio": 1.0, "low": 0.98, "high": 1.02}
@@ -140,20 +141,19 @@ def measured(
 
 
 def test_where_the_incumbents_two_runners_differ_a_difference_of_that_size_is_none() -> None:
-    low, high = bounds([[measured(0.97)]], CONFIDENCE)
+    low, high = bounds([measured(0.97)], CONFIDENCE)
     assert high < 1.0
     assert high / low < 1.05
-    low, high = bounds([[measured(0.95, 1.02, 0.94)]], CONFIDENCE)
+    low, high = bounds([measured(0.95, 1.02, 0.94)], CONFIDENCE)
     assert low < 1.0 < high
-    assert bounds([[measured(0.80, 1.02, 0.94)]], CONFIDENCE)[1] < 0.9
+    assert bounds([measured(0.80, 1.02, 0.94)], CONFIDENCE)[1] < 0.9
 
 
-def test_what_one_start_sees_ever_so_clearly_may_be_its_own() -> None:
-    """Equal kernels came out at 0.993 and 1.011 with errors of 0.2 %: processes of one start differ, and the next start's otherwise."""
-    low, high = bounds([[measured(0.99, noise=1e-4)]], CONFIDENCE)
+def test_what_all_parts_share_they_do_not_tell() -> None:
+    """Equal kernels came out at 0.993 and 1.011 with errors of 0.2 %."""
+    low, high = bounds([measured(0.992, noise=1e-4)], CONFIDENCE)
     assert low < 1.0 < high
-    low, high = bounds([[measured(0.985, noise=1e-4)], [measured(0.985, noise=1e-4)]], CONFIDENCE)
-    assert high < 1.0
+    assert bounds([measured(0.985, noise=1e-4)], CONFIDENCE)[1] < 1.0
 
 
 def test_a_gain_that_the_clock_on_the_wall_denies_is_none() -> None:
@@ -168,45 +168,49 @@ def test_a_gain_beyond_what_all_blocks_or_the_wall_clock_show_is_none(other: str
     assert not replace(FOUND, **{other: {"ratio": 1.0, "low": 0.98, "high": 1.02}}).faster
 
 
-def started(monkeypatch: pytest.MonkeyPatch, *ratios: float) -> Comparison:
-    """A comparison whose starts find these ratios, one after the other."""
-    left = [
-        Start([measured(ratio, seed=i)], {"candidate": {"cold_s": i}}, f"end {i}", [], 9.0)
-        for i, ratio in enumerate(ratios)
-    ]
-    monkeypatch.setattr(timing, "_start", lambda *_: left.pop(0))
-    found = timing.compare("rms_norm", Path("a"), Path("b"))
-    assert not left
-    return found
-
-
-@pytest.mark.parametrize("ratio", [0.6, 0.96, 1.0, 1.04, 1.6])
-def test_what_is_clear_and_what_shows_nothing_is_measured_once(
-    monkeypatch: pytest.MonkeyPatch, ratio: float
+@pytest.mark.parametrize(
+    ("ratio", "share", "said"),
+    [
+        (0.90, 0.35, "clear after 35% of the time"),
+        (1.10, 0.60, "clear after 60% of the time"),
+        (1.00, 0.35, ""),
+        (0.996, 0.65, "hopeless after 65% of the time"),
+        (NEARLY, 0.65, ""),
+        (1.00, 1.05, "the time was used"),
+        (NEARLY, 1.05, ""),
+        (1.10, 1.40, "clear after 140% of the time"),
+        (NEARLY, 2.01, "the time was used"),
+    ],
+)
+def test_it_ends_where_the_answer_is_clear_or_will_not_come_and_goes_on_where_it_nearly_has(
+    ratio: float, share: float, said: str
 ) -> None:
-    found = started(monkeypatch, ratio)
-    assert (found.starts, found.parts, found.blocks, found.seconds) == (1, 12, 60, 9.0)
-    assert (found.faster, found.slower) == (ratio < 1, ratio > 1)
+    assert _end([measured(ratio)], share) == said
 
 
-@pytest.mark.parametrize("ratio", [0.982, 1.02])
-def test_a_difference_that_is_not_sure_is_that_of_all_parts_of_two_starts(
-    monkeypatch: pytest.MonkeyPatch, ratio: float
-) -> None:
-    found = started(monkeypatch, ratio, ratio)
-    assert (found.starts, found.parts, found.blocks, found.seconds) == (2, 24, 120, 18.0)
-    assert found.ratio == pytest.approx(ratio, abs=0.01)
-    assert (found.faster, found.slower) == (ratio < 1, ratio > 1)
-    assert found.arms["candidate"]["cold_s"] == 1
-    assert found.stopped == "end 0; started anew: end 1"
+def test_it_ends_at_a_look_and_goes_on_between_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of a seventh of the time, of which five are the least: nobody looks before 5/7, or between that and the end."""
+    now, looks = [0.0], []
+    monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(timing, "_renew", lambda *_, **__: None)
 
+    def end(_: object, share: float) -> str:
+        looks.append(round(7 * share))
+        return "used" if share >= 2 else ""
 
-def test_what_the_second_start_does_not_find_is_no_difference(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    found = started(monkeypatch, 0.984, 1.016)
-    assert found.ratio == pytest.approx(1.0, abs=0.01)
-    assert not found.faster
+    monkeypatch.setattr(timing, "_end", end)
+
+    class Slow:
+        found = measured(1.0)
+
+        def round(self) -> None:
+            now[0] += 1 / 21
+
+        def end_part(self) -> None: ...
+
+    runner = SimpleNamespace(judge=SimpleNamespace(device="cpu"))
+    assert timing._run("rms_norm", [Slow()], [runner], 1.0) == "used"
+    assert looks == [5, 7, 14]
 
 
 def microbench(found: Comparison) -> tuple[bool, str]:

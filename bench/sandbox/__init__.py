@@ -79,10 +79,11 @@ _numbers = itertools.count()
 
 @dataclass
 class Sandbox:
-    """A running child, its scratch folder and what holds it."""
+    """A running child, its scratch folder and what holds it. `compiled`: where its torch.compile and Triton keep what they make."""
 
     process: subprocess.Popen[bytes]
     scratch: Path
+    compiled: Path
     log: Path
     isolation: str
     group: cgroup.Group | None = None
@@ -160,10 +161,11 @@ def start(
     with contextlib.ExitStack() as undo:  # where it does not start, nothing of it stays
         scratch = Path(tempfile.mkdtemp(prefix=f"lab-{os.getpid()}-"))
         undo.callback(shutil.rmtree, scratch, ignore_errors=True)
-        launch, own = _prepare(scratch)
+        launch, own, compiled = _prepare(scratch)
         cache.mkdir(parents=True, exist_ok=True)
         gpu = devices.first() if device == "cuda" else None
-        terms = _terms(tree, launch, own, cache, cache_writable, gpu, limits, layers, readable)
+        writable = [compiled, cache] if cache_writable else [compiled]
+        terms = _terms(tree, launch, own, cache, writable, gpu, limits, layers, readable)
         command = [
             sys.executable,
             "-P",
@@ -173,7 +175,7 @@ def start(
             module,
             *arguments,
         ]
-        variables = {**_environment(launch, own, cache, gpu, poison), **environment}
+        variables = {**_environment(launch, own, cache, compiled, gpu, poison), **environment}
         if gpu and "/dev/shm" not in terms.private:
             # Inductor's pool of compilers needs semaphores, which lie there; without them it breaks in the middle of a compilation.
             variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
@@ -206,15 +208,14 @@ def start(
     words = isolation.words(layers)
     if gpu is not None and not gpu.alone:
         words += f", {len(gpu.nodes)} nodes of all GPUs"
-    sandbox = Sandbox(process, scratch, log, words, group, reaps)
-    folders = [own] if not terms.private else []
+    sandbox = Sandbox(process, scratch, compiled, log, words, group, reaps)
     sandbox.watchdog = Watchdog(
         process.pid,
         limits,
         sandbox.kill,
         log=log,
         counted=group.excess if group is not None else None,
-        folders=[*folders, cache] if cache_writable else folders,
+        folders=[*([] if terms.private else [own]), *writable],
     )
     return sandbox
 
@@ -227,17 +228,17 @@ def _sweep() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _prepare(scratch: Path) -> tuple[Path, Path]:
-    """The folder with the runner's code, and the one that is the runner's own."""
+def _prepare(scratch: Path) -> tuple[Path, Path, Path]:
+    """The folder with the runner's code, the one that is the runner's own, and the one for what it compiles."""
     home = scratch / "judge" / "bench"
     for folder in (home, home / "runner", home / "sandbox"):
         folder.mkdir(parents=True)
         (folder / "__init__.py").touch()
     for name in RUNNER_FILES:
         shutil.copy(BENCH / name, home / name)
-    for name in ("tmp", "root"):
+    for name in ("tmp", "root", "compiled"):
         (scratch / name).mkdir()
-    return home.parent, scratch / "tmp"
+    return home.parent, scratch / "tmp", scratch / "compiled"
 
 
 def _terms(
@@ -245,7 +246,7 @@ def _terms(
     launch: Path,
     own: Path,
     cache: Path,
-    cache_writable: bool,
+    writable: Sequence[Path],
     gpu: Gpu | None,
     limits: Limits,
     layers: Collection[str],
@@ -260,15 +261,14 @@ def _terms(
     readable += [str(tree / name) for name in ("kernels", "csrc", "model")]
     if gpu and "CUDA_HOME" in os.environ:
         readable.append(os.path.realpath(os.environ["CUDA_HOME"]))
-    writable = [str(cache)] if cache_writable else []
-    readable += [str(launch)] if cache_writable else [str(launch), str(cache)]
-    # Without a root of its own, the scratch folder lies on the disk, and /dev/shm is everybody's: it gets none.
+    readable += [str(path) for path in (launch, cache) if path not in writable]
+    # Without a root of its own, the runner's folder lies on the disk, and /dev/shm is everybody's: it gets none.
     private = {str(own): limits.disk, "/dev/shm": limits.disk} if alone else {}
     return Terms(
         layers=[n for n in ("namespaces", "capabilities", "landlock", "seccomp") if n in layers],
         wrapped=wrapped,
         readable=[path for path in readable if os.path.exists(path)],
-        writable=writable if alone else [*writable, str(own)],
+        writable=[str(path) for path in (writable if alone else (*writable, own))],
         devices=gpu.nodes if gpu else (),
         private=private,
         listable=[str(tree)],
@@ -302,7 +302,7 @@ def _padding(texts: Iterable[str]) -> str:
 
 
 def _environment(
-    launch: Path, own: Path, cache: Path, gpu: Gpu | None, poison: bool
+    launch: Path, own: Path, cache: Path, compiled: Path, gpu: Gpu | None, poison: bool
 ) -> dict[str, str]:
     """Built from nothing; what is taken over from the judge's own environment is named here."""
     environment = {
@@ -315,8 +315,8 @@ def _environment(
         "PYTHONNOUSERSITE": "1",
         "PYTHONUNBUFFERED": "1",
         "TORCH_EXTENSIONS_DIR": str(cache),
-        "TRITON_CACHE_DIR": str(own / "triton"),
-        "TORCHINDUCTOR_CACHE_DIR": str(own / "inductor"),
+        "TRITON_CACHE_DIR": str(compiled / "triton"),
+        "TORCHINDUCTOR_CACHE_DIR": str(compiled / "inductor"),
         # How long an OpenMP thread spins before it sleeps. torch's default (300,000 rounds) starves the other thread when
         # anything else runs: on 2 cores beside one busy process a trial fell from 12,000 to 600 tokens/s; with this, to 3,700.
         "GOMP_SPINCOUNT": "10000",
