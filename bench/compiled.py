@@ -1,11 +1,9 @@
-"""What a tree's set-up compiled, kept for the next run of the same tree: caches of torch.compile and Triton.
+"""What a tree's set-up compiled, kept for the next run of the same tree: caches of torch.compile and Triton, which a runner's end would take along.
 
-A runner's folders die with it, so each would compile all from nothing: the CPU's model under torch.compile takes 60 s to set up, and 4 from a copy of what an earlier
-set-up left (4.5 MB, in another folder). A trial has two runners that compile, a parity probe three.
-
-What is kept was written by a candidate, so it is never another's: its folder has the name of the tree's files, what was asked of the model and the
-machine, and each runner has a copy of its own, which nobody reads again. It is taken after set-up, which has seen random tokens and nothing else, and
-never after the bell: what a trial learns cannot come back with it.
+What is kept was written by a candidate. So it is never another's: the file has the name of the tree's sources, of what was asked of the model and of
+the machine. The judge does not look inside: the runner packs it (bench/runner/keeping.py), and another unpacks it within its own walls. And it is taken
+after set-up, which has seen random tokens and nothing else, before the bell: what a trial learns cannot come back with it. The time of a long
+compilation is charged to the first trial of a tree alone.
 """
 
 from __future__ import annotations
@@ -13,95 +11,86 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from bench import hardware
 from bench.identity import content
+from bench.judge import Judge, Refused
 
 FOLDERS = ("kernels", "csrc", "model")  # of a tree: what its runners compile from
 MOST_BYTES = 512 << 20
-MOST_FILES = 20_000
-KEPT = 24  # trees and specifications; the ones that were used longest ago go
+PIECE = 16 << 20
+TRAVEL_S = 60.0
+KEPT = 24  # files; those that were used longest ago go
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """`folder`: of one tree, one specification and one machine."""
+    """`file`: of one tree, one specification and one machine."""
 
-    folder: Path
+    file: Path
 
     @classmethod
     def of(cls, tree: Path, spec: Mapping[str, Any], store: Path) -> Compiled:
         asked = {name: value for name, value in spec.items() if name != "seconds"}
-        machine = [hardware.name(spec["device"]), *map(version, ("torch", "triton"))]
+        machine = [hardware.name(spec["device"]), *map(_version, ("torch", "triton"))]
         key = json.dumps([content(tree, FOLDERS), asked, machine], sort_keys=True)
         return cls(store / hashlib.sha256(key.encode()).hexdigest()[:32])
 
-    def bring(self, into: Path) -> None:
-        """Copy what is kept into a runner's folder; nothing where nothing is."""
-        if self.folder.is_dir():
-            os.utime(self.folder)
-            shutil.copytree(self.folder / "files", into, dirs_exist_ok=True)
-            # Triton's list of a kernel's files names them by whole paths, and what is not there it compiles.
-            before, now = (self.folder / "from").read_bytes(), os.fsencode(into)
-            for group in into.glob("triton/*/__grp__*.json"):
-                group.write_bytes(group.read_bytes().replace(before, now))
-
-    def take(self, out_of: Path) -> None:
-        """Keep what a runner's folder holds, unless something is kept already, nothing is there, or too much."""
-        if self.folder.exists():
+    def bring(self, judge: Judge) -> None:
+        """Give a runner, which has loaded nothing yet, what is kept, if anything is. Raises Refused where it cannot be unpacked, and keeps it no longer."""
+        try:
+            fd = os.open(self.file, os.O_RDONLY)
+        except FileNotFoundError:
             return
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="new-", dir=self.folder.parent) as new:
-            whole = Path(new, "whole")
-            if _copied(out_of, whole / "files"):
-                (whole / "from").write_bytes(os.fsencode(out_of))
-                try:
-                    whole.rename(self.folder)
-                except OSError:
-                    if not self.folder.exists():  # another judge may have been first
-                        raise
-        _forget(self.folder.parent)
+        try:
+            os.utime(fd)
+            judge.ask("unpack", timeout=TRAVEL_S, fd=fd)
+        except Refused:
+            self.file.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(fd)
+
+    def take(self, judge: Judge) -> None:
+        """Keep what a runner has made, unless something is kept already, nothing is there, or too much. Raises Refused."""
+        if self.file.exists():
+            return
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=self.file.parent) as packed:
+            judge.ask("pack", timeout=TRAVEL_S, fd=packed.fileno(), most=MOST_BYTES)
+            size = os.fstat(packed.fileno()).st_size
+            if 0 < size <= MOST_BYTES:
+                # A copy: the runner may have kept the descriptor, and write on when it has seen a text.
+                own = self.file.with_suffix(f".{os.getpid()}")
+                with own.open("wb") as file:
+                    for at in range(0, size, PIECE):
+                        file.write(os.pread(packed.fileno(), min(PIECE, size - at), at))
+                own.rename(self.file)
+        _forget(self.file.parent)
 
 
-def _copied(source: Path, target: Path) -> bool:
-    """Copy regular files and folders, whatever the process that owns them makes of them meanwhile: no link is followed. False for no file, and for too much."""
-    files = size = folders = 0
-    for folder, _, names, descriptor in os.fwalk(source, follow_symlinks=False):
-        here = target / Path(folder).relative_to(source)
-        here.mkdir(parents=True)
-        folders += 1
-        for name in names:
-            try:
-                opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)  # fmt: skip
-            except OSError:  # a link, or gone
-                continue
-            with open(opened, "rb") as file:
-                found = os.fstat(opened)
-                if not stat.S_ISREG(found.st_mode):
-                    continue
-                files, size = files + 1, size + found.st_size
-                if files + folders > MOST_FILES or size > MOST_BYTES:
-                    return False
-                (here / name).write_bytes(file.read(found.st_size))
-    return files > 0
+def _version(package: str) -> str:
+    """Empty where it is not installed, as Triton is not everywhere."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def _forget(store: Path) -> None:
-    kept = sorted((f for f in store.iterdir() if not f.name.startswith("new-")), key=_used)
-    for folder in kept[:-KEPT]:
-        shutil.rmtree(folder, ignore_errors=True)
+    """All but the latest, what a judge that was killed had begun among them."""
+    for file in sorted(store.iterdir(), key=_used)[:-KEPT]:
+        file.unlink(missing_ok=True)
 
 
-def _used(folder: Path) -> float:
+def _used(file: Path) -> float:
     try:
-        return folder.stat().st_mtime
+        return file.stat().st_mtime
     except FileNotFoundError:  # another judge forgot it
         return 0.0

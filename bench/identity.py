@@ -31,7 +31,8 @@ def content(root: Path, folders: Sequence[str]) -> str:
     for folder in folders:
         for file in sorted((root / folder).glob("**/*")):
             if file.suffix in SOURCES and "build" not in file.relative_to(root).parts:
-                digest.update(str(file.relative_to(root)).encode() + file.read_bytes())
+                text = file.read_bytes()
+                digest.update(f"{file.relative_to(root)} {len(text)} ".encode() + text)
     return digest.hexdigest()
 
 

@@ -105,11 +105,6 @@ class Judge:
         return self._sandbox.isolation
 
     @property
-    def compiled(self) -> Path:
-        """Where its torch.compile and Triton keep what they make."""
-        return self._sandbox.compiled
-
-    @property
     def pid(self) -> int:
         """The root of the runner's process tree, as the judge's own namespace numbers it."""
         return self._sandbox.process.pid

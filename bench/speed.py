@@ -19,7 +19,7 @@ from bench.clocks import Reading
 from bench.ratio import Estimate, Statistic, estimate, fast, logs, typical
 from bench.rounds import Measured, Samples
 
-CONFIDENCE = 0.998  # at each of up to four looks; in simulation 0.1 to 0.4 % of comparisons of equal kernels are called different by any
+CONFIDENCE = 0.995  # at each of up to four looks; in simulation 0.1 to 0.5 % of comparisons of equal kernels are called different by any
 APART = 0.003  # standard deviation of a ratio's logarithm
 SHAPE_SHARE = 0.05  # so much slower may a shape of the model become for what others win
 

@@ -162,7 +162,8 @@ class _Trial:
         self.tell({"phase": "set-up"})
         self.spec = spec
         compiled = Compiled.of(trainer.tree, spec, COMPILED)
-        compiled.bring(trainer.compiled)
+        for judge in filter(None, (trainer, scorer)):
+            compiled.bring(judge)  # before anything of the candidate's is there
         for judge in filter(None, (trainer, scorer)):
             judge.ask("load", tree=str(judge.tree))
         trainer.arena.reset()
@@ -172,9 +173,7 @@ class _Trial:
         started = time.monotonic()
         answer = trainer.ask("setup", timeout=SETUP_LIMIT_S, spec=self.spec, warm_up=warm_up)
         taken = time.monotonic() - started
-        compiled.take(trainer.compiled)  # before the first word of a text
-        if scorer is not None:
-            compiled.bring(scorer.compiled)
+        compiled.take(trainer)  # before the first word of a text
         self.described = trial_claims.read(Described, answer.get("describe"))
         self.state_bytes = _size(answer)
         self.known.update(

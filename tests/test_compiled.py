@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from bench import compiled, trial
 from bench.compiled import Compiled
 from bench.data import prepare
 from bench.judge import COMPILED, Judge, Refused
+from bench.runner.keeping import Keeping
 from bench.trial import run_trial
 
 TESTS = Path(__file__).resolve().parent
@@ -58,10 +62,6 @@ def folder_of(folder: Path, files: dict[str, str]) -> Path:
     return folder
 
 
-def files_of(folder: Path) -> dict[str, str]:
-    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
-
-
 def test_what_is_kept_has_the_name_of_the_tree_and_of_what_was_asked_but_the_time(
     tmp_path: Path,
 ) -> None:
@@ -73,73 +73,146 @@ def test_what_is_kept_has_the_name_of_the_tree_and_of_what_was_asked_but_the_tim
     assert Compiled.of(one, {**SPEC, "impl": {"attention": "torch"}}, tmp_path) != kept
 
 
-def test_a_second_folder_gets_what_the_first_held_and_the_first_to_be_kept_stays(
+def held(judge: Judge, store: Path) -> Compiled:
+    """What a runner, whose kernels/make.py writes it at its import, is asked to have kept."""
+    judge.ask("load", op="make", tree=str(judge.tree))
+    kept = Compiled(store / "key")
+    kept.take(judge)
+    return kept
+
+
+def making(folder: Path, text: str) -> Path:
+    """A tree whose op writes into the folder of what is compiled, `here`."""
+    begin = "import os, pathlib\nhere = pathlib.Path(os.environ['TRITON_CACHE_DIR']).parent\n"
+    end = "\ndef make(): ...\n"
+    return folder_of(
+        folder, {"kernels/__init__.py": "", "kernels/make.py": begin + textwrap.dedent(text) + end}
+    )
+
+
+def test_a_runner_finds_what_an_earlier_one_made_and_what_was_kept_first_stays(
     tmp_path: Path,
 ) -> None:
-    kept = Compiled(tmp_path / "store" / "key")
-    kept.bring(tmp_path / "nothing")
-    assert not (tmp_path / "nothing").exists()
-    first = folder_of(tmp_path / "first", {"inductor/ab/x.py": "made", "triton/K/k.ptx": "code"})
-    kept.take(first)
-    kept.take(folder_of(tmp_path / "later", {"inductor/ab/x.py": "otherwise"}))
-    kept.bring(tmp_path / "second")
-    assert files_of(tmp_path / "second") == files_of(first)
+    made = """
+        (here / "inductor" / "ab").mkdir(parents=True)
+        (here / "inductor" / "ab" / "x.py").write_text("made")
+        (here / "inductor" / "link").symlink_to("/etc/passwd")
+        os.mkfifo(here / "inductor" / "pipe")
+    """
+    later = made.replace("made", "otherwise")
+    found = """
+        def seen():
+            return {str(p.relative_to(here)): p.read_text() for p in (here / "inductor").rglob("*") if p.is_file()}
+        raise RuntimeError(seen())
+    """
+    with Judge(making(tmp_path / "a", made)) as judge:
+        kept = held(judge, tmp_path / "store")
+    with Judge(making(tmp_path / "b", later)) as judge:
+        held(judge, tmp_path / "store")
+    with Judge(making(tmp_path / "c", found)) as judge:
+        kept.bring(judge)
+        with pytest.raises(Refused, match=re.escape("{'inductor/ab/x.py': 'made'}")):
+            judge.ask("load", op="make", tree=str(judge.tree))
     assert os.listdir(tmp_path / "store") == ["key"]
 
 
-def test_no_link_is_followed_and_nothing_that_is_no_file_is_copied(tmp_path: Path) -> None:
-    secret = folder_of(tmp_path / "secret", {"key": "private"})
-    mine = folder_of(tmp_path / "mine", {"inductor/x": "made"})
-    (mine / "file").symlink_to(secret / "key")
-    (mine / "folder").symlink_to(secret)
-    os.mkfifo(mine / "pipe")
-    kept = Compiled(tmp_path / "store" / "key")
-    kept.take(mine)
-    kept.bring(tmp_path / "second")
-    assert files_of(tmp_path / "second") == {"inductor/x": "made"}
+@pytest.mark.parametrize("most", [1 << 10, 1 << 20])
+def test_nothing_and_too_much_are_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    much = """
+        (here / "inductor").mkdir()
+        (here / "inductor" / "x").write_bytes(bytes(10_000))
+    """
+    monkeypatch.setattr(compiled, "MOST_BYTES", most)
+    with Judge(making(tmp_path / "nothing", "")) as judge:
+        assert not held(judge, tmp_path / "store").file.exists()
+    with Judge(making(tmp_path / "much", much)) as judge:
+        assert held(judge, tmp_path / "store").file.exists() == (most > 10_000)
 
 
-def test_nothing_and_too_much_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = Compiled(tmp_path / "store" / "key")
-    (tmp_path / "empty" / "triton").mkdir(parents=True)
-    kept.take(tmp_path / "empty")
-    monkeypatch.setattr(compiled, "MOST_BYTES", 5)
-    kept.take(folder_of(tmp_path / "much", {"a": "four", "b": "four"}))
-    monkeypatch.setattr(compiled, "MOST_FILES", 2)
-    kept.take(folder_of(tmp_path / "many", {"a": "", "b": "", "c": ""}))
-    assert os.listdir(tmp_path / "store") == []
+def test_a_runner_that_writes_on_after_it_has_packed_changes_nothing(tmp_path: Path) -> None:
+    """By a descriptor that it has kept."""
+    writes = """
+        import tarfile, threading, time
+        honest = tarfile.open
+        def opened(*args, fileobj, **kwargs):
+            fd = os.dup(fileobj.fileno())
+            def write():
+                time.sleep(0.5)
+                os.pwrite(fd, b"learned", 0)
+            threading.Thread(target=write).start()
+            return honest(*args, fileobj=fileobj, **kwargs)
+        tarfile.open = opened
+        (here / "inductor").mkdir()
+        (here / "inductor" / "x").write_text("made")
+    """
+    with Judge(making(tmp_path / "tree", writes)) as judge:
+        kept = held(judge, tmp_path / "store")
+        before = kept.file.read_bytes()
+        time.sleep(1.0)
+    assert kept.file.read_bytes() == before
+    assert b"learned" not in before
 
 
-def test_the_folders_that_were_used_longest_ago_are_forgotten(
+def test_what_cannot_be_unpacked_is_refused_once_and_kept_no_longer(tmp_path: Path) -> None:
+    kept = Compiled(tmp_path / "key")
+    kept.file.write_bytes(b"no archive")
+    with Judge(making(tmp_path / "tree", "")) as judge, pytest.raises(Refused):
+        kept.bring(judge)
+    with Judge(making(tmp_path / "again", "")) as judge:
+        kept.bring(judge)
+
+
+def test_the_files_that_were_used_longest_ago_are_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiled, "KEPT", 2)
-    made = folder_of(tmp_path / "made", {"x": "made"})
-    for i, name in enumerate(("a", "b", "c")):
-        Compiled(tmp_path / "store" / name).take(made)
-        os.utime(tmp_path / "store" / name, (i, i))
-        if name == "b":
-            Compiled(tmp_path / "store" / "a").bring(tmp_path / "used")
-    assert sorted(os.listdir(tmp_path / "store")) == ["a", "c"]
+    store = tmp_path / "store"
+    made = """
+        (here / "inductor").mkdir()
+        (here / "inductor" / "x").write_text("made")
+    """
+    with Judge(making(tmp_path / "tree", made)) as judge:
+        kept = held(judge, store)
+        for age, name in ((300, "a"), (200, "b")):
+            shutil.copy(kept.file, store / name)
+            then = time.time() - age
+            os.utime(store / name, (then, then))
+        with Judge(making(tmp_path / "other", "")) as other:
+            Compiled(store / "a").bring(other)
+        kept.file.unlink()
+        kept.take(judge)
+    assert sorted(os.listdir(store)) == ["a", "key"]
 
 
-def test_a_triton_kernel_is_found_in_another_folder_than_it_was_compiled_in(tmp_path: Path) -> None:
+def test_a_triton_kernel_is_found_where_it_was_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder of another name, as on a machine where runners have no root of their own."""
     first, second = tmp_path / "first", tmp_path / "second"
+    second.mkdir()
 
     def compile_into(folder: Path) -> None:
         environment = {**os.environ, "TRITON_CACHE_DIR": str(folder / "triton")}
         command = [sys.executable, "-c", TRITON]
         subprocess.run(command, env=environment, cwd=TESTS.parent, check=True, capture_output=True)
 
+    def files() -> dict[Path, int]:
+        return {p: p.stat().st_mtime_ns for p in (second / "triton").rglob("*") if p.is_file()}
+
     compile_into(first)
-    kept = Compiled(tmp_path / "store" / "key")
-    kept.take(first)
+    archive = os.open(tmp_path / "archive", os.O_RDWR | os.O_CREAT)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(first / "triton"))
+    Keeping().do_pack({"most": 1 << 30}, os.dup(archive))
     shutil.rmtree(first)
-    kept.bring(second)
-    before = {p: p.stat().st_mtime_ns for p in second.rglob("*") if p.is_file()}
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(second / "triton"))
+    os.lseek(archive, 0, os.SEEK_SET)
+    Keeping().do_unpack({}, archive)
+    before = files()
     assert any(p.suffix == ".cubin" for p in before)
     compile_into(second)
-    assert {p: p.stat().st_mtime_ns for p in second.rglob("*") if p.is_file()} == before
+    assert files() == before
 
 
 def test_a_runner_cannot_look_at_what_is_kept(tmp_path: Path) -> None:
@@ -157,7 +230,7 @@ raise RuntimeError(f"saw {{seen}}")
         judge.ask("load", op="rms_norm", tree=str(tree))
 
 
-def test_the_second_trial_of_a_tree_compiles_nothing(
+def test_the_second_trial_of_a_tree_finds_what_the_first_compiled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = tmp_path / "text.jsonl"
@@ -177,5 +250,5 @@ def test_the_second_trial_of_a_tree_compiles_nothing(
 
     cold = set_up()
     (kept,) = (tmp_path / "store").iterdir()
-    assert list(kept.rglob("*.so"))
+    assert b".so" in kept.read_bytes()
     assert set_up() < 0.6 * cold

@@ -1,8 +1,8 @@
 """The only process that imports candidate code. It fills the judge's buffers and answers plain JSON; it decides nothing.
 
 Requests (`do`), each answered once with {"nonce", "ok", ...}; those of a call are in calls.py, of a measurement in
-blocks.py, of memory in lending.py, of processes in lives.py, of a trial in training.py, of a recording in recording.py, of advice in profiling.py, inspecting.py
-and events.py, and here
+blocks.py, of memory in lending.py, of processes in lives.py, of a trial in training.py, of a recording in recording.py, of what was compiled in keeping.py, of advice in profiling.py,
+inspecting.py and events.py, and here
 
     load      {tree, op?}                        put the tree on the path, import kernels.<op>        -> {implementations, default}
     state     {}                                 what of the process's state has changed since before the import  -> {changed}
@@ -28,6 +28,7 @@ from bench.runner.blocks import Blocks
 from bench.runner.calls import Calls
 from bench.runner.events import Events
 from bench.runner.inspecting import Inspecting
+from bench.runner.keeping import Keeping
 from bench.runner.lending import Lent, Refusal
 from bench.runner.profiling import Profiling
 from bench.runner.recording import Recorder
@@ -53,6 +54,7 @@ class Runner:
             Events(lent, calls),
             Training(lent, channel.send),
             Recorder(lent),
+            Keeping(),
             Profiling(lent),
             Inspecting(),
         )

@@ -1,6 +1,6 @@
 """Start the runner where it can do no harm: the one place in this tree that starts a process around candidate code.
 
-From outside to inside: a control group; namespaces with an allow-list of read-only mounts and one writable scratch folder in memory, made by
+From outside to inside: a control group; namespaces with an allow-list of read-only mounts and writable folders in memory, made by
 bubblewrap or by our own launcher; then bench/sandbox/confine.py drops capabilities, and takes on Landlock, seccomp and rlimits, before it becomes the
 runner. A watchdog in the judge bounds what no kernel does. The environment is built from nothing. Which layers a machine gives is found
 out by bench/sandbox/isolation.py; `Sandbox.isolation` names those in use, and is written to the ledger with every result.
@@ -71,6 +71,8 @@ OWN_KERNEL_FILES = (
     "/proc/sys/vm",
     "/proc/driver",
 )
+# What torch.compile and Triton make names its files by whole paths: where a runner has a root of its own, all find it at one.
+COMPILED = "/compiled"
 PATIENCE_S = 10.0
 PADDED_BYTES = 32 << 10  # more than arguments and variables take
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -79,11 +81,10 @@ _numbers = itertools.count()
 
 @dataclass
 class Sandbox:
-    """A running child, its scratch folder and what holds it. `compiled`: where its torch.compile and Triton keep what they make."""
+    """A running child, its scratch folder and what holds it."""
 
     process: subprocess.Popen[bytes]
     scratch: Path
-    compiled: Path
     log: Path
     isolation: str
     group: cgroup.Group | None = None
@@ -161,11 +162,10 @@ def start(
     with contextlib.ExitStack() as undo:  # where it does not start, nothing of it stays
         scratch = Path(tempfile.mkdtemp(prefix=f"lab-{os.getpid()}-"))
         undo.callback(shutil.rmtree, scratch, ignore_errors=True)
-        launch, own, compiled = _prepare(scratch)
+        launch, own = _prepare(scratch)
         cache.mkdir(parents=True, exist_ok=True)
         gpu = devices.first() if device == "cuda" else None
-        writable = [compiled, cache] if cache_writable else [compiled]
-        terms = _terms(tree, launch, own, cache, writable, gpu, limits, layers, readable)
+        terms = _terms(tree, launch, own, cache, cache_writable, gpu, limits, layers, readable)
         command = [
             sys.executable,
             "-P",
@@ -175,6 +175,7 @@ def start(
             module,
             *arguments,
         ]
+        compiled = Path(COMPILED) if COMPILED in terms.private else own
         variables = {**_environment(launch, own, cache, compiled, gpu, poison), **environment}
         if gpu and "/dev/shm" not in terms.private:
             # Inductor's pool of compilers needs semaphores, which lie there; without them it breaks in the middle of a compilation.
@@ -208,14 +209,15 @@ def start(
     words = isolation.words(layers)
     if gpu is not None and not gpu.alone:
         words += f", {len(gpu.nodes)} nodes of all GPUs"
-    sandbox = Sandbox(process, scratch, compiled, log, words, group, reaps)
+    sandbox = Sandbox(process, scratch, log, words, group, reaps)
+    folders = [own] if not terms.private else []
     sandbox.watchdog = Watchdog(
         process.pid,
         limits,
         sandbox.kill,
         log=log,
         counted=group.excess if group is not None else None,
-        folders=[*([] if terms.private else [own]), *writable],
+        folders=[*folders, cache] if cache_writable else folders,
     )
     return sandbox
 
@@ -228,17 +230,17 @@ def _sweep() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _prepare(scratch: Path) -> tuple[Path, Path, Path]:
-    """The folder with the runner's code, the one that is the runner's own, and the one for what it compiles."""
+def _prepare(scratch: Path) -> tuple[Path, Path]:
+    """The folder with the runner's code, and the one that is the runner's own."""
     home = scratch / "judge" / "bench"
     for folder in (home, home / "runner", home / "sandbox"):
         folder.mkdir(parents=True)
         (folder / "__init__.py").touch()
     for name in RUNNER_FILES:
         shutil.copy(BENCH / name, home / name)
-    for name in ("tmp", "root", "compiled"):
+    for name in ("tmp", "root"):
         (scratch / name).mkdir()
-    return home.parent, scratch / "tmp", scratch / "compiled"
+    return home.parent, scratch / "tmp"
 
 
 def _terms(
@@ -246,7 +248,7 @@ def _terms(
     launch: Path,
     own: Path,
     cache: Path,
-    writable: Sequence[Path],
+    cache_writable: bool,
     gpu: Gpu | None,
     limits: Limits,
     layers: Collection[str],
@@ -261,14 +263,15 @@ def _terms(
     readable += [str(tree / name) for name in ("kernels", "csrc", "model")]
     if gpu and "CUDA_HOME" in os.environ:
         readable.append(os.path.realpath(os.environ["CUDA_HOME"]))
-    readable += [str(path) for path in (launch, cache) if path not in writable]
-    # Without a root of its own, the runner's folder lies on the disk, and /dev/shm is everybody's: it gets none.
-    private = {str(own): limits.disk, "/dev/shm": limits.disk} if alone else {}
+    writable = [str(cache)] if cache_writable else []
+    readable += [str(launch)] if cache_writable else [str(launch), str(cache)]
+    # Without a root of its own, the scratch folder lies on the disk, and /dev/shm is everybody's: it gets none.
+    private = dict.fromkeys((str(own), "/dev/shm", COMPILED), limits.disk) if alone else {}
     return Terms(
         layers=[n for n in ("namespaces", "capabilities", "landlock", "seccomp") if n in layers],
         wrapped=wrapped,
         readable=[path for path in readable if os.path.exists(path)],
-        writable=[str(path) for path in (writable if alone else (*writable, own))],
+        writable=writable if alone else [*writable, str(own)],
         devices=gpu.nodes if gpu else (),
         private=private,
         listable=[str(tree)],

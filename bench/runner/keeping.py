@@ -1,0 +1,44 @@
+"""What the runner does for bench/compiled.py: pack what torch.compile and Triton made here, and unpack what they made in an earlier runner.
+
+pack      {most}   write it to a descriptor, as one archive; nothing where it is more than so many bytes
+unpack    {}       read it from a descriptor, before anything of the candidate's is loaded
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+FROM = "from"  # beside what is kept: the folder it lay in
+KEPT = ("triton", "inductor")
+
+
+class Keeping:
+    def do_pack(self, request: Mapping[str, Any], fd: int) -> dict[str, Any]:
+        folder = _folder()
+        files = [path for name in KEPT for path in sorted((folder / name).rglob("*"))]
+        files = [path for path in files if path.is_file() and not path.is_symlink()]
+        with open(fd, "wb") as file:
+            if files and sum(path.stat().st_size for path in files) < request["most"]:
+                (folder / FROM).write_bytes(os.fsencode(folder))
+                with tarfile.open(fileobj=file, mode="w") as archive:
+                    for path in (folder / FROM, *files):
+                        archive.add(path, path.relative_to(folder), recursive=False)
+        return {}
+
+    def do_unpack(self, request: Mapping[str, Any], fd: int) -> dict[str, Any]:
+        folder = _folder()
+        with open(fd, "rb") as file, tarfile.open(fileobj=file) as archive:
+            archive.extractall(folder, filter="data")
+        # Triton's list of a kernel's files has whole paths; what is not there it compiles again.
+        before, now = (folder / FROM).read_bytes(), os.fsencode(folder)
+        for group in (folder / "triton").glob("*/__grp__*.json"):
+            group.write_bytes(group.read_bytes().replace(before, now))
+        return {}
+
+
+def _folder() -> Path:
+    return Path(os.environ["TRITON_CACHE_DIR"]).parent
