@@ -1,7 +1,8 @@
 """Reading text: the embedded corpus, a user's files, or a dataset streamed from Hugging Face.
 
 Every source becomes a stream of `Document`s whose text is valid UTF-8. What cannot be read raises
-`DataError` with the file and the line or row.
+`DataError` with the file and the line or row. Files whose names begin with train, val and test
+(train_a.parquet, val.parquet, ...), at least one of each, keep to that split.
 
 | file                        | a document is                                                            |
 |-----------------------------|--------------------------------------------------------------------------|
@@ -16,7 +17,7 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,8 @@ import zstandard
 EMBEDDED = Path(__file__).with_name("embedded") / "default.jsonl.zst"
 # Where an endless stream stops: more text than one GPU reads in 5 minutes
 HUB_BYTES = 2_000_000_000
+HELD_OUT = ("val", "test")
+SPLITS = ("train", *HELD_OUT)
 # Bytes after which a blank line, or any line, ends a .txt document.
 PARAGRAPHS, LONGEST = 4_000, 32_000
 
@@ -35,10 +38,12 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Document:
-    """One text in UTF-8; `origin` (an id's prefix, else the file) groups texts of one kind."""
+    """One text in UTF-8; `origin` (an id's prefix, else the file) groups texts of one kind.
+    `split` is that of its file, if the source has such files."""
 
     origin: str
     text: bytes
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,7 @@ class Source:
     name: str
     fingerprint: str
     files: tuple[Path, ...] = ()
+    splits: tuple[str, ...] = ()  # of the files, where their names tell
     hub: str = ""
 
 
@@ -76,13 +82,16 @@ def find_source(source: str | None) -> Source:
     if not files:
         raise DataError(f"{path}: no file to read here; known are {', '.join(_READERS)}")
     stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return Source(_slug(path.name.partition(".")[0]), json.dumps(stamps), files)
+    splits = _splits(files)
+    fingerprint = json.dumps([stamps, splits] if splits else stamps)
+    return Source(_slug(path.name.partition(".")[0]), fingerprint, files, splits)
 
 
 def read(
     source: Source, limit_bytes: int | None, progress: Callable[[float], None]
 ) -> Iterator[Document]:
-    """Yield documents that hold text, in the source's order, until `limit_bytes` have come.
+    """Yield documents that hold text, in the source's order, until `limit_bytes` have come; of a
+    source with a split of its own, so many of train and all others.
 
     Calls `progress` with the fraction read; it may go back (a parquet file is read from its end).
     """
@@ -90,17 +99,33 @@ def read(
         documents = _hub(source.hub)
         limit_bytes = HUB_BYTES if limit_bytes is None else limit_bytes
     else:
-        documents = _files(source.files, progress)
+        documents = _files(source, progress)
     taken = 0
     for document in documents:
         if not document.text.strip() or _is_dictionary_header(document):
             continue
-        yield document
-        taken += len(document.text)
-        if limit_bytes is not None:
-            progress(min(1.0, taken / limit_bytes))
-            if taken >= limit_bytes:
-                return
+        if document.split in HELD_OUT:
+            yield document
+        elif limit_bytes is None or taken < limit_bytes:
+            yield document
+            taken += len(document.text)
+            if limit_bytes is not None:
+                progress(min(1.0, taken / limit_bytes))
+                if taken >= limit_bytes and not source.splits:
+                    return
+
+
+def _splits(files: tuple[Path, ...]) -> tuple[str, ...]:
+    """Of each file; of none where not all three splits are there. Raises DataError for a file of no split beside them."""
+    found = tuple(next((s for s in SPLITS if file.name.startswith(s)), "") for file in files)
+    if not set(SPLITS) <= set(found):
+        return ()
+    if "" in found:
+        raise DataError(
+            f"{files[found.index('')]}: its name begins with none of {', '.join(SPLITS)}, and beside it are files of all three, which "
+            "would be a split: rename it, or take it away"
+        )
+    return found
 
 
 def _slug(name: str) -> str:
@@ -135,9 +160,9 @@ def _row(row: Any, where: str, origin: str) -> Document:
     return Document((name.rpartition("/")[0] if isinstance(name, str) else "") or origin, encoded)
 
 
-def _files(files: tuple[Path, ...], progress: Callable[[float], None]) -> Iterator[Document]:
-    done, total = 0, sum(file.stat().st_size for file in files)
-    for path in files:
+def _files(source: Source, progress: Callable[[float], None]) -> Iterator[Document]:
+    done, total = 0, sum(file.stat().st_size for file in source.files)
+    for path, split in zip(source.files, source.splits or [""] * len(source.files), strict=True):
         reader = _reader(path)
         if path.stat().st_size == 0 or reader is None:
             raise DataError(f"{path}: the file is empty")
@@ -145,7 +170,7 @@ def _files(files: tuple[Path, ...], progress: Callable[[float], None]) -> Iterat
             try:
                 for document in reader(raw, path):
                     progress((done + min(raw.tell(), path.stat().st_size)) / total)
-                    yield document
+                    yield replace(document, split=split)
             except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
                 raise DataError(f"{path}: cannot be read: {error}") from error
         done += path.stat().st_size

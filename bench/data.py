@@ -30,8 +30,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench import tokenizer
-from bench.corpus import DataError, Source, find_source, read
-from bench.split import SPLITS, alike, assign
+from bench.corpus import SPLITS, DataError, Source, find_source, read
+from bench.split import alike, assign, given
 
 __all__ = ["DataError", "Dataset", "open_dataset", "prepare"]
 
@@ -95,7 +95,7 @@ def prepare(
     """Make the data of a source under `root`; if it is there and whole, only verify it.
 
     `source` is None for the embedded corpus, a file, a directory, or `hf:OWNER/NAME`; `limit_bytes` takes
-    only its first bytes of text. `progress(label, fraction)` hears of the work, the fraction rising from
+    only its first bytes of text (of train, where the source brings a split). `progress(label, fraction)` hears of the work, the fraction rising from
     0 to 1 over all of it. Raises DataError for text that cannot be used; nothing half-made stays.
     """
     if not tokenizer.SMALLEST <= vocab_size <= tokenizer.LARGEST:
@@ -165,16 +165,18 @@ class _Documents:
     """N different documents, their text in one mapped file; origin, size and digest are (N,) arrays."""
 
     def __init__(self, file: Path, source: Source, limit: int | None, tell: Progress) -> None:
-        hashes, sizes = array("Q"), array("q")
+        hashes, sizes, splits = array("Q"), array("q"), []
         with file.open("wb") as spool:
             for document in read(source, limit, lambda fraction: tell("reading", fraction)):
                 spool.write(document.text)
                 sizes.append(len(document.text))
+                splits.append(document.split)
                 hashes.extend((_hash(document.origin.encode()), _hash(document.text)))
         both, size = np.array(hashes, np.uint64).reshape(-1, 2), np.array(sizes, np.int64)
         kept = np.sort(np.unique(both[:, 1], return_index=True)[1])
         self.start, self.size = (np.cumsum(size) - size)[kept], size[kept]
         self.origin, self.digest = both[kept].T
+        self.splits = [splits[i] for i in kept] if source.splits else []
         self.repeated = len(size) - len(kept)
         self._text = np.memmap(file, np.uint8, mode="r") if len(kept) else np.empty(0, np.uint8)
 
@@ -188,7 +190,10 @@ def _build(
     """Fill an empty directory with the files that the module's docstring lists."""
     spool = directory / "text"
     documents = _Documents(spool, source, limit, tell)
-    split = assign(documents.origin, documents.size, documents.digest)
+    if documents.splits:
+        split = given(documents.splits, documents.size)
+    else:
+        split = assign(documents.origin, documents.size, documents.digest)
     dropped = alike(split, documents.text, lambda fraction: tell("near-duplicates", fraction))
     split[dropped] = DROPPED
     order = np.argsort(documents.digest)  # mixes the origins

@@ -4,24 +4,25 @@ The split is by document. Documents are ordered by origin, size class and hash o
 halfway between to test. So every document has the same chance, each genre and each length has its share, and the order in which
 documents come does not matter. On the embedded corpus val's size has a standard deviation of 18 KB over draws of the hash;
 drawing each document by its own hash it has 92 KB, of 400 KB, because half of the text is in 437 documents of 32 KB.
+A source that comes with a split (bench/corpus.py) keeps it.
 
 A held-out document a fifth of whose shingles also stand in train is dropped; so is a test document as close to val. Train keeps
 its text, or a quoted paragraph would cost it a chapter. On the embedded corpus 2 of 437 held-out documents go (recipes, 1.7 KB of
 768 KB), and the share of held-out text that also stands in train falls from 0.15 % to 0.09 %.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.corpus import DataError
+from bench.corpus import SPLITS, DataError
 
-SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
 HELD_OUT = 62  # one document of 62 for val, one for test: 1.6 %, 0.4 MB of the embedded corpus
 # At most about this much in each, because scoring it costs every trial time
 HELD_OUT_BYTES = 3_000_000
+LARGEST_GIVEN = 4 * HELD_OUT_BYTES  # of a split that came with the text
 ALIKE = 0.2  # share of a held-out document's shingles seen elsewhere from which it is dropped
 
 _LEVELS = 6  # a shingle is 2^6 = 64 letters, about 13 English words
@@ -47,6 +48,17 @@ def assign(
     split = np.full(len(size), TRAIN, np.int8)
     split[order[::step]] = VAL
     split[order[step // 2 :: step]] = TEST
+    return split
+
+
+def given(splits: Sequence[str], size: NDArray[np.int64]) -> NDArray[np.int8]:
+    """The same for documents whose files say it. Raises DataError where scoring would take too long."""
+    split = np.array([SPLITS.index(name) for name in splits], np.int8)
+    for held_out in (VAL, TEST):
+        if (found := int(size[split == held_out].sum())) > LARGEST_GIVEN:
+            raise DataError(
+                f"{found:,} bytes of {SPLITS[held_out]}: expected at most {LARGEST_GIVEN:,}, as every trial scores them; take fewer files"
+            )
     return split
 
 

@@ -134,6 +134,53 @@ def test_near_duplicates_are_dropped_from_the_held_out_splits_only(tmp_path, tex
     assert not val & test
 
 
+def parted(folder: Path, texts: list[str]) -> str:
+    """A folder whose files say what trains, what selects and what tests: 130, 10 and 10 texts."""
+    folder.mkdir()
+    jsonl(folder / "train_a.jsonl", texts[:60])
+    jsonl(folder / "train_b.jsonl", texts[60:130])
+    jsonl(folder / "val.jsonl", texts[130:140])
+    jsonl(folder / "test.jsonl", texts[140:150])
+    return str(folder)
+
+
+def test_files_that_are_named_after_a_split_keep_to_it(tmp_path, texts):
+    dataset = prepare(parted(tmp_path / "text", texts), vocab_size=300, root=tmp_path)
+    parts = (texts[:130], texts[130:140], texts[140:150])
+    for split, expected in zip(SPLITS, parts, strict=True):
+        assert sorted(documents(dataset, split)) == sorted(expected)
+
+
+def test_a_limit_takes_less_of_train_and_all_that_is_held_out(tmp_path, texts):
+    limit = sum(len(text.encode()) for text in texts[:20])
+    folder = parted(tmp_path / "text", texts)
+    dataset = prepare(folder, vocab_size=300, root=tmp_path, limit_bytes=limit)
+    assert sorted(documents(dataset, "train")) == sorted(texts[:20])
+    assert len(documents(dataset, "val")) == len(documents(dataset, "test")) == 10
+
+
+def test_held_out_text_of_a_given_split_that_repeats_train_is_dropped_too(tmp_path, texts):
+    folder = Path(parted(tmp_path / "text", texts))
+    jsonl(folder / "val_b.jsonl", [texts[0].replace(" ", " - ")])
+    dataset = prepare(str(folder), vocab_size=300, root=tmp_path)
+    assert sorted(documents(dataset, "val")) == sorted(texts[130:140])
+    assert json.loads((dataset.directory / "manifest.json").read_text())["near_duplicates"] == 1
+
+
+def test_a_file_of_no_split_beside_a_split_and_too_much_held_out_text_are_refused(
+    tmp_path, texts, monkeypatch
+):
+    folder = Path(parted(tmp_path / "text", texts))
+    monkeypatch.setattr("bench.split.LARGEST_GIVEN", 100)
+    with pytest.raises(DataError, match="bytes of val: expected at most 100"):
+        prepare(str(folder), vocab_size=300, root=tmp_path / "data")
+    (folder / "notes.txt").write_text("of nothing")
+    with pytest.raises(
+        DataError, match=r"notes.txt: its name begins with none of train, val, test"
+    ):
+        prepare(str(folder), vocab_size=300, root=tmp_path / "data")
+
+
 def test_exact_repetitions_are_kept_once(tmp_path, texts):
     once = prepare(jsonl(tmp_path / "a.jsonl", texts), vocab_size=300, root=tmp_path)
     thrice = prepare(jsonl(tmp_path / "b.jsonl", texts * 3), vocab_size=300, root=tmp_path)
