@@ -2,7 +2,7 @@
 
 Each runner times the tree's kernel in blocks that are interleaved with those of the others. Printed for each shape: by how much every runner is
 faster or slower than the others, the standard error that its blocks give that, and the standard deviation of the runners. Were blocks all
-there is to know, the two would be alike; bench/speed.py says what follows from their not being so.
+there is to know, the two would be alike; bench/ratio.py says what follows from their not being so.
 """
 
 from __future__ import annotations

@@ -14,7 +14,6 @@ ratio of each part alone would need more rounds: a part of a slow op has three, 
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,15 +88,6 @@ def estimate(
     n = len(parts)
     without = [mix([*parts[:i], *parts[i + 1 :]]) for i in range(n)]
     return Estimate(mix(parts), math.sqrt((n - 1) * float(np.var(without))), n - 1)
-
-
-def together(found: Sequence[Estimate]) -> Estimate:
-    """The mean of measurements that have nothing in common; its error is what theirs make it, or what they differ by where that is more."""
-    n, logarithms = len(found), [one.log for one in found]
-    own = math.sqrt(sum(one.error**2 for one in found)) / n
-    apart = statistics.stdev(logarithms) / math.sqrt(n) if n > 1 else 0.0
-    freedom = sum(one.freedom for one in found)
-    return Estimate(statistics.mean(logarithms), max(own, apart), freedom)
 
 
 def stretches(times: Numbers) -> list[list[Numbers]]:

@@ -163,7 +163,7 @@ class Rounds:
         """Let a share of the input sets, and the results, lie in other memory: in what any of the arms had before."""
         sets = range(self.rng.randrange(MOVED), self.contents.sets(), MOVED)
         stages = [table.stage for table in self.tables]
-        for stage in stages:
+        for stage in self.rng.sample(stages, len(stages)):
             stage.vacate(sets)
         fill(stages, sets, self.rng)
 
@@ -171,7 +171,11 @@ class Rounds:
         """Ask each arm's process for its first call."""
         seed = self.rng.getrandbits(48)
         with ThreadPoolExecutor() as pool:  # `map` raises what one raised
-            list(pool.map(lambda table: table.answer_first(seed), self.tables))
+            list(pool.map(lambda table: table.answer_first(seed), self._shuffled()))
+
+    def _shuffled(self) -> list[Table]:
+        """What touches memory first has other memory than what touches it last: no arm is always the first."""
+        return self.rng.sample(self.tables, len(self.tables))
 
     def warm_up(self) -> None:
         if not self.calls:
@@ -227,8 +231,7 @@ class Rounds:
         sets, keep = rng.sample(range(self.contents.sets()), calls), rng.randrange(calls)
         seed = rng.getrandbits(48)
         spent = {
-            table.arm.name: table.block(sets, keep, seed, backward)
-            for table in rng.sample(self.tables, len(self.tables))
+            table.arm.name: table.block(sets, keep, seed, backward) for table in self._shuffled()
         }
         if backward:
             self.audit.see(sets[keep])
@@ -260,9 +263,10 @@ def ready(prepared: Sequence[Rounds], runners: Sequence[Conduct]) -> None:
             tables[0].bring([call for table in tables for call in table.stage.calls])
         runner.begin()
 
-    tables = [rounds.tables for rounds in prepared]
+    by_runner = list(zip(runners, zip(*(r.tables for r in prepared), strict=True), strict=True))
     with ThreadPoolExecutor() as pool:
-        list(pool.map(take_over, runners, zip(*tables, strict=True)))
+        shuffled = prepared[0].rng.sample(by_runner, len(by_runner))
+        list(pool.map(lambda one: take_over(*one), shuffled))
     for rounds in prepared:
         rounds.answer_first()
     for runner in runners:

@@ -1,8 +1,9 @@
 """What a comparison of speed concludes, and when one kernel is called faster than another.
 
 An interval of CONFIDENCE decides. What the parts of a measurement share they cannot tell (the processes that all others are copies of, most of the memory
-that these are lent): APART stands for it. Equal kernels came out at 0.993 to 1.018 with errors of 0.2 %, until the arms took that memory by turns
-(bench/staging.py); since then 40 of them have scattered by 0.7 %, where the errors say 0.9. results/timer.md has how often all this is wrong.
+that these are lent; on a GPU, where none is forked, all of them): APART stands for it. Equal kernels came out at 0.982 to 1.011 with errors of 0.2 to
+0.4 %, until the arms took that memory by turns (bench/staging.py); since then 40 of them have scattered by 0.7 %, where the errors say 0.9. Several looks
+at one interval err more often than one, and a ratio that ended early is likely to be too far from 1. results/timer.md has how often all this is wrong.
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ from bench.clocks import Reading
 from bench.ratio import Estimate, Statistic, estimate, fast, logs, typical
 from bench.rounds import Measured, Samples
 
-CONFIDENCE = 0.995  # at each of up to four looks; in simulation 0.1 to 0.5 % of comparisons of equal kernels are called different by any
+CONFIDENCE = 0.997  # at each of up to four looks
 APART = 0.003  # standard deviation of a ratio's logarithm
 SHAPE_SHARE = 0.05  # so much slower may a shape of the model become for what others win
 
 PLACEBO_CONFIDENCE = 0.99  # with which the incumbent differs from itself: its two processes lie unequally, or the machine is too busy
 
 Figures = dict[str, float]
-Starts = Sequence[Sequence[Measured]]  # by start of the runners, and by case
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "results" / "timer.tsv"
 REPORT = ROOT / "results" / "timer.md"
 COLUMNS = (
-    "machine kind op load others passes said expected ratio low high placebo_low placebo_high wall thread parts rounds seconds stopped"
+    "machine confidence kind op load others passes said expected ratio low high placebo_low placebo_high wall thread parts rounds seconds stopped"
 ).split()
 PLANTED_OP = "rms_norm"
 # Of the time of a call, and about how many passes it has beside the one that gradients flow through, which takes with its backward and what the judge
@@ -83,16 +83,17 @@ def report(rows: Sequence[dict[str, str]]) -> str:
         "# How often the timer is wrong, and what it finds",
         "",
         "Written by `python -m bench.timer_calibration --comparisons N [--load]` from timer.tsv, a line a comparison. Equal kernels: each op of this",
-        f"tree with itself in turn, on the trial's shapes; planted: {PLANTED_OP} with one pass more. An interval has a confidence of {CONFIDENCE:.1%},",
-        f"a comparison has {LIMIT_S:.0f} s of rounds, and as many again where its {ASKED_ON:.0%} interval excludes 1 then and the other does not. Called different, of equal kernels, or",
+        f"tree with itself in turn, on the trial's shapes; planted: {PLANTED_OP} with one pass more. A comparison has",
+        f"{LIMIT_S:.0f} s, and as many again where its {ASKED_ON:.0%} interval excludes 1 then and that of its confidence does not. Called different, of equal kernels, or",
         f"found, of planted ones: within {ALLOWED_S:.0f} s from the start of the runners, and in all. Load: the machine's average over a minute, this command's own share included.",
         "",
-        "| machine | kind | beside a load | median load | comparisons | faster | slower | refused | within 20 s | in all | wanted | median ratio | median s | longest s |",
-        "|---|---|---|--:|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|",
+        f"| machine | confidence | kind | beside a load | median load | comparisons | faster | slower | refused | within {ALLOWED_S:.0f} s | in all | wanted | median ratio | median s | longest s |",
+        "|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|",
     ]
-    groups = sorted({(r["machine"], r["kind"], r["load"]) for r in rows})
-    for machine, kind, load in groups:
-        of = [r for r in rows if (r["machine"], r["kind"], r["load"]) == (machine, kind, load)]
+    by = ("machine", "confidence", "kind", "load")
+    for group in sorted({tuple(r[name] for name in by) for r in rows}):
+        of = [r for r in rows if tuple(r[name] for name in by) == group]
+        machine, confidence, kind, load = group
         said = [r["said"] for r in of]
         called = [r for r in of if _called(r)]
         soon = [r for r in called if float(r["seconds"]) <= ALLOWED_S]
@@ -101,7 +102,7 @@ def report(rows: Sequence[dict[str, str]]) -> str:
         ratios = [_size(r) for r in of if r["ratio"]]
         seconds = [float(r["seconds"]) for r in of if r["seconds"]] or [0.0]
         lines.append(
-            f"| {machine} | {kind} | {load} | {others:.1f} | {len(of)} | {counts} | {len(soon) / len(of):.1%} | {len(called) / len(of):.1%} | {WANTED[kind]} | "
+            f"| {machine} | {float(confidence):.1%} | {kind} | {load} | {others:.1f} | {len(of)} | {counts} | {len(soon) / len(of):.1%} | {len(called) / len(of):.1%} | {WANTED[kind]} | "
             f"{statistics.median(ratios or [1.0]):.4f} | {statistics.median(seconds):.1f} | {max(seconds):.1f} |"
         )
     return "\n".join([*lines, ""])
@@ -123,7 +124,8 @@ def _size(row: dict[str, str]) -> float:
 def _next(wanted: int, load: bool) -> str | None:
     """The kind that is furthest behind on this machine; None when all are done."""
     here = hardware.name("cpu")
-    done = [r["kind"] for r in read() if (r["machine"], r["load"]) == (here, _word(load))]
+    now = (here, str(CONFIDENCE), _word(load))
+    done = [r["kind"] for r in read() if (r["machine"], r["confidence"], r["load"]) == now]
     aims = {"aa": wanted, "5%": -(-wanted // 3), "2%": -(-wanted // 3)}
     left = {kind: done.count(kind) / aim for kind, aim in aims.items() if done.count(kind) < aim}
     return min(left, key=lambda kind: left[kind], default=None)
@@ -139,6 +141,7 @@ def _compared(kind: str, trees: dict[str, tuple[Path, int]], load: bool) -> dict
     (incumbent, passes), (candidate, _) = arms[::-1] if expected == "faster" else arms
     row = {
         "machine": hardware.name("cpu"),
+        "confidence": str(CONFIDENCE),
         "kind": kind,
         "op": op,
         "load": _word(load),

@@ -9,7 +9,7 @@ suspicious of those are compared with float64 (bench/audit.py). Training ops are
 A comparison is the candidate's time over the incumbent's, with an interval (bench/ratio.py) for each case and for their mix, in which a
 case weighs as much as a step of the model calls it. The incumbent runs twice, in two runners: both are what the candidate is held against,
 and where they differ by more than noise the interval is as much wider. Because processes of one kernel differ, all three go on as new processes
-up to PARTS times (bench/runner/lives.py), and the interval comes from how much these parts differ; a GPU's cannot be forked, and its parts are
+some 16 times (bench/runner/lives.py), and the interval comes from how much these parts differ; a GPU's cannot be forked, and its parts are
 stretches of time. Runners come before other work of the machine where the user may give them that, with a core for each thread
 (bench/sandbox/precedence.py). A comparison stops early where the answer is clear, or where nothing will be shown in time, and
 goes on for as long again where it is nearly shown at the end (bench/speed.py).
@@ -44,13 +44,13 @@ from bench.threads import one_thread
 
 __all__ = ["Arm", "Measured", "Samples", "compare", "measure", "runners_of", "sample"]
 
-LIMIT_S = 14.0  # of rounds; with 4 s before them and 1.5 s behind 20 s in all
-PARTS = 16  # of that time; on a CPU each has processes of its own, which takes 0.3 to 0.5 s of it
-LEAST = 5  # of them, where one takes longer than its share
+LIMIT_S = 14.0  # of parts; with 4 s before them and 1.5 s behind about 20 s in all, 25 where a call is slow to start
+PART_S = 0.5  # of rounds in a part; on a CPU each has processes of its own, which takes another 0.3 to 0.5 s
+LEAST = 5  # parts, where one takes long
 ROUNDS = 3  # of each case in a part, at least
 LOOKS = (0.3, 0.6, 1.0, 2.0)  # shares of the time after which it may end
 HOPE = 0.1  # chance to be asked on at the third, below which it ends at the second: the error of five parts is too rough a guess for that
-ASKED_ON = 0.95  # interval that has to exclude 1 at the third for as many rounds more, where that of CONFIDENCE does not
+ASKED_ON = 0.95  # interval that has to exclude 1 at the third for as much time again, where that of CONFIDENCE does not
 QUARANTINE = 10.0
 PAIR = ("incumbent", "candidate")
 
@@ -65,8 +65,8 @@ def compare(
     seed: int | None = None,
     cases: Sequence[Case] | None = None,
 ) -> Comparison:
-    """Time an op of two trees on `cases`, by default those that a step of the trial's model calls, in rounds of up to `limit_s`, and of twice that where
-    they leave it undecided. Raises Refused when an arm fails, a timed output is wrong, or time was not saved honestly."""
+    """Time an op of two trees on `cases`, by default those that a step of the trial's model calls, for up to `limit_s`, and twice that where it is
+    undecided then. Raises Refused when an arm fails, a timed output is wrong, or time was not saved honestly."""
     asked = contract(op)
     cases = [case for case in asked.trial[device] if case.calls] if cases is None else cases
     arms = (Arm("incumbent", incumbent), Arm("placebo", incumbent), Arm("candidate", candidate))
@@ -129,8 +129,9 @@ def _run(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], limit_
         part += 1
         if part > 1 and runners[0].judge.device == "cpu":
             _renew(op, prepared, runners, first=False)
+        until = time.monotonic() + PART_S
         for done in itertools.count():
-            if done >= ROUNDS and time.monotonic() > began + part / PARTS * limit_s:
+            if done >= ROUNDS and time.monotonic() > until:
                 break
             for rounds in prepared:
                 rounds.round()

@@ -4,7 +4,7 @@
 
 DATA is a folder that `python -m agent prepare` made: of the embedded corpus, or of your own text with `--data DIR`. The same model is trained and
 scored with the kernels as shipped, with every op in plain torch (AdamW in torch's fused kernel), and with forward and backward of that under
-torch.compile (ARMS), by turns, for each of the seeds 0, 1, ...
+torch.compile, by turns, for each of the seeds 0, 1, ... On a GPU `cudnn` and `fa4` are as shipped but for attention, which is theirs, where installed (ARMS).
 With more than one, means come with their 95 % interval over seeds (bench/interval.py), and so does what the shipped kernels gain, seed by seed. Each
 trial is at once a line of the .jsonl beside FILE: a run that was ended goes on where it was, and one of more seeds or arms adds to it.
 """
@@ -31,10 +31,15 @@ from bench.trial import run_trial
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "shipped"
 PLAIN = dict.fromkeys(ops(), "torch") | {"adamw": "fused"}
-ARMS: dict[str, dict[str, Any]] = {  # what `run_trial` is told
+ANYWHERE: dict[str, dict[str, Any]] = {
     OURS: {},
     "torch": {"impl": PLAIN, "compiled": False},
     "torch.compile": {"impl": PLAIN, "compiled": True},
+}
+ARMS: dict[str, dict[str, Any]] = {  # what `run_trial` is told
+    **ANYWHERE,
+    "cudnn": {"impl": {"attention": "cudnn"}},
+    "fa4": {"impl": {"attention": "fa4"}},
 }
 FIGURES = (
     "val_bpb", "tokens_per_second", "training_seconds", "total_seconds", "setup_seconds", "num_steps", "total_tokens_M", "num_params_M",
@@ -139,7 +144,7 @@ def main() -> None:
     )
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ANYWHERE))
     parser.add_argument("--seeds", type=int, default=1, help="trials of each arm: seeds 0, 1, ...")
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")

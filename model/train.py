@@ -120,7 +120,7 @@ class Trainer:
         if self.device.type == "cuda":
             data = _prefetched(data)
         recent: list[Tensor] = []  # losses since the last point; they stay on the device
-        # (tokens, loss, norm) of the gradients; on the device too until the end: to read one is to wait for it
+        # (tokens, loss, norm of the gradients), which travel here by themselves: to ask the device for one is to wait for all that it has to do
         points: list[tuple[int, Tensor, Tensor]] = []
         step, reported = 0, 0.0
         while (progress := clock.tick()) is not None:
@@ -131,12 +131,15 @@ class Trainer:
             step += 1
             if norm is None:
                 continue
-            points.append((step * tokens_a_step, torch.stack(recent).mean(), norm))
+            loss = torch.stack(recent).mean().to("cpu", non_blocking=True)
+            points.append((step * tokens_a_step, loss, norm.to("cpu", non_blocking=True)))
             recent.clear()
             elapsed = clock.elapsed()
-            if elapsed - reported >= REPORT_EVERY:
+            if elapsed - reported >= REPORT_EVERY and len(points) > 2:
                 reported = elapsed
-                _, loss, _ = points[max(0, len(points) - 2)]  # whose step is over
+                _, loss, _ = points[
+                    -3
+                ]  # two steps back at least: over, as the clock has waited for that
                 report({"step": step, "loss": float(loss), "tokens": step * tokens_a_step, "elapsed": elapsed, "progress": progress})  # fmt: skip
         return {
             "steps": step,

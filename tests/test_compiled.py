@@ -16,7 +16,7 @@ import pytest
 
 from bench import compiled, trial
 from bench.compiled import Compiled
-from bench.data import prepare
+from bench.data import Dataset, prepare
 from bench.judge import COMPILED, Judge, Refused
 from bench.runner.keeping import Keeping
 from bench.trial import run_trial
@@ -41,18 +41,34 @@ class Trainer(Honest):
         super().warm_up(tokens)
 """
 
+LEARNS = """
+import os, pathlib
+from model.bigram import Trainer as Honest
+
+here = pathlib.Path(os.environ["TRITON_CACHE_DIR"])
+
+
+class Trainer(Honest):
+    def __init__(self, spec):
+        assert not (here / "table").exists()
+        super().__init__(spec)
+
+    def warm_up(self, tokens):
+        here.mkdir(exist_ok=True)
+        (here / "made").write_text("made")
+        super().warm_up(tokens)
+
+    def train(self, *args):
+        (here / "table").write_text("learned")
+        return super().train(*args)
+"""
+
 # A kernel of the shipped tree, compiled for an H100 with Triton's cache in the first folder given.
 TRITON = """
 from bench import aot
 from kernels.rms_norm import AOT
 print(aot.compile_all(AOT[:1], [90]))
 """
-
-
-def tree_of(folder: Path, text: str) -> Path:
-    (folder / "model").mkdir(parents=True)
-    (folder / "model" / "train.py").write_text(text)
-    return folder
 
 
 def folder_of(folder: Path, files: dict[str, str]) -> Path:
@@ -65,8 +81,10 @@ def folder_of(folder: Path, files: dict[str, str]) -> Path:
 def test_what_is_kept_has_the_name_of_the_tree_and_of_what_was_asked_but_the_time(
     tmp_path: Path,
 ) -> None:
-    one, same = tree_of(tmp_path / "a", "x = 1"), tree_of(tmp_path / "b", "x = 1")
-    other = tree_of(tmp_path / "c", "x = 2")
+    one, same, other = (
+        folder_of(tmp_path / name, {"model/train.py": text})
+        for name, text in (("a", "x = 1"), ("b", "x = 1"), ("c", "x = 2"))
+    )
     kept = Compiled.of(one, SPEC, tmp_path)
     assert Compiled.of(same, {**SPEC, "seconds": 300.0}, tmp_path) == kept
     assert Compiled.of(other, SPEC, tmp_path) != kept
@@ -230,25 +248,46 @@ raise RuntimeError(f"saw {{seen}}")
         judge.ask("load", op="rms_norm", tree=str(tree))
 
 
-def test_the_second_trial_of_a_tree_finds_what_the_first_compiled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    text = tmp_path / "text.jsonl"
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    text = tmp_path_factory.mktemp("text") / "text.jsonl"
     rng = random.Random(0)
     lines = [" ".join(str(rng.randrange(1000)) for _ in range(250)) for _ in range(300)]
     text.write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
-    dataset = prepare(str(text), vocab_size=300, root=tmp_path / "data")
-    tree = tree_of(tmp_path / "tree", TRAIN)
-    (tree / "model" / "__init__.py").touch()
-    shutil.copy(TESTS / "bigram.py", tree / "model" / "bigram.py")
+    return prepare(str(text), vocab_size=300, root=tmp_path_factory.mktemp("data"))
+
+
+def set_up(tree: Path, dataset: Dataset) -> float:
+    """Seconds of the set-up of a short trial."""
+    result = run_trial(tree, dataset, seconds=20.0, seed=0, device="cpu", steps=5, score=False)
+    assert result.ok, result.detail
+    return result.setup_seconds
+
+
+def trained_by(tree: Path, train: str) -> Path:
+    bigram = (TESTS / "bigram.py").read_text()
+    files = {"model/__init__.py": "", "model/bigram.py": bigram, "model/train.py": train}
+    return folder_of(tree, files)
+
+
+def test_the_second_trial_of_a_tree_finds_what_the_first_compiled(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(trial, "COMPILED", tmp_path / "store")
-
-    def set_up() -> float:
-        result = run_trial(tree, dataset, seconds=20.0, seed=0, device="cpu", steps=5, score=False)
-        assert result.ok, result.detail
-        return result.setup_seconds
-
-    cold = set_up()
+    tree = trained_by(tmp_path / "tree", TRAIN)
+    cold = set_up(tree, dataset)
     (kept,) = (tmp_path / "store").iterdir()
     assert b".so" in kept.read_bytes()
-    assert set_up() < 0.6 * cold
+    assert set_up(tree, dataset) < 0.6 * cold
+
+
+def test_what_a_trial_learns_does_not_come_back_with_what_its_set_up_made(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "COMPILED", tmp_path / "store")
+    tree = trained_by(tmp_path / "tree", LEARNS)
+    set_up(tree, dataset)
+    set_up(tree, dataset)
+    (kept,) = (tmp_path / "store").iterdir()
+    assert b"made" in kept.read_bytes()
+    assert b"learned" not in kept.read_bytes()

@@ -16,7 +16,7 @@ from bench.process_scatter import deviations
 from bench.ratio import Estimate, Statistic, estimate, fast, logs, stretches, typical
 from bench.rounds import Measured
 from bench.speed import CONFIDENCE, Comparison, bounds
-from bench.timing import HOPE, PARTS, _end
+from bench.timing import HOPE, _end
 
 NEARLY = 0.9855  # of `measured`: a difference that is seen, and not surely
 SHAPE = {"case": "x[2048, 192]", "calls": 6, "blocks": 60, "ratio": 1.0, "low": 0.98, "high": 1.02}
@@ -36,7 +36,7 @@ def times(rng: np.random.Generator, rounds: int, lasting: float, ratio: float = 
 
 
 def parts(
-    rng: np.random.Generator, processes: float, ratio: float = 1.0, number: int = PARTS
+    rng: np.random.Generator, processes: float, ratio: float = 1.0, number: int = 16
 ) -> list[list[np.ndarray]]:
     """Two cases in each part, whose processes lie `processes` apart (standard deviation of each)."""
     found = []
@@ -91,7 +91,7 @@ def test_what_only_adds_to_a_time_moves_the_faster_half_less_than_the_middle() -
 
 def test_a_shape_weighs_as_much_as_its_share_of_the_time() -> None:
     rng = np.random.default_rng(3)
-    found = [[times(rng, 8, 0.0) * 1e-3 for _ in range(2)] for _ in range(PARTS)]
+    found = [[times(rng, 8, 0.0) * 1e-3 for _ in range(2)] for _ in range(16)]
     for slower, faster in found:
         slower[0] += np.log(1.10)
         faster[0] += np.log(0.90)
@@ -150,7 +150,7 @@ def test_where_the_incumbents_two_runners_differ_a_difference_of_that_size_is_no
 
 
 def test_what_all_parts_share_they_do_not_tell() -> None:
-    """Equal kernels came out at 0.993 and 1.011 with errors of 0.2 %."""
+    """Equal kernels came out at 0.982 and 1.011 with errors of 0.2 to 0.4 %."""
     low, high = bounds([measured(0.992, noise=1e-4)], CONFIDENCE)
     assert low < 1.0 < high
     assert bounds([measured(0.985, noise=1e-4)], CONFIDENCE)[1] < 1.0
@@ -193,6 +193,7 @@ def test_it_ends_at_a_look_and_goes_on_between_them(monkeypatch: pytest.MonkeyPa
     now, looks = [0.0], []
     monkeypatch.setattr(timing, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(timing, "_renew", lambda *_, **__: None)
+    monkeypatch.setattr(timing, "PART_S", 0.0)
 
     def end(_: object, share: float) -> str:
         looks.append(round(7 * share))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from types import SimpleNamespace
@@ -48,6 +49,13 @@ def test_arms_take_turns_and_an_ended_run_goes_on_with_what_is_missing(asked, tm
     assert asked[7:] == [("torch.compile", 0)]
     with pytest.raises(SystemExit, match="give another --out"):
         trial_report.trials(DATASET, 6.0, 3, arms, "cpu", kept)
+
+
+def test_what_an_arm_names_is_there():
+    for options in trial_report.ARMS.values():
+        for op, impl in options.get("impl", {}).items():
+            module = importlib.import_module(f"kernels.{op}")
+            assert impl in module.IMPLEMENTATIONS | getattr(module, "LIBRARIES", {})
 
 
 def test_a_mean_over_seeds_has_students_interval_and_one_seed_has_none():

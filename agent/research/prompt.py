@@ -55,7 +55,7 @@ kernel's file lists what to compile: keep it true).
 correctness  refuses values or gradients further from float64 than a small multiple of plain torch's own error in the same dtype, over secret \
 shapes (1, primes, tile - 1, tile + 1, the trial's), dtypes, strides, scales, NaN and infinity, masks; an ignored argument; changed inputs; reused \
 outputs; results that vary; a break under torch.compile; an answer kept from an earlier call.
-microbench   kernels: refuses what is not faster than the incumbent on the trial's shapes, timed by turns with fresh inputs: the 99.5 % interval of \
+microbench   kernels: refuses what is not faster than the incumbent on the trial's shapes, timed by turns with fresh inputs: the 99.7 % interval of \
 the ratio of times has to lie below 1 for one op of the change, and above 1 for none.
 parity       kernels: refuses a training curve or a step time that the change should not have moved.
 trial        training for a fixed wall-clock time, paired with the incumbent by seed; the judge computes validation bits per byte (BPB). A kernel must \
