@@ -28,6 +28,8 @@ TRAIN = """
 import torch
 from model.bigram import Trainer as Honest
 
+torch._inductor.config.cpp_cache_precompile_headers = False  # 7 s that a small kernel does not get back
+
 
 def deep(table):
     for _ in range(3):
