@@ -67,11 +67,11 @@ class Compiled:
             size = os.fstat(packed.fileno()).st_size
             if 0 < size <= MOST_BYTES:
                 # A copy: the runner may have kept the descriptor, and write on when it has seen a text.
-                own = self.file.with_suffix(f".{os.getpid()}")
-                with own.open("wb") as file:
+                fd, own = tempfile.mkstemp(dir=self.file.parent)
+                with open(fd, "wb") as file:
                     for at in range(0, size, PIECE):
                         file.write(os.pread(packed.fileno(), min(PIECE, size - at), at))
-                own.rename(self.file)
+                os.rename(own, self.file)
         _forget(self.file.parent)
 
 

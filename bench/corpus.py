@@ -26,8 +26,7 @@ import zstandard
 EMBEDDED = Path(__file__).with_name("embedded") / "default.jsonl.zst"
 # Where an endless stream stops: more text than one GPU reads in 5 minutes
 HUB_BYTES = 2_000_000_000
-HELD_OUT = ("val", "test")
-SPLITS = ("train", *HELD_OUT)
+SPLITS = ("train", "val", "test")
 # Bytes after which a blank line, or any line, ends a .txt document.
 PARAGRAPHS, LONGEST = 4_000, 32_000
 
@@ -104,7 +103,7 @@ def read(
     for document in documents:
         if not document.text.strip() or _is_dictionary_header(document):
             continue
-        if document.split in HELD_OUT:
+        if document.split in SPLITS[1:]:
             yield document
         elif limit_bytes is None or taken < limit_bytes:
             yield document

@@ -95,8 +95,9 @@ def prepare(
     """Make the data of a source under `root`; if it is there and whole, only verify it.
 
     `source` is None for the embedded corpus, a file, a directory, or `hf:OWNER/NAME`; `limit_bytes` takes
-    only its first bytes of text (of train, where the source brings a split). `progress(label, fraction)` hears of the work, the fraction rising from
-    0 to 1 over all of it. Raises DataError for text that cannot be used; nothing half-made stays.
+    only its first bytes of text (of train, where the source brings a split). `progress(label, fraction)`
+    hears of the work, the fraction rising from 0 to 1 over all of it. Raises DataError for text that cannot
+    be used; nothing half-made stays.
     """
     if not tokenizer.SMALLEST <= vocab_size <= tokenizer.LARGEST:
         raise DataError(

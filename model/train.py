@@ -137,9 +137,8 @@ class Trainer:
             elapsed = clock.elapsed()
             if elapsed - reported >= REPORT_EVERY and len(points) > 2:
                 reported = elapsed
-                _, loss, _ = points[
-                    -3
-                ]  # two steps back at least: over, as the clock has waited for that
+                # two steps back at least, which the clock has waited for
+                _, loss, _ = points[-3]
                 report({"step": step, "loss": float(loss), "tokens": step * tokens_a_step, "elapsed": elapsed, "progress": progress})  # fmt: skip
         return {
             "steps": step,

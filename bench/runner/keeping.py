@@ -6,7 +6,9 @@ unpack    {}       read it from a descriptor, before anything of the candidate's
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,14 +21,19 @@ KEPT = ("triton", "inductor")
 class Keeping:
     def do_pack(self, request: Mapping[str, Any], fd: int) -> dict[str, Any]:
         folder = _folder()
-        files = [path for name in KEPT for path in sorted((folder / name).rglob("*"))]
-        files = [path for path in files if path.is_file() and not path.is_symlink()]
+        sizes: dict[Path, int] = {}
+        for path in (path for name in KEPT for path in sorted((folder / name).rglob("*"))):
+            with contextlib.suppress(FileNotFoundError):  # a compiler's own, gone meanwhile
+                found = path.lstat()
+                if stat.S_ISREG(found.st_mode):
+                    sizes[path] = found.st_size
         with open(fd, "wb") as file:
-            if files and sum(path.stat().st_size for path in files) < request["most"]:
+            if sizes and sum(sizes.values()) < request["most"]:
                 (folder / FROM).write_bytes(os.fsencode(folder))
                 with tarfile.open(fileobj=file, mode="w") as archive:
-                    for path in (folder / FROM, *files):
-                        archive.add(path, path.relative_to(folder), recursive=False)
+                    for path in (folder / FROM, *sizes):
+                        with contextlib.suppress(FileNotFoundError):
+                            archive.add(path, path.relative_to(folder), recursive=False)
         return {}
 
     def do_unpack(self, request: Mapping[str, Any], fd: int) -> dict[str, Any]:
