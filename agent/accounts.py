@@ -11,6 +11,7 @@ from agent.records import CallTotals
 class Accounts:
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._clocks: dict[int, float] = {}  # monotonic, when a stretch began
 
     def open_call(self, run: str, model: str, tokens_in: int, tokens_out: int, usd: float) -> int:
         """Record a request to a model at its upper bound before it is sent; its id."""
@@ -61,12 +62,14 @@ class Accounts:
         }
 
     def begin_stretch(self, run: str) -> int:
-        """From here on the run is worked on; the id to `tick` with."""
+        """From here on the run is worked on; the id to `tick` with. While the machine sleeps nothing is."""
         with self._database.transaction():
             now = time.time()
-            return self._database.insert(
+            stretch = self._database.insert(
                 "stretches", {"run": run, "began": now, "until": now, "device_seconds": 0.0}
             )
+        self._clocks[stretch] = time.monotonic()
+        return stretch
 
     def last_at_work(self) -> str | None:
         """The run that was worked on last; the one at work, if any is."""
@@ -77,8 +80,8 @@ class Accounts:
         """The run is still worked on, and has held the device for so long in this stretch."""
         with self._database.transaction():
             self._database.execute(
-                "UPDATE stretches SET until = ?, device_seconds = ? WHERE id = ?",
-                (time.time(), device_seconds, stretch),
+                "UPDATE stretches SET until = began + ?, device_seconds = ? WHERE id = ?",
+                (time.monotonic() - self._clocks[stretch], device_seconds, stretch),
             )
 
     def worked(self, run: str) -> tuple[float, float]:

@@ -6,12 +6,12 @@ And what is done with one later: `prune` and `report --rerun`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from agent import claims, integrity, proposers, report, site
+from agent import claims, integrity, proposers, report, site, surface
 from agent.judging import Bench, Judging
 from agent.lab import Lab, Unusable, device, overlay
 from agent.ledger import Ledger
@@ -21,7 +21,6 @@ from agent.prune import Prune
 from agent.records import Run, Settings
 from agent.screen import Screen
 from agent.site import Site
-from agent.surface import FOLDERS
 from agent.workspace import lock
 
 STOPPED = "stopped"
@@ -35,7 +34,7 @@ def run(lab: Lab, settings: Settings, screen: Screen, judge: Judging | None = No
         settings, judge = _ready(lab, settings, screen, judge)
         settings = replace(settings, judge=integrity.of_judge(lab.root).digest)
         ledger = lab.ledger()
-        opened = _open(lab, ledger, settings, screen)
+        opened = _open(lab, ledger, settings, judge, screen)
         return _go(lab, opened, ledger, judge, screen, begin=lambda: ledger.start_run(opened))
 
 
@@ -49,7 +48,7 @@ def resume(
     """Go on with the run `name` (the latest without one), its settings replaced by `changes`; its summary."""
     with lock(lab.folder):
         ledger = lab.ledger()
-        found = ledger.run(name)
+        found = _located(lab, ledger.run(name))
         settings = replace(found.settings, **changes)
         proposers.choose(settings)
         settings, judge = _ready(lab, settings, screen, judge)
@@ -88,11 +87,19 @@ def _kept(
     lab: Lab, ledger: Ledger, name: str | None, screen: Screen, judge: Judging | None
 ) -> tuple[Run, Judging]:
     """A run that has kept something, as it goes on, and its judge."""
-    found = ledger.run(name)
+    found = _located(lab, ledger.run(name))
     if not claims.standing(ledger.experiments(found.id)):
         raise Unusable(f"run {found.id} has no keep: nothing to take out, and nothing to run again")
     settings, judge = _ready(lab, found.settings, screen, judge)
     return _reopened(lab, found, settings, screen), judge
+
+
+def _located(lab: Lab, run: Run) -> Run:
+    """The run with its data where they are now: a checkout may have been moved, and its data with it."""
+    here = lab.data / Path(run.settings.data).name
+    if Path(run.settings.data).exists() or not here.is_dir():
+        return run
+    return replace(run, settings=replace(run.settings, data=str(here)))
 
 
 def _without_limits(run: Run) -> Run:
@@ -106,7 +113,9 @@ def _reopened(lab: Lab, found: Run, settings: Settings, screen: Screen) -> Run:
     """A run as it goes on, under the judge of now."""
     seal = integrity.of_judge(lab.root).digest
     if settings.judge not in ("", seal):
-        screen.say("the judge has changed since this run was last open: trials are measured anew")
+        screen.say(
+            "the judge has changed since this run was last open: where bench/ has, trials are measured anew"
+        )
     return replace(found, settings=replace(settings, judge=seal))
 
 
@@ -127,22 +136,28 @@ def _ready(
         judge = Bench(settings.device, dataset, settings.seconds)
     if settings.op is not None and settings.op not in judge.ops():
         raise Unusable(f"--op {settings.op}: expected one of {', '.join(judge.ops())}")
+    if settings.op is not None and settings.target == "model":
+        raise Unusable(f"--op {settings.op} is a kernel, and --target model changes none: leave one of the two out")  # fmt: skip
     return settings, judge
 
 
-def _open(lab: Lab, ledger: Ledger, settings: Settings, screen: Screen) -> Run:
+def _open(lab: Lab, ledger: Ledger, settings: Settings, judge: Judging, screen: Screen) -> Run:
     repository = lab.repository()
     if repository.tip("lab") is not None:
         raise Unusable(
             "a branch named lab is in the way of a run's own, lab/RUN: git branch -m lab OTHER"
         )
     base = repository.resolve("HEAD")
-    dirty = repository.dirty(FOLDERS)
+    dirty = repository.dirty(surface.FOLDERS)
     if dirty:
         screen.say(f"not in this run, which starts from HEAD: your uncommitted {', '.join(dirty)}")
     start = base
     if settings.start is not None:
         files = overlay(Path(settings.start))
+        if astray := _unused(files, judge.ops()):
+            raise Unusable(
+                f"--start {settings.start}: no op uses {', '.join(astray)}; name a file as its op: {', '.join(judge.ops())}"
+            )
         start = repository.commit(base, files, f"lab: start from {settings.start}\n")
         screen.say(
             f"the run starts from {', '.join(files)} of {settings.start}, in place of the shipped ones"
@@ -151,6 +166,17 @@ def _open(lab: Lab, ledger: Ledger, settings: Settings, screen: Screen) -> Run:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = next(n for n in (stamp, *(f"{stamp}-{i}" for i in range(2, 100))) if n not in taken)
     return Run(name, settings, base, start, start, time.time())
+
+
+def _unused(files: Mapping[str, str | None], ops: Sequence[str]) -> list[str]:
+    """Which of the files that a person brings are neither an op's nor named by one that is; headers are anybody's."""
+    loaded = {
+        stem
+        for path, text in files.items()
+        if Path(path).stem in ops
+        for stem in surface.named(text or "")
+    }
+    return [p for p in files if Path(p).suffix != ".h" and Path(p).stem not in loaded.union(ops)]
 
 
 def _go(
@@ -179,8 +205,12 @@ def _go(
         except KeyboardInterrupt:
             why = STOPPED
         screen.say(f"ending: {why}; what was kept is measured again (Ctrl-C leaves that out)")
-        _measured_again(here, loop.incumbent, train=why != STOPPED)
-        kept_as = here.workspace.name(loop.incumbent)
+        # As the ledger has it: Ctrl-C may have come between a keep's row and its branch.
+        incumbent = ledger.run(run.id).incumbent
+        if stays := here.workspace.advance(incumbent):
+            screen.say(stays)
+        _measured_again(here, incumbent, train=why != STOPPED)
+        kept_as = here.workspace.name(incumbent)
     ledger.end_run(run.id)
     return report.summary(ledger, ledger.run(run.id), why, lab.folder / "ledger.sqlite", kept_as)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from agent import added_code, gains, gates, integrity, surface
 from agent.preparing import Prepared, gate_by_gate
 from agent.proposers import Workshop
-from agent.records import CRASH, DROP, KEEP, REFUSE, GateResult, Outcome, Run
+from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, GateResult, Outcome, Run
 from agent.standard import Standard, timer_refuses
 from agent.trials import Trials
 from bench.plan import BASELINES, ENOUGH_NOISE, MAX_PAIRS, RECHECK_S
@@ -97,6 +97,7 @@ class Contest:
         candidate = prepared.candidate
         kind = "kernels" if all(surface.is_kernel(path) for path in candidate.paths) else "model"
         added = added_code.added(candidate.changes)
+        claim = gains.claim(results)
         ours: list[TrialResult] = []
         theirs: list[TrialResult] = []
         for seed in seeds:
@@ -106,17 +107,22 @@ class Contest:
             self.tick()
             if not theirs[-1].ok:
                 return Outcome(CRASH, f"trial: {theirs[-1].failure}: {theirs[-1].detail}")
-            ours.append(self.trials.result(prepared.parent, candidate.incumbent, seed, "incumbent"))
+            ours.append(self._incumbents(prepared, seed))
             if not ours[-1].ok:
-                return Outcome(DROP, f"the incumbent's own trial failed: {ours[-1].failure}")
+                return Outcome(LOST, f"the incumbent's own trial failed twice: {ours[-1].failure}")
             noise = self.trials.noise(self.start)
-            claim = gains.claim(results)
             verdict = asked.decide(self.judge, kind, claim, ours, theirs, noise, lines=added)
             if verdict.decision != "again":
                 break
             if kind == "model":
                 self._learn_noise(prepared)
         return Tried(ours, theirs, verdict)
+
+    def _incumbents(self, prepared: Prepared, seed: int) -> TrialResult:
+        """The incumbent's trial, a second time where it fails: it has trained before, so that what fails is the machine."""
+        arguments = prepared.parent, prepared.candidate.incumbent, seed, "incumbent"
+        found = self.trials.result(*arguments)
+        return found if found.ok else self.trials.result(*arguments)
 
     def _learn_noise(self, prepared: Prepared) -> None:
         """Train the incumbent on further seeds, once a campaign, so that what looks promising can be told from luck."""

@@ -171,12 +171,11 @@ def _gpu(part: str) -> Row:
 def _judging_on_gpu() -> Iterator[Row]:
     """How the judge's tensors reach a candidate on the GPU, and whether its kernels are looked into."""
     from bench import judge, sanitizer
-    from bench.arms import last_line
 
     try:
         lends, able = judge.lending("cuda"), True
     except judge.Refused as refused:  # CUDA does not start in the sandbox
-        lends, able = f"a runner does not start: {last_line(refused)}", False
+        lends, able = f"a runner does not start: {judge.last_line(refused)}", False
     yield Row("machine", "tensors lent", able, lends, True)
     missing = sanitizer.why_not("cuda")
     yield Row("machine", "compute-sanitizer", not missing, missing or str(sanitizer.tool()), False)

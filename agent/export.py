@@ -46,9 +46,8 @@ def _cells(experiment: Experiment) -> list[str]:
         for value in ours
     ]
     cells += [f"{outcome.device_seconds:.1f}", outcome.reason]
-    return [
-        " ".join(cell.split()) for cell in cells
-    ]  # a tab or a newline inside a cell would break the table
+    # a tab or a newline inside a cell would break the table
+    return [" ".join(cell.split()) for cell in cells]
 
 
 def as_json(ledger: Ledger, run: str | None = None) -> str:

@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +48,9 @@ class Context:
     sketches: Sequence[tuple[int, tuple[int, ...]]] = ()
     must_win: bool = True
     complete: bool = True  # the tree must stay whole: IMPLEMENTATIONS in each kernel file
-    ops: Sequence[str] = field(default_factory=tuple)
 
     def touched(self, candidate: Candidate) -> list[str]:
-        return surface.touched_ops(candidate.paths, candidate.tree, self.ops or self.judge.ops())
+        return surface.touched_ops(candidate.paths, candidate.tree, self.judge.ops())
 
 
 Gate = Callable[[Candidate, Context], Finding]
@@ -72,16 +71,14 @@ def scope(candidate: Candidate, context: Context) -> Finding:
         evidence["not_judged"] = [
             path for path in candidate.paths if path not in {c.path for c in inside}
         ]
-        candidate = Candidate(
-            candidate.target, candidate.incumbent, candidate.tree, inside, candidate.patch
-        )
+        candidate = replace(candidate, changes=inside)
     elif rules.is_idle(candidate.changes):
         return Finding(
             False,
             "nothing that runs is changed; change code, not comments or layout alone",
             evidence,
         )
-    refusals = list(rules.refusals(candidate, context.op, context.ops or context.judge.ops()))
+    refusals = list(rules.refusals(candidate, context.op, context.judge.ops()))
     twin = (context.earlier or {}).get(rules.patch_hash(candidate.changes))
     if twin is not None:
         refusals.append(
@@ -148,7 +145,7 @@ def _exports(path: str, source: str, context: Context) -> Iterator[str]:
     stem = Path(path).stem
     if path == "model/train.py":
         yield from exports.trainer_problems(source)
-    elif path.startswith("kernels/") and stem in (context.ops or context.judge.ops()):
+    elif path.startswith("kernels/") and stem in context.judge.ops():
         public = context.judge.signature(stem)
         yield from exports.op_problems(source, stem, public, context.complete)
 

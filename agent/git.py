@@ -60,9 +60,10 @@ class Repository:
         ]
         env = self._env | ({"GIT_INDEX_FILE": str(index)} if index else {})
         try:
+            # In a session of its own: Ctrl-C in a terminal is for the lab, and would end a commit half-way.
             done = subprocess.run(
-                ["git", *options, *args], cwd=self.root, env=env, input=stdin, capture_output=True
-            )
+                ["git", *options, *args], cwd=self.root, env=env, input=stdin, capture_output=True, start_new_session=True
+            )  # fmt: skip
         except FileNotFoundError:
             raise GitError("git is not on the PATH: install it") from None
         if done.returncode:

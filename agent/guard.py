@@ -12,7 +12,7 @@ from pathlib import Path
 from agent import integrity
 from agent.ledger import Ledger
 from agent.proposers import Stopped
-from agent.records import CRASH, LOST, Outcome
+from agent.records import CRASH, KEEP, LOST, UNFINISHED, Outcome
 
 MAX_FAILURES = 3  # of the judge, or of a proposer, in a row, after which the run ends
 
@@ -34,7 +34,7 @@ class Watched:
         """Write the outcome; a keep moves the run's incumbent."""
         outcome = replace(self.outcome, device_seconds=device_seconds)
         self.ledger.close_experiment(
-            self.number, outcome, self.commit if outcome.status == "keep" else None
+            self.number, outcome, self.commit if outcome.status == KEEP else None
         )
         return outcome
 
@@ -62,9 +62,8 @@ class Guard:
         except KeyboardInterrupt:
             self._ledger.close_experiment(number, Outcome(LOST, "stopped by Ctrl-C"))
             raise
-        except (
-            Exception
-        ) as error:  # the boundary of an experiment: it is the candidate's, until it repeats
+        # The boundary of an experiment: it is the candidate's, until it repeats.
+        except Exception as error:
             watched.outcome = self._failed(number, stage, error)
 
     def verify(self) -> None:
@@ -86,9 +85,7 @@ class Guard:
         """What to record; a judge that fails again and again is itself broken, and the run ends."""
         self._failures[stage] += 1
         log = self.keep(str(number), error)
-        outcome = Outcome(
-            CRASH, f"the judge could not finish: {type(error).__name__}: {error}; see {log}"
-        )
+        outcome = Outcome(CRASH, f"{UNFINISHED}: {type(error).__name__}: {error}; see {log}")
         if self._failures[stage] >= MAX_FAILURES:
             self._ledger.close_experiment(number, outcome)
             raise LoopError(

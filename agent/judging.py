@@ -45,7 +45,7 @@ class Judging(Protocol):
     def parity(self, incumbent: Path, candidate: Path) -> Finding: ...
 
     def profile(self, op: str | None, tree: Path, beside: Path | None = None) -> Mapping[str, Any]:
-        """Where time goes, for advice and never for a verdict: bench/profile.py describes it. None is a training step of the tree;
+        """Where time goes, for advice and never for a verdict: bench/step_profile.py describes it. None is a training step of the tree;
         `beside` is a second tree for an op to be timed with. Raises Unfit if the tree does not run."""
         ...
 
@@ -129,14 +129,14 @@ class Bench:
         return parity.probe(incumbent, candidate, self._data(), device=self.device)
 
     def profile(self, op: str | None, tree: Path, beside: Path | None = None) -> Mapping[str, Any]:
-        from bench import profile
+        from bench import step_profile
         from bench.judge import Refused
 
         try:
             if op is not None:
-                return profile.of_op(op, tree, beside=beside, device=self.device)
+                return step_profile.of_op(op, tree, beside=beside, device=self.device)
             data = self._data()
-            return profile.of_step(
+            return step_profile.of_step(
                 tree, data.vocab_size, data.bos, device=self.device, impl=self._chosen()
             )
         except Refused as refused:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from bench.data import Dataset
 
 ROOT = Path(__file__).resolve().parent.parent
-_SOURCES = frozenset({".py", ".cpp", ".cu", ".h", ".cuh"})
+_SOURCES = frozenset({".py", ".cpp", ".cu", ".h"})
 
 
 class Unusable(RuntimeError):
@@ -95,7 +95,7 @@ def device(asked: str) -> str:
     present = torch.cuda.is_available()
     if asked == "cuda" and not present:
         raise Unusable(
-            "--device cuda: torch sees no GPU here; use --device cpu, or install a CUDA build of torch"
+            "--device cuda: torch sees no GPU here; use --device cpu (a run keeps its device: begin a new one), or install a CUDA build of torch"
         )
     return "cuda" if present else "cpu"
 

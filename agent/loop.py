@@ -56,7 +56,9 @@ class Loop:
         if (why := self._spent()) is not None:
             return why
         self._baseline()
-        for waiting in self.preparing.waiting():
+        # prune looks at what was kept, and leaves what waits to the run itself
+        waits = () if self.proposer.name == standard.PRUNE else self.preparing.waiting()
+        for waiting in waits:
             if (why := self._spent()) is not None:
                 return why
             self._try(waiting)

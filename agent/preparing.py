@@ -32,6 +32,7 @@ from agent.spending import BudgetSpent
 from agent.workspace import Workspace
 from bench import hardware
 
+FULL = "No space left on device"  # as git says it
 REPAIRS = 2  # times a refused proposal goes back to who made it
 LONGEST_PAUSE_S = 300.0  # between attempts of a proposer from which nothing comes
 
@@ -112,9 +113,8 @@ class Preparing:
             return str(spent)
         except Stopped:
             raise
-        except (
-            Exception
-        ) as error:  # the boundary of a proposer: it must not end the night, until it repeats
+        # The boundary of a proposer: it must not end the night, until it repeats.
+        except Exception as error:
             self._proposer_failed(parent, error)
             return None
         if proposal is None:
@@ -244,6 +244,8 @@ class Preparing:
         self.ledger.close_experiment(number, outcome)
         self.screen.say(f"experiment {self._count()}: {proposal.hypothesis}")
         self.screen.say(f"  {outcome.status}: {outcome.reason}")
+        if FULL in str(error):
+            raise LoopError(f"{error}; free space, then python -m agent --resume") from None
 
     # ---- what waits for its trial
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from agent.research.messages import Usage
+from agent.records import Usage
 
 TABLE = Path(__file__).with_name("prices.toml")
 MTOK = 1e6

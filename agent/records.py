@@ -9,6 +9,8 @@ from typing import Any
 
 # How an experiment ends. `lost`: the loop was stopped or killed while it was in flight.
 KEEP, DROP, REFUSE, CRASH, LOST = "keep", "drop", "refuse", "crash", "lost"
+# Of a crash that is not known to be the candidate's.
+UNFINISHED = "the judge could not finish"
 # How it stands before that: at the gates, or through those that need no quiet machine and waiting for its trial.
 RUNNING, READY = "running", "ready"
 OPEN = (RUNNING, READY)
@@ -221,6 +223,16 @@ class Experiment(Past):
 
     patch: str = ""
     gates: tuple[GateResult, ...] = ()
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens billed; `input` does not count what was read from or written to the cache."""
+
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
 
 
 @dataclass(frozen=True)

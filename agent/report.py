@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from agent import placebo, settings_found, standard
+from agent import placebo_report, settings_found, standard
 from agent.figures import bits, pairs, ratio
 from agent.gain_report import gain
 from agent.ledger import Ledger
@@ -77,7 +77,7 @@ def of_run(ledger: Ledger, run: Run) -> str:
 
 
 def _of_placebos(run: Run, experiments: Sequence[Experiment]) -> list[str]:
-    return placebo.rates(experiments) if run.settings.proposer == standard.PLACEBO else []
+    return placebo_report.rates(experiments) if run.settings.proposer == standard.PLACEBO else []
 
 
 def spending(ledger: Ledger, run: str) -> str:
@@ -87,7 +87,7 @@ def spending(ledger: Ledger, run: str) -> str:
         f"{duration(spent['hours'] * 3600)} at work",
         f"{duration(spent['device_seconds'])} on the device",
     ]
-    if spent["tokens"]:
+    if spent["tokens"] or spent["usd"]:
         parts += [f"{spent['usd']:.2f} USD", f"{spent['tokens']:,.0f} tokens"]
     return f"spent: {', '.join(parts)}"
 

@@ -35,8 +35,8 @@ def refusals(candidate: Candidate, op: str | None, ops: Sequence[str]) -> Iterat
     for change in candidate.changes:
         if change.after is not None and change.mode_after == _PLAIN:
             yield from _content(change, ops)
-        elif change.deleted and _is_room(change.path):
-            yield f"{change.path} is deleted: an op or a room of the model must stay; change it instead"
+        elif change.deleted and _is_model_file(change.path):
+            yield f"{change.path} is deleted: an op or a file of the model must stay; change it instead"
 
 
 def judge_paths(paths: Sequence[str]) -> list[str]:
@@ -71,12 +71,16 @@ def normal_form(path: str, content: bytes | None) -> str:
 
 
 def _python_form(text: str) -> str:
-    tree = ast.parse(text)
+    return ast.dump(without_docstrings(ast.parse(text)))
+
+
+def without_docstrings(tree: ast.Module) -> ast.Module:
+    """The tree itself, from which they are gone."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
             if ast.get_docstring(node, clean=False) is not None:
                 del node.body[0]
-    return ast.dump(tree)
+    return tree
 
 
 # Comments and strings of C++; what lies between them is code.
@@ -106,7 +110,7 @@ def evidence(candidate: Candidate) -> Mapping[str, Any]:
     }
 
 
-def _is_room(path: str) -> bool:
+def _is_model_file(path: str) -> bool:
     return path.endswith(".py") and path.startswith(("kernels/", "model/"))
 
 

@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
 PLAIN_EVERY_S = 10.0  # between two progress lines of one stage in a log
-MOST, LEAST = (
-    1e15,
-    1e-6,
-)  # a figure of a stage, at most; the share of it from which the rest is guessed
+# a figure of a stage, at most; the share of it from which the rest is guessed
+MOST, LEAST = 1e15, 1e-6
 
 
 class Screen(Protocol):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agent import surface, tunables
 from agent.figures import bits_in_short, pairs, time_in_short
-from agent.records import LOST, OPEN, Past
+from agent.records import LOST, OPEN, UNFINISHED, Past
 from agent.tunables import Tunable
 
 SWEEP = "sweep"  # the proposer, whose notes have "path", "template", "from" and "values"
@@ -53,8 +53,8 @@ class Space:
 
     def moved(self, setting: Setting) -> str:
         """What differs from the file as it stands: `kRows 1 -> 4, kCols 16 -> 64`."""
-        pairs = zip(self.tunables, setting, strict=True)
-        return ", ".join(f"{at.name} {at.value} -> {new}" for at, new in pairs if at.value != new)
+        values = zip(self.tunables, setting, strict=True)
+        return ", ".join(f"{at.name} {at.value} -> {new}" for at, new in values if at.value != new)
 
 
 def spaces(
@@ -77,9 +77,13 @@ def spaces(
 
 
 def measured(history: Iterable[Past]) -> list[Past]:
-    """The experiments that measured a setting."""
+    """The experiments that measured a setting, or found that it fails. Where the judge could not finish, nothing is known of it."""
     ended = (e for e in history if e.outcome.status not in (LOST, *OPEN))
-    return [e for e in ended if e.proposer == SWEEP and "template" in e.notes]
+    return [
+        e
+        for e in ended
+        if e.proposer == SWEEP and "template" in e.notes and UNFINISHED not in e.outcome.reason
+    ]
 
 
 def chain(space: Space, experiments: Iterable[Past]) -> dict[Setting, float]:

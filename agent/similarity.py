@@ -21,16 +21,15 @@ from dataclasses import dataclass
 from operator import eq
 
 from agent.records import Change
-from agent.scope import without_comments
+from agent.scope import without_comments, without_docstrings
 
 ALIKE = 0.92
 MIN_TOKENS = 30
 SHINGLE = 4  # tokens
 HASHES = 128  # values of a signature: one for what is added, one for what is removed
 
-Sketch = tuple[
-    int, ...
-]  # tokens, hash of the numbers, signature of what is added, of what is removed
+# tokens, hash of the numbers, signature of what is added, of what is removed
+Sketch = tuple[int, ...]
 
 _HEAD = 2
 # Alike changes agree in one of the first six values, but for one pair in four million: 3,000 comparisons stay below 5 ms.
@@ -128,11 +127,7 @@ def _words(text: str) -> Iterator[str]:
 
 
 def _python(tree: ast.Module) -> Iterator[Statement]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node, clean=False) is not None:
-                del node.body[0]
-    for block, node in enumerate(tree.body):
+    for block, node in enumerate(without_docstrings(tree).body):
         inside = isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef)
         local = frozenset(_bound(node)) if inside else frozenset()
         for line in ast.unparse(node).splitlines():

@@ -54,7 +54,7 @@ def at_work(lab: Lab, run: Run, shop: Workshop) -> Iterator[Site]:
         shop.screen.say(stays)
     settings = run.settings
     key = TrialKey(
-        tree="", judge=trials.judge_hash(lab.root / "bench"), machine=trials.machine(), dataset=Path(settings.data).name,
+        tree="", judge=trials.judge_hash(lab.root / "bench"), machine=trials.machine(settings.device), dataset=Path(settings.data).name,
         device=settings.device, seconds=settings.seconds, seed=settings.seed,
     )  # fmt: skip
     measured = trials.Trials(

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from agent.prices import Price, UnknownPrice
-from agent.records import CallTotals
-from agent.research.messages import Usage
+from agent.records import CallTotals, Usage
 
 
 class Calls(Protocol):

@@ -15,7 +15,7 @@ _ENGINE = "autograd::engine::evaluate_function: "  # its own time, without what 
 
 
 def table(profile: Mapping[str, Any]) -> str:
-    """What bench/profile.py found of a step."""
+    """What bench/step_profile.py found of a step."""
     rows: Sequence[Mapping[str, Any]] = profile["rows"]
     return "\n".join(
         [

@@ -69,11 +69,12 @@ def uses_of(op: str, tree: Path) -> set[str]:
         found.add(stem)
         for path in (*tree.glob(f"kernels/{stem}.py"), *tree.glob(f"csrc/{stem}.*")):
             if path.is_file():
-                open_ends |= _named(path.read_text(errors="replace")) - found
+                open_ends |= named(path.read_text(errors="replace")) - found
     return found - {"jit"}
 
 
-def _named(source: str) -> set[str]:
+def named(source: str) -> set[str]:
+    """Stems of the files that a source imports, includes or loads."""
     names = {name for groups in _LIBRARIES.findall(source) for name in groups if name}
     for one, other, several in _IMPORTS.findall(source):
         names |= {one, other} if not several else set(re.findall(r"\w+", several))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import statistics
 import time
@@ -125,6 +124,8 @@ def judge_hash(bench: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def machine() -> str:
-    """This machine, as far as figures depend on it."""
-    return f"{platform.node()}/{platform.machine()}/{os.cpu_count()}"
+def machine(device: str) -> str:
+    """This machine, as far as figures depend on it: the host, what it computes on, and with how many threads."""
+    from bench import hardware
+
+    return f"{platform.node()}/{hardware.name(device)}"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.contracts import Case, Input
 from bench.mirror import Memory, Mirror
-from bench.protocol import Mapped, describe, view
+from bench.protocol import Mapped, describe, span, view
 
 ARENA_BYTES = 4 << 30  # sparse: only the pages that are touched exist
 ALIGN = 64
@@ -79,12 +79,9 @@ class Arena:
     ) -> Where:
         """Room for a tensor; `skew` elements past an aligned address."""
         strides = strides or torch.empty(shape, device="meta").stride()
-        span = (
-            0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        )
         itemsize = getattr(torch, dtype).itemsize
         start = self.used + skew * itemsize
-        self.used = -(-(start + span * itemsize + GAP) // ALIGN) * ALIGN
+        self.used = -(-(start + span(shape, strides) * itemsize + GAP) // ALIGN) * ALIGN
         if self.used > self.size:
             raise MemoryError(f"the arena of {self.size >> 20} MiB is too small for this request")
         return describe(dtype, shape, strides, start)

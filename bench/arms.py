@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.contracts import Case, contract
 from bench.examination import Examination
 from bench.implementations import OURS
-from bench.judge import Judge, Refused
+from bench.judge import Judge, Refused, last_line
 from bench.peers import PEERS
 from bench.timing import Arm
 
@@ -69,9 +69,3 @@ def one_row(case: Case) -> Case:
         for name, i in case.inputs.items()
     }
     return replace(case, inputs=inputs)
-
-
-def last_line(error: Exception) -> str:
-    """The error itself, of a traceback that may stand above it."""
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else getattr(error, "kind", type(error).__name__)

@@ -74,7 +74,7 @@ def _record(judge: Judge, dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
             "record",
             timeout=300.0,
             fd=fd,
-            spec=specification(dataset, "cpu", SECONDS),
+            spec=specification(dataset.vocab_size, dataset.bos, "cpu", SECONDS),
             ops=contracts.ops(),
             seed=0,
             steps=STEPS,

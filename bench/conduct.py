@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from bench.judge import Judge, Refused
@@ -26,6 +26,26 @@ NO_CALL_NS = 1_000_000
 # A trial has bounded memory, and a few hundred MB of workspace are nobody's trick: refused is what more than doubles the process.
 MEMORY_FACTOR = 2.0
 MEMORY_SLACK = 256 << 20
+
+
+@dataclass(frozen=True)
+class Clocks:
+    """What the system has counted of a runner by one moment: its processor time in s, each thread's time on a core and waiting for one in ns, and
+    how long this thread, which waits for its answer, was ready to run and another had the core."""
+
+    processors: float
+    threads: Mapping[int, tuple[int, int]]
+    waited_here: int
+
+    def since(self, before: Clocks) -> tuple[float, float, float]:
+        """Seconds of the processors, waited by any of the threads, and on a core of the one that was longest on it."""
+        spent = [
+            (on_core - before.threads.get(thread, (0, 0))[0], waited - before.threads.get(thread, (0, 0))[1])
+            for thread, (on_core, waited) in self.threads.items()
+        ]  # fmt: skip
+        waited = self.waited_here - before.waited_here + sum(ns for _, ns in spent)
+        longest = max((ns for ns, _ in spent), default=0)
+        return self.processors - before.processors, 1e-9 * waited, 1e-9 * longest
 
 
 @dataclass
@@ -73,7 +93,10 @@ class Conduct:
         self.alike = all(map(processes.fixed_addresses, self._pids))
         self._cpu, self._started = processes.cpu_seconds(self._pids), time.perf_counter()
         self._turns = self.turn_cpu_s, self.turn_s
-        self._used = processes.threads(self._pids)
+        self._used = self._on_core()
+
+    def _on_core(self) -> dict[int, int]:
+        return {thread: ns for thread, (ns, _) in processes.threads(self._pids).items()}
 
     def _tree(self) -> list[int]:
         """The process that answers and all that it started."""
@@ -81,7 +104,7 @@ class Conduct:
 
     def settle(self) -> None:
         """Give each thread that worked since it began, or since this was last called, a core, where the runner computes on them."""
-        now = processes.threads(self._pids)
+        now = self._on_core()
         worked = {t: used - self._used.get(t, 0) for t, used in now.items()}
         worked = {t: used for t, used in worked.items() if used}
         if self.judge.device == "cpu" and max(worked.values(), default=0) > NO_CALL_NS:
@@ -106,11 +129,12 @@ class Conduct:
         self.turn_s += time.perf_counter() - started
         self.turn_cpu_s += processes.cpu_seconds(self._pids) - cpu
 
-    def clocks(self) -> tuple[float, float]:
-        """Processor time of the runner so far, and the time for which it, or this thread that waits for its answer, was ready to run and
-        another process had the core."""
-        waited = processes.waited_seconds(self._pids) + processes.waited_here()
-        return processes.thread_seconds(self._pids), waited
+    def clocks(self) -> Clocks:
+        return Clocks(
+            processes.thread_seconds(self._pids),
+            processes.threads(self._pids),
+            processes.waited_here(),
+        )
 
     def end(self, threads: int) -> None:
         """Raises Refused for work outside of its turns, and for more threads than `threads` in them."""
@@ -125,7 +149,7 @@ class Conduct:
             raise Refused(
                 "threads",
                 f"the {self.name} used {self.turn_cpu_s / self.turn_s:.1f} processors where torch has {threads} thread(s): "
-                "use torch's own number of threads (at::parallel_for)",
+                "use torch's own number of threads (torch::stable::parallel_for)",
             )
 
     def unchanged(self) -> None:

@@ -97,10 +97,13 @@ def beside(op: str, case: Case, times: Samples, ours: str) -> str:
     peers = sorted(times.keys() - set(OURS[DEVICE]), key=lambda n: statistics.median(times[n]))  # fmt: skip
     shown, words = [peers[0]], ""
     if DEVICE == "cpu" and (goal := lead(op, case)):
-        peer = next(name for name in peers if name in goal.peers)
-        shown = list(dict.fromkeys((peers[0], peer)))
-        reached = _speed_up(times, ours, peer).ratio >= goal.at_least
-        words = f", goal {goal.at_least:g}: {'yes' if reached else 'no'}"
+        peer = next((name for name in peers if name in goal.peers), None)
+        if peer is None:
+            words = f", goal {goal.at_least:g}: not measured, no {' or '.join(goal.peers)} here"
+        else:
+            shown = list(dict.fromkeys((peers[0], peer)))
+            reached = _speed_up(times, ours, peer).ratio >= goal.at_least
+            words = f", goal {goal.at_least:g}: {'yes' if reached else 'no'}"
     return ", ".join(_told(_speed_up(times, ours, peer), peer) for peer in shown) + words
 
 

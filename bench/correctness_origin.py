@@ -10,10 +10,11 @@ from bench.judge import Refused
 from bench.subject import Subject
 from bench.trial_claims import triton_kernels
 
+# of implementations whose library is loaded by kernels/jit.py
 LANGUAGES = {
     "cpp": "cpp",
     "cuda": "cu",
-}  # of implementations whose library is loaded by kernels/jit.py
+}
 
 
 def own_work(subject: Subject, impl: str | None) -> None:

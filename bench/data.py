@@ -39,12 +39,8 @@ FORMAT = 1  # part of every key: raise it when the same text would give other fi
 TRAINING_BYTES = 20_000_000  # the tokenizer is trained on the first so many bytes of train
 ENCODED_AT_ONCE = 256  # documents whose tokens may wait in memory
 DROPPED = -1  # in the place of a split
-STAGES = {
-    "reading": 0.1,
-    "near-duplicates": 0.2,
-    "vocabulary": 0.35,
-    "tokens": 0.35,
-}  # shares of time
+# shares of time
+STAGES = {"reading": 0.1, "near-duplicates": 0.2, "vocabulary": 0.35, "tokens": 0.35}
 
 Progress = Callable[[str, float], None]
 

@@ -1,20 +1,21 @@
-"""Memory of a GPU that judge and runner share: the judge allocates and exports it, the runner opens it. CUDA IPC through the driver's C interface.
+"""Memory of a GPU that judge and runner share: the judge allocates it and exports it as a file descriptor, the runner maps what it is sent.
 
-torch.multiprocessing is not used for it. What that exports is a whole segment of the caching allocator, with whatever other tensors of the
-judge lie there; it counts references in files of /dev/shm, which a runner does not see; and with expandable segments it needs pidfd_getfd,
-which the sandbox refuses. Here one block is allocated by cuMemAlloc for this purpose alone, which no setting of the allocator reaches. It is
-zeroed, since a driver hands freed memory of the same process out again as it is, and a multiple of 2 MiB: smaller blocks may share a page
-with others, and a handle opens whole pages (CUDA C++ Programming Guide, Interprocess Communication).
+CUDA's virtual memory management, through the driver's C interface. What torch.multiprocessing uses does not serve here: handles of CUDA IPC are
+refused across PID namespaces, and every runner has one of its own; it would export a whole segment of the caching allocator, with whatever
+other tensors of the judge lie there; and it counts references in files of /dev/shm, which a runner does not see. One block is created for this
+purpose alone, which no setting of the allocator reaches. It is zeroed, since a driver hands freed memory of the same process out again as it
+is, and a multiple of 2 MiB, the least that can be mapped (CUDA C++ Programming Guide, Virtual Memory Management).
 
-On the wire a handle is text: base64 of its 64 bytes. The importer must be another process than the exporter.
+The block lives until the last process has unmapped it and closed its descriptor.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ctypes
 import functools
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -23,25 +24,48 @@ from torch import Tensor
 GRAIN = 2 << 20
 # Two sets of the largest case of a trial's shapes take 2 GiB and red zones, and as much again in float32.
 DEVICE_BYTES = 5 << 30
-HANDLE_BYTES = 64  # CU_IPC_HANDLE_SIZE
-_PEER_ACCESS = 1  # CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS, the only flag there is
+# Values of cuda.h's enumerations.
+_PINNED, _ON_DEVICE, _DESCRIPTOR, _READ_WRITE = 1, 1, 1, 3
 
 _Address = ctypes.c_uint64
+_Handle = ctypes.c_uint64
+_Size = ctypes.c_size_t
+_Flags = ctypes.c_uint64
 
 
 class Unavailable(RuntimeError):
-    """This machine, or this handle, gives no shared device memory; the message says why."""
+    """This machine, or what was sent, gives no shared device memory; the message says why."""
 
 
-class _Handle(ctypes.Structure):
-    _fields_ = [("reserved", ctypes.c_ubyte * HANDLE_BYTES)]
+class _Location(ctypes.Structure):
+    """CUmemLocation."""
+
+    _fields_ = [("type", ctypes.c_int), ("id", ctypes.c_int)]
+
+
+class _Properties(ctypes.Structure):
+    """CUmemAllocationProp: 32 bytes; `flags` are compression and the like, all off."""
+
+    _fields_ = [
+        ("type", ctypes.c_int),
+        ("exported_as", ctypes.c_int),
+        ("location", _Location),
+        ("windows", ctypes.c_void_p),
+        ("flags", ctypes.c_ubyte * 8),
+    ]
+
+
+class _Access(ctypes.Structure):
+    """CUmemAccessDesc."""
+
+    _fields_ = [("location", _Location), ("flags", ctypes.c_int)]
 
 
 class Block:
-    """A range of device memory as a Region; `close` undoes what made it."""
+    """A range of device memory, mapped into this process, as a Region."""
 
-    def __init__(self, address: int, size: int, undo: str) -> None:
-        self.address, self.size, self._undo = address, size, undo
+    def __init__(self, address: int, size: int, unmap: Callable[[], None]) -> None:
+        self.address, self.size, self.close = address, size, unmap
 
     def bytes(self, start: int, end: int) -> Tensor:
         if not 0 <= start <= end <= self.size:
@@ -49,9 +73,6 @@ class Block:
         if start == end:
             return torch.empty(0, dtype=torch.uint8, device="cuda")
         return torch.as_tensor(_Bytes(self, start, end), device="cuda")
-
-    def close(self) -> None:
-        _call(self._undo, _Address(self.address))
 
 
 class _Bytes:
@@ -71,15 +92,16 @@ class _Bytes:
 class DeviceMemory:
     """The judge's side: a block of its own on the GPU, allocated when it is offered. A `bench.mirror.Memory`."""
 
-    words = "CUDA IPC"
+    words = "device memory"
 
     def __init__(self, size: int = DEVICE_BYTES) -> None:
         self.size = -(-size // GRAIN) * GRAIN
         self._block: Block | None = None
+        self._fd = -1
 
     def offer(self) -> tuple[dict[str, Any], int | None]:
-        self._block = allocate(self.size)
-        return {"handle": export(self._block), "bytes": self.size}, None
+        self._block, self._fd = allocate(self.size)
+        return {"bytes": self.size, "device": True}, self._fd
 
     def write(self, start: int, values: Tensor) -> None:
         self._bytes(start, start + len(values)).copy_(values)
@@ -94,6 +116,7 @@ class DeviceMemory:
     def close(self) -> None:
         if self._block is not None:
             self._block.close()
+            os.close(self._fd)
             self._block = None
 
     def _bytes(self, start: int, end: int) -> Tensor:
@@ -107,49 +130,54 @@ def lendable(device: str) -> DeviceMemory | None:
     return DeviceMemory() if device == "cuda" else None
 
 
-def allocate(size: int) -> Block:
-    """A zeroed block of `size` bytes, a multiple of GRAIN. Raises Unavailable."""
-    address = _Address()
-    _call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size))
-    block = Block(address.value, size, "cuMemFree_v2")
+def allocate(size: int) -> tuple[Block, int]:
+    """A zeroed block of `size` bytes, a multiple of GRAIN, and the descriptor by which another process opens it. Raises Unavailable."""
+    handle, fd = _Handle(), ctypes.c_int(-1)
+    wanted = _Properties(_PINNED, _DESCRIPTOR, _here())
+    _call("cuMemCreate", ctypes.byref(handle), _Size(size), ctypes.byref(wanted), _Flags(0))
+    with ExitStack() as undo:
+        try:
+            _call("cuMemExportToShareableHandle", ctypes.byref(fd), handle, _DESCRIPTOR, _Flags(0))
+            undo.callback(os.close, fd.value)
+            block = _mapped(handle, size)
+        finally:  # mapping and descriptor hold the memory
+            _call("cuMemRelease", handle)
+        undo.pop_all()
     block.bytes(0, size).zero_()
     torch.cuda.synchronize()
-    return block
+    return block, fd.value
 
 
-def export(block: Block) -> str:
-    """The handle by which another process opens the block, as text. Raises Unavailable."""
-    handle = _Handle()
-    _call("cuIpcGetMemHandle", ctypes.byref(handle), _Address(block.address))
-    return base64.b64encode(bytes(handle.reserved)).decode()
-
-
-def opened(handle: object, size: object) -> Block:
-    """The block that another process has exported. Raises Unavailable for a handle or a size that is malformed, and where CUDA refuses."""
-    raw, count = parse(handle, size)
-    address = _Address()
-    _call(
-        "cuIpcOpenMemHandle_v2",
-        ctypes.byref(address),
-        _Handle.from_buffer_copy(raw),
-        ctypes.c_uint(_PEER_ACCESS),
-    )
-    return Block(address.value, count, "cuIpcCloseMemHandle")
-
-
-def parse(handle: object, size: object) -> tuple[bytes, int]:
-    """A handle and a size as they came over the wire, checked. Raises Unavailable."""
-    if not isinstance(handle, str):
-        raise Unavailable(f"expected a handle as text, got {type(handle).__name__}")
-    try:
-        raw = base64.b64decode(handle, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise Unavailable(f"expected a handle in base64: {error}") from None
-    if len(raw) != HANDLE_BYTES:
-        raise Unavailable(f"expected a handle of {HANDLE_BYTES} bytes, got {len(raw)}")
+def opened(fd: object, size: object) -> Block:
+    """The block behind a descriptor that another process has exported; the descriptor stays open. Raises Unavailable for one that is none, and
+    where CUDA refuses."""
+    if type(fd) is not int or fd < 0:
+        raise Unavailable(f"expected a file descriptor, got {fd!r}")
     if type(size) is not int or size <= 0 or size % GRAIN:
         raise Unavailable(f"expected a size that is a multiple of {GRAIN} bytes, got {size!r}")
-    return raw, size
+    handle = _Handle()
+    _call("cuMemImportFromShareableHandle", ctypes.byref(handle), ctypes.c_void_p(fd), _DESCRIPTOR)
+    try:
+        return _mapped(handle, size)
+    finally:
+        _call("cuMemRelease", handle)
+
+
+def _mapped(handle: ctypes.c_uint64, size: int) -> Block:
+    """The memory of a handle at an address of this process, to be read and written by the current device. Raises Unavailable, and nothing stays then."""
+    address, access = _Address(), _Access(_here(), _READ_WRITE)
+    with ExitStack() as undo:
+        _call("cuMemAddressReserve", ctypes.byref(address), _Size(size), _Size(0), _Address(0), _Flags(0))  # fmt: skip
+        undo.callback(_call, "cuMemAddressFree", address, _Size(size))
+        _call("cuMemMap", address, _Size(size), _Size(0), handle, _Flags(0))
+        undo.callback(_call, "cuMemUnmap", address, _Size(size))
+        _call("cuMemSetAccess", address, _Size(size), ctypes.byref(access), _Size(1))
+        return Block(address.value, size, undo.pop_all().close)
+
+
+def _here() -> _Location:
+    _driver()  # raises Unavailable where torch would say less
+    return _Location(_ON_DEVICE, torch.cuda.current_device())
 
 
 def _call(function: str, *arguments: Any) -> None:
@@ -169,13 +197,6 @@ def _driver() -> ctypes.CDLL:
     if not torch.cuda.is_available():
         raise Unavailable("torch sees no GPU here")
     try:
-        driver = ctypes.CDLL("libcuda.so.1")
+        return ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         raise Unavailable(f"the CUDA driver cannot be loaded: {error}") from None
-    driver.cuMemAlloc_v2.argtypes = [ctypes.POINTER(_Address), ctypes.c_size_t]
-    driver.cuMemFree_v2.argtypes = [_Address]
-    driver.cuIpcGetMemHandle.argtypes = [ctypes.POINTER(_Handle), _Address]
-    driver.cuIpcOpenMemHandle_v2.argtypes = [ctypes.POINTER(_Address), _Handle, ctypes.c_uint]
-    driver.cuIpcCloseMemHandle.argtypes = [_Address]
-    driver.cuGetErrorName.argtypes = [ctypes.c_int, ctypes.POINTER(ctypes.c_char_p)]
-    return driver

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.arena import ALIGN, Where, place_call
 from bench.comparison import Standard
 from bench.contracts import Case, Contract
-from bench.judge import ALIGN, Judge, Refused, Where, place_call
+from bench.judge import Judge, Refused
 
 CALL_TIMEOUT_S = 90.0  # the first call may build
 
@@ -86,9 +87,8 @@ class Examination:
         lent = [*call["inputs"].values(), *call["upstream"]]
         start = min((where["offset"] for where in lent), default=before) // ALIGN * ALIGN
         laid = Laid(case, call, {}, [], (start, arena.used))
-        arena.written(
-            *laid.lent
-        )  # else an image of a GPU's memory would fetch first what is overwritten
+        # else an image of a GPU's memory would fetch first what is overwritten
+        arena.written(*laid.lent)
         arena.bytes(*laid.lent).fill_(0xFF)  # a NaN in every floating dtype
         self._fill(laid, values, pushed)
         return laid

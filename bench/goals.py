@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from bench.contracts import Case, Input, contract
 
 EAGER, COMPILED = "torch eager", "torch.compile"
-PASSES = FORWARD, BACKWARD, BOTH = "forward", "backward", "both"
+FORWARD, BACKWARD, BOTH = "forward", "backward", "both"
+PASSES = (FORWARD, BACKWARD, BOTH)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ part itself failed.
     facts      the device, its clocks and what is installed       ceilings   copy and matrix product (bench/roofline.py)
     build OP   csrc and every Triton kernel (bench/builds.py)     check OP   the correctness gate (bench/correctness.py)
     time OP    every arm on every shape, on the device's clock    judge OP   the same on the judge's
-    profile    a training step (bench/profile.py)
+    profile    a training step (bench/step_profile.py)
 
 `time`: milliseconds by the protocol of the public figures (bench/runner/events.py), each arm alone, by the runner's own word: what goals are held against.
 `judge`: medians of interleaved blocks by the judge's clock (bench/timing.py), their outputs audited; a call there carries its share of a request and of a
@@ -33,11 +33,11 @@ from pathlib import Path
 from typing import Any
 
 from bench import arms as measured
-from bench import builds, clocks, correctness, goals, profile, roofline
+from bench import builds, clocks, correctness, goals, roofline, step_profile
 from bench.conduct import Conduct
 from bench.contracts import Case, Contract, contract, ops
 from bench.finding import Finding
-from bench.judge import Refused
+from bench.judge import Refused, last_line
 from bench.sanitizer import described
 from bench.timing import Arm, measure, runners_of
 
@@ -88,7 +88,7 @@ def _verdict(op: str, finding: Finding) -> Record:
 
 
 def step(device: str) -> Iterator[Record]:
-    yield profile.of_step(ROOT, VOCABULARY, 0, device=device)
+    yield step_profile.of_step(ROOT, VOCABULARY, 0, device=device)
 
 
 def timed(op: str, device: str) -> Iterator[Record]:
@@ -99,7 +99,7 @@ def timed(op: str, device: str) -> Iterator[Record]:
         yield from ({"op": op, "arm": name, "absent": reason} for name, reason in absent.items())
         for case, runners, refused in _ready(asked, arms, device):
             about: Record = {"op": op, "case": case.label()}
-            limit = profile.limit_of(asked, case, device, trained=not case.forward_only)
+            limit = step_profile.limit_of(asked, case, device, trained=not case.forward_only)
             yield about | {"limit_ms": 1e3 * limit}
             for arm, runner, why in zip(arms, runners, refused, strict=True):
                 found = {"refused": why} if why else _events(asked, case, arm, runner)
@@ -138,7 +138,7 @@ def _warmed(asked: Contract, case: Case, arm: Arm, runner: Conduct) -> str:
     try:
         runner.judge.ask("warm", timeout=WARM_S, **_request(asked, case, arm))
     except Refused as refused:
-        return measured.last_line(refused)
+        return last_line(refused)
     return ""
 
 
@@ -148,7 +148,7 @@ def _events(asked: Contract, case: Case, arm: Arm, runner: Conduct) -> Record:
     try:
         answer = runner.judge.ask("events", timeout=EVENTS_S, **_request(asked, case, arm))
     except Refused as refused:
-        return {"refused": measured.last_line(refused)}
+        return {"refused": last_line(refused)}
     return {"events": {n: float(answer[n]) for n in goals.PASSES if n in answer}}
 
 
@@ -163,7 +163,7 @@ def _judged(asked: Contract, case: Case, arms: Sequence[Arm], runners: Sequence[
         found = measure(asked, case, arms, runners, limit_s=CASE_S, rng=rng).row
     # RuntimeError is torch's: the device is full, and the next shape may fit
     except (Refused, MemoryError, RuntimeError) as error:
-        return {"refused": measured.last_line(error)}
+        return {"refused": last_line(error)}
     medians = {name: 1e3 * statistics.median(seconds) for name, seconds in found.items()}
     return {"judge": medians, "blocks": min(map(len, found.values()))}
 
@@ -197,7 +197,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             passed = passed and record.get("passed", True)
             print(json.dumps(record | {"at_s": round(time.monotonic() - started, 1)}), flush=True)
     except Refused as refused:
-        print(measured.last_line(refused), file=sys.stderr)
+        print(last_line(refused), file=sys.stderr)
         return 1
     except Exception as error:  # the boundary of the process: Python's own status for a traceback, 1, means refused here
         traceback.print_exc()

@@ -24,10 +24,10 @@ from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
 
-from bench import gpu_parts, gpu_table
+from bench import gpu_parts, gpu_table, hardware
 from bench.contracts import ops
 from bench.goals import GOALS, cases
-from bench.identity import identity, no_device
+from bench.identity import identity
 from bench.jsonl import whole_lines
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,10 +90,12 @@ class Journal:
 
     def has_ended(self, part: Part) -> bool:
         """Whether it needs no second run: a part that was stopped does."""
-        ends = [
-            line["ended"] for line in self.lines if line["part"] == str(part) and "ended" in line
-        ]
-        return bool(ends) and ends[-1] != "stopped"
+        return self.ended(part) not in ("", "stopped")
+
+    def ended(self, part: Part) -> str:
+        """How its last run ended; empty where none has."""
+        ends = [str(n["ended"]) for n in self.lines if n["part"] == str(part) and "ended" in n]
+        return ends[-1] if ends else ""
 
     def latest(self) -> list[dict[str, Any]]:
         """The lines of each part's last run."""
@@ -132,12 +134,8 @@ class Run:
                     raise
                 finally:
                     self.write()
-            good = good and all(self.ended(part) == "done" for part in group)
+            good = good and all(self.journal.ended(part) == "done" for part in group)
         return good
-
-    def ended(self, part: Part) -> str:
-        lines = self.journal.lines
-        return str([line["ended"] for line in lines if line["part"] == str(part) and "ended" in line][-1])  # fmt: skip
 
     def one(self, part: Part) -> None:
         """Run a part, its findings into the journal as they come."""
@@ -217,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     asked = parser.parse_args(arguments)
-    if why := no_device(asked.device):
+    if why := hardware.no_device(asked.device):
         print(why, file=sys.stderr)
         return 2
     asked.out.mkdir(parents=True, exist_ok=True)

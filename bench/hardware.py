@@ -27,3 +27,12 @@ def processor() -> str:
     lines = _CPUINFO.read_text().splitlines() if _CPUINFO.is_file() else []
     models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(models, "") or platform.machine()
+
+
+def no_device(device: str) -> str:
+    """Why nothing can be measured here, or ""."""
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        return "no GPU: torch sees no CUDA device; `--device cpu` rehearses on a CPU"
+    return ""

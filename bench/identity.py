@@ -34,12 +34,3 @@ def content(root: Path, folders: Sequence[str]) -> str:
                 text = file.read_bytes()
                 digest.update(f"{file.relative_to(root)} {len(text)} ".encode() + text)
     return digest.hexdigest()
-
-
-def no_device(device: str) -> str:
-    """Why nothing can be measured here, or ""."""
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        return "no GPU: torch sees no CUDA device; `--device cpu` rehearses on a CPU"
-    return ""

@@ -4,11 +4,12 @@
         judge.ask("load", op="rms_norm")
         ...
 
-`ask` returns the answer of one request or raises `Refused` (the candidate failed) with words fit to be shown. The time limit is the judge's.
+`ask` returns the answer of one request or raises `Refused` (the candidate failed) with words fit to be shown; OSError where the disk is full. The time limit is the judge's.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import socket
@@ -22,25 +23,13 @@ from typing import Any
 import torch
 
 from bench import device_memory, sandbox
-from bench.arena import ALIGN, ARENA_BYTES, Arena, Where, place_call
+from bench.arena import ARENA_BYTES, Arena
 from bench.mirror import Memory
 from bench.protocol import MARK, Channel, ProtocolError
-from bench.sandbox import processes
+from bench.sandbox import processes, watchdog
 from bench.sandbox.limits import Limits
 
 START_S = 120.0  # until a runner has started and imported torch
-__all__ = [
-    "ALIGN",
-    "CACHE",
-    "COMPILED",
-    "Arena",
-    "Judge",
-    "Refused",
-    "Where",
-    "lending",
-    "place_call",
-]
-
 CACHE = Path(__file__).resolve().parent.parent / ".lab" / "cache"
 COMPILED = CACHE.parent / "compiled"  # of bench/compiled.py: no runner sees it
 
@@ -51,6 +40,12 @@ class Refused(Exception):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+
+def last_line(error: Exception) -> str:
+    """The error itself, of a traceback that may stand above it."""
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else getattr(error, "kind", type(error).__name__)
 
 
 class Judge:
@@ -157,8 +152,7 @@ class Judge:
         except Refused as refused:
             if refused.kind != device_memory.Unavailable.__name__:
                 raise
-            reason = str(refused).strip().splitlines()[-1]
-            raise device_memory.Unavailable(f"in the sandbox, {reason}") from None
+            raise device_memory.Unavailable(f"in the sandbox, {last_line(refused)}") from None
         if answer.get("seen") != mark.hex():
             raise device_memory.Unavailable("what the runner opened is another memory")
         self.arena.reflect(memory)
@@ -193,6 +187,8 @@ class Judge:
         except TimeoutError:
             raise Refused("timeout", f"no answer to '{do}' within {timeout:.0f} s") from None
         except (ProtocolError, OSError) as error:
+            if (excess := self._sandbox.excess()).startswith(watchdog.FULL):
+                raise OSError(errno.ENOSPC, f"{excess}: free space there") from None
             raise Refused(
                 "crash",
                 f"the runner died or broke the protocol during '{do}': {error}\n{self.log()}".strip(),

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench.contracts import contract, ops
-from bench.ratio import Estimate, estimate, fast, logs, stretches
+from bench.ratio import Estimate, both, estimate, logs, stretches
 from bench.rounds import Arm, Samples, prepare, ready
 from bench.threads import one_thread
 from bench.timing import runners_of
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def deviations(samples: Samples) -> list[Estimate]:
     """Of each arm against the mean of all others."""
     others = {name: [other for other in samples if other != name] for name in samples}
-    return [estimate(stretches(logs(samples, name, others[name])), [1.0], fast) for name in samples]
+    return [estimate(stretches(logs(samples, name, others[name])), [1.0], both) for name in samples]
 
 
 def _line(label: str, found: Sequence[Estimate], rounds: int) -> str:

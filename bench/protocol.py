@@ -1,6 +1,6 @@
 """The wire between judge and runner: one line of JSON a message, over a socket pair; tensors lie in memory that both map.
 
-The judge owns that memory, lends it once (a sealed memfd as a descriptor, or the handle of a GPU's memory as text), and says where each
+The judge owns that memory, lends it once (as a descriptor, of a sealed memfd or of a GPU's memory), and says where each
 tensor lies; the runner only ever receives offsets, shapes and strides.
 Answers are plain JSON of bounded length that repeat the request's nonce; what comes unasked is a breach. Nothing is ever unpickled.
 This file is read on both sides, so it holds the format alone: no references, no tolerances.
@@ -13,7 +13,7 @@ import json
 import mmap
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -114,13 +114,18 @@ class Mapped:
         return torch.frombuffer(self.memory, dtype=torch.uint8, count=end - start, offset=start)
 
 
+def span(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements of storage from the first of a tensor to behind its last."""
+    if 0 in shape:
+        return 0
+    return 1 + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+
+
 def extent(where: Mapping[str, Any]) -> tuple[int, int]:
     """The bytes that the tensor at `where` spans: first, and behind the last."""
     start: int = where["offset"]
-    if 0 in where["shape"]:
-        return start, start
-    span = 1 + sum((n - 1) * s for n, s in zip(where["shape"], where["strides"], strict=True))
-    return start, start + span * getattr(torch, where["dtype"]).itemsize
+    itemsize = getattr(torch, where["dtype"]).itemsize
+    return start, start + span(where["shape"], where["strides"]) * itemsize
 
 
 def view(region: Region, where: Mapping[str, Any]) -> Tensor:

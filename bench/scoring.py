@@ -48,6 +48,13 @@ PURE = "a row's logits may depend on that row and on Trainer.model.state_dict() 
 Tell = Callable[[dict[str, Any]], None]
 
 
+def byte_sizes(dataset: Dataset, number: NDArray[np.int64]) -> Tensor:
+    """The bytes that each token of the vocabulary spells, by the numbers of one trial."""
+    sizes = torch.empty(dataset.vocab_size, dtype=torch.int64)
+    sizes[torch.from_numpy(number)] = torch.from_numpy(dataset.token_bytes()).long()
+    return sizes
+
+
 @dataclass(frozen=True)
 class Exam:
     """Rows (R, T) of a split in the numbers of one trial, their targets (-1: none), and the bytes that each token spells."""
@@ -60,8 +67,7 @@ class Exam:
     @classmethod
     def of(cls, dataset: Dataset, split: str, number: NDArray[np.int64], T: int) -> Exam:
         inputs, targets = rows(number[np.asarray(dataset.tokens(split))], T, dataset.bos)
-        sizes = torch.empty(dataset.vocab_size, dtype=torch.int64)
-        sizes[torch.from_numpy(number)] = torch.from_numpy(dataset.token_bytes()).long()
+        sizes = byte_sizes(dataset, number)
         spelled = int(sizes[targets[targets >= 0]].sum())
         expected = dataset.val_bytes if split == "val" else dataset.test_bytes
         if spelled != expected:

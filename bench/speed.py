@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from bench.clocks import Reading
-from bench.ratio import Estimate, Statistic, estimate, fast, logs, typical
+from bench.ratio import Estimate, Statistic, both, estimate, logs, typical
 from bench.rounds import Measured, Samples
 
 CONFIDENCE = 0.997  # at each of up to four looks
@@ -38,7 +38,7 @@ class Comparison:
     arms:           of incumbent and candidate the seconds of import and first calls, the largest memory in MB, the processors
                     that were busy with it while it was asked (less than one where other work took them), and 1 where it had precedence, a core for
                     each thread, and its memory where the others have theirs
-    typical:        the ratio in the middle of all blocks, where the ratio itself is of the faster half (bench/ratio.py)
+    typical:        the ratio in the middle half of all rounds alone, of which the ratio itself is but one part (bench/ratio.py)
     wall, thread:   the same ratio by the clock on the wall and by processor time alone
     stopped:        why no further rounds were run
     clocks:         a GPU's before and after
@@ -113,7 +113,7 @@ def concluded(
     )
 
 
-def mix(measured: Sequence[Measured], clock: str = "row", statistic: Statistic = fast) -> Estimate:
+def mix(measured: Sequence[Measured], clock: str = "row", statistic: Statistic = both) -> Estimate:
     """The candidate's share of the incumbent's time, in the mix of a step."""
     return _of(measured, clock, "candidate", ("incumbent", "placebo"), statistic)
 
@@ -134,7 +134,7 @@ def excludes_one(interval: tuple[float, float]) -> bool:
 
 
 def _placebo(measured: Sequence[Measured]) -> Estimate:
-    return _of(measured, "row", "placebo", ("incumbent",), fast)
+    return _of(measured, "row", "placebo", ("incumbent",), both)
 
 
 def _of(

@@ -44,9 +44,9 @@ from bench.threads import one_thread
 
 __all__ = ["Arm", "Measured", "Samples", "compare", "measure", "runners_of", "sample"]
 
-LIMIT_S = 14.0  # of parts; with 4 s before them and 1.5 s behind about 20 s in all, 25 where a call is slow to start
+LIMIT_S = 13.0  # of parts; with 4 s before them and 1.5 s behind at most 20 s in all, 25 where a call is slow to start
 PART_S = 0.5  # of rounds in a part; on a CPU each has processes of its own, which takes another 0.3 to 0.5 s
-LEAST = 5  # parts, where one takes long
+LEAST = 5  # parts of a comparison, or rounds of a measurement, where one takes long
 ROUNDS = 3  # of each case in a part, at least
 LOOKS = (0.3, 0.6, 1.0, 2.0)  # shares of the time after which it may end
 HOPE = 0.1  # chance to be asked on at the third, below which it ends at the second: the error of five parts is too rough a guess for that
@@ -198,16 +198,14 @@ def measure(
     *,
     limit_s: float,
     rng: random.Random,
-    least: int = 5,
 ) -> Measured:
-    """Interleaved blocks of one case until the time is used, at least `least` rounds of them; what compiles does so before.
-    Raises Refused for a wrong answer."""
+    """Interleaved blocks of one case until the time is used, LEAST rounds at least; what compiles does so before. Raises Refused for a wrong answer."""
     prepared = prepare(asked, [case], arms, runners, rng)
     (rounds,) = prepared
     ready(prepared, runners)
     deadline = time.monotonic() + limit_s
     with one_thread():
-        while rounds.found.rounds() < least or time.monotonic() < deadline:
+        while rounds.found.rounds() < LEAST or time.monotonic() < deadline:
             rounds.round()
         rounds.finish(pair=False)
     return rounds.found

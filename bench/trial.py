@@ -98,13 +98,14 @@ def run_trial(
     split: str = "val",
     impl: Mapping[str, str] | None = None,
     compiled: bool | None = None,
+    size: str | None = None,
     steps: int | None = None,
     score: bool = True,
     progress: Progress | None = None,
     turn: AbstractContextManager[object] | None = None,
 ) -> TrialResult:
-    """Train the model of `tree` for `seconds` (or exactly `steps` steps within them) and score it on `split`. `impl` and `compiled` as in
-    `specification`. `turn`, if any, is held while it trains."""
+    """Train the model of `tree` for `seconds` (or exactly `steps` steps within them) and score it on `split`. `impl`, `compiled` and `size` as
+    in `specification`. `turn`, if any, is held while it trains."""
     started = time.monotonic()
     trial = _Trial(dataset, seconds, seed, device, progress or (lambda _: None))
     ok, failure, detail = True, "", ""
@@ -113,7 +114,10 @@ def run_trial(
             trainer = runners.enter_context(Judge(tree, device=device))
             scorer = runners.enter_context(Judge(tree, device=device)) if score else None
             trial.known["isolation"] = trainer.isolation
-            trial.set_up(trainer, scorer, specification(dataset, device, seconds, impl, compiled))
+            spec = specification(
+                dataset.vocab_size, dataset.bos, device, seconds, impl, compiled, size
+            )
+            trial.set_up(trainer, scorer, spec)
             with turn or nullcontext():
                 weights = trial.train(trainer, steps)
             if scorer is not None:
@@ -126,22 +130,26 @@ def run_trial(
 
 
 def specification(
-    dataset: Dataset,
+    vocab_size: int,
+    bos: int,
     device: str,
     seconds: float,
     impl: Mapping[str, str] | None = None,
     compiled: bool | None = None,
+    size: str | None = None,
 ) -> dict[str, Any]:
     """What `model.train.Trainer` is built from. `impl`: implementations by op, where not the device's choice; `compiled`: whether
-    torch.compile takes the model's forward and backward whole, where not the model's choice."""
+    torch.compile takes the model's forward and backward whole, where not the model's choice; `size`: of those that the model knows by
+    name, where not the device's."""
     return {
-        "vocab_size": dataset.vocab_size,
-        "bos": dataset.bos,
+        "vocab_size": vocab_size,
+        "bos": bos,
         "sequence_length": SEQUENCE[device],
         "device": device,
         "seconds": seconds,
         "impl": dict(impl) if impl else None,
         "compiled": compiled,
+        "size": size,
     }
 
 
@@ -201,9 +209,7 @@ class _Trial:
         drawn = torch.from_numpy(
             np.stack([number[np.asarray(tokens[s : s + T + 1])] for s in starts])
         )
-        sizes = torch.empty(self.dataset.vocab_size, dtype=torch.int64)
-        sizes[torch.from_numpy(number)] = torch.from_numpy(self.dataset.token_bytes()).long()
-        found = 0.0
+        sizes, found = scoring.byte_sizes(self.dataset, number), 0.0
         for batch in torch.split(drawn, scoring.rows_at_once(judge, T, self.dataset.vocab_size)):
             logits = scoring.ask(judge, batch[:, :-1], self.dataset.vocab_size)
             found += float(scoring.nats(logits, batch[:, 1:], sizes).sum())

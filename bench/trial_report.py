@@ -1,10 +1,11 @@
 """What trials of this checkout reach, and how much of it the kernels bring: the figures of the README.
 
-    python -m bench.trial_report DATA --out FILE [--arms shipped torch torch.compile] [--seeds 1] [--seconds 300] [--device cpu]
+    python -m bench.trial_report DATA --out FILE [--arms shipped torch torch.compile] [--seeds 0] [--seconds 300] [--device cpu]
 
 DATA is a folder that `python -m agent prepare` made: of the embedded corpus, or of your own text with `--data DIR`. The same model is trained and
 scored with the kernels as shipped, with every op in plain torch (AdamW in torch's fused kernel), and with forward and backward of that under
-torch.compile, by turns, for each of the seeds 0, 1, ... On a GPU `cudnn` and `fa4` are as shipped but for attention, which is theirs, where installed (ARMS).
+torch.compile, by turns, for each seed. On a GPU there is more to ask for (ARMS): `cudnn` and `fa4` are as shipped but for attention, which is theirs, where
+installed; `autoresearch` is the shipped kernels in a model of autoresearch's size, depth 8 with half a million tokens a step, whose tokens/s and BPB are published.
 With more than one, means come with their 95 % interval over seeds (bench/interval.py), and so does what the shipped kernels gain, seed by seed. Each
 trial is at once a line of the .jsonl beside FILE: a run that was ended goes on where it was, and one of more seeds or arms adds to it.
 """
@@ -22,7 +23,7 @@ from bench import hardware
 from bench.contracts import ops
 from bench.corpus import DataError
 from bench.data import Dataset, open_dataset
-from bench.identity import identity, no_device
+from bench.identity import identity
 from bench.interval import Figure, Spread, mean
 from bench.jsonl import whole_lines
 from bench.roofline import ceilings
@@ -40,6 +41,7 @@ ARMS: dict[str, dict[str, Any]] = {  # what `run_trial` is told
     **ANYWHERE,
     "cudnn": {"impl": {"attention": "cudnn"}},
     "fa4": {"impl": {"attention": "fa4"}},
+    "autoresearch": {"size": "autoresearch"},
 }
 FIGURES = (
     "val_bpb", "tokens_per_second", "training_seconds", "total_seconds", "setup_seconds", "num_steps", "total_tokens_M", "num_params_M",
@@ -51,7 +53,12 @@ Trials = dict[str, list[dict[str, Any]]]  # by arm, a seed after the other
 
 
 def trials(
-    dataset: Dataset, seconds: float, seeds: int, arms: Sequence[str], device: str, kept: Path
+    dataset: Dataset,
+    seconds: float,
+    seeds: Sequence[int],
+    arms: Sequence[str],
+    device: str,
+    kept: Path,
 ) -> Trials:
     """The figures of a scored trial of each arm for each seed. Raises SystemExit where `kept` holds trials of something else, or one fails."""
     about = {"seconds": seconds, "dataset": dataset.directory.name, **identity(device)}
@@ -59,8 +66,8 @@ def trials(
     if any(line["about"] != about for line in lines):
         raise SystemExit(f"{kept} holds trials of {lines[0]['about']}, and asked is {about}: give another --out, or delete it")  # fmt: skip
     done = {(line["arm"], line["seed"]): line["figures"] for line in lines}
-    for seed in range(seeds):
-        turn = seed % len(arms)
+    for number, seed in enumerate(seeds):
+        turn = number % len(arms)
         for arm in (*arms[turn:], *arms[:turn]):
             if (arm, seed) in done:
                 continue
@@ -72,7 +79,7 @@ def trials(
                 line = {"arm": arm, "seed": seed, "about": about, "figures": figures}
                 file.write(json.dumps(line) + "\n")
             print(f"seed {seed}, {arm}: val_bpb {result.val_bpb:.4f}, {result.tokens_per_second:,.0f} tokens/s", flush=True)  # fmt: skip
-    return {arm: [done[arm, seed] for seed in range(seeds)] for arm in arms}
+    return {arm: [done[arm, seed] for seed in seeds] for arm in arms}
 
 
 def report(found: Trials) -> dict[str, Any]:
@@ -145,7 +152,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--arms", nargs="+", choices=tuple(ARMS), default=list(ANYWHERE))
-    parser.add_argument("--seeds", type=int, default=1, help="trials of each arm: seeds 0, 1, ...")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="a trial of each arm for each")  # fmt: skip
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     asked = parser.parse_args()
@@ -153,10 +160,10 @@ def main() -> None:
         parser.error(
             f"--out {asked.out}: the trials themselves are kept in a .jsonl beside it; name a .json"
         )
-    if why := no_device(asked.device):
+    if why := hardware.no_device(asked.device):
         parser.error(why)
-    if asked.seeds < 1:
-        parser.error(f"--seeds: expected at least 1, got {asked.seeds}")
+    if len(set(asked.seeds)) < len(asked.seeds):
+        parser.error(f"--seeds: expected each once, got {asked.seeds}")
     try:
         dataset = open_dataset(asked.data)
     except DataError as error:

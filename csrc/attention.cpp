@@ -77,7 +77,7 @@ void product(int64_t M, int64_t N, int64_t steps, const float* A, int64_t lda, c
   for (int64_t n = 0; n < N; n += kStep)
     for (int64_t m = 0; m < M; m += kRows) {
       const Range r = columns(m, m + kRows);
-      if (n < r.end && n + kStep > r.begin) 
+      if (n < r.end && n + kStep > r.begin)
         block<E, false, false, kVectors>(steps, A + m * lda, lda, B + n, ldb, C + m * ldc + n, ldc, factor);
     }
 }

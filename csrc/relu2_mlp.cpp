@@ -34,9 +34,9 @@ inline floats slope(floats s) {
   return s;
 }
 
-// Calls blocks(i) for each whole block of elements [i, i + kBlock) and single(i) for each of the rest, on all threads.
+// Calls block(i) for each whole block of elements [i, i + kBlock) and single(i) for each of the rest, on all threads.
 template <typename Block, typename Single>
-void for_each_block(int64_t n, Block&& block, Single&& single) {
+void for_each_element(int64_t n, Block&& block, Single&& single) {
   torch::stable::parallel_for(0, (n + kBlock - 1) / kBlock, kGrain / kBlock, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin * kBlock; i < std::min(end * kBlock, n); i += kBlock) {
       if (i + kBlock <= n) block(i);
@@ -60,7 +60,7 @@ void dispatch(const Tensor& x, F&& f) {
 void forward(Tensor h) {
   dispatch(h, [&]<typename T>() {
     T* p = writes<T>(h);
-    for_each_block(
+    for_each_element(
         h.numel(),
         [&](int64_t i) {
           const Pair v = load_pair(p + i);
@@ -77,7 +77,7 @@ void backward(Tensor ds, const Tensor& s) {
   dispatch(ds, [&]<typename T>() {
     T* p = writes<T>(ds);
     const T* from = reads<T>(s);
-    for_each_block(
+    for_each_element(
         ds.numel(),
         [&](int64_t i) {
           const Pair d = load_pair(p + i), v = load_pair(from + i);

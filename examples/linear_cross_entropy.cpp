@@ -31,7 +31,7 @@ float largest(const T* z, int64_t V) {
   return *std::max_element(top, top + kAccumulators);
 }
 
-// Sum of exp(y - top); each term is also left in `terms` unless that is null.
+// Sum of exp(y - top); with kKeep each term is also left in `terms`.
 template <typename T>
 float sum_of_exponentials(const T* z, int64_t V, float cap, float top, float* terms) {
   float sum[kAccumulators] = {};

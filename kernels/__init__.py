@@ -35,9 +35,8 @@ PREFERENCE: dict[str, tuple[str, ...]] = {
     "cuda": ("cuda", "triton", "torch"),
 }
 
-INTERPRETED = (
-    os.environ.get("TRITON_INTERPRET") == "1"
-)  # Triton reads it when a kernel is defined, so it is fixed by now
+# Triton reads it when a kernel is defined, so it is fixed by now
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _RUNS_ON: dict[str, tuple[str, ...]] = {
     "cpp": ("cpu",),
     "triton": ("cuda", "cpu") if INTERPRETED else ("cuda",),

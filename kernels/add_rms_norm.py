@@ -238,9 +238,8 @@ def _save(ctx, inputs, output):
     _, _, weight, _, ctx.impl = inputs
     _, total, rstd = output
     ctx.save_for_backward(total, weight, rstd)
-    ctx.set_materialize_grads(
-        False
-    )  # an output that nothing uses sends None, not a tensor of zeros
+    # an output that nothing uses sends None, not a tensor of zeros
+    ctx.set_materialize_grads(False)
 
 
 def _gradient(ctx, dy: Tensor | None, dtotal: Tensor | None, _):

@@ -408,9 +408,8 @@ def _tiles(D: int, itemsize: int, m: int, n: int, warps: int, stages: int) -> di
 
 
 def _precision(dtype: torch.dtype) -> str:
-    return (
-        "tf32x3" if dtype == torch.float32 else "tf32"
-    )  # three TF32 products keep 21 of float32's 24 bits
+    # three TF32 products keep 21 of float32's 24 bits
+    return "tf32x3" if dtype == torch.float32 else "tf32"
 
 
 def _operands(*tensors: Tensor) -> list[Tensor]:

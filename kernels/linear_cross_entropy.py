@@ -306,9 +306,8 @@ def _(
 
 def _save(ctx, inputs, output):
     h, W, *_ = inputs
-    ctx.set_materialize_grads(
-        False
-    )  # else every backward would fill an N x V tensor of zeros for dz
+    # else every backward would fill an N x V tensor of zeros for dz
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(h, W, output[1])
 
 
@@ -324,9 +323,8 @@ def _gradient(ctx, g: Tensor | None, gradient_of_dz: Tensor | None):
     with torch.autocast(h.device.type, enabled=False):
         g = g[:, None]
         if ctx.needs_input_grad[0]:
-            dh = (dz @ W).mul_(
-                g
-            )  # in place: the product of two dtypes would be a float32 copy first
+            # in place: the product of two dtypes would be a float32 copy first
+            dh = (dz @ W).mul_(g)
         if ctx.needs_input_grad[1]:
             dW = dz.t() @ (h * g).to(h.dtype)
     return dh, dW, None, None, None

@@ -55,7 +55,8 @@ POLAR_EXPRESS = (
     (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
     (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
 )
-QUINTIC = (3.4445, -4.7750, 2.0315)  # Keller Jordan's, the same every step: ends in 0.68 .. 1.20
+# Keller Jordan's, the same every step: keeps values in 0.68 .. 1.13, and may leave one that is just arriving at 1.20.
+QUINTIC = (3.4445, -4.7750, 2.0315)
 # The first polynomial explodes above 1; rounding must not carry a singular value there.
 SAFETY = 1.02
 TINY = 1e-20  # a Frobenius norm below it counts as zero
@@ -99,9 +100,8 @@ def _torch(G: Tensor, steps: int) -> Tensor:
     X = X.mT if tall else X
     for a, b, c in coefficients(steps):
         A = X @ X.mT
-        B = torch.baddbmm(
-            A, A, A, beta=b, alpha=c
-        )  # one rounding: in bfloat16 a sum of two rounded terms loses 2 % here
+        # one rounding: in bfloat16 a sum of two rounded terms loses 2 % here
+        B = torch.baddbmm(A, A, A, beta=b, alpha=c)
         X = torch.baddbmm(X, B, X, beta=a)
     return (X.mT if tall else X).to(G.dtype).reshape(G.shape).contiguous()
 
@@ -191,9 +191,8 @@ def _cpp(G: Tensor, steps: int) -> Tensor:
         Q: Tensor | None = None
         for remaining in reversed(range(segment)):
             P = _symmetric(R, R, R, *next(step))
-            Q = (
-                P if Q is None else _symmetric(Q, P)
-            )  # polynomials of one R commute, so that every product is symmetric
+            # polynomials of one R commute, so that every product is symmetric
+            Q = P if Q is None else _symmetric(Q, P)
             if remaining:
                 R = _symmetric(_symmetric(R, P), P)
         X = _apply(Q, X, tall)
@@ -210,21 +209,22 @@ def _symmetric_kernel(
 ):  # fmt: skip
     """out = b add + c x x^T: a program makes one tile on or below the diagonal and stores it twice. add and out (B, n, n)."""
     tile = tl.program_id(0)
-    row = ((tl.sqrt(8.0 * tile + 1.0) - 1.0) / 2.0).to(
-        tl.int32
-    )  # tile = row (row + 1) / 2 + column
+    # tile = row (row + 1) / 2 + column
+    row = ((tl.sqrt(8.0 * tile + 1.0) - 1.0) / 2.0).to(tl.int32)
     row = tl.where(row * (row + 1) // 2 > tile, row - 1, row)
     row = tl.where((row + 1) * (row + 2) // 2 <= tile, row + 1, row)
     column = tile - row * (row + 1) // 2
     batch = tl.program_id(1).to(tl.int64)
     rows, columns = row * BLOCK_N + tl.arange(0, BLOCK_N), column * BLOCK_N + tl.arange(0, BLOCK_N)
     ks = tl.arange(0, BLOCK_K)
+    # [N, K]
     left_ptr = (
         x_ptr + batch * x_strides[0] + rows[:, None] * x_strides[1] + ks[None, :] * x_strides[2]
-    )  # [N, K]
+    )
+    # [K, N]
     right_ptr = (
         x_ptr + batch * x_strides[0] + columns[None, :] * x_strides[1] + ks[:, None] * x_strides[2]
-    )  # [K, N]
+    )
     acc = tl.zeros([BLOCK_N, BLOCK_N], tl.float32)
     for k in range(0, m, BLOCK_K):
         left = tl.load(left_ptr, mask=(rows < n)[:, None] & (ks < m - k)[None, :], other=0.0)
@@ -260,9 +260,10 @@ def _apply_kernel(
     columns = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     ks = tl.arange(0, BLOCK_K)
     x_ptr += batch * x_strides[0]
+    # [N, K]
     left_ptr = (
         p_ptr + batch * s_strides[0] + rows[:, None] * s_strides[1] + ks[None, :] * s_strides[2]
-    )  # [N, K]
+    )
     right_ptr = x_ptr + ks[:, None] * x_strides[1] + columns[None, :] * x_strides[2]  # [K, M]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for k in range(0, n, BLOCK_K):
@@ -310,11 +311,8 @@ def _triton(G: Tensor, steps: int) -> Tensor:
     batch, n, m = X.shape
     symmetric, apply = _tiling(n, m, X.dtype)
     tiles = triton.cdiv(n, symmetric["BLOCK_N"])
-    A, B, spare = (
-        X.new_empty(batch, n, n),
-        X.new_empty(batch, n, n),
-        torch.empty_like(X),
-    )  # of X's strides
+    # of X's strides
+    A, B, spare = X.new_empty(batch, n, n), X.new_empty(batch, n, n), torch.empty_like(X)
     grid = (tiles * (tiles + 1) // 2, batch)
     apply_grid = (triton.cdiv(n, apply["BLOCK_N"]), triton.cdiv(m, apply["BLOCK_M"]), batch)
     for a, b, c in coefficients(steps):

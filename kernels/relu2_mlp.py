@@ -105,10 +105,8 @@ def _relu2_mlp_kernel(
     row0 = (first + program % tall).to(tl.int64) * BLOCK_R
     col0 = program % (GROUP * across) // tall * BLOCK_M
     rows, cols, ks = tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_K)
-    height, width = (
-        (R - row0).to(tl.int32),
-        M - col0,
-    )  # what is left: a tile counts in 32 bits, 64 spill
+    # what is left: a tile counts in 32 bits, 64 spill
+    height, width = (R - row0).to(tl.int32), M - col0
     a_ptrs = a_ptr + row0 * a_strides[0] + rows[:, None] * a_strides[0] + ks[None, :] * a_strides[1]
     b_ptrs = b_ptr + col0 * b_strides[1] + ks[:, None] * b_strides[0] + cols[None, :] * b_strides[1]
     acc = tl.zeros([BLOCK_R, BLOCK_M], tl.float32)

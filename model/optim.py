@@ -48,17 +48,20 @@ RATES = {
     ),
     "cuda": Rates(  # 262,144 tokens a step
         matrix=0.04,  # tune on cuda: 0.02 0.03 0.04 0.06
-        embed=0.98,  # tune on cuda: 0.5 0.7 0.98 1.4
-        value=0.98,  # tune on cuda: 0.3 0.5 0.98
+        embed=1.1,  # tune on cuda: 0.5 0.8 1.1 1.5
+        value=1.1,  # tune on cuda: 0.3 0.6 1.1
         head=0.006,  # tune on cuda: 0.004 0.006 0.008
         gate=0.02,  # tune on cuda: 0.01 0.02 0.04
         lambdas=0.5,  # tune on cuda: 0.25 0.5 1.0
         decay=0.2,  # tune on cuda: 0.1 0.2 0.4
     ),
+    "autoresearch": Rates(  # 524,288 tokens a step
+        matrix=0.04, embed=0.73, value=0.73, head=0.005, gate=0.02, lambdas=0.5, decay=0.2
+    ),
 }
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Bank:
     """A stack of matrices (..., M, N) with its momentum and, NorMuon's, the running mean square of the longer side's vectors."""
 
@@ -102,8 +105,7 @@ class MuonAdamW:
     """One step over all of a model's weights; rates and decay are scaled by the schedule that `train.py` keeps."""
 
     def __init__(self, model: GPT) -> None:
-        device = model.head.device.type
-        self.rates = rates = RATES[device]
+        self.rates = rates = RATES[model.config.size]
         self.banks = [_Bank.of(bank) for bank in (model.qkvo, model.up, model.down)]
         self.tables = [
             _Table.of(model.embed, rates.embed, decay=0.001),

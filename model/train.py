@@ -37,12 +37,14 @@ REPORT_EVERY = 0.5  # seconds
 BATCH_TOKENS = {
     "cpu": 2048,  # tune on cpu: 1024 2048 4096
     "cuda": 262144,  # tune on cuda: 131072 262144 524288
+    "autoresearch": 524288,
 }
 # What backward needs, in bytes: it decides how many rows fit at once
 ACTIVATION_BYTES = 36  # a token, channel and layer, in bfloat16
 SCORE_BYTES = 8  # a score of every layer, where plain torch keeps it in float32 twice
 LOGIT_BYTES = 2  # the gradient of a logit, which our loss makes in its forward pass
 PLAIN_LOGIT_BYTES = 12  # a logit, where plain torch keeps it in float32 three times
+MOST_BYTES = 60e9  # a piece of that size keeps any GPU busy
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class Batch:
 
 
 def batch(device: torch.device, config: GPTConfig) -> Batch:
-    """The batch of `device`, in as few pieces as its memory allows."""
-    rows = max(1, BATCH_TOKENS[device.type] // config.sequence_length)
+    """The batch of the model's size, in as few pieces as fit into MOST_BYTES and the memory of `device`."""
+    rows = max(1, BATCH_TOKENS[config.size] // config.sequence_length)
     if device.type == "cpu":
         return Batch(rows, rows)
     T = config.sequence_length
@@ -64,7 +66,8 @@ def batch(device: torch.device, config: GPTConfig) -> Batch:
         row += SCORE_BYTES * T * T * config.heads * config.depth
     plain = config.impl.get("linear_cross_entropy") == "torch"
     row += (PLAIN_LOGIT_BYTES if plain else LOGIT_BYTES) * T * config.vocab_size
-    fits = max(1, int(0.7 * torch.cuda.get_device_properties(device).total_memory) // row)
+    total = torch.cuda.get_device_properties(device).total_memory
+    fits = max(1, int(min(MOST_BYTES, 0.7 * total)) // row)
     return Batch(rows, max(n for n in range(1, rows + 1) if rows % n == 0 and n <= fits))
 
 
@@ -74,7 +77,11 @@ class Trainer:
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self.device = torch.device(spec["device"])
         self.config = configure(
-            spec["device"], spec["vocab_size"], spec["sequence_length"], spec.get("impl")
+            spec["device"],
+            spec["vocab_size"],
+            spec["sequence_length"],
+            spec.get("impl"),
+            spec.get("size"),
         )
         self.batch = batch(self.device, self.config)
         self.model = GPT(self.config).to(self.device)

@@ -31,9 +31,8 @@ from torch import Tensor  # noqa: E402
 from bench.contracts import Case, Input, contract  # noqa: E402
 from bench.judge import CACHE  # noqa: E402
 
-Results = list[
-    dict[str, Tensor] | str
-]  # case by case; the name of an exception where there was one
+# case by case; the name of an exception where there was one
+Results = list[dict[str, Tensor] | str]
 
 SEED = 41
 DRAWN = 40

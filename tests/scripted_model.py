@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from agent.records import Usage
 from agent.research.messages import (
     END,
     TOOLS,
@@ -19,7 +20,6 @@ from agent.research.messages import (
     Reply,
     Results,
     ToolCall,
-    Usage,
     User,
 )
 

@@ -237,7 +237,7 @@ def test_trial_and_profile_run_every_op_by_the_implementation_that_is_asked_for(
 ) -> None:
     asked: list[object] = []
     data = SimpleNamespace(vocab_size=8192, bos=0)
-    for function in ("bench.trial.run_trial", "bench.profile.of_step"):
+    for function in ("bench.trial.run_trial", "bench.step_profile.of_step"):
         monkeypatch.setattr(function, lambda *_, impl, **__: asked.append(impl))
     judge = Bench("cpu", cast(Dataset, data), impl=impl)
     judge.trial(ROOT, 0, None)

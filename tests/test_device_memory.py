@@ -1,14 +1,14 @@
-"""Tensors lent in memory that the judge reaches by copying alone: by a stand-in everywhere, by CUDA IPC where there is a GPU."""
+"""Tensors lent in memory that the judge reaches by copying alone: by a stand-in everywhere, by memory of the device where there is a GPU."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import mmap
 import os
 import random
 import re
 import signal
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from bench import device_memory
 from bench.arena import Arena
 from bench.conduct import Conduct
 from bench.contracts import Case, Input, contract
-from bench.device_memory import GRAIN, HANDLE_BYTES, DeviceMemory, Unavailable
+from bench.device_memory import GRAIN, DeviceMemory, Unavailable
 from bench.examination import Examination
 from bench.judge import Judge, Refused, lending
 from bench.mirror import Memory, Spans
@@ -242,7 +242,7 @@ class Withheld(Apart):
 
 class Malformed(Apart):
     def offer(self) -> tuple[dict[str, Any], int | None]:
-        return {"bytes": self.size, "handle": "short"}, None
+        return {"bytes": self.size, "device": True}, None
 
 
 class Another(Apart):
@@ -260,7 +260,7 @@ class Another(Apart):
     ("memory", "reason"),
     [
         (Withheld, "the driver says no"),
-        (Malformed, "in the sandbox, .*expected a handle"),
+        (Malformed, "in the sandbox, .*expected a file descriptor, got None"),
         (Another, "what the runner opened is another memory"),
     ],
 )
@@ -292,37 +292,148 @@ def test_a_cpu_is_lent_shared_memory_and_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("handle", "size", "reason"),
+    ("fd", "size", "reason"),
     [
-        (None, GRAIN, "as text, got NoneType"),
-        (b"x" * HANDLE_BYTES, GRAIN, "as text, got bytes"),
-        ("not base64 at all!", GRAIN, "in base64"),
-        (base64.b64encode(bytes(63)).decode(), GRAIN, "of 64 bytes, got 63"),
-        (base64.b64encode(bytes(65)).decode(), GRAIN, "of 64 bytes, got 65"),
-        ("gASVCgAAAAAAAACMBnN5c3RlbZQu", GRAIN, "of 64 bytes"),
-        (base64.b64encode(bytes(64)).decode(), 0, "multiple of"),
-        (base64.b64encode(bytes(64)).decode(), -GRAIN, "multiple of"),
-        (base64.b64encode(bytes(64)).decode(), GRAIN + 1, "multiple of"),
-        (base64.b64encode(bytes(64)).decode(), float(GRAIN), "multiple of"),
-        (base64.b64encode(bytes(64)).decode(), True, "multiple of"),
+        (None, GRAIN, "expected a file descriptor, got None"),
+        ("3", GRAIN, "expected a file descriptor, got '3'"),
+        (-1, GRAIN, "expected a file descriptor, got -1"),
+        (True, GRAIN, "expected a file descriptor, got True"),
+        (3, 0, "multiple of"),
+        (3, -GRAIN, "multiple of"),
+        (3, GRAIN + 1, "multiple of"),
+        (3, float(GRAIN), "multiple of"),
+        (3, True, "multiple of"),
     ],
 )
-def test_a_malformed_handle_is_refused_before_cuda_sees_it(
-    handle: object, size: object, reason: str
+def test_what_is_no_descriptor_or_no_size_is_refused_before_cuda_sees_it(
+    fd: object, size: object, reason: str
 ) -> None:
     with pytest.raises(Unavailable, match=reason):
-        device_memory.parse(handle, size)
+        device_memory.opened(fd, size)
 
 
-def test_a_handle_survives_the_wire_as_it_was() -> None:
-    raw = bytes(range(64))
-    assert device_memory.parse(base64.b64encode(raw).decode(), 2 * GRAIN) == (raw, 2 * GRAIN)
+class Driver:
+    """The part of CUDA's driver that is used, with its books; the call named `fails` does."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+        self.handles: set[int] = set()
+        self.reserved: set[int] = set()
+        self.mapped: set[int] = set()
+        self.called: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> int:
+            self.called.append(name)
+            if name == self.fails:
+                return 2
+            getattr(self, f"_{name}")(*arguments)
+            return 0
+
+        return call
+
+    def cuGetErrorName(self, result: int, name: Any) -> None:
+        name._obj.value = b"CUDA_ERROR_OUT_OF_MEMORY"
+
+    def _cuMemCreate(self, handle: Any, size: Any, wanted: Any, flags: Any) -> None:
+        properties = bytes(wanted._obj)
+        assert len(properties) == 32
+        assert struct.unpack_from("=iiii", properties) == (1, 1, 1, 0)
+        handle._obj.value = 7
+        self.handles.add(7)
+
+    def _cuMemExportToShareableHandle(self, fd: Any, handle: Any, kind: int, flags: Any) -> None:
+        assert handle.value in self.handles
+        fd._obj.value = os.open(os.devnull, os.O_RDONLY)
+
+    def _cuMemImportFromShareableHandle(self, handle: Any, fd: Any, kind: int) -> None:
+        os.fstat(fd.value or 0)
+        handle._obj.value = 8
+        self.handles.add(8)
+
+    def _cuMemRelease(self, handle: Any) -> None:
+        self.handles.remove(handle.value)
+
+    def _cuMemAddressReserve(self, address: Any, *_: Any) -> None:
+        address._obj.value = GRAIN * (1 + len(self.called))
+        self.reserved.add(address._obj.value)
+
+    def _cuMemMap(self, address: Any, size: Any, offset: Any, handle: Any, flags: Any) -> None:
+        assert address.value in self.reserved
+        assert handle.value in self.handles
+        self.mapped.add(address.value)
+
+    def _cuMemSetAccess(self, address: Any, size: Any, access: Any, count: Any) -> None:
+        assert struct.unpack("=iii", bytes(access._obj)) == (1, 0, 3)
+        assert address.value in self.mapped
+
+    def _cuMemUnmap(self, address: Any, size: Any) -> None:
+        self.mapped.remove(address.value)
+
+    def _cuMemAddressFree(self, address: Any, size: Any) -> None:
+        assert address.value not in self.mapped
+        self.reserved.remove(address.value)
+
+
+def driven(monkeypatch: pytest.MonkeyPatch, fails: str = "") -> Driver:
+    driver = Driver(fails)
+    monkeypatch.setattr(device_memory, "_driver", lambda: driver)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(device_memory.Block, "bytes", lambda self, a, b: torch.ones(b - a))
+    return driver
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_a_block_is_held_by_its_mapping_and_its_descriptor_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    driver, before = driven(monkeypatch), descriptors()
+    memory = DeviceMemory(1)
+    offer, fd = memory.offer()
+    assert offer == {"bytes": GRAIN, "device": True}
+    assert not driver.handles
+    theirs = device_memory.opened(fd, GRAIN)
+    assert not driver.handles
+    theirs.close()
+    assert len(driver.mapped) == 1
+    memory.close()
+    assert not driver.reserved | driver.mapped
+    assert descriptors() == before
+    memory.close()
+
+
+@pytest.mark.parametrize(
+    "fails",
+    "Create ExportToShareableHandle AddressReserve Map SetAccess".split(),
+)
+def test_nothing_stays_of_a_block_that_cannot_be_made(
+    fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, before = driven(monkeypatch, f"cuMem{fails}"), descriptors()
+    with pytest.raises(Unavailable, match=rf"cuMem{fails}: CUDA_ERROR_OUT_OF_MEMORY \(2\)"):
+        device_memory.allocate(GRAIN)
+    assert not driver.handles | driver.reserved | driver.mapped
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("fails", "ImportFromShareableHandle AddressReserve Map SetAccess".split())
+def test_nothing_stays_of_a_block_that_cannot_be_opened(
+    fails: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = driven(monkeypatch, f"cuMem{fails}")
+    with pytest.raises(Unavailable, match=f"cuMem{fails}"):
+        device_memory.opened(0, GRAIN)
+    assert not driver.handles | driver.reserved | driver.mapped
 
 
 def test_bytes_outside_of_a_memory_are_refused(tmp_path: Path) -> None:
     fd = os.memfd_create("small")
     os.ftruncate(fd, mmap.PAGESIZE)
-    for region in (Mapped(fd), device_memory.Block(0, mmap.PAGESIZE, "cuMemFree_v2")):
+    for region in (Mapped(fd), device_memory.Block(0, mmap.PAGESIZE, lambda: None)):
         for start, end in ((-1, 5), (0, mmap.PAGESIZE + 1), (8, 4)):
             with pytest.raises(ValueError, match="of a memory of 4096"):
                 region.bytes(start, end)
@@ -381,7 +492,7 @@ def test_the_block_that_is_lent_holds_nothing_else_of_the_judges() -> None:
     secret = torch.full((1 << 20,), 42, dtype=torch.uint8, device="cuda")
     del secret
     torch.cuda.empty_cache()
-    block = device_memory.allocate(2 * GRAIN)
+    block, fd = device_memory.allocate(2 * GRAIN)
     try:
         assert block.address % GRAIN == 0
         assert int(block.bytes(0, block.size).sum()) == 0, "memory of the judge's was not wiped"
@@ -390,6 +501,7 @@ def test_the_block_that_is_lent_holds_nothing_else_of_the_judges() -> None:
             assert not block.address <= other.data_ptr() < block.address + block.size
     finally:
         block.close()
+        os.close(fd)
 
 
 @pytest.mark.gpu

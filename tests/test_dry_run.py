@@ -18,8 +18,7 @@ from agent.dry_run.talk import CHARACTERS, Talk, conversation
 from agent.lab import Lab, Unusable
 from agent.ledger import Ledger
 from agent.prices import Price
-from agent.records import DROP, REFUSE, GateResult, Outcome, Proposal, Run, Settings
-from agent.research.messages import Usage
+from agent.records import DROP, REFUSE, GateResult, Outcome, Proposal, Run, Settings, Usage
 
 NIGHT = Settings(proposer="anthropic", models=("m",), prices=("m=2/10/0.2/2.5",), seconds=300.0)
 PACE = Pace((Stage("scope", 1.0, 4.0, 0), Stage("trial", 0.25, 384.0, 0)), (50.0, 200.0, 400.0), True, 480.0, 240.0)  # fmt: skip

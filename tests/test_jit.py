@@ -74,9 +74,8 @@ def test_load_builds_once_and_content_decides_the_name(source, monkeypatch, caps
 
     first = jit.build(source)
     jit.load.cache_clear()
-    assert (
-        jit.load("demo").answer(torch.ones(2)) == 42
-    )  # the same object again: not a second registration
+    # the same object again: not a second registration
+    assert jit.load("demo").answer(torch.ones(2)) == 42
     assert capsys.readouterr().err == ""  # and not a second build
     assert not list(first.parent.glob("*.scratch"))
 

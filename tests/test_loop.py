@@ -259,9 +259,8 @@ def test_what_scope_refuses_costs_no_trial(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, proposer: Any, words: str
 ) -> None:
     monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: proposer)
-    rules = Rules(
-        fail_trial="nan"
-    )  # so that nothing is kept and the same patch meets the same parent
+    # so that nothing is kept and the same patch meets the same parent
+    rules = Rules(fail_trial="nan")
     campaign.run(lab, replace(SETTINGS, experiments=2), Transcript(), rules)
     last = lab.ledger().experiments()[-1]
     assert last.outcome.status == REFUSE

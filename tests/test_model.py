@@ -10,6 +10,7 @@ import torch
 
 from model import train
 from model.gpt import GPT, OPS, GPTConfig, configure
+from model.optim import RATES, MuonAdamW
 
 VOCABULARY, T = 97, 32
 SPEC = {
@@ -50,7 +51,9 @@ def rows(count: int, length: int = T) -> torch.Tensor:
 @pytest.fixture
 def trainer(monkeypatch: pytest.MonkeyPatch) -> train.Trainer:
     """A Trainer of the tiny size; everything else as in a trial."""
-    monkeypatch.setattr(train, "configure", lambda device, V, T, impl: tiny(impl=dict(impl or {})))
+    monkeypatch.setattr(
+        train, "configure", lambda device, V, T, impl, size: tiny(impl=dict(impl or {}))
+    )
     monkeypatch.setattr(train, "batch", lambda device, config: train.Batch(rows=8, micro_rows=8))
     return train.Trainer(SPEC)
 
@@ -177,6 +180,23 @@ def test_unknown_op_or_device_is_named() -> None:
         configure("cpu", VOCABULARY, T, {"rms_nrom": "torch"})
     with pytest.raises(ValueError, match="tpu"):
         configure("tpu", VOCABULARY, T)
+    with pytest.raises(ValueError, match="'large': expected one of cpu, cuda, autoresearch"):
+        configure("cuda", VOCABULARY, T, size="large")
+
+
+def test_autoresearchs_size_is_that_of_its_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Depth 8, width 512, half a million tokens a step, short windows of half the length: what its published figures belong to."""
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30)
+    )
+    config = configure("cuda", 8192, 2048, size="autoresearch")
+    assert (config.depth, config.dim, config.heads) == (8, 512, 4)
+    assert config.windows == [1024, 1024, 1024, None, 1024, 1024, 1024, None]
+    found = train.batch(torch.device("cuda"), config)
+    assert found.rows * 2048 == 2**19
+    assert found.micro_rows == 128
+    with torch.device("meta"):
+        assert MuonAdamW(GPT(config)).rates == RATES["autoresearch"]
 
 
 def test_loss_falls_on_a_learnable_text(trainer: train.Trainer) -> None:
@@ -238,9 +258,8 @@ def test_batches_cover_an_epoch_without_overlap() -> None:
     drawn = train.batches(tokens, rows=5, T=32, seed=0)
     seen = torch.cat([next(drawn) for _ in range(6)])
     assert seen.shape == (30, 33)
-    assert torch.equal(
-        seen[:, 1:], seen[:, :1] + torch.arange(1, 33)
-    )  # each row is a run of the text
+    # each row is a run of the text
+    assert torch.equal(seen[:, 1:], seen[:, :1] + torch.arange(1, 33))
     assert len(set(seen[:, 0].tolist())) == 30
     assert len(set((seen[:, 0] % 32).tolist())) == 1
 

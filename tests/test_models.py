@@ -14,6 +14,7 @@ from model_servers import KEY, ChatServer, Fail, MessagesServer, Say, Server
 
 from agent.proposers.anthropic import MessagesModel
 from agent.proposers.openai import ChatModel
+from agent.records import Usage
 from agent.research.messages import (
     CUT,
     END,
@@ -23,7 +24,6 @@ from agent.research.messages import (
     Rejected,
     ToolResult,
     Transient,
-    Usage,
     User,
 )
 

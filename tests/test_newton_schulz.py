@@ -16,10 +16,11 @@ from kernels.newton_schulz import coefficients, newton_schulz
 SHAPES = [(48, 48), (130, 130), (64, 256), (256, 64), (3, 70, 100), (2, 200, 90), (2, 2, 17, 31)]
 # More columns and more terms than csrc/product.h packs at a time.
 SHAPES += [(300, 700), (700, 300)]
+# of the float64 iteration, relative to the norm
 CLOSE = {
     torch.float32: 2e-4,
     torch.bfloat16: 8e-2,
-}  # of the float64 iteration, relative to the norm
+}
 
 
 def matrix(shape: tuple[int, ...], spectrum: Tensor | None = None) -> Tensor:
@@ -121,9 +122,8 @@ def test_degenerate_matrices(impl):
         for steps in (5, 7):
             O = newton_schulz(G, steps, impl=impl).double()  # noqa: E741
             assert abs(float(U[:, 0] @ O @ Vh[0]) - 1) < 0.33
-            assert (
-                relative(O, U[:, :1] @ (U[:, :1].mT @ O)) < 2e-2
-            )  # what float32 leaves in the other directions
+            # what float32 leaves in the other directions
+            assert relative(O, U[:, :1] @ (U[:, :1].mT @ O)) < 2e-2
     assert newton_schulz(torch.empty(0, 4, 6), impl=impl).shape == (0, 4, 6)
     half = matrix((30, 120), torch.cat([torch.ones(15), torch.zeros(15)])).float()
     assert relative(newton_schulz(half, 7, impl=impl), truth(half, 7)) < 2e-3

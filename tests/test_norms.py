@@ -134,9 +134,8 @@ def test_mixed_dtypes_promote(impl):
     y, total = add_rms_norm(x, residual, impl=impl)
     assert y.dtype == total.dtype == torch.float32
     assert torch.equal(total, x + residual)
-    weighted = rms_norm(
-        x, random(8, seed=2), impl=impl
-    )  # a float32 weight does not change the type of the result
+    # a float32 weight does not change the type of the result
+    weighted = rms_norm(x, random(8, seed=2), impl=impl)
     assert weighted.dtype == torch.bfloat16
 
 

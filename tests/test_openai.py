@@ -12,7 +12,7 @@ from agent.ledger import Ledger
 from agent.machine import Machine
 from agent.proposers import Workshop
 from agent.proposers.openai import BROKEN_OFF, ChatModel, create, only_model
-from agent.records import Settings
+from agent.records import Settings, Usage
 from agent.research import wire
 from agent.research.messages import (
     END,
@@ -23,7 +23,6 @@ from agent.research.messages import (
     Rejected,
     ToolResult,
     Transient,
-    Usage,
 )
 from agent.screen import Plain
 

@@ -60,9 +60,8 @@ def test_muon_size_does_not_depend_on_the_gradients_scale() -> None:
         MuonAdamW(gpt).step(rate=1.0, decay=0.0)
         steps.append(gpt.up.detach() - before)
     torch.testing.assert_close(steps[0], steps[1], rtol=1e-2, atol=1e-4)
-    assert steps[0].norm() == pytest.approx(
-        RATES["cpu"].matrix * 2 * (2 * 64) ** 0.5, rel=0.15
-    )  # rate of a 4:1 matrix is 2
+    # rate of a 4:1 matrix is 2
+    assert steps[0].norm() == pytest.approx(RATES["cpu"].matrix * 2 * (2 * 64) ** 0.5, rel=0.15)
 
 
 def test_cautious_decay_shrinks_only_where_the_update_agrees() -> None:

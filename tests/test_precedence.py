@@ -96,11 +96,16 @@ def test_threads_get_a_core_each_before_two_share_one(
     assert precedence.apart(range(4), tmp_path) == order
 
 
-def test_the_thread_that_worked_longest_gets_the_first_core(
+def test_the_oldest_of_the_threads_that_worked_longest_gets_the_first_core(
     sleeper: subprocess.Popen[bytes],
 ) -> None:
-    assert precedence.spread({2**22 + 1: 1, sleeper.pid: 2})  # one that is gone is passed over
+    gone = 2**22 + 1  # is passed over
+    assert precedence.spread({gone: 3, sleeper.pid: 2})
     assert os.sched_getaffinity(sleeper.pid) == {precedence.apart(os.sched_getaffinity(0))[0]}
+
+
+def worked(pids: list[int]) -> dict[int, int]:
+    return {thread: on_core for thread, (on_core, _) in processes.threads(pids).items()}
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
@@ -119,10 +124,10 @@ def test_the_threads_of_a_call_have_cores_of_their_own_whatever_worked_before(
         rounds.ready([prepared], runners)
         runners[0].settle()  # nothing was asked since, and nothing moves
         pids = processes.tree(runners[0].judge.pid)
-        before = processes.threads(pids)
+        before = worked(pids)
         for _ in range(3):
             prepared.round()
-        now = processes.threads(pids)
+        now = worked(pids)
         affinity = {thread: os.sched_getaffinity(thread) for thread in now}
     first, second = sorted(now, key=lambda thread: before[thread] - now[thread])[:2]
     assert now[second] > before[second]

@@ -6,7 +6,7 @@ import pytest
 
 from agent import prices
 from agent.prices import Price, UnknownPrice, price_of
-from agent.research.messages import Usage
+from agent.records import Usage
 
 
 @pytest.mark.parametrize("model", prices.table())

@@ -19,9 +19,9 @@ from agent.research import answers
 from agent.research.menu import ToolLimits
 from bench import inspection
 from bench.contracts import ops
-from bench.profile import of_op, of_step
 from bench.runner.inspecting import loops
 from bench.runner.profiling import is_python, split, waited, watch_data
+from bench.step_profile import of_op, of_step
 
 ROOT = Path(__file__).resolve().parent.parent
 Tree = Callable[..., Path]
@@ -128,12 +128,13 @@ def test_a_step_is_split_by_op_and_a_slow_op_shows(tree: Tree) -> None:
     assert 0 <= found["python_ms"] < found["step_ms"]
     assert set(found["implementations"].values()) == {"cpp"}
     assert "linear_cross_entropy" in step_table.table(found)
+    # of the others, few microseconds decide
     heavy = (
         "attention",
         "linear_cross_entropy",
         "newton_schulz",
         "relu2_mlp",
-    )  # of the others, few microseconds decide
+    )
     assert all(0 < rows[op]["percent_of_limit"] < 200 for op in heavy)
     assert rows["rms_norm"]["percent_of_limit"] < 0.2 * rows["add_rms_norm"]["percent_of_limit"]
     assert rows["rms_norm"]["share"] > 0.1

@@ -19,7 +19,7 @@ from agent.ledger import Ledger
 from agent.machine import Machine
 from agent.prices import Price
 from agent.proposers import Context, NoProposal, Stopped, Workshop
-from agent.records import DROP, GateResult, Outcome, Proposal, Run, Settings
+from agent.records import DROP, GateResult, Outcome, Proposal, Run, Settings, Usage
 from agent.research.draft import Draft
 from agent.research.messages import (
     CUT,
@@ -32,7 +32,6 @@ from agent.research.messages import (
     Reply,
     Results,
     Transient,
-    Usage,
 )
 from agent.research.patience import Patience
 from agent.research.researcher import Researcher

@@ -8,8 +8,7 @@ import pytest
 
 from agent.ledger import Ledger
 from agent.prices import Price, UnknownPrice
-from agent.records import Run, Settings
-from agent.research.messages import Usage
+from agent.records import Run, Settings, Usage
 from agent.spending import BudgetSpent, Limits, Purse
 
 RUN = "night"
@@ -69,9 +68,8 @@ def test_a_limit_on_tokens_counts_cached_ones(book):
     purse = Purse(book, RUN, PRICES, Limits(tokens=20_000))
     usage = Usage(input=1_000, output=500, cache_read=12_000, cache_write=2_000)
     purse.settle(purse.reserve("cheap", 15_000, 500), usage)
-    purse.release(
-        purse.reserve("cheap", 4_000, 300), None
-    )  # 15,500 + 4,200 + 300: just what is left
+    # 15,500 + 4,200 + 300: just what is left
+    purse.release(purse.reserve("cheap", 4_000, 300), None)
     with pytest.raises(BudgetSpent, match=r"15,500 of 20,000 tokens"):
         purse.reserve("cheap", 4_000, 501)
 

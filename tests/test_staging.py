@@ -6,8 +6,8 @@ import random
 
 import torch
 
+from bench.arena import Arena
 from bench.contracts import Case, Input, contract
-from bench.judge import Arena
 from bench.protocol import Mapped
 from bench.runner.blocks import Blocks
 from bench.runner.calls import Calls

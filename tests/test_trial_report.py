@@ -39,16 +39,16 @@ def asked(monkeypatch):
 def test_arms_take_turns_and_an_ended_run_goes_on_with_what_is_missing(asked, tmp_path):
     kept, arms = tmp_path / "trials.jsonl", ["shipped", "torch"]
     with pytest.raises(SystemExit, match=r"a trial failed \(late\): slow"):
-        trial_report.trials(DATASET, 5.0, 3, arms, "cpu", kept)
-    found = trial_report.trials(DATASET, 5.0, 3, arms, "cpu", kept)
+        trial_report.trials(DATASET, 5.0, (0, 1, 2), arms, "cpu", kept)
+    found = trial_report.trials(DATASET, 5.0, (0, 1, 2), arms, "cpu", kept)
     first_four = [("shipped", 0), ("torch", 0), ("torch", 1), ("shipped", 1)]
     assert asked == [*first_four, ("shipped", 2), ("shipped", 2), ("torch", 2)]
     assert [trial["val_bpb"] for trial in found["torch"]] == [1.0, 1.01, 1.02]
 
-    trial_report.trials(DATASET, 5.0, 1, [*arms, "torch.compile"], "cpu", kept)
+    trial_report.trials(DATASET, 5.0, (0,), [*arms, "torch.compile"], "cpu", kept)
     assert asked[7:] == [("torch.compile", 0)]
     with pytest.raises(SystemExit, match="give another --out"):
-        trial_report.trials(DATASET, 6.0, 3, arms, "cpu", kept)
+        trial_report.trials(DATASET, 6.0, (0, 1, 2), arms, "cpu", kept)
 
 
 def test_what_an_arm_names_is_there():
@@ -87,7 +87,7 @@ def test_a_gain_is_counted_seed_by_seed():
     assert "low" not in single["tokens_per_second_ratio"]
 
 
-@pytest.mark.parametrize(("words", "said"), [(("--out", "x.jsonl"), "name a .json"), (("--out", "x.json", "--device", "cuda"), "no GPU")])  # fmt: skip
+@pytest.mark.parametrize(("words", "said"), [(("--out", "x.jsonl"), "name a .json"), (("--out", "x.json", "--device", "cuda"), "no GPU"), (("--out", "x.json", "--seeds", "4", "4"), "expected each once, got [4, 4]")])  # fmt: skip
 def test_what_cannot_be_reported_is_said_before_anything_is_trained(words, said, monkeypatch, capsys):  # fmt: skip
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["trial_report", "data", *words])
@@ -98,8 +98,8 @@ def test_what_cannot_be_reported_is_said_before_anything_is_trained(words, said,
 
 def test_a_trial_that_was_cut_short_as_it_was_written_down_is_run_again(asked, tmp_path):
     kept = tmp_path / "trials.jsonl"
-    trial_report.trials(DATASET, 5.0, 1, ["shipped", "torch"], "cpu", kept)
+    trial_report.trials(DATASET, 5.0, (0,), ["shipped", "torch"], "cpu", kept)
     kept.write_bytes(kept.read_bytes()[:-20])
-    trial_report.trials(DATASET, 5.0, 1, ["shipped", "torch"], "cpu", kept)
+    trial_report.trials(DATASET, 5.0, (0,), ["shipped", "torch"], "cpu", kept)
     assert asked == [("shipped", 0), ("torch", 0), ("torch", 0)]
     assert [json.loads(line)["arm"] for line in kept.read_text().splitlines()] == ["shipped", "torch"]  # fmt: skip

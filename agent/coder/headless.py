@@ -19,9 +19,8 @@ from typing import IO
 from bench.sandbox import linux, processes
 
 MAX_LOG = 1 << 20  # bytes of a log; of what comes after only the end is kept
-MAX_TAIL = (
-    1 << 18
-)  # bytes of the end that are given back: an agent may end with one long line of JSON
+# bytes of the end that are given back: an agent may end with one long line of JSON
+MAX_TAIL = 1 << 18
 GRACE_S = 3.0  # between asking the processes to end and ending them
 LOOK_S = 0.1
 _SECRET_NAMES = ("KEY", "TOKEN", "SECRET")

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from agent.research.messages import Usage
+from agent.records import Usage
 
 MAX_HYPOTHESIS = 500  # characters
 _EXPECTED = "expected:"

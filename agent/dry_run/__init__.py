@@ -57,8 +57,10 @@ def _alike(past: Settings, settings: Settings) -> bool:
 
 def _models(name: str, settings: Settings) -> Sequence[str]:
     """The models that would be asked; none where no request is counted."""
-    if name not in MODELS or settings.models:
-        return settings.models if name in MODELS else ()
+    if name not in MODELS:
+        return ()
+    if settings.models:
+        return settings.models
     if settings.base_url:
         raise Unusable(
             "which model an endpoint has is not asked for an estimate: name it with --model"

@@ -25,17 +25,17 @@ ASSUMED = {
     "microbench": (20.0, 0.35),
     "parity": (20.0, 0.95),
 }
-KERNEL_GATES = frozenset(
-    {"build", "correctness", "microbench", "parity"}
-)  # a model's change passes
+# a model's change passes
+KERNEL_GATES = frozenset({"build", "correctness", "microbench", "parity"})
 TRIALS = {"kernels": 1.1, "model": 1.7, "all": 1.4}  # of a candidate, until its verdict
 SET_UP_S = 45.0  # of a trial, beside its own length: start, compilation, scoring
 CLOSING = 2 * PAIRS  # trials of start and champion at the end
 # Seconds that a proposer takes for a proposal: low, expected, high.
+SOME_PROGRAM = (120.0, 480.0, 1500.0)
 THINKING = {
     "sweep": (0.1, 0.5, 2.0),
     "replay": (0.1, 0.1, 0.5),
-    "command": (120.0, 480.0, 1500.0),
+    "command": SOME_PROGRAM,
     "anthropic": (90.0, 240.0, 720.0),
     "openai": (90.0, 240.0, 720.0),
     "placebo": (0.1, 0.1, 0.5),
@@ -92,7 +92,11 @@ def pace(settings: Settings, proposer: str, experiments: Iterable[Experiment]) -
     seconds = sum(trained) / known if known else TRIALS[settings.target] * trial
     stages.append(Stage(TRIAL, left, seconds, known))
     return Pace(
-        tuple(stages), THINKING[proposer], proposer in AHEAD, BASELINES * trial, CLOSING * trial
+        tuple(stages),
+        THINKING.get(proposer, SOME_PROGRAM),
+        proposer in AHEAD,
+        BASELINES * trial,
+        CLOSING * trial,
     )
 
 

@@ -13,8 +13,7 @@ from agent.lab import Lab, Unusable
 from agent.ledger import Ledger
 from agent.prices import MTOK, Price, UnknownPrice, price_of, traits_of
 from agent.proposers import Context
-from agent.records import Settings
-from agent.research.messages import Usage
+from agent.records import Settings, Usage
 
 CHARACTERS = 3.5  # of a token, in code and English
 TURNS = (7, 16, 36)  # replies of a model for a proposal, repairs included

@@ -6,14 +6,14 @@ conversation up to its last turn are cached. The SDK retries nothing itself: age
 
 from __future__ import annotations
 
-import os
 import threading
 from typing import TYPE_CHECKING, Any
 
 from agent import prices
 from agent.proposers import Workshop
+from agent.records import Usage
 from agent.research import messages_wire, wire
-from agent.research.messages import ModelUnusable, Prompt, Reply, Transient, Usage
+from agent.research.messages import ModelUnusable, Prompt, Reply, Transient
 
 if TYPE_CHECKING:
     from agent.research.researcher import Researcher
@@ -22,8 +22,6 @@ NAME = "anthropic"
 DEFAULT_MODEL = "claude-opus-5-5"
 KEY = "ANTHROPIC_API_KEY"
 SILENCE_S = 300.0  # without a byte, pings included, after which a request is sent again
-CONNECT_S = 10.0
-LISTED = 12  # models that a message names
 
 
 def create(workshop: Workshop) -> Researcher:
@@ -53,7 +51,7 @@ class MessagesModel:
         import anthropic
         import httpx2
 
-        key = key or os.environ.get(KEY) or wire.NO_KEY
+        key = wire.key_of(key, KEY)
         traits = prices.traits_of(name)
         self.name, self.window, self.max_output = name, traits.window, traits.max_output
         self._request = traits.request
@@ -62,7 +60,7 @@ class MessagesModel:
             api_key=key,
             base_url=base_url,
             max_retries=0,
-            timeout=httpx2.Timeout(silence_s, connect=CONNECT_S),
+            timeout=httpx2.Timeout(silence_s, connect=wire.CONNECT_S),
             # Compatible servers know the key by this header; Anthropic's own takes the SDK's.
             default_headers={"x-api-key": key} if base_url else None,
         )
@@ -106,7 +104,7 @@ class MessagesModel:
         import anthropic
 
         try:
-            return [model.id for model in self._client.models.list(limit=LISTED).data]
+            return [model.id for model in self._client.models.list(limit=wire.LISTED).data]
         except anthropic.APIStatusError:
             return []
 

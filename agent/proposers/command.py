@@ -30,9 +30,8 @@ from agent.coder.headless import Ended, Secrets
 from agent.coder.last_words import Said, parted, plain, understood
 from agent.lab import Unusable
 from agent.proposers import Context, NoProposal, Stopped, Workshop
-from agent.records import GateResult, Proposal
+from agent.records import GateResult, Proposal, Usage
 from agent.research import search
-from agent.research.messages import Usage
 from agent.research.prompt import quote
 from agent.research.search import COMBINE, Plan
 from agent.spending import BudgetSpent

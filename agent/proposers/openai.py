@@ -6,7 +6,6 @@ estimated, and said so), number no tool calls, or answer whole instead of in a s
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 from agent import prices
 from agent.lab import Unusable
 from agent.proposers import Workshop
+from agent.records import Usage
 from agent.research import chat_wire, wire
 from agent.research.messages import (
     ModelUnusable,
@@ -23,7 +23,6 @@ from agent.research.messages import (
     Reply,
     Tool,
     Transient,
-    Usage,
     User,
 )
 
@@ -36,8 +35,6 @@ DEFAULT_MODEL = "gpt-6-sol"  # at OpenAI; elsewhere the one model that an endpoi
 KEY = "OPENAI_API_KEY"
 # Without a byte: a local server reads a long prompt for minutes before its first word
 SILENCE_S = 600.0
-CONNECT_S = 10.0
-LISTED = 12  # models that a message names
 BROKEN_OFF = 5  # answers in a row that may end in an error without a status
 TRY = Prompt(
     (),
@@ -68,7 +65,7 @@ def only_model(url: str) -> str:
     """The one model of an endpoint; raises Unusable, with their names, where it has none or several."""
     names = ChatModel("", url).names()
     if len(names) != 1:
-        listed = ", ".join(names[:LISTED]) or "no model that it would list"
+        listed = ", ".join(names[: wire.LISTED]) or "no model that it would list"
         raise Unusable(f"{url} has {listed}: choose one with --model")
     return names[0]
 
@@ -90,7 +87,7 @@ class ChatModel:
     ) -> None:
         import httpx2
 
-        key = key or os.environ.get(KEY) or wire.NO_KEY
+        key = wire.key_of(key, KEY)
         traits = prices.traits_of(name)
         self.name, self.window, self.max_output = name, traits.window, traits.max_output
         self._url, self._request = base_url.rstrip("/"), traits.request
@@ -100,7 +97,7 @@ class ChatModel:
         self._stop, self._say = stop or threading.Event(), say
         self._client = httpx2.Client(
             headers={"Authorization": f"Bearer {key}"},
-            timeout=httpx2.Timeout(silence_s, connect=CONNECT_S),
+            timeout=httpx2.Timeout(silence_s, connect=wire.CONNECT_S),
             follow_redirects=True,
         )
         self._line = wire.Line(self._url, name, KEY, self._key)
@@ -132,7 +129,7 @@ class ChatModel:
             raise ModelUnusable(f"no answer from {self._line.broken(error)}") from None
         except (ModelUnusable, Rejected) as error:
             names = [] if (listed := self.names()) and self.name in listed else listed
-            offer = f"; it has {', '.join(names[:LISTED])}" if names else ""
+            offer = f"; it has {', '.join(names[: wire.LISTED])}" if names else ""
             raise ModelUnusable(f"{error}{offer}") from None
         except Transient:
             return  # who is busy is there

@@ -14,7 +14,7 @@ NAME = 40  # characters
 
 
 def table(profile: Mapping[str, Any] | None) -> str:
-    """A line a row of a step's profile (bench/profile.py), the most to be won first; None says that there is none."""
+    """A line a row of a step's profile (bench/step_profile.py), the most to be won first; None says that there is none."""
     if profile is None:
         return "no profile of the training step: it could not be measured here"
     rows = sorted(profile["rows"], key=lambda row: -most(row))

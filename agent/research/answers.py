@@ -25,7 +25,7 @@ def gates(results: Sequence[GateResult]) -> str:
 
 
 def profile(found: Mapping[str, Any]) -> str:
-    """A table of what bench/profile.py found of an op or of a step."""
+    """A table of what bench/step_profile.py found of an op or of a step."""
     rows = found["rows"]
     if "step_ms" in found:
         lines = [f"{found['of']}: {found['step_ms']} ms", "ms / share / calls / % of limit / name"]

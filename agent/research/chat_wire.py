@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from agent.records import Usage
 from agent.research import wire
 from agent.research.messages import (
     CUT,
@@ -19,7 +20,6 @@ from agent.research.messages import (
     ToolCall,
     ToolResult,
     Turn,
-    Usage,
     User,
 )
 

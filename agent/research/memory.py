@@ -18,12 +18,8 @@ from agent.research.archive import gain, is_kernel, is_near_miss
 from agent.research.search import since_keep
 
 MAX_MEMORY = 7_000  # characters, about 2,000 tokens
-KEPT, NEAR, FAILED = (
-    2_000,
-    1_300,
-    2_000,
-)  # characters of a section; what was tried gets the rest of the page
-
+# characters of a section; what was tried gets the rest of the page
+KEPT, NEAR, FAILED = 2_000, 1_300, 2_000
 REASONS = 4  # a gate
 LAST = range(12, 1, -1)  # ideas an op: as many as fit for all ops
 IDEA, REASON = 130, 170  # characters of a line that a hypothesis or a reason gets

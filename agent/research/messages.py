@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from agent.records import Usage
+
 # Why a reply ended: the model was done, wants its tools, ran out of tokens, declined, or its stream broke off in the middle.
 END, TOOLS, MAX_TOKENS, REFUSAL, CUT = "end", "tools", "max_tokens", "refusal", "cut"
 
@@ -40,16 +42,6 @@ class ToolResult:
     id: str
     text: str
     is_error: bool = False
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens billed; `input` does not count what was read from or written to the cache."""
-
-    input: int = 0
-    output: int = 0
-    cache_read: int = 0
-    cache_write: int = 0
 
 
 @dataclass(frozen=True)

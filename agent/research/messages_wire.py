@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from agent.records import Usage
 from agent.research import wire
 from agent.research.messages import (
     CUT,
@@ -23,7 +24,6 @@ from agent.research.messages import (
     Results,
     ToolCall,
     Turn,
-    Usage,
 )
 
 if TYPE_CHECKING:

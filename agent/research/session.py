@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from agent.proposers import NoProposal
-from agent.records import GateResult
+from agent.records import GateResult, Usage
 from agent.research import compaction
 from agent.research.messages import (
     CUT,
@@ -32,7 +32,6 @@ from agent.research.messages import (
     ToolCall,
     ToolResult,
     Transient,
-    Usage,
     User,
 )
 from agent.research.patience import Patience

@@ -12,7 +12,7 @@ import subprocess
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 from agent import gates, surface
 from agent.judging import Unfit
@@ -56,7 +56,6 @@ class Toolbox:
             context.op,
             ledger.patch_numbers(run),
             ledger.sketches(run),
-            ops=self._ops,
         )
         editable = surface.describe(draft.target, draft.op)
         self.tools = menu(self._limits, self._ops, editable)
@@ -172,7 +171,7 @@ class Toolbox:
             except Unfit as unfit:
                 raise Mistake(f"the draft does not run: {unfit}") from None
 
-    def _build(self, tree: Any) -> None:
+    def _build(self, tree: Path) -> None:
         """Into the cache that every runner reads and none can fill."""
         changed = [path for path in self._draft.files() if surface.is_kernel(path)]
         if changed:

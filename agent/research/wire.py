@@ -5,22 +5,22 @@ from __future__ import annotations
 import email.utils
 import json
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from agent.research.messages import ModelUnusable, Rejected, Transient, Usage
+from agent.records import Usage
+from agent.research.messages import ModelUnusable, Rejected, Transient
 
+CONNECT_S = 10.0
+LISTED = 12  # models that a message names
 NO_KEY = "no-key"  # what a server that asks for none is sent
 MAX_SAID = 300  # characters of a server's own words
-BUSY = (
-    402,
-    408,
-    409,
-    425,
-    429,
-)  # besides 5xx: these pass, or a person mends them while the run waits
+# Besides 5xx: these pass, or a person mends them while the run waits.
+BUSY = (402, 408, 409, 425, 429)
+NO_CREDIT = "credit balance"  # what Anthropic says of 402, in an answer of status 400
 BYTES_PER_TOKEN = 2.0  # of code and figures at the least; text has 4
 MEASURED = 8  # the last prompts that the rate of tokens is taken from
 LEAST_MEASURED = 4_000  # bytes; in a shorter prompt what the server adds on its own weighs too much
@@ -49,7 +49,7 @@ class Line:
             return ModelUnusable(
                 f"{self.url} has no {self._model} (404: {said}); choose a model with --model"
             )
-        if status < 400 or status in BUSY or status >= 500:
+        if status < 400 or status in BUSY or status >= 500 or NO_CREDIT in said.lower():
             return Transient(f"{self._model}: {status}, {said}", retry_after(headers), billed)
         return Rejected(f"{status}: {said}")
 
@@ -66,6 +66,11 @@ class Line:
             text = text.replace(secret, "[key]")
         text = " ".join(whole(text).split())
         return text if len(text) <= MAX_SAID else f"{text[:MAX_SAID]} ..."
+
+
+def key_of(given: str | None, name: str) -> str:
+    """The key that was given, or the environment's of this name; without the line end that a file may have left on it."""
+    return (given or os.environ.get(name) or "").strip() or NO_KEY
 
 
 def words(body: Any) -> str:

@@ -39,7 +39,7 @@ def inspect(tree: Path, path: str, source: str) -> Report:
         # A header's line is named with its header, at line 1 of the file that includes it.
         place, prefix = (number, "") if name == path else (1, f"{name}:{number}: ")
         code = without_comments(line, strings=False)
-        found = [*_words(path, code), *_whole_ops(line)]
+        found = [*_words(code), *_whole_ops(line)]
         found += [what for _, what in _directives(line)]
         report.refusals += [(place, f"{prefix}{text}, after the preprocessor") for text in found]
     report.refusals = sorted(set(report.refusals))
@@ -57,9 +57,7 @@ def inspect_source(path: str, source: str) -> Report:
     spliced = _spliced(source)
     code = without_comments(spliced, strings=False)
     directives = without_comments(spliced)  # an #include's name is a string
-    report.refusals = sorted(
-        {*_directives(directives), *_code(path, code), *_strings(path, directives)}
-    )
+    report.refusals = sorted({*_directives(directives), *_code(code), *_strings(path, directives)})
     for match in re.finditer(r"#\s*include\s*<(torch/extension\.h|ATen/ATen\.h)>", directives):
         text = f"<{match[1]}> costs 20 s a build; torch/csrc/stable/ costs 2 s (see csrc/lab.h)"
         report.advice.append((_line(directives, match), text))
@@ -127,7 +125,7 @@ def _directives(code: str) -> Iterator[tuple[int, str]]:
 
 
 def _include(kind: str, name: str) -> Iterator[str]:
-    own = re.fullmatch(r'"\w+\.(?:h|cuh)"', name)
+    own = re.fullmatch(r'"\w+\.h"', name)
     system = re.fullmatch(r"<([\w./+-]+)>", name) or re.fullmatch(
         r'"((?:torch|ATen|c10|cuda)[\w./+-]*)"', name
     )
@@ -144,7 +142,7 @@ def _include(kind: str, name: str) -> Iterator[str]:
         yield f"#include <{system[1]}>: not among the headers that a kernel has business with{hint}"
 
 
-def _words(path: str, code: str) -> Iterator[str]:
+def _words(code: str) -> Iterator[str]:
     """What is wrong with a piece of code without comments and strings, wherever it stands."""
     for match in names.WORDS.finditer(code):
         yield f"`{match[1]}`: a kernel has no business with processes, files, libraries or the environment"
@@ -156,9 +154,9 @@ def _words(path: str, code: str) -> Iterator[str]:
         yield f"attribute `{match[1]}`: code that runs at load time or replaces another symbol"
 
 
-def _code(path: str, code: str) -> Iterator[tuple[int, str]]:
+def _code(code: str) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(_statements(code), 1):
-        yield from ((number, text) for text in _words(path, line))
+        yield from ((number, text) for text in _words(line))
     for match in names.TORCH_OWN.finditer(code):
         yield (
             _line(code, match),

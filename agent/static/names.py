@@ -98,7 +98,7 @@ _PARTS = {
     "triton.runtime": "build cache",
 }
 PARTS = {f"{package}.{part}" for package, parts in _PARTS.items() for part in parts.split()}
-# Of these a kernel file uses the parts that are named (of kernels, the other ops too); the rest reaches far, or is the frame it runs in.
+# Of these a kernel file uses the parts that are named ; the rest reaches far, or is the frame it runs in.
 _OF = {
     "torch.utils": frozenset("checkpoint _pytree dlpack hooks weak _foreach_utils".split()),
     "kernels": frozenset(
@@ -169,9 +169,7 @@ def path_error(name: str, model: bool) -> str:
 
 
 def _is_of(package: str, part: str) -> bool:
-    # A lower-case name under kernels may be another op; the scope gate knows which there are.
-    op = package == "kernels" and part.islower() and not part.startswith("_")
-    return part in _OF[package] or (op and part not in PASSENGERS)
+    return part in _OF[package]
 
 
 def _instead(name: str) -> str:

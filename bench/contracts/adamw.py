@@ -18,9 +18,17 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.contracts.contract import LAYOUTS, Case, Contract, Input, draw_float, draw_size, nbytes
+from bench.contracts.contract import (
+    LAYOUTS,
+    OWN_MEMORY,
+    Case,
+    Contract,
+    Input,
+    draw_float,
+    draw_size,
+    nbytes,
+)
 
-OWN_MEMORY = ("contiguous", "contiguous", "transposed", "padded", "offset")  # what can be written
 STATES = ("float32", "float32", "bfloat16")
 
 

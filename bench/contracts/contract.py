@@ -2,7 +2,7 @@
 
 A contract is data: a plain reference, which inputs to draw, what may be differentiated, the least bytes and flops. The reference is
 plain PyTorch that computes in the dtype of its inputs: in float64 it is the truth, in the case's own dtype it is the "plain
-implementation" whose error sets the tolerance (a small multiple of it; see bench/correctness.py).
+implementation" whose error sets the tolerance (a small multiple of it; see bench/comparison.py).
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.protocol import span
+
 FLOATS = ("float32", "bfloat16", "float16")
 FAMILIES = ("normal", "offset", "heavy_tail", "spike", "rank_one", "constant", "zero")
-LAYOUTS = ("contiguous", "contiguous", "transposed", "padded", "offset", "expanded")
+OWN_MEMORY = ("contiguous", "contiguous", "transposed", "padded", "offset")  # what can be written
+LAYOUTS = (*OWN_MEMORY, "expanded")
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,7 @@ class Input:
 
     def span(self) -> int:
         """Elements from the first to the last of the storage that this input occupies."""
-        if 0 in self.shape:
-            return 0
-        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides(), strict=True))
+        return span(self.shape, self.strides())
 
     def values(self, generator: torch.Generator) -> Tensor:
         """Fresh float64 (or int64) values of this family, contiguous."""
@@ -126,9 +127,8 @@ class Contract:
     reference: Callable[..., Any]  # Tensor or tuple of Tensors, in the dtype of the inputs
     # Each result by its name: the input that it has shape and dtype of, or what says them of a case.
     results: Mapping[str, str | Callable[[Case], Input]]
-    differentiable: tuple[
-        str, ...
-    ]  # inputs through which gradients flow; empty: the op is not trained through
+    # inputs through which gradients flow; empty: the op is not trained through
+    differentiable: tuple[str, ...]
     draw: Callable[[random.Random], Case]
     # A case in which every argument matters, and other values of its scalars: each alone moves the result far beyond rounding.
     telling: Callable[[random.Random], tuple[Case, Mapping[str, Any]]]

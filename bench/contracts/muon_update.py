@@ -19,9 +19,16 @@ import random
 
 from torch import Tensor
 
-from bench.contracts.contract import Case, Contract, Input, draw_float, draw_size, nbytes
+from bench.contracts.contract import (
+    OWN_MEMORY,
+    Case,
+    Contract,
+    Input,
+    draw_float,
+    draw_size,
+    nbytes,
+)
 
-OWN_MEMORY = ("contiguous", "contiguous", "transposed", "padded", "offset")  # what can be written
 EPS = 1e-10
 
 

@@ -13,9 +13,15 @@ import random
 
 from torch import Tensor
 
-from bench.contracts.contract import Case, Contract, Input, draw_float, draw_size, nbytes
-
-OWN_MEMORY = ("contiguous", "contiguous", "transposed", "padded", "offset")  # what can be written
+from bench.contracts.contract import (
+    OWN_MEMORY,
+    Case,
+    Contract,
+    Input,
+    draw_float,
+    draw_size,
+    nbytes,
+)
 
 
 def reference(momentum: Tensor, grad: Tensor, beta: float = 0.95) -> tuple[Tensor, Tensor]:

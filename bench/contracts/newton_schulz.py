@@ -17,7 +17,7 @@ from torch import Tensor
 from bench.contracts.contract import Case, Contract, Input, draw_size, nbytes
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Keller Jordan, Muon
-# The reference's own band is 0.68 .. 1.13; inside it no value is better than another
+# The reference keeps values in 0.68 .. 1.13 once they are there; inside that band none is better than another
 CONVERGED = 0.33
 TINY = 1e-12
 REFERENCE_SLACK = 0.05  # singular values: this much further from one than the reference's is within what bf16 does to both

@@ -45,9 +45,8 @@ def draw(rng: random.Random) -> Case:
 
 def telling(rng: random.Random) -> tuple[Case, dict[str, float]]:
     B, T, D = rng.randint(1, 3), rng.randint(3, 9), 2 * rng.randint(10, 35)
-    heads = {
-        name: Input((B, T, rng.randint(1, 4), D), scale=3e-3) for name in ("q", "k")
-    }  # small, so that eps matters
+    # small, so that eps matters
+    heads = {name: Input((B, T, rng.randint(1, 4), D), scale=3e-3) for name in ("q", "k")}
     tables = {name: Input((T, D // 2)) for name in ("cos", "sin")}
     return Case({**heads, **tables}, {"eps": 1e-6}), {"eps": 1e-4}
 

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bench.protocol import span
 from bench.runner.lending import Lent, Refusal
 
 SHAPES = 64  # of one op that a runner may be asked for
@@ -289,9 +290,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 def _extent(t: Tensor) -> int:
     """Bytes from the first to behind the last element."""
-    return t.itemsize * (
-        1 + sum((n - 1) * abs(s) for n, s in zip(t.shape, t.stride(), strict=True))
-    )
+    return t.itemsize * span(t.shape, t.stride())
 
 
 def _spoil(function: Any, arguments: Sequence[Any], results: Any) -> Any:

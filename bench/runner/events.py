@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.protocol import span
 from bench.runner.calls import Calls
 from bench.runner.lending import Lent, Refusal
 
@@ -94,11 +95,11 @@ class _Call:
 def drawn(wanted: Mapping[str, Any], device: str) -> Tensor:
     """Random values that lie as asked, drawn where they are used: a processor takes a second for what a GPU draws in a millisecond."""
     shape, strides, dtype = wanted["shape"], wanted["strides"], getattr(torch, wanted["dtype"])
-    span = 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    elements = span(shape, strides) + wanted["skew"]
     if dtype.is_floating_point:
-        memory = torch.randn(span + wanted["skew"], dtype=dtype, device=device)
+        memory = torch.randn(elements, dtype=dtype, device=device)
     else:
-        memory = torch.randint(wanted["below"], (span + wanted["skew"],), device=device)
+        memory = torch.randint(wanted["below"], (elements,), device=device)
     return memory.as_strided(shape, strides, wanted["skew"])
 
 

@@ -1,6 +1,6 @@
 """The runner's side of the arena: the judge's buffers as tensors of the device, and results written into them after a look at their form.
 
-lend      {bytes} and a descriptor of shared memory, or {bytes, handle} of a GPU's: open it; the first request of all      -> {seen}
+lend      {bytes, device?} and a descriptor, of shared memory or of a GPU's: open it; the first request of all      -> {seen}
 
 `seen` are the first MARK bytes, as hex: proof for the judge that both look at the same memory.
 """
@@ -37,11 +37,14 @@ class Lent:
         self.memory: Region
 
     def do_lend(self, request: Mapping[str, Any], fd: int | None = None) -> dict[str, Any]:
-        if fd is None:
-            self.memory = device_memory.opened(request["handle"], request["bytes"])
-        else:
-            self.memory = Mapped(fd)
-            os.close(fd)
+        try:
+            if request.get("device"):
+                self.memory = device_memory.opened(fd, request["bytes"])
+            else:
+                self.memory = Mapped(-1 if fd is None else fd)
+        finally:
+            if fd is not None:
+                os.close(fd)
         return {"seen": bytes(self.memory.bytes(0, MARK).tolist()).hex()}
 
     def read(self, where: Mapping[str, Any]) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the runner does for bench/profile.py: say where a training step spends its time. Advice for a researcher, never a verdict.
+"""What the runner does for bench/step_profile.py: say where a training step spends its time. Advice for a researcher, never a verdict.
 
 runnable    {op}                                           the implementations that run on this device, and its choice  -> {names, default}
 profile     {spec, ops, seed, tokens, lengths}             train so many steps under torch.profiler, run by run; the last two lengths

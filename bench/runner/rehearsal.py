@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.protocol import span
+
 
 def main() -> None:
     gc.enable()
@@ -46,10 +48,7 @@ def rehearse(function: Any, call: Mapping[str, Any], device: str) -> None:
 def drawn(wanted: Mapping[str, Any], device: str) -> Tensor:
     """A tensor that lies as asked: drawn on the CPU, and copied."""
     dtype, shape, strides = getattr(torch, wanted["dtype"]), wanted["shape"], wanted["strides"]
-    span = (
-        1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True)) if 0 not in shape else 0
-    )
-    memory = torch.empty(span + wanted["skew"], dtype=dtype, device=device)
+    memory = torch.empty(span(shape, strides) + wanted["skew"], dtype=dtype, device=device)
     tensor = memory.as_strided(shape, strides, wanted["skew"])
     apart = tensor[:1] if strides[:1] == [0] else tensor  # an expanded tensor is written once
     if dtype.is_floating_point:

@@ -23,7 +23,6 @@ from pathlib import Path
 
 from bench.sandbox import landlock, linux, namespaces, seccomp
 
-NODES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 TO_PROBE = ("/usr", "/bin", "/lib", "/lib64")
 
 
@@ -95,7 +94,7 @@ def _rights(terms: Terms) -> list[tuple[str, int]]:
         *((path, landlock.READ_DIR) for path in terms.listable),
         *((path, landlock.READ) for path in terms.kernel_files),
         *((path, landlock.WRITE) for path in (*terms.writable, *terms.private)),
-        *((path, landlock.DEVICE) for path in (*NODES, *terms.devices)),
+        *((path, landlock.DEVICE) for path in (*namespaces.NODES, *terms.devices)),
         # CUDA gives its threads names
         *([("/proc/self/task", landlock.WRITE)] if terms.devices else []),
     ]

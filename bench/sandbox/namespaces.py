@@ -18,7 +18,7 @@ from bench.sandbox import linux, processes
 _NOSUID, _NODEV, _NOEXEC, _BIND, _RECURSIVE, _PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
 _PIVOT_ROOT, _MOUNT_SETATTR = (155, 41), 442
 _ATTRIBUTE_READ_ONLY, _AT_FDCWD, _AT_RECURSIVE = 1, -100, 0x8000
-_NODES = ("null", "zero", "full", "random", "urandom")
+NODES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 
 def enter(
@@ -118,7 +118,7 @@ def _build(
             _bind(root, path)
             _read_only(f"{root}{path}")
     _private(f"{root}/dev", 1 << 20)
-    for path in (*(f"/dev/{node}" for node in _NODES), *devices):
+    for path in (*NODES, *devices):
         _bind(root, path)
     os.symlink("/proc/self/fd", f"{root}/dev/fd")
     for path, size in private.items():

@@ -13,6 +13,7 @@ in its calls: one that worked at the import of numpy once had the second core fo
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -37,11 +38,16 @@ def take(pids: Iterable[int]) -> bool:
 
 
 def spread(worked: Mapping[int, int]) -> bool:
-    """Each of these threads on one core, those that worked longest (ns) on different ones; False where the kernel refuses."""
+    """Each of these threads on one core, those that worked longest (ns) on different ones; False where the kernel refuses.
+
+    Of these the oldest has the first core, so that processes of one kernel lie alike: other work is on one core rather than on the other.
+    """
     cores = apart(os.sched_getaffinity(0))
-    for i, thread in enumerate(sorted(worked, key=lambda thread: -worked[thread])):
+    busiest = sorted(worked, key=lambda thread: -worked[thread])
+    in_turn = [*sorted(busiest[: len(cores)]), *busiest[len(cores) :]]
+    for thread, core in zip(in_turn, itertools.cycle(cores), strict=False):
         try:
-            os.sched_setaffinity(thread, {cores[i % len(cores)]})
+            os.sched_setaffinity(thread, {core})
         except (FileNotFoundError, ProcessLookupError):
             continue
         except PermissionError:

@@ -73,41 +73,26 @@ def thread_seconds(pids: Iterable[int]) -> float:
     return found
 
 
-def waited_seconds(pids: Iterable[int]) -> float:
-    """Time that the threads of these processes were ready to run and waited for a core; 0 where the kernel does not count it."""
-    found = 0.0
+def threads(pids: Iterable[int]) -> dict[int, tuple[int, int]]:
+    """Of each thread of these processes the time on a core, and the time it was ready to run and waited for one, in ns; 0 where the kernel does
+    not count it. Of a thread that runs the first is as old as the last tick (4 ms)."""
+    found: dict[int, tuple[int, int]] = {}
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found += sum(map(_waited, (_PROC / str(pid) / "task").iterdir()))
+            found |= {int(task.name): _used(task) for task in (_PROC / str(pid) / "task").iterdir()}
     return found
 
 
-def threads(pids: Iterable[int]) -> dict[int, int]:
-    """Processor time in ns of each thread of these processes; of all 0 where the kernel does not count it."""
-    found: dict[int, int] = {}
-    for pid in pids:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found |= {int(path.name): _used(path) for path in (_PROC / str(pid) / "task").iterdir()}
-    return found
+def waited_here() -> int:
+    """The second of these of the thread that asks."""
+    return _used(_PROC / "thread-self")[1]
 
 
-def waited_here() -> float:
-    """The same of the thread that asks."""
-    return _waited(_PROC / "thread-self")
-
-
-def _waited(task: Path) -> float:
-    try:
-        return int((task / "schedstat").read_text().split()[1]) * 1e-9
-    except (FileNotFoundError, ProcessLookupError):
-        return 0.0
-
-
-def _used(task: Path) -> int:
-    """Processor time of a thread in ns; 0 where the kernel does not count it."""
+def _used(task: Path) -> tuple[int, int]:
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        return int((task / "schedstat").read_text().split()[0])
-    return 0
+        on_core, waited, _ = (task / "schedstat").read_text().split()
+        return int(on_core), int(waited)
+    return 0, 0
 
 
 def fixed_addresses(pid: int) -> bool:

@@ -17,6 +17,7 @@ from bench.sandbox.limits import Limits
 EVERY_S = 0.1  # a look takes 0.07 ms of a core with a cgroup, and 0.2 ms without one
 DISK_EVERY = 5  # looks; walking a folder takes longer
 MOST_FILES = 200_000  # that a walk counts before it is enough
+FULL = "the disk had less than"  # begins the one excess that is no fault of the sandbox's: it has a limit of its own
 RESERVE_BYTES = 256 << 20  # of the machine's memory and of its disk, for the judge itself
 
 
@@ -80,7 +81,7 @@ class Watchdog:
                 return f"it wrote more than {_megabytes(self._limits.disk)} of files"
             space = os.statvfs(self._folders[0])
             if space.f_bavail * space.f_frsize < RESERVE_BYTES:
-                return f"the disk had less than {_megabytes(RESERVE_BYTES)} left"
+                return f"{FULL} {_megabytes(RESERVE_BYTES)} left at {self._folders[0]}"
         return ""
 
 

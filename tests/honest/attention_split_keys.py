@@ -30,9 +30,8 @@ def attention(q, k, v, causal=True, window=None):
     if window is not None:
         hidden = hidden | (distance.abs() >= window)
     s = (q.float() @ kf.mT).float() / math.sqrt(D)
-    s = s.masked_fill(
-        hidden, -1e30
-    )  # finite: a part may hold no visible key, and then counts nothing
+    # finite: a part may hold no visible key, and then counts nothing
+    s = s.masked_fill(hidden, -1e30)
     parts = torch.arange(T, device=q.device).tensor_split(PARTS)
     lse, o = [], []
     for j in parts:

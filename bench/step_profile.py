@@ -27,6 +27,7 @@ from bench.protocol import DTYPES
 from bench.roofline import bound_seconds
 from bench.scoring import SEQUENCE
 from bench.timing import Arm, sample
+from bench.trial import specification
 
 CASE_S = 2.0  # of timing, a case of an op
 LENGTHS = (2, 2, 12)  # steps of the runs; the first is thrown away, it starts the profiler
@@ -69,14 +70,7 @@ def of_step(
 
     Raises Refused if it does not train.
     """
-    spec = {
-        "vocab_size": vocab_size,
-        "bos": bos,
-        "sequence_length": SEQUENCE[device],
-        "device": device,
-        "seconds": STEP_LIMIT_S,
-        "impl": dict(impl) if impl else None,
-    }
+    spec = specification(vocab_size, bos, device, STEP_LIMIT_S, impl)
     with Judge(tree, device=device) as judge:
         judge.ask("load", tree=str(judge.tree))
         tokens = judge.arena.place("int32", (SEQUENCE[device] * WARM_UP_ROWS,))
