@@ -41,6 +41,13 @@ PLANTED_OP = "rms_norm"
 PLANTED = {"5%": (0.05, 14), "2%": (0.02, 44)}
 PASSES_S = 15.0  # to find the time of one pass
 ALLOWED_S = 20.0  # for a comparison
+BUSY = """
+import os
+started_by = os.getppid()
+while os.getppid() == started_by:
+    for _ in range(100_000):
+        pass
+"""
 WANTED = {"aa": "at most 1 %", "5%": "at least 95 %", "2%": "at least 60 %"}
 REPEATED = """
 
@@ -231,7 +238,7 @@ def _load(wanted: bool) -> Iterator[None]:
     if not wanted:
         yield
         return
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+    with subprocess.Popen([sys.executable, "-c", BUSY]) as busy:
         try:
             yield
         finally:
