@@ -37,6 +37,7 @@ CHECKS = 2  # groups of checks: each takes 5 GiB of the GPU for what it lends, a
 # By count, and measured on no GPU yet. Of an op's runners and compilers, and of each shape: where only calls on the device are timed, and by the judge, whose
 # three to seven runners each get a GB of new contents a round, five rounds at least.
 TIME_S, JUDGE_S = (30.0, 8.0), (60.0, 30.0)
+CUT_SHORT = "it had not ended after"
 STEP_S = 170.0  # it compiles the model
 CHECK_S = 330.0  # of which compute-sanitizer may take 180 (bench/sanitizer.py)
 
@@ -97,6 +98,13 @@ class Journal:
         ends = [str(n["ended"]) for n in self.lines if n["part"] == str(part) and "ended" in n]
         return ends[-1] if ends else ""
 
+    def cut_short(self, part: Part) -> int:
+        """How often it has used the whole of its limit."""
+        return sum(
+            n["part"] == str(part) and str(n.get("why", "")).startswith(CUT_SHORT)
+            for n in self.lines
+        )
+
     def latest(self) -> list[dict[str, Any]]:
         """The lines of each part's last run."""
         starts = {line["part"]: i for i, line in enumerate(self.lines) if "begun" in line}
@@ -139,7 +147,10 @@ class Run:
 
     def one(self, part: Part) -> None:
         """Run a part, its findings into the journal as they come."""
-        limit = min(part.seconds, self.deadline - time.monotonic())
+        # What was too short is given as much more in the next call: what it compiled is gone with its runners.
+        limit = min(
+            part.seconds * (1 + self.journal.cut_short(part)), self.deadline - time.monotonic()
+        )
         if limit <= 0:
             self._end(part, "stopped", "the budget was spent before it began", 0.0)
             return
@@ -166,7 +177,7 @@ class Run:
         self.running.discard(process)
         seconds = time.monotonic() - started
         if process.returncode == -signal.SIGTERM:
-            why = "Ctrl-C" if self.interrupted else f"it had not ended after {limit:.0f} s"
+            why = "Ctrl-C" if self.interrupted else f"{CUT_SHORT} {limit:.0f} s"
             self._end(part, "stopped", why, seconds)
         elif process.returncode == gpu_parts.FAILED:
             self._end(part, "stopped", said[-1] if said else "it failed", seconds)

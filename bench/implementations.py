@@ -1,4 +1,4 @@
-"""Which of an op's implementations, by name, run on which device. What each is says kernels/__init__.py, which no file of the judge imports."""
+"""Which of an op's implementations, by name, run on which device; kernels/__init__.py, which no file of the judge imports, says what each is."""
 
 from __future__ import annotations
 

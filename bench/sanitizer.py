@@ -191,19 +191,19 @@ def judged(runs: Sequence[Run], calls: int) -> Finding:
     """The verdict on what all tools have said."""
     said: dict[str, Any] = {}
     refusals: list[str] = []
-    for run in runs:
-        reports = list(parse(run.text))
+    for one in runs:
+        reports = list(parse(one.text))
         counted = [
             r
             for r in reports
-            if r.error and (run.tool == "memcheck" or not LIBRARIES.match(r.kernel))
+            if r.error and (one.tool == "memcheck" or not LIBRARIES.match(r.kernel))
         ]
-        refusals += [f"{run.tool}: {report}" for report in dict.fromkeys(counted)]
-        if not reports and (count := _errors(run.text)):
+        refusals += [f"{one.tool}: {report}" for report in dict.fromkeys(counted)]
+        if not reports and (count := _errors(one.text)):
             refusals.append(
-                f"{run.tool}: {count} errors of a kind that is not known here: {run.text.strip()[-500:]}"
+                f"{one.tool}: {count} errors of a kind that is not known here: {one.text.strip()[-500:]}"
             )
-        said[run.tool] = [str(report) for report in dict.fromkeys(reports)] or _nothing(run, calls)
+        said[one.tool] = [str(report) for report in dict.fromkeys(reports)] or _nothing(one, calls)
     evidence = {"compute_sanitizer": said}
     if refusals:
         return Finding(

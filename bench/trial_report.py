@@ -62,10 +62,10 @@ def trials(
 ) -> Trials:
     """The figures of a scored trial of each arm for each seed. Raises SystemExit where `kept` holds trials of something else, or one fails."""
     about = {"seconds": seconds, "dataset": dataset.directory.name, **identity(device)}
-    lines = whole_lines(kept) if kept.is_file() else []
-    if any(line["about"] != about for line in lines):
-        raise SystemExit(f"{kept} holds trials of {lines[0]['about']}, and asked is {about}: give another --out, or delete it")  # fmt: skip
-    done = {(line["arm"], line["seed"]): line["figures"] for line in lines}
+    earlier = whole_lines(kept) if kept.is_file() else []
+    if any(line["about"] != about for line in earlier):
+        raise SystemExit(f"{kept} holds trials of {earlier[0]['about']}, and asked is {about}: give another --out, or delete it")  # fmt: skip
+    done = {(line["arm"], line["seed"]): line["figures"] for line in earlier}
     for number, seed in enumerate(seeds):
         turn = number % len(arms)
         for arm in (*arms[turn:], *arms[:turn]):

@@ -12,7 +12,9 @@ and plainest first:
 An op may export `LIBRARIES` beside it: what others have written, which does a part of what the op means. They run where a caller names
 them, and nowhere else:
 
-    cudnn    cuDNN through torch           flex    torch's FlexAttention           fa4    flash-attn-4; all of CUDA tensors
+    cudnn    cuDNN through torch; CUDA tensors, as all of these
+    flex     torch's FlexAttention
+    fa4      flash-attn-4
 
 What an op *means* (reference, shapes, tolerance, bound) is not here but in `bench/contracts/<op>.py`, out of reach of an edit.
 """

@@ -398,8 +398,11 @@ def _block_d(D: int) -> int:
 
 
 def _tiles(D: int, itemsize: int, m: int, n: int, warps: int, stages: int) -> dict[str, int]:
-    """Launch options: both blocks shrink by as much as a row of D elements exceeds 256 bytes, the longer one by the square of it."""
-    shrink = max(1, _block_d(D) * itemsize // 256)
+    """Launch options: both blocks shrink by as much as a row of D elements exceeds 256 bytes, the longer one by the square of it.
+
+    Of float32, which is multiplied in three parts, by 2 at least: 64 channels would keep 10 KB of dq's tile on the stack of an A100.
+    """
+    shrink = max(itemsize // 2, _block_d(D) * itemsize // 256)
     blocks = {
         "BLOCK_M": max(16, m // shrink ** (1 + (m > n))),
         "BLOCK_N": max(16, n // shrink ** (1 + (n > m))),
@@ -518,6 +521,7 @@ AOT = [
     _aot(*_DKV),
     _aot(*_FORWARD, D=96, dtype=torch.float32, group=2),
     _aot(*_DKV, D=96, dtype=torch.float32, group=2),
+    _aot(*_DQ, D=64, dtype=torch.float32),
 ]
 
 

@@ -25,6 +25,7 @@ from bench.examination import Examination
 from bench.judge import Judge, Refused, lending
 from bench.mirror import Memory, Spans
 from bench.protocol import Mapped
+from bench.runner.lending import Lent
 from bench.sandbox import devices
 from bench.staging import Contents, Stage, fill
 from bench.timing import Arm, measure
@@ -230,6 +231,18 @@ def test_nothing_travels_while_a_block_is_timed(tmp_path: Path) -> None:
             changed * torch.rsqrt(changed.square().mean(-1, keepdim=True) + 1e-6),
         )
         assert memory.moved > before
+
+
+def test_what_has_to_be_copied_to_a_device_lies_there_as_it_does_here() -> None:
+    lent = Lent("meta")
+    arena = Arena(1 << 16)
+    lent.do_lend({"bytes": arena.size}, os.dup(arena.fd))
+    for case in CASES:
+        where = arena.place_input(case.inputs["x"])
+        found = lent.read(where)
+        assert (list(found.shape), list(found.stride())) == (where["shape"], where["strides"])
+        assert found.device.type == "meta"
+    arena.close()
 
 
 # --- where it is refused ---------------------------------------------------------------------------------------------

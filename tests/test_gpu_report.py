@@ -116,6 +116,8 @@ def test_what_takes_too_long_is_ended_and_keeps_what_it_had_found(tmp_path):
     good, told, journal = run(tmp_path, {"slow": slow}, seconds=1.5)
     assert not good
     assert "it had not ended after 2 s" in told[0]
+    _, told, _ = run(tmp_path, {"slow": slow}, seconds=1.5)
+    assert "it had not ended after 3 s" in told[0]  # as much more in the next call
     assert {"part": "slow", "n": 1} in journal.latest()
     _, told, _ = run(tmp_path, {"slow": slow}, budget_s=0.0)
     assert "the budget was spent before it began" in told[0]

@@ -265,7 +265,7 @@ import triton.language as tl
 
 @triton.jit
 def _scaled(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
-    offs = tl.arange(0, BLOCK)
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x = tl.load(x_ptr + offs, mask=offs < n)
     tl.store(y_ptr + offs, x, mask=offs < {bound})
 
@@ -273,7 +273,7 @@ def _scaled(x_ptr, y_ptr, n, BLOCK: tl.constexpr):
 def rms_norm(x, weight=None, eps=1e-6):
     flat = x.detach().float().contiguous().flatten()
     y = torch.empty_like(flat)
-    _scaled[(1,)](flat, y, flat.numel(), BLOCK=triton.next_power_of_2(flat.numel()))
+    _scaled[(triton.cdiv(flat.numel(), 1024),)](flat, y, flat.numel(), BLOCK=1024)
     xf = x.float()
     return (xf * torch.rsqrt(xf.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
 '''

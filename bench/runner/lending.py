@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench import device_memory
-from bench.protocol import MARK, Mapped, Region, view
+from bench.protocol import MARK, Mapped, Region, extent, view
 
 # Bound before any candidate is imported: what it may put in their place does not run here.
 _clone, _copy, _detach = Tensor.clone, Tensor.copy_, Tensor.detach
@@ -48,7 +48,12 @@ class Lent:
         return {"seen": bytes(self.memory.bytes(0, MARK).tolist()).hex()}
 
     def read(self, where: Mapping[str, Any]) -> Tensor:
-        return view(self.memory, where).to(self.device)
+        """The tensor there; on another device a copy that lies as it does here."""
+        here = view(self.memory, where)
+        if here.device.type == self.device.type:
+            return here
+        flat = self.memory.bytes(*extent(where)).to(self.device).view(here.dtype)
+        return flat.as_strided(here.shape, here.stride())
 
     def settle(self) -> None:
         """Return when the device has done all that it was asked for."""

@@ -34,5 +34,8 @@ class Limits:
 def default(device: str) -> Limits:
     """For a device: three quarters of the machine's memory at most, of which files in memory take a quarter at most."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    data = 128 * GIB if device == "cuda" else 16 * GIB  # on a GPU machine, with what CUDA maps
-    return Limits(memory=min(data, machine * 3 // 4), data=data, disk=min(4 * GIB, machine // 4))
+    memory, disk = machine * 3 // 4, min(4 * GIB, machine // 4)
+    if device != "cuda":
+        return Limits(memory=min(16 * GIB, memory), disk=disk)
+    # A virtual machine with a GPU may be given its memory by and by: what it has now is no bound below 32 GiB.
+    return Limits(memory=min(128 * GIB, max(memory, 32 * GIB)), data=128 * GIB, disk=disk)

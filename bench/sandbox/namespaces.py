@@ -5,8 +5,10 @@ Both fork: what the caller goes on as is a child, and the parent stays behind to
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import socket
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from bench.sandbox import linux, processes
 _NOSUID, _NODEV, _NOEXEC, _BIND, _RECURSIVE, _PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
 _PIVOT_ROOT, _MOUNT_SETATTR = (155, 41), 442
 _ATTRIBUTE_READ_ONLY, _AT_FDCWD, _AT_RECURSIVE = 1, -100, 0x8000
+_SET_FLAGS, _UP = 0x8914, 1  # SIOCSIFFLAGS, IFF_UP
 NODES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
 
@@ -42,10 +45,17 @@ def enter(
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text(f"{user} {user} 1")
     Path("/proc/self/gid_map").write_text(f"{group} {group} 1")
+    _raise_loopback()
     _leave_behind(_wait)  # a pid namespace begins with the next child
     linux.prctl(linux.SET_PDEATHSIG, signal.SIGKILL)
     _build(root, readable, writable, devices, private)
     _leave_behind(_wait)  # the first process of a pid namespace: when it ends, so do all the others
+
+
+def _raise_loopback() -> None:
+    """A network namespace begins with it down; compute-sanitizer speaks with its child over it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        fcntl.ioctl(any_socket, _SET_FLAGS, struct.pack("16sh14x", b"lo", _UP))
 
 
 def watch_descendants() -> None:
