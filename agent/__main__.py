@@ -74,11 +74,13 @@ def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     if "coder" in given:
         chosen["command"] = given["coder"]
     chosen |= {name: tuple(chosen[name]) for name in ("models", "prices") if name in chosen}
-    settings = Settings(device="auto")
-    if given["dry_run"] and given["resume"] is not None:
-        settings = lab.ledger().run(given["resume"] or None).settings
-    settings = replace(settings, **chosen)
+    settings = replace(Settings(device="auto"), **chosen)
     if given["dry_run"]:
+        if given["resume"] is not None:
+            ledger = lab.ledger()
+            run = ledger.run(given["resume"] or None)
+            goes_on = replace(run, settings=replace(run.settings, **chosen))
+            settings = dry_run.what_is_left(ledger, goes_on)
         print(dry_run.estimate(lab, replace(settings, device=device(settings.device))))
         return 0
     resumed = given["resume"] is not None

@@ -14,9 +14,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from agent import added_code, gains, gates, integrity, surface
+from agent.guard import MachineFault
 from agent.preparing import Prepared, gate_by_gate
 from agent.proposers import Workshop
-from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, GateResult, Outcome, Run
+from agent.records import CRASH, DROP, KEEP, REFUSE, GateResult, Outcome, Run
 from agent.standard import Standard, timer_refuses
 from agent.trials import Trials
 from bench.plan import BASELINES, ENOUGH_NOISE, MAX_PAIRS, RECHECK_S
@@ -108,8 +109,6 @@ class Contest:
             if not theirs[-1].ok:
                 return Outcome(CRASH, f"trial: {theirs[-1].failure}: {theirs[-1].detail}")
             ours.append(self._incumbents(prepared, seed))
-            if not ours[-1].ok:
-                return Outcome(LOST, f"the incumbent's own trial failed twice: {ours[-1].failure}")
             noise = self.trials.noise(self.start)
             verdict = asked.decide(self.judge, kind, claim, ours, theirs, noise, lines=added)
             if verdict.decision != "again":
@@ -119,10 +118,16 @@ class Contest:
         return Tried(ours, theirs, verdict)
 
     def _incumbents(self, prepared: Prepared, seed: int) -> TrialResult:
-        """The incumbent's trial, a second time where it fails: it has trained before, so that what fails is the machine."""
-        arguments = prepared.parent, prepared.candidate.incumbent, seed, "incumbent"
-        found = self.trials.result(*arguments)
-        return found if found.ok else self.trials.result(*arguments)
+        """The incumbent's trial, a second time where it fails. Raises MachineFault where it fails again: it has trained before."""
+        for _ in range(2):
+            found = self.trials.result(
+                prepared.parent, prepared.candidate.incumbent, seed, "incumbent"
+            )
+            if found.ok:
+                return found
+        raise MachineFault(
+            f"the incumbent's own trial failed twice: {found.failure}: {found.detail}"
+        )
 
     def _learn_noise(self, prepared: Prepared) -> None:
         """Train the incumbent on further seeds, once a campaign, so that what looks promising can be told from luck."""

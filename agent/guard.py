@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +20,10 @@ MAX_FAILURES = 3  # of the judge, or of a proposer, in a row, after which the ru
 
 class LoopError(RuntimeError):
     """The loop cannot go on: its start does not train, or the judge is broken."""
+
+
+class MachineFault(RuntimeError):
+    """The machine failed, and no candidate is to blame."""
 
 
 @dataclass
@@ -64,7 +69,9 @@ class Guard:
             raise
         # The boundary of an experiment: it is the candidate's, until it repeats.
         except Exception as error:
-            watched.outcome = self._failed(number, stage, error)
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            machine = full or isinstance(error, MachineFault)
+            watched.outcome = self._failed(number, stage, error, LOST if machine else CRASH)
 
     def verify(self) -> None:
         """Raises LoopError if the judge's files have changed since the run was opened."""
@@ -81,11 +88,11 @@ class Guard:
         log.write_text("".join(traceback.format_exception(error)))
         return log
 
-    def _failed(self, number: int, stage: str, error: Exception) -> Outcome:
+    def _failed(self, number: int, stage: str, error: Exception, status: str) -> Outcome:
         """What to record; a judge that fails again and again is itself broken, and the run ends."""
         self._failures[stage] += 1
         log = self.keep(str(number), error)
-        outcome = Outcome(CRASH, f"{UNFINISHED}: {type(error).__name__}: {error}; see {log}")
+        outcome = Outcome(status, f"{UNFINISHED}: {type(error).__name__}: {error}; see {log}")
         if self._failures[stage] >= MAX_FAILURES:
             self._ledger.close_experiment(number, outcome)
             raise LoopError(

@@ -77,25 +77,23 @@ def spaces(
 
 
 def measured(history: Iterable[Past]) -> list[Past]:
-    """The experiments that measured a setting, or found that it fails. Where the judge could not finish, nothing is known of it."""
+    """The experiments that measured a setting."""
     ended = (e for e in history if e.outcome.status not in (LOST, *OPEN))
-    return [
-        e
-        for e in ended
-        if e.proposer == SWEEP and "template" in e.notes and UNFINISHED not in e.outcome.reason
-    ]
+    return [e for e in ended if e.proposer == SWEEP and "template" in e.notes]
 
 
 def chain(space: Space, experiments: Iterable[Past]) -> dict[Setting, float]:
     """A score for every setting that was measured on one hardware, lower is better; the first one seen has 0.
 
     A measurement compares a candidate with the incumbent of its time; scores are chained through those pairs, log(time ratio) for a kernel and
-    the difference in BPB for the model, so that settings which never met are still ordered.
+    the difference in BPB for the model, so that settings which never met are still ordered. Where the judge could not finish, nothing is known.
     """
     scores: dict[Setting, float] = {}
     for experiment in experiments:
         before, after = (space.setting(experiment.notes[key]) for key in ("from", "values"))
         if before is None or after is None or experiment.notes["template"] != space.template:
+            continue
+        if UNFINISHED in experiment.outcome.reason:
             continue
         outcome, model = experiment.outcome, not surface.is_kernel(space.path)
         change = outcome.bpb_change if model else outcome.speed

@@ -127,9 +127,9 @@ class Timed(Stopping):
 @pytest.mark.parametrize(
     ("worked_s", "why", "measured"),
     [
-        (3000, "proposer sweep has nothing left to try", 3),
-        (3200, "1 hours are over, less 8:00 to run what was kept again", 3),
-        (3400, "1 hours are over, less 8:00 to run what was kept again", 0),
+        (2900, "proposer sweep has nothing left to try", 3),
+        (3200, "1 hours are over, less 11:00 to run what was kept again", 3),
+        (3400, "1 hours are over, less 11:00 to run what was kept again", 0),
     ],
 )
 def test_the_re_run_belongs_to_the_hours_that_were_asked_for(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from lab_tree import make, write
 
-from agent.dry_run import ends, estimate
+from agent.dry_run import ends, estimate, what_is_left
 from agent.dry_run.pace import ASSUMED, Pace, Stage, pace
 from agent.dry_run.talk import CHARACTERS, Talk, conversation
 from agent.lab import Lab, Unusable
@@ -168,6 +168,19 @@ def test_the_limit_that_is_met_first_ends_the_night(
     assert found[0].experiments == pytest.approx(experiments)
     assert found[0].hours == pytest.approx(hours)
     assert len(found) == len(limits)
+
+
+def test_a_night_that_goes_on_has_what_is_left_of_its_limits(lab: Lab) -> None:
+    ledger = lab.ledger()
+    limits = replace(NIGHT, experiments=3, usd=10.0, tokens=1000, hours=8.0)
+    began(ledger, limits)
+    ended(ledger, {"scope": 1.0}, Outcome(REFUSE, "scope"))
+    call = ledger.accounts.open_call("before", "m", 100, 100, 9.0)
+    usage = {"tokens_in": 30, "tokens_out": 20, "cache_read": 0, "cache_write": 0}
+    ledger.accounts.close_call(call, **usage, usd=4.0)
+    left = what_is_left(ledger, ledger.run("before"))
+    assert (left.experiments, left.usd, left.tokens, left.hours) == (2, 6.0, 950, 8.0)
+    assert left.gpu_hours is None
 
 
 def test_a_free_proposer_meets_no_limit_of_money(lab: Lab) -> None:

@@ -279,8 +279,8 @@ def test_processes_that_end_while_they_are_looked_for_do_no_harm() -> None:
 
 def test_default_limits_leave_the_machine_room() -> None:
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for device in ("cpu", "cuda"):
-        assert default(device).memory <= machine * 3 // 4
+    for device, least in (("cpu", 0), ("cuda", 32 << 30)):  # a GPU's may still be growing
+        assert default(device).memory <= max(machine * 3 // 4, least)
         assert default(device).disk <= machine // 4
 
 

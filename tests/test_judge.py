@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -52,6 +54,18 @@ def test_a_call_loads_no_compiler(tmp_path: Path) -> None:
         examination.ask(laid, None)
         with pytest.raises(Refused, match="the compiler is here"):
             examination.ask(laid, None, mode="inductor")
+
+
+def test_a_full_disk_is_no_fault_of_the_candidate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Judge(tree(tmp_path, ""), cache_writable=True) as judge:
+        judge.ask("recall", outputs=[])
+        monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=1 << 20))
+        time.sleep(2)
+        with pytest.raises(OSError, match=r"the disk had less than .* free space there") as raised:
+            judge.ask("recall", outputs=[])
+    assert raised.value.errno == errno.ENOSPC
 
 
 def test_an_exception_at_import_is_shown(tmp_path: Path) -> None:

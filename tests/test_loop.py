@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_tree import CPP, Rules, Transcript, constant, git, impatient, make, write
+from lab_tree import CPP, PY, Rules, Transcript, constant, git, impatient, make, write
 
 from agent import campaign, gates
 from agent.judging import Progress
@@ -17,7 +17,17 @@ from agent.lab import Lab, Unusable
 from agent.ledger import Ledger
 from agent.loop import LoopError
 from agent.proposers import Context
-from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, GateResult, Proposal, Settings
+from agent.records import (
+    CRASH,
+    DROP,
+    KEEP,
+    LOST,
+    REFUSE,
+    UNFINISHED,
+    GateResult,
+    Proposal,
+    Settings,
+)
 from agent.seeds import SELECTING
 from bench.finding import Finding
 from bench.speed import Comparison
@@ -216,7 +226,12 @@ def test_start_puts_a_person_s_files_in_their_places_and_says_so(lab: Lab) -> No
 
 
 @pytest.mark.parametrize(
-    ("files", "words"), [({"jit.py": "x"}, "kernels/jit.py may not"), ({"a.txt": "x"}, "no .py")]
+    ("files", "words"),
+    [
+        ({"jit.py": "x"}, "kernels/jit.py may not"),
+        ({"a.txt": "x"}, "no .py"),
+        ({"scale_v2.cpp": CPP}, "no op uses csrc/scale_v2.cpp; name a file as its op: scale"),
+    ],
 )
 def test_a_start_that_cannot_be_taken_is_refused(
     lab: Lab, files: dict[str, str], words: str
@@ -226,6 +241,58 @@ def test_a_start_that_cannot_be_taken_is_refused(
         campaign.run(
             lab, replace(SETTINGS, start=str(lab.root / "examples")), Transcript(), Rules()
         )
+
+
+def test_a_start_may_bring_what_an_op_s_own_file_loads(lab: Lab) -> None:
+    brought = {
+        "scale.py": PY + '\n\nSECOND = load("scale_second")\n',
+        "scale_second.cpp": CPP,
+        "lanes.h": "#pragma once\n",
+    }
+    write(lab.root / "examples", brought)
+    screen = Transcript()
+    settings = replace(SETTINGS, start=str(lab.root / "examples"), experiments=1)
+    campaign.run(lab, settings, screen, Rules())
+    assert any("csrc/scale_second.cpp" in line for line in screen.lines)
+
+
+def test_an_op_is_no_part_of_the_model(lab: Lab) -> None:
+    settings = replace(SETTINGS, target="model", op="scale")
+    with pytest.raises(Unusable, match="--op scale is a kernel, and --target model changes none"):
+        campaign.run(lab, settings, Transcript(), Rules())
+
+
+def test_a_run_goes_on_where_its_checkout_was_moved_to(lab: Lab, tmp_path: Path) -> None:
+    data = lab.data / "corpus-1"
+    data.mkdir(parents=True)
+    campaign.run(lab, replace(SETTINGS, data=str(data), experiments=1), Transcript(), Rules())
+    lab.root.rename(tmp_path / "elsewhere")
+    moved = Lab(tmp_path / "elsewhere")
+    campaign.resume(moved, None, {"experiments": 2}, Transcript(), Rules())
+    assert moved.ledger().run().settings.data == str(moved.data / "corpus-1")
+
+
+def test_an_incumbent_that_fails_once_more_is_the_machine_s_fault(lab: Lab) -> None:
+    """The start trains, its first trial beside a candidate does not."""
+
+    class Full(Rules):
+        failing = 1
+
+        def trial(self, tree, seed, progress, split="val"):  # type: ignore[no-untyped-def]
+            found = super().trial(tree, seed, progress, split)
+            incumbent = constant(tree, "csrc/scale.cpp", "kRows") == 1
+            if not incumbent or self.calls.count("compare") == 0 or not self.failing:
+                return found
+            self.failing -= 1
+            return replace(found, ok=False, failure="out_of_memory")
+
+    judge = Full()
+    judge.failing = 3  # one candidate finds it failing twice, the next one once
+    campaign.run(lab, replace(SETTINGS, target="kernels"), Transcript(), judge)
+    ended = [e.outcome for e in lab.ledger().experiments()]
+    (lost,) = (outcome for outcome in ended if outcome.status == LOST)
+    assert f"{UNFINISHED}: MachineFault: the incumbent's own trial failed twice" in lost.reason
+    assert KEEP in statuses(lab.ledger())
 
 
 def test_ctrl_c_ends_with_a_summary_and_resume_goes_on_to_the_same_end(lab: Lab) -> None:

@@ -161,6 +161,12 @@ def test_a_status_is_what_it_means_and_is_not_retried(status, kind, api):
         assert raised.value.retry_after == 7.0
 
 
+def test_credit_that_has_run_out_is_waited_for_whatever_its_status(api):
+    said = "Your credit balance is too low to access the API."
+    with api.server([Fail(400, said)]) as server, pytest.raises(Transient, match="credit balance"):
+        api.model(server).reply(PROMPT, 1000)
+
+
 @pytest.mark.parametrize(
     ("headers", "seconds"),
     [
@@ -264,6 +270,12 @@ def test_an_error_never_tells_the_key(api):
     assert KEY not in said
     assert "\n" not in said
     assert len(said) < 400
+
+
+def test_a_key_from_a_file_with_line_ends_of_another_system_is_that_key(api, monkeypatch):
+    monkeypatch.setenv(api.key, f"{KEY}\r\n")
+    with api.server() as server:
+        api.model(server, key=None).check()
 
 
 def test_the_key_lives_in_the_client_alone(api):

@@ -14,7 +14,18 @@ from lab_tree import CPP, FILES, past, write
 from agent import settings_found, tunables
 from agent.lab import Unusable
 from agent.proposers import Context, choose, names, sweep
-from agent.records import DROP, KEEP, LOST, REFUSE, Outcome, Past, Proposal, Settings
+from agent.records import (
+    CRASH,
+    DROP,
+    KEEP,
+    LOST,
+    REFUSE,
+    UNFINISHED,
+    Outcome,
+    Past,
+    Proposal,
+    Settings,
+)
 
 TWO = "constexpr int kRows = 1;  // tune: 1 2 4 8 16\nconstexpr int kCols = 16;  // tune: 16 32 64 128\n"
 
@@ -203,6 +214,19 @@ def test_a_setting_that_does_not_build_counts_as_slow_and_a_lost_one_not_at_all(
         settings_found.chain(space, night.history[1:])[tuple(again.notes["values"].values())]
         == settings_found.FAILED
     )
+
+
+def test_a_setting_that_tripped_the_judge_is_not_tried_again_and_nothing_is_known_of_it(
+    night: Night,
+) -> None:
+    first = night.propose()
+    assert first is not None
+    night.end(first, Outcome(CRASH, f"{UNFINISHED}: ValueError"))
+    again = night.propose()
+    assert again is not None
+    assert again.notes["values"] != first.notes["values"]
+    (space,) = sweep.spaces(night.context())
+    assert settings_found.chain(space, night.history) == {}
 
 
 def test_a_proposal_changes_its_constants_alone(night: Night) -> None:

@@ -7,13 +7,14 @@ and high are one kind of night each: proposers that are quick and brief, as usua
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from agent import proposers
 from agent.dry_run.pace import CLOSING, Pace, pace
 from agent.dry_run.talk import Talk, talk
 from agent.lab import Lab, Unusable
-from agent.records import Settings
+from agent.ledger import Ledger
+from agent.records import LOST, OPEN, Run, Settings
 from agent.screen import duration
 from bench.plan import BASELINES
 
@@ -46,6 +47,24 @@ def estimate(lab: Lab, settings: Settings) -> str:
             "",
             *_night_table(settings, name, tempo, talks),
         ]
+    )
+
+
+def what_is_left(ledger: Ledger, run: Run) -> Settings:
+    """The settings of a run with its limits less what it has used of them."""
+    limits, spent = run.settings, ledger.accounts.spent(run.id)
+    ended = sum(n for status, n in ledger.counts(run.id).items() if status not in (LOST, *OPEN))
+
+    def rest(limit: float | None, used: float) -> float | None:
+        return None if limit is None else max(0.0, limit - used)
+
+    return replace(
+        limits,
+        experiments=None if limits.experiments is None else max(0, limits.experiments - ended),
+        hours=rest(limits.hours, spent["hours"]),
+        gpu_hours=rest(limits.gpu_hours, spent["device_seconds"] / 3600),
+        usd=rest(limits.usd, spent["usd"]),
+        tokens=None if limits.tokens is None else max(0, limits.tokens - int(spent["tokens"])),
     )
 
 
