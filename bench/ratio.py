@@ -2,8 +2,8 @@
 
 What else a machine does only ever adds to a block's time: half of the blocks of equal kernels lie within 10 % above the fastest and the rest up to
 45 %, a few at twice it. So one statistic is `fast`, arm by arm the mean of the faster half of the blocks. Another is `typical`, the middle half of the
-ratios round by round, which does not see what disturbs all arms of a round. The ratio is the mean of the two: of 22 comparisons on a Zen 4 the errors
-are 0.37 % (root of the mean square), and 0.43 with `fast` alone. A kernel which is fast in one block of two is not so in the middle half:
+ratios round by round, which does not see what disturbs all arms of a round. The ratio is the mean of the two: of 22 comparisons on a busy Zen 4 the
+errors are 0.37 % (root of the mean square), and 0.43 with `fast` alone. A kernel which is fast in one block of two is not so in the middle half:
 bench/speed.py holds the ratio against that. results/timer.md has how often all this is wrong.
 
 Processes of one kernel differ, by 0.3 to 2.7 % (standard deviation, three processors, results/HISTORY.md): where code and memory lie is drawn anew for
