@@ -67,7 +67,7 @@ class Guard:
         except KeyboardInterrupt:
             self._ledger.close_experiment(number, Outcome(LOST, "stopped by Ctrl-C"))
             raise
-        # The boundary of an experiment: it is the candidate's, until it repeats.
+        # The boundary of an experiment: it is the candidate's, until it repeats; but a full disk or a MachineFault is not.
         except Exception as error:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             machine = full or isinstance(error, MachineFault)
