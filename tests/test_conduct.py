@@ -27,7 +27,8 @@ def process() -> Callable[[str], subprocess.Popen[bytes]]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(code: str) -> subprocess.Popen[bytes]:
-        started.append(subprocess.Popen([sys.executable, "-c", code]))
+        # in a session of its own, as a runner is: precedence is given to sessions
+        started.append(subprocess.Popen([sys.executable, "-c", code], start_new_session=True))
         return started[-1]
 
     yield start
