@@ -108,7 +108,7 @@ class Contest:
             self.tick()
             if not theirs[-1].ok:
                 return Outcome(CRASH, f"trial: {theirs[-1].failure}: {theirs[-1].detail}")
-            ours.append(self._incumbents(prepared, seed))
+            ours.append(self._incumbent_trial(prepared, seed))
             noise = self.trials.noise(self.start)
             verdict = asked.decide(self.judge, kind, claim, ours, theirs, noise, lines=added)
             if verdict.decision != "again":
@@ -117,7 +117,7 @@ class Contest:
                 self._learn_noise(prepared)
         return Tried(ours, theirs, verdict)
 
-    def _incumbents(self, prepared: Prepared, seed: int) -> TrialResult:
+    def _incumbent_trial(self, prepared: Prepared, seed: int) -> TrialResult:
         """The incumbent's trial, a second time where it fails. Raises MachineFault where it fails again: it has trained before."""
         for _ in range(2):
             found = self.trials.result(

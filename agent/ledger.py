@@ -19,6 +19,7 @@ from agent.database import Database, LedgerError
 from agent.measurements import Measurements
 from agent.records import (
     LOST,
+    OPEN,
     READY,
     REFUSE,
     RUNNING,
@@ -251,6 +252,11 @@ class Ledger:
             (run, LOST, RUNNING, READY),
         )
         return [(row["number"], tuple(json.loads(row["sketch"]))) for row in rows]
+
+    def finished(self, run: str) -> int:
+        """Experiments of a run that were judged to an end."""
+        counts = self.counts(run)
+        return sum(n for status, n in counts.items() if status not in (LOST, *OPEN))
 
     def counts(self, run: str) -> dict[str, int]:
         """How many experiments of a run have each status."""

@@ -18,7 +18,6 @@ from agent.proposers import Context, NoProposal, Proposer, Stopped, Workshop
 from agent.records import (
     CRASH,
     LOST,
-    OPEN,
     REFUSE,
     Candidate,
     Experiment,
@@ -307,8 +306,7 @@ class Preparing:
     # ---- how the run stands
 
     def finished(self) -> int:
-        counts = self.ledger.counts(self.run_id)
-        return sum(n for status, n in counts.items() if status not in (LOST, *OPEN))
+        return self.ledger.finished(self.run_id)
 
     def begun(self) -> int:
         return sum(n for s, n in self.ledger.counts(self.run_id).items() if s != LOST)

@@ -9,7 +9,7 @@ from typing import Any
 
 # How an experiment ends. `lost`: the loop was stopped or killed while it was in flight.
 KEEP, DROP, REFUSE, CRASH, LOST = "keep", "drop", "refuse", "crash", "lost"
-# Of a crash that is not known to be the candidate's.
+# So begins the reason of what failed in the judge or the machine: nothing is known of the candidate.
 UNFINISHED = "the judge could not finish"
 # How it stands before that: at the gates, or through those that need no quiet machine and waiting for its trial.
 RUNNING, READY = "running", "ready"

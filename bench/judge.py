@@ -4,7 +4,8 @@
         judge.ask("load", op="rms_norm")
         ...
 
-`ask` returns the answer of one request or raises `Refused` (the candidate failed) with words fit to be shown; OSError where the disk is full. The time limit is the judge's.
+`ask` returns the answer of one request or raises `Refused` (the candidate failed) with words fit to be shown; OSError where the disk is full.
+The time limit is the judge's.
 """
 
 from __future__ import annotations

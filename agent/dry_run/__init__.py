@@ -14,7 +14,7 @@ from agent.dry_run.pace import CLOSING, Pace, pace
 from agent.dry_run.talk import Talk, talk
 from agent.lab import Lab, Unusable
 from agent.ledger import Ledger
-from agent.records import LOST, OPEN, Run, Settings
+from agent.records import Run, Settings
 from agent.screen import duration
 from bench.plan import BASELINES
 
@@ -53,7 +53,7 @@ def estimate(lab: Lab, settings: Settings) -> str:
 def what_is_left(ledger: Ledger, run: Run) -> Settings:
     """The settings of a run with its limits less what it has used of them."""
     limits, spent = run.settings, ledger.accounts.spent(run.id)
-    ended = sum(n for status, n in ledger.counts(run.id).items() if status not in (LOST, *OPEN))
+    ended = ledger.finished(run.id)
 
     def rest(limit: float | None, used: float) -> float | None:
         return None if limit is None else max(0.0, limit - used)

@@ -98,7 +98,7 @@ _PARTS = {
     "triton.runtime": "build cache",
 }
 PARTS = {f"{package}.{part}" for package, parts in _PARTS.items() for part in parts.split()}
-# Of these a kernel file uses the parts that are named ; the rest reaches far, or is the frame it runs in.
+# Of these a kernel file uses the parts that are named; the rest reaches far, or is the frame it runs in.
 _OF = {
     "torch.utils": frozenset("checkpoint _pytree dlpack hooks weak _foreach_utils".split()),
     "kernels": frozenset(
@@ -161,15 +161,11 @@ def path_error(name: str, model: bool) -> str:
         ) or part.strip("_") in PASSENGERS:
             return f"`{prefix}`{_instead(prefix)}"
         package = parts[0] if n == 2 else ".".join(parts[: n - 1])
-        if package in _OF and not _is_of(package, part) and not (model and parts[0] == "kernels"):
+        if package in _OF and part not in _OF[package] and not (model and parts[0] == "kernels"):
             return f"`{prefix}`: of {package} a kernel uses {', '.join(sorted(_OF[package]))}{_instead(prefix)}"
         if not model and parts[0] == "torch" and part in _STATE:
             return f"`{prefix}` sets state of the whole process; a kernel leaves it as it is"
     return ""
-
-
-def _is_of(package: str, part: str) -> bool:
-    return part in _OF[package]
 
 
 def _instead(name: str) -> str:
