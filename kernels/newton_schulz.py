@@ -5,10 +5,12 @@ singular values brought near one by an odd polynomial a step, X <- (a I + b X X^
     cpp      products whose result is symmetric only up to the diagonal, in tiles that stay in registers (csrc/product.h; bfloat16 where the
              processor has AVX512-BF16), and, where a float32 G is much longer than wide, steps taken on the Gram matrix R = X X^T, n x n,
              alone: with P = a I + b R + c R^2 a step is Q <- P Q, R <- P R P, and X <- Q X is made good at the end of a segment
-    triton   the symmetric products by their lower tiles, each stored twice; both polynomials in the products' epilogues
+    triton   the symmetric products by their lower tiles, each stored twice; polynomials in the products' epilogues; steps on the Gram matrix
+             too. A bfloat16 G is multiplied in float16, as fast and eight times as fine: X has norm 1, no product leaves float16's range,
+             and 0.2 to 1 % of the result lies off G's singular vectors where bfloat16 leaves 0.8 to 8 %, with steps on R up to 3 %
 
-Products are made in G's dtype (in float32 where a CPU has no fast ones): bfloat16 for Muon's usual precision, float32 for singular vectors true to 1e-4. Iteration runs on the
-shorter side n: (4 n^2 m + 2 n^3) flops a step and matrix, plain.
+Other products are made in G's dtype (in float32 where a CPU has no fast ones): bfloat16 for Muon's usual precision, float32 for singular vectors true to 1e-4. Iteration runs on
+the shorter side n: (4 n^2 m + 2 n^3) flops a step and matrix, plain.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import AMX, AVX512_BF16, INTERPRETED, choose, custom_op, jit, product_dtype
+from kernels import AMX, AVX512_BF16, choose, custom_op, jit, product_dtype
 
 
 def newton_schulz(G: Tensor, steps: int = 5, *, impl: str | None = None) -> Tensor:
@@ -90,6 +92,23 @@ def _normalised(G: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mul(X, scale, out=torch.empty(X.shape, dtype=dtype, device=X.device))
 
 
+GRAM_ASPECT = 1.5  # tune: 1.25 1.5 2.0 3.0
+# From this m / n on, steps on the n x n Gram matrix save more in products with X than they cost. In symmetric n x n products, half an ordinary one
+# each, five steps cost 5 (3 m / n + 1), and in segments of two and three 2 (3 m / n) + 14: 65 and 38 at 4:1, 20 and 20 at 1:1.
+SEGMENTS = {torch.float32: (3, 3), torch.float16: (2, 3), torch.bfloat16: (1, 1)}
+# Steps on the Gram matrix before it is made anew from X, and before the end. A step multiplies R's rounding error by up to a^2: in float32 three
+# take 6e-8 to 1e-3 of what they bring near one, five would take it to 6e-2 and seven to 15, a divergence; so do, in float16, three that are not
+# the last three, whose a are the smallest. Segments of one step are the plain iteration: bfloat16 has no bits for more.
+
+
+def _segments(steps: int, n: int, m: int, dtype: torch.dtype) -> list[int]:
+    """How many steps are taken between two products with X."""
+    length, last = SEGMENTS[dtype] if m >= GRAM_ASPECT * n else (1, 1)
+    last = min(last, steps)
+    whole, first = divmod(steps - last, length)
+    return [first] * (first > 0) + [length] * whole + [last]
+
+
 # ---- torch ----
 
 
@@ -118,18 +137,6 @@ PANELS = 4  # tune: 2 3 4 6 8
 PANEL = 64  # tune: 32 48 64 96 128
 PANEL_BF16 = 256  # tune: 128 192 256 384 512
 # Rows that a panel has at least, in float32 and in bfloat16: thinner ones run too far below the speed of a square product.
-GRAM_ASPECT = 1.5  # tune: 1.25 1.5 2.0 3.0
-# From this m / n on, steps on the n x n Gram matrix save more in products with X than they cost.
-SEGMENT = 3
-# Steps on the Gram matrix before it is made anew from X. A step multiplies R's rounding error by up to a^2: three steps take 6e-8 to
-# 1e-3 of what they bring near one, five would take it to 6e-2 and seven to 15, a divergence.
-
-
-def _segments(steps: int, n: int, m: int, dtype: torch.dtype) -> list[int]:
-    """Steps between two products with X. Segments of one step are the plain iteration; bfloat16 has no bits for more."""
-    length = SEGMENT if dtype == torch.float32 and m >= GRAM_ASPECT * n else 1
-    first = steps % length or length
-    return [first] + [length] * ((steps - first) // length)
 
 
 def _own(dtype: torch.dtype, n: int) -> bool:
@@ -204,10 +211,14 @@ def _cpp(G: Tensor, steps: int) -> Tensor:
 
 @triton.jit
 def _symmetric_kernel(
-    x_ptr, add_ptr, out_ptr, x_strides, s_strides, n, m, b, c,
+    left_ptr, right_ptr, out_ptr, in_strides, out_strides, n, m, b, c, d,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """out = b add + c x x^T: a program makes one tile on or below the diagonal and stores it twice. add and out (B, n, n)."""
+    """out = c left right^T, plus b left and d right where those are given. left and right (B, n, m) of the same strides, out (B, n, n) symmetric.
+
+    A program makes one tile on or below the diagonal; what lies below it is stored twice. So right^T is right to the bit where it has been made
+    here: an antisymmetric part of one rounding, turned over and over, would grow to half of what five steps give.
+    """
     tile = tl.program_id(0)
     # tile = row (row + 1) / 2 + column
     row = ((tl.sqrt(8.0 * tile + 1.0) - 1.0) / 2.0).to(tl.int32)
@@ -217,36 +228,31 @@ def _symmetric_kernel(
     batch = tl.program_id(1).to(tl.int64)
     rows, columns = row * BLOCK_N + tl.arange(0, BLOCK_N), column * BLOCK_N + tl.arange(0, BLOCK_N)
     ks = tl.arange(0, BLOCK_K)
+    left_ptr += batch * in_strides[0]
+    right_ptr += batch * in_strides[0]
     # [N, K]
-    left_ptr = (
-        x_ptr + batch * x_strides[0] + rows[:, None] * x_strides[1] + ks[None, :] * x_strides[2]
-    )
+    left_tile = left_ptr + rows[:, None] * in_strides[1] + ks[None, :] * in_strides[2]
     # [K, N]
-    right_ptr = (
-        x_ptr + batch * x_strides[0] + columns[None, :] * x_strides[1] + ks[:, None] * x_strides[2]
-    )
-    acc = tl.zeros([BLOCK_N, BLOCK_N], tl.float32)
-    for k in range(0, m, BLOCK_K):
-        left = tl.load(left_ptr, mask=(rows < n)[:, None] & (ks < m - k)[None, :], other=0.0)
-        right = tl.load(right_ptr, mask=(columns < n)[None, :] & (ks < m - k)[:, None], other=0.0)
-        acc = tl.dot(left, right, acc, input_precision=PRECISION)
-        left_ptr += BLOCK_K * x_strides[2]
-        right_ptr += BLOCK_K * x_strides[2]
-    acc *= c
+    right_tile = right_ptr + columns[None, :] * in_strides[1] + ks[:, None] * in_strides[2]
     mask = (rows < n)[:, None] & (columns < n)[None, :]
-    offs = rows[:, None] * s_strides[1] + columns[None, :] * s_strides[2]
-    if add_ptr is not None:
-        acc += b * tl.load(add_ptr + batch * s_strides[0] + offs, mask=mask, other=0.0).to(
-            tl.float32
-        )
-    made = acc.to(out_ptr.dtype.element_ty)
-    out_ptr += batch * s_strides[0]
-    tl.store(out_ptr + offs, made, mask=mask)
-    if row != column:
-        mirrored = columns[:, None] * s_strides[1] + rows[None, :] * s_strides[2]
-        tl.store(
-            out_ptr + mirrored, tl.trans(made), mask=(columns < n)[:, None] & (rows < n)[None, :]
-        )
+    offs = rows[:, None] * in_strides[1] + columns[None, :] * in_strides[2]
+    acc = tl.zeros([BLOCK_N, BLOCK_N], tl.float32)
+    if b is not None:
+        acc += b / c * tl.load(left_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    if d is not None:
+        acc += d / c * tl.load(right_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+    for k in range(0, m, BLOCK_K):
+        left = tl.load(left_tile, mask=(rows < n)[:, None] & (ks < m - k)[None, :], other=0.0)
+        right = tl.load(right_tile, mask=(columns < n)[None, :] & (ks < m - k)[:, None], other=0.0)
+        acc = tl.dot(left, right, acc, input_precision=PRECISION)
+        left_tile += BLOCK_K * in_strides[2]
+        right_tile += BLOCK_K * in_strides[2]
+    made = (c * acc).to(out_ptr.dtype.element_ty)
+    out_ptr += batch * out_strides[0]
+    below = out_ptr + rows[:, None] * out_strides[1] + columns[None, :] * out_strides[2]
+    above = out_ptr + columns[:, None] * out_strides[1] + rows[None, :] * out_strides[2]
+    tl.store(below, made, mask=mask & (rows[:, None] >= columns[None, :]))
+    tl.store(above, tl.trans(made), mask=(columns[:, None] < rows[None, :]) & (rows < n)[None, :])
 
 
 @triton.jit
@@ -301,59 +307,97 @@ def _tiling(n: int, m: int, dtype: torch.dtype) -> tuple[dict[str, Any], dict[st
     )
 
 
+class _Products:
+    """The products of one stack of matrices X (B, n, m), n <= m, or of their transposes: a launch each."""
+
+    def __init__(self, X: Tensor) -> None:
+        batch, n, m = X.shape
+        self.symmetric_tiling, self.apply_tiling = _tiling(n, m, X.dtype)
+        tiles = triton.cdiv(n, self.symmetric_tiling["BLOCK_N"])
+        self.symmetric_grid = tiles * (tiles + 1) // 2, batch
+        blocks = (("BLOCK_N", n), ("BLOCK_M", m))
+        self.apply_grid = (
+            *(triton.cdiv(size, self.apply_tiling[name]) for name, size in blocks),
+            batch,
+        )
+
+    def symmetric(
+        self, left: Tensor, right: Tensor, b: float | None = None, c: float = 1.0, d: float | None = None
+    ) -> Tensor:  # fmt: skip
+        """c left right^T + b left + d right, which is known to be symmetric."""
+        B, n, m = left.shape
+        out = left.new_empty(B, n, n)
+        _symmetric_kernel[self.symmetric_grid](
+            left, right, out, left.stride(), out.stride(), n, m, b, c, d, **self.symmetric_tiling
+        )
+        return out
+
+    def apply(self, P: Tensor, X: Tensor, a: float) -> Tensor:
+        """a X + P X, of X's strides."""
+        out = torch.empty_like(X)
+        _apply_kernel[self.apply_grid](
+            P, X, out, P.stride(), X.stride(), *X.shape[1:], a, **self.apply_tiling
+        )
+        return out
+
+
 def _triton(G: Tensor, steps: int) -> Tensor:
     if not G.numel():
         return G.new_empty(G.shape)
-    # The interpreter's dot multiplies the bits of bfloat16 as integers.
-    X = _normalised(G, torch.float32 if INTERPRETED else G.dtype)
+    X = _normalised(G, torch.float32 if G.dtype == torch.float32 else torch.float16)
     tall = X.shape[-2] > X.shape[-1]
     X = X.mT if tall else X
-    batch, n, m = X.shape
-    symmetric, apply = _tiling(n, m, X.dtype)
-    tiles = triton.cdiv(n, symmetric["BLOCK_N"])
-    # of X's strides
-    A, B, spare = X.new_empty(batch, n, n), X.new_empty(batch, n, n), torch.empty_like(X)
-    grid = (tiles * (tiles + 1) // 2, batch)
-    apply_grid = (triton.cdiv(n, apply["BLOCK_N"]), triton.cdiv(m, apply["BLOCK_M"]), batch)
-    for a, b, c in coefficients(steps):
-        _symmetric_kernel[grid](X, None, A, X.stride(), A.stride(), n, m, 0.0, 1.0, **symmetric)
-        _symmetric_kernel[grid](A, A, B, A.stride(), A.stride(), n, n, b, c, **symmetric)
-        _apply_kernel[apply_grid](B, X, spare, A.stride(), X.stride(), n, m, a, **apply)
-        X, spare = spare, X
+    products = _Products(X)
+    step = iter(coefficients(steps))
+    for segment in _segments(steps, *X.shape[1:], X.dtype):
+        R = products.symmetric(X, X)
+        a, b, c = next(step)
+        Q = products.symmetric(R, R, b, c)  # less a I
+        P, whole = Q, a
+        for _ in range(segment - 1):
+            RP = products.symmetric(R, P, a)
+            R = products.symmetric(RP, P, a)
+            a, b, c = next(step)
+            P = products.symmetric(R, R, b, c)
+            Q = products.symmetric(Q, P, a, 1.0, whole)
+            whole *= a
+        X = products.apply(Q, X, whole)
     return (X.mT if tall else X).to(G.dtype).view(G.shape)
 
 
-# The specialisations of the default model's matrices (bfloat16, 512 wide, wide and tall), and of float32, for compiling ahead of time:
+# The specialisations of the default model's matrices (512 wide, square, wide and tall), and of float32, for compiling ahead of time:
 # (kernel, types of its runtime arguments, its constexprs, options).
 def _aot(
-    kernel: Any, added: str | None, constants: Mapping[str, Any], *, tall: bool = False, pointer: str = "*bf16"
+    kernel: Any, constants: Mapping[str, Any], given: str = "", *, tall: bool = False, pointer: str = "*fp16"
 ) -> tuple[Any, ...]:  # fmt: skip
-    """`tall`: X is the transpose of what is in memory, so that its rows are what lies side by side."""
-    types: dict[str, Any] = {"n": "i32", "m": "i32", "a": "fp32", "b": "fp32", "c": "fp32"}
-    types |= dict.fromkeys(("x_ptr", "out_ptr", "p_ptr"), pointer) | {
-        "add_ptr": added or "constexpr"
-    }
+    """`given`: which of b and d are. `tall`: X is the transpose of what is in memory, so that its rows are what lies side by side."""
+    types: dict[str, Any] = {"n": "i32", "m": "i32", "a": "fp32", "c": "fp32"}
+    types |= {name: "fp32" if name in given else "constexpr" for name in "bd"}
+    types |= dict.fromkeys(("left_ptr", "right_ptr", "x_ptr", "p_ptr", "out_ptr"), pointer)
     contiguous, transposed = ("i32", "i32", "constexpr"), ("i32", "constexpr", "i32")
-    types |= {"x_strides": transposed if tall else contiguous, "s_strides": contiguous}
-    fixed: dict[Any, Any] = {
-        name: value for name, value in constants.items() if name in kernel.arg_names
-    }
-    fixed |= {(kernel.arg_names.index(name), types[name].index("constexpr")): 1 for name in ("x_strides", "s_strides")}  # fmt: skip
-    fixed |= {"add_ptr": None} if "add_ptr" in kernel.arg_names and added is None else {}
+    types |= dict.fromkeys(("in_strides", "x_strides"), transposed if tall else contiguous)
+    types |= dict.fromkeys(("out_strides", "s_strides"), contiguous)
+    types = {name: types[name] for name in kernel.arg_names if name in types}
+    fixed: dict[Any, Any] = {name: None for name, kind in types.items() if kind == "constexpr"}
+    fixed |= {name: value for name, value in constants.items() if name in kernel.arg_names}
+    for name, kind in types.items():
+        if isinstance(kind, tuple):
+            fixed[kernel.arg_names.index(name), kind.index("constexpr")] = 1
     options = {name: constants[name] for name in ("num_warps", "num_stages")}
-    return kernel, {name: types[name] for name in kernel.arg_names if name in types}, fixed, options
+    return kernel, types, fixed, options
 
 
-_SYMMETRIC, _APPLY = _tiling(512, 512, torch.bfloat16)
+_SYMMETRIC, _APPLY = _tiling(512, 512, torch.float16)
 _SYMMETRIC_32, _APPLY_32 = _tiling(512, 512, torch.float32)
 AOT = [
-    _aot(_symmetric_kernel, None, _SYMMETRIC),
-    _aot(_symmetric_kernel, "*bf16", _SYMMETRIC),
-    _aot(_apply_kernel, None, _APPLY),
-    _aot(_symmetric_kernel, None, _SYMMETRIC, tall=True),
-    _aot(_apply_kernel, None, _APPLY, tall=True),
-    _aot(_symmetric_kernel, "*fp32", _SYMMETRIC_32, pointer="*fp32"),
-    _aot(_apply_kernel, None, _APPLY_32, pointer="*fp32"),
+    _aot(_symmetric_kernel, _SYMMETRIC),
+    _aot(_symmetric_kernel, _SYMMETRIC, "b"),
+    _aot(_symmetric_kernel, _SYMMETRIC, "bd"),
+    _aot(_apply_kernel, _APPLY),
+    _aot(_symmetric_kernel, _SYMMETRIC, tall=True),
+    _aot(_apply_kernel, _APPLY, tall=True),
+    _aot(_symmetric_kernel, _SYMMETRIC_32, "bd", pointer="*fp32"),
+    _aot(_apply_kernel, _APPLY_32, pointer="*fp32"),
 ]
 
 

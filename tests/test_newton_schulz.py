@@ -188,6 +188,9 @@ def test_a_lower_triangle_is_mirrored(dtype: torch.dtype, n: int) -> None:
 def test_segments_on_the_gram_matrix_agree_with_plain_steps(monkeypatch):
     G = matrix((2, 150, 450), torch.logspace(0, -3, 150)).float()
     assert module._segments(5, 150, 450, torch.float32) == [2, 3]
+    assert module._segments(5, 150, 450, torch.float16) == [2, 3]
+    assert module._segments(6, 150, 450, torch.float16) == [1, 2, 3]
+    assert module._segments(7, 150, 450, torch.float32) == [1, 3, 3]
     assert module._segments(5, 150, 450, torch.bfloat16) == [1] * 5
     segments = newton_schulz(G, impl="cpp")
     monkeypatch.setattr(module, "GRAM_ASPECT", 100.0)
@@ -231,17 +234,27 @@ def test_triton_kernels_compile_for_every_gpu():
 
 INTERPRETED = """
 import torch
-from tests.test_newton_schulz import CLOSE, matrix, relative, truth
+from tests.test_newton_schulz import matrix, relative, truth
 from kernels import newton_schulz as module
 module.BLOCK, module.BLOCK_K = 16, 16
-for dtype in (torch.float32, torch.bfloat16):
+for dtype, close in ((torch.float32, 2e-4), (torch.bfloat16, 1.5e-2), (torch.float16, 1.5e-2)):
     for shape in ((2, 20, 50), (50, 20), (40, 40), (1, 9), (2, 0, 5)):
         G = matrix(shape).to(dtype)
         O = module.newton_schulz(G, impl="triton")
         assert (O.shape, O.dtype, O.is_contiguous()) == (G.shape, dtype, True)
-        if G.numel():
-            assert relative(O, truth(G, 5)) < CLOSE[dtype], (shape, dtype)
+        # one row has one singular value, near 1, where the first polynomial is steepest
+        allowed = 5e-2 if shape == (1, 9) and dtype.itemsize == 2 else close
+        assert not G.numel() or relative(O, truth(G, 5)) < allowed, (shape, dtype)
 assert not module.newton_schulz(torch.zeros(3, 17, 5), impl="triton").any()
+
+module.BLOCK, module.BLOCK_K = 32, 32
+for shape in ((48, 48), (48, 192), (192, 48)):
+    n = min(shape)
+    for spectrum in (torch.logspace(0, -3, n), torch.cat([torch.ones(1), torch.full((n - 1,), 1e-2)])):
+        for steps in (3, 5, 6, 7):
+            G = matrix(shape, spectrum).to(torch.bfloat16)
+            error = relative(module.newton_schulz(G, steps, impl="triton"), truth(G, steps))
+            assert error < 8e-2, (shape, spectrum, steps, error)
 """
 
 
