@@ -74,7 +74,7 @@ class Contest:
         verdict, timer = tried.verdict, timer_refuses(results)
         reason = timer + verdict.reason
         said = GateResult("verdict", tried.kept, reason, verdict.evidence, time.time() - began)
-        self.ledger.add_gate(prepared.number, said)
+        self.ledger.add_gate(prepared.experiment, said)
         if tried.kept and verdict.flag:
             if refused := self._examined_again(prepared, verdict.flag):
                 return Outcome(REFUSE, refused)
@@ -153,7 +153,7 @@ class Contest:
         self.screen.say(f"  flagged: {flag}; to the correctness gate again")
         context = gates.Context(self.judge, self.settings.op)
         found = gate_by_gate(
-            self.ledger, self.screen, self.machine, prepared.number, prepared.candidate, context,
+            self.ledger, self.screen, self.machine, prepared.experiment, prepared.candidate, context,
             [("correctness", gates.correctness)],
         )  # fmt: skip
         return "" if found[-1].passed else f"correctness: {found[-1].reason} (asked again: {flag})"

@@ -31,7 +31,7 @@ class Watched:
     """An experiment in work: what it comes to, and the commit that it has come to by then."""
 
     ledger: Ledger
-    number: int
+    experiment: int
     commit: str = ""
     outcome: Outcome = field(default_factory=lambda: Outcome(CRASH, "it was never judged"))
 
@@ -39,7 +39,7 @@ class Watched:
         """Write the outcome; a keep moves the run's incumbent."""
         outcome = replace(self.outcome, device_seconds=device_seconds)
         self.ledger.close_experiment(
-            self.number, outcome, self.commit if outcome.status == KEEP else None
+            self.experiment, outcome, self.commit if outcome.status == KEEP else None
         )
         return outcome
 
@@ -52,26 +52,26 @@ class Guard:
         self._failures: Counter[str] = Counter()  # in a row, by stage
 
     @contextmanager
-    def watch(self, number: int, stage: str) -> Iterator[Watched]:
+    def watch(self, experiment: int, stage: str) -> Iterator[Watched]:
         """Judge the experiment inside; a candidate that trips the judge must not end the night, nor pass.
 
         Failures in a row are of one `stage`: proposals go on to pass the first gates where every trial fails.
         """
-        watched = Watched(self._ledger, number)
+        watched = Watched(self._ledger, experiment)
         try:
             yield watched
             self._failures[stage] = 0
         except (LoopError, Stopped) as ended:
-            self._ledger.close_experiment(number, Outcome(LOST, str(ended) or "the run ended"))
+            self._ledger.close_experiment(experiment, Outcome(LOST, str(ended) or "the run ended"))
             raise
         except KeyboardInterrupt:
-            self._ledger.close_experiment(number, Outcome(LOST, "stopped by Ctrl-C"))
+            self._ledger.close_experiment(experiment, Outcome(LOST, "stopped by Ctrl-C"))
             raise
         # The boundary of an experiment: it is the candidate's, until it repeats; but a full disk or a MachineFault is not.
         except Exception as error:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             machine = full or isinstance(error, MachineFault)
-            watched.outcome = self._failed(number, stage, error, LOST if machine else CRASH)
+            watched.outcome = self._failed(experiment, stage, error, LOST if machine else CRASH)
 
     def verify(self) -> None:
         """Raises LoopError if the judge's files have changed since the run was opened."""
@@ -88,13 +88,13 @@ class Guard:
         log.write_text("".join(traceback.format_exception(error)))
         return log
 
-    def _failed(self, number: int, stage: str, error: Exception, status: str) -> Outcome:
+    def _failed(self, experiment: int, stage: str, error: Exception, status: str) -> Outcome:
         """What to record; a judge that fails again and again is itself broken, and the run ends."""
         self._failures[stage] += 1
-        log = self.keep(str(number), error)
+        log = self.keep(str(self._ledger.number(experiment)), error)
         outcome = Outcome(status, f"{UNFINISHED}: {type(error).__name__}: {error}; see {log}")
         if self._failures[stage] >= MAX_FAILURES:
-            self._ledger.close_experiment(number, outcome)
+            self._ledger.close_experiment(experiment, outcome)
             raise LoopError(
                 f"the judge failed {self._failures[stage]} times in a row: {outcome.reason}"
             ) from error

@@ -200,10 +200,17 @@ class Ledger:
         """The experiments of a run, or of all, whole, oldest first. For many of them take `history`."""
         return self._experiments(*_of_run(run))
 
-    def experiment(self, number: int) -> Experiment:
+    def experiment(self, experiment: int) -> Experiment:
         """The experiment with this id."""
-        (found,) = self._experiments("WHERE id = ?", (number,))
+        (found,) = self._experiments("WHERE id = ?", (experiment,))
         return found
+
+    def number(self, experiment: int) -> int:
+        """What its run counts the experiment with this id as; screens, logs and reports name it so."""
+        ((number,),) = self._database.rows(
+            "SELECT number FROM experiments WHERE id = ?", (experiment,)
+        )
+        return int(number)
 
     def find(self, run: str, number: int) -> Experiment | None:
         """The experiment that a run counts as `number`."""

@@ -81,10 +81,10 @@ class Loop:
 
     def _try(self, prepared: Prepared) -> None:
         """Measure a proposal against the incumbent of now, train with it, decide."""
-        number = prepared.number
-        self.ledger.take_experiment(number)
+        experiment = prepared.experiment
+        self.ledger.take_experiment(experiment)
         spent = self.trials.seconds
-        with self.guard.watch(number, "trial") as watched:
+        with self.guard.watch(experiment, "trial") as watched:
             watched.commit = prepared.commit
             try:
                 current = self.preparing.rebased(prepared)
@@ -111,7 +111,7 @@ class Loop:
         asked = standard.of(prepared.proposer)
         context = gates.Context(self.judge, self.settings.op, must_win=asked.must_win)
         results = gate_by_gate(
-            self.ledger, self.screen, self.machine, prepared.number, prepared.candidate, context, asked.steps(self.steps)
+            self.ledger, self.screen, self.machine, prepared.experiment, prepared.candidate, context, asked.steps(self.steps)
         )  # fmt: skip
         if results and not results[-1].passed:
             last = results[-1]

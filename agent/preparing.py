@@ -42,9 +42,9 @@ class BaseMoved(Exception):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A proposal that is worth a trial. `number` is the ledger's id of its experiment."""
+    """A proposal that is worth a trial. `experiment` is its id in the ledger."""
 
-    number: int
+    experiment: int
     proposer: str
     hypothesis: str
     parent: str
@@ -56,7 +56,7 @@ def gate_by_gate(
     ledger: Ledger,
     screen: Screen,
     machine: Machine,
-    number: int,
+    experiment: int,
     candidate: Candidate,
     context: gates.Context,
     steps: gates.Steps,
@@ -66,7 +66,7 @@ def gate_by_gate(
     for result in gates.run(
         candidate, context, steps, lambda name: screen.stage(f"  {name}"), machine
     ):
-        ledger.add_gate(number, result)
+        ledger.add_gate(experiment, result)
         results.append(result)
         said = "passed" if result.passed else "refused"
         screen.say(f"  {result.name} {said} in {duration(result.seconds)}: {result.reason}")
@@ -135,16 +135,16 @@ class Preparing:
             self.judge, self.settings.op,
             {} if repeats else self.ledger.patch_numbers(self.run_id), () if repeats else self.ledger.sketches(self.run_id),
         )  # fmt: skip
-        number = self.ledger.open_experiment(
+        experiment = self.ledger.open_experiment(
             self.run_id, proposal, parent, commit, *_patch(candidate), self.hardware
         )
-        self.screen.say(f"experiment {self._count()}: {proposal.hypothesis}")
-        with self.guard.watch(number, "gates") as watched:
+        self.screen.say(f"{self._named(experiment)}: {proposal.hypothesis}")
+        with self.guard.watch(experiment, "gates") as watched:
             for repairs_left in reversed(range(REPAIRS + 1)):
-                results = self._gates(number, candidate, earlier)
+                results = self._gates(experiment, candidate, earlier)
                 refusal = results[-1] if results and not results[-1].passed else None
                 mended = (
-                    self._mended(number, parent, proposal, refusal)
+                    self._mended(experiment, parent, proposal, refusal)
                     if refusal and repairs_left
                     else None
                 )
@@ -153,33 +153,35 @@ class Preparing:
                 self.workspace.forget(commit)
                 proposal, commit = mended
                 candidate = self.workspace.candidate(self.settings.target, parent, commit)
-                self.ledger.amend_experiment(number, proposal, commit, *_patch(candidate))
+                self.ledger.amend_experiment(experiment, proposal, commit, *_patch(candidate))
             self.guard.verify()
             if refusal is None:
-                self.workspace.hold(number, commit)
-                self.ledger.ready_experiment(number)
-                return Prepared(number, proposal.proposer, proposal.hypothesis, parent, commit, candidate)  # fmt: skip
+                self.workspace.hold(experiment, commit)
+                self.ledger.ready_experiment(experiment)
+                return Prepared(experiment, proposal.proposer, proposal.hypothesis, parent, commit, candidate)  # fmt: skip
             watched.outcome = Outcome(REFUSE, f"{refusal.name}: {refusal.reason}")
         self.workspace.forget(commit)
         self.screen.say(f"  {watched.close().status}")
         return None
 
-    def _gates(self, number: int, candidate: Candidate, context: gates.Context) -> list[GateResult]:
+    def _gates(
+        self, experiment: int, candidate: Candidate, context: gates.Context
+    ) -> list[GateResult]:
         results = gate_by_gate(
-            self.ledger, self.screen, self.machine, number, candidate, context, self.steps
+            self.ledger, self.screen, self.machine, experiment, candidate, context, self.steps
         )
         if self.stop.is_set():
             raise Stopped("the run ended")
         return results
 
     def _mended(
-        self, number: int, parent: str, proposal: Proposal, refusal: GateResult
+        self, experiment: int, parent: str, proposal: Proposal, refusal: GateResult
     ) -> tuple[Proposal, str] | None:
         """What the proposer makes of a refusal, and its commit; None if it gives up, or nothing came of it."""
         try:
             mended = self.proposer.repair(proposal, refusal)
         except NoProposal as nothing:
-            self._bill(number, nothing)
+            self._bill(experiment, nothing)
             self.screen.say(f"  not mended: {nothing.reason}")
             return None
         except BudgetSpent as spent:
@@ -188,7 +190,7 @@ class Preparing:
         except Stopped:
             raise
         except Exception as error:  # the boundary of a proposer: no fault of the judge's
-            log = self.guard.keep(f"proposer-{self._count()}", error)
+            log = self.guard.keep(f"proposer-{self.begun()}", error)
             self.screen.say(f"  not mended: {type(error).__name__}: {error}; see {log}")
             return None
         if mended is None:
@@ -196,14 +198,14 @@ class Preparing:
         try:
             commit = self.workspace.commit(parent, mended)
         except (GitError, ValueError) as error:
-            self._bill(number, mended)
+            self._bill(experiment, mended)
             self.screen.say(f"  not mended: {error}")
             return None
         self.screen.say("  mended, and judged again")
         return mended, commit
 
-    def _bill(self, number: int, spent: Proposal | NoProposal) -> None:
-        self.ledger.bill_experiment(number, spent.cost_usd, spent.tokens_in, spent.tokens_out)
+    def _bill(self, experiment: int, spent: Proposal | NoProposal) -> None:
+        self.ledger.bill_experiment(experiment, spent.cost_usd, spent.tokens_in, spent.tokens_out)
 
     def _nothing(self, parent: str, nothing: NoProposal) -> None:
         """A row for what was spent; then a pause that doubles, so that a broken proposer does not fill the ledger."""
@@ -211,9 +213,9 @@ class Preparing:
             nothing.hypothesis or "no proposal", {}, self.proposer.name, nothing.model, notes=nothing.notes,
             cost_usd=nothing.cost_usd, tokens_in=nothing.tokens_in, tokens_out=nothing.tokens_out,
         )  # fmt: skip
-        number = self.ledger.open_experiment(self.run_id, empty, parent, parent, "", "")
-        self.ledger.close_experiment(number, Outcome(CRASH, f"no proposal: {nothing.reason}"))
-        self.screen.say(f"experiment {self._count()}: no proposal: {nothing.reason}")
+        experiment = self.ledger.open_experiment(self.run_id, empty, parent, parent, "", "")
+        self.ledger.close_experiment(experiment, Outcome(CRASH, f"no proposal: {nothing.reason}"))
+        self.screen.say(f"{self._named(experiment)}: no proposal: {nothing.reason}")
         # Who asks nobody, as a recording, has the next at hand.
         if self.proposer.ahead:
             self.stop.wait(min(LONGEST_PAUSE_S, 0.5 * 2 ** min(self._empty, 16)))
@@ -222,7 +224,7 @@ class Preparing:
     def _proposer_failed(self, parent: str, error: Exception) -> None:
         """A fault of the proposer's own. Raises LoopError when it repeats."""
         self._failures += 1
-        log = self.guard.keep(f"proposer-{self._count()}", error)
+        log = self.guard.keep(f"proposer-{self.begun()}", error)
         reason = f"{self.proposer.name} failed: {type(error).__name__}: {error}; see {log}"
         self._nothing(parent, NoProposal(reason))
         if self._failures >= MAX_FAILURES:
@@ -239,9 +241,9 @@ class Preparing:
             for field in ("hypothesis", "expected")
         }
         proposal = replace(proposal, **said)
-        number = self.ledger.open_experiment(self.run_id, proposal, parent, parent, "", "")
-        self.ledger.close_experiment(number, outcome)
-        self.screen.say(f"experiment {self._count()}: {proposal.hypothesis}")
+        experiment = self.ledger.open_experiment(self.run_id, proposal, parent, parent, "", "")
+        self.ledger.close_experiment(experiment, outcome)
+        self.screen.say(f"{self._named(experiment)}: {proposal.hypothesis}")
         self.screen.say(f"  {outcome.status}: {outcome.reason}")
         if FULL in str(error):
             raise LoopError(f"{error}; free space, then python -m agent --resume") from None
@@ -250,13 +252,13 @@ class Preparing:
 
     def waiting(self) -> Iterator[Prepared]:
         """What an earlier life of this run had ready and the gates of now let pass as well: a hole in them may have been closed since."""
-        for experiment in self.ledger.waiting(self.run_id):
-            self.screen.say(f"experiment {experiment.number} was ready: {experiment.hypothesis}")
-            prepared = self._of(experiment)
+        for past in self.ledger.waiting(self.run_id):
+            self.screen.say(f"{self._named(past.id)} was ready: {past.hypothesis}")
+            prepared = self._of(past)
             ready = False
-            with self.guard.watch(prepared.number, "gates") as watched:
+            with self.guard.watch(prepared.experiment, "gates") as watched:
                 context = gates.Context(self.judge, self.settings.op, earlier={})
-                results = self._gates(prepared.number, prepared.candidate, context)
+                results = self._gates(prepared.experiment, prepared.candidate, context)
                 refusal = next((result for result in results if not result.passed), None)
                 ready = refusal is None
                 if refusal is not None:
@@ -267,13 +269,11 @@ class Preparing:
             self.workspace.forget(prepared.commit)
             self.screen.say(f"  {watched.close().status}")
 
-    def _of(self, experiment: Experiment) -> Prepared:
-        candidate = self.workspace.candidate(
-            self.settings.target, experiment.parent, experiment.commit
-        )
+    def _of(self, past: Experiment) -> Prepared:
+        candidate = self.workspace.candidate(self.settings.target, past.parent, past.commit)
         return Prepared(
-            experiment.id, experiment.proposer, experiment.hypothesis, experiment.parent, experiment.commit, candidate
-        )  # fmt: skip
+            past.id, past.proposer, past.hypothesis, past.parent, past.commit, candidate
+        )
 
     def rebased(self, prepared: Prepared) -> Prepared:
         """The proposal on the incumbent of now, through the gates again if that is another. Raises BaseMoved.
@@ -286,17 +286,17 @@ class Preparing:
         files = merging.onto(self.repository, prepared.parent, prepared.commit, parent)
         if files is None:
             raise BaseMoved("the incumbent has changed in the same lines since this was proposed")
-        past = self.ledger.experiment(prepared.number)
+        past = self.ledger.experiment(prepared.experiment)
         proposal = Proposal(
             past.hypothesis, files, past.proposer, past.model, past.expected, past.notes
         )
         commit = self.workspace.commit(parent, proposal)
         candidate = self.workspace.candidate(self.settings.target, parent, commit)
         self.workspace.forget(prepared.commit)
-        self.workspace.hold(prepared.number, commit)
-        self.ledger.rebase_experiment(prepared.number, parent, commit, candidate.patch)
+        self.workspace.hold(prepared.experiment, commit)
+        self.ledger.rebase_experiment(prepared.experiment, parent, commit, candidate.patch)
         context = gates.Context(self.judge, self.settings.op, earlier={})
-        results = self._gates(prepared.number, candidate, context)
+        results = self._gates(prepared.experiment, candidate, context)
         if not results[-1].passed:
             raise BaseMoved(
                 f"on the incumbent of now {results[-1].name} refuses it: {results[-1].reason}"
@@ -311,9 +311,11 @@ class Preparing:
     def begun(self) -> int:
         return sum(n for s, n in self.ledger.counts(self.run_id).items() if s != LOST)
 
-    def _count(self) -> str:
+    def _named(self, experiment: int) -> str:
+        """`experiment 7 (6 of 20)`: its number in the report, and how far the run has come, which is less where one was lost."""
         limit = self.settings.experiments
-        return f"{self.begun()} of {limit}" if limit else str(self.begun())
+        so_far = f" ({self.begun()} of {limit})" if limit else ""
+        return f"experiment {self.ledger.number(experiment)}{so_far}"
 
     def _context(self, commit: str) -> Context:
         settings = self.settings

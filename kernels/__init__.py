@@ -9,6 +9,10 @@ and plainest first:
     cuda     CUDA C++ in `csrc/<op>.cu`; CUDA tensors
     fused    a single call of torch's that is the op (adamw alone), to be measured against
 
+All kernels of an op are one custom op (two where a gradient is optional): its fake and its autograd formula are written once, and torch.compile
+keeps it whole. A file with Triton kernels also exports `AOT`, the specialisations of the default model, which bench/aot.py compiles ahead of time
+for GPUs that are not there: (kernel, types of its runtime arguments, its constexprs, options) each.
+
 An op may export `LIBRARIES` beside it: what others have written, which does a part of what the op means. They run where a caller names
 them, and nowhere else:
 
@@ -93,7 +97,7 @@ def watched() -> bool:
 
 
 class CustomOp:
-    """A kernel as a custom op, which torch.compile keeps whole; where nobody looks at operators the same kernel and the same formula without.
+    """A kernel as a custom op, which torch.compile keeps whole. In plain eager code the kernel and its gradient are called directly.
 
     What torch does around a custom op takes 20 us forward and 30 backward, as long as a norm of the CPU trial itself. `mutates`: names of
     arguments that the kernel overwrites, which come first. Schema, fake and autograd formula are torch.library's.

@@ -122,9 +122,9 @@ def _adamw_kernel(
     tl.store(w_ptr + offs, keep * w - rate * m / (tl.sqrt(v) * root + eps), mask=mask)
 
 
+# 8 elements a thread: two 16-byte loads of each of four tensors are under way at once.
 BLOCK = 1024  # tune: 512 1024 2048 4096
 WARPS = 4  # tune: 4 8
-# 8 elements a thread: two 16-byte loads of each of four tensors are under way at once.
 
 
 def _triton(
@@ -139,8 +139,7 @@ def _triton(
         )  # fmt: skip
 
 
-# The specialisations of the default model (all float32) and of a lean one (bfloat16 moments and gradient), for compiling ahead of time:
-# (kernel, types of its runtime arguments, its constexprs, options).
+# The specialisations of the default model (all float32) and of a lean one (bfloat16 moments and gradient), for compiling ahead of time.
 _NUMBERS = ("keep", "rate", "rise1", "beta2", "rise2", "root", "eps")
 AOT = [
     (
@@ -153,7 +152,9 @@ AOT = [
 ]  # fmt: skip
 
 
-# ---- one custom op for all kernels, which torch.compile keeps whole; what depends on the step alone is worked out in double precision ----
+# ---- custom op ----
+#
+# What depends on the step alone is worked out before it, in double precision.
 
 KERNELS = {"cpp": _cpp, "triton": _triton}
 

@@ -1,14 +1,14 @@
-"""Residual addition and RMSNorm together: residual' = x + residual, y = rms_norm(residual', weight).
+"""Residual addition and RMSNorm together: total = x + residual, y = rms_norm(total, weight).
 
     torch    an addition and the formula of kernels/rms_norm.py
     cpp      csrc/add_rms_norm.cpp: a row is added, stored and normalised while it is in L1
     triton   the same for a tile of rows
 
-Bound: memory. R rows of D elements of b bytes: forward 4 R D b (x and residual in, residual' and y out), backward 4 R D b (the
-gradients of both outputs and residual' in, one gradient out), plus 4 R for rstd.
+Bound: memory. R rows of D elements of b bytes: forward 4 R D b (x and residual in, total and y out), backward 4 R D b (the
+gradients of both outputs and total in, one gradient out), plus 4 R for rstd.
 
-The gradient of residual' joins that of y at the sum, so x and residual share one gradient: dx = dresidual' + rstd * (g - n * mean(g * n)),
-with n = residual' * rstd, g = dy * weight. The norm is that of the stored residual', rounded to its dtype.
+The gradient of total joins that of y at the sum, so x and residual share one gradient: dx = dtotal + rstd * (g - n * mean(g * n)),
+with n = total * rstd, g = dy * weight. The norm is that of the stored total, rounded to its dtype.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def add_rms_norm(
     *,
     impl: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(y, residual'): x + residual (..., D), of the type both promote to, and its RMSNorm, times weight (D,) if given."""
+    """(y, total): x + residual (..., D) is the total, of the type both promote to; y is its RMSNorm, times weight (D,) if given."""
     if x.shape != residual.shape:
         raise ValueError(
             f"add_rms_norm: x and residual must have one shape, got {tuple(x.shape)} and {tuple(residual.shape)}"
@@ -123,10 +123,10 @@ def _add_rms_norm_bwd_kernel(
         tl.store(dweight_ptr + program * D + cols, tl.sum(dweight, axis=0), mask=cols < D)
 
 
-TILE = 2048  # tune: 512 1024 2048 4096
 # Elements of a tile where D is smaller: rows are taken together, so that a program has 16-byte loads for all its threads.
-PROGRAMS = 512  # tune: 256 512 1024 2048
+TILE = 2048  # tune: 512 1024 2048 4096
 # Backward programs where there is a weight: enough to fill 132 SMs, few enough that their dweights (PROGRAMS, D) are cheap to write and to add.
+PROGRAMS = 512  # tune: 256 512 1024 2048
 
 
 def _tile(D: int) -> tuple[int, int, int]:
@@ -168,8 +168,7 @@ def _triton_backward(
     return dx, total.new_empty(D, dtype=torch.float32) if dweights is None else dweights.sum(0)
 
 
-# The specialisations of the default model (bf16, D = 512, without and with a weight), for compiling ahead of time:
-# (kernel, types of its runtime arguments, its constexprs, options).
+# The specialisations of the default model (bf16, D = 512, without and with a weight), for compiling ahead of time.
 _ROWS, _BLOCK_D, _WARPS = _tile(512)
 _SHAPE = {"ROWS": _ROWS, "BLOCK_D": _BLOCK_D}
 _FWD = {
@@ -188,7 +187,7 @@ AOT = [
 ]  # fmt: skip
 
 
-# ---- one custom op for all kernels ----
+# ---- custom op ----
 #
 # It takes x as it is shaped and looks at its rows inside. Were they reshaped outside, the one gradient that x and the residual have in
 # common would reach two leaves as two views, and torch (2.13) accumulates into both: every sum of gradients would count twice.

@@ -88,6 +88,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> None:
         )
 
 
+# ---- torch ----
+
+
 def _torch(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None) -> Tensor:
     T, D = q.shape[2:]
     group = q.shape[1] // k.shape[1]
@@ -105,6 +108,9 @@ def _band(T: int, causal: bool, window: int | None) -> tuple[int, int]:
     return reach, 0 if causal else reach
 
 
+# ---- cpp ----
+
+
 def _cpp_forward(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None
 ) -> tuple[Tensor, Tensor]:
@@ -117,7 +123,7 @@ def _cpp_backward(
     return jit.load("attention").backward(do, q, k, v, o, lse, causal, window)
 
 
-# ---- Triton ----
+# ---- triton ----
 # Strides come as tuples (B, H, T, D), of which Triton makes a 1 a constant. Row numbers are int64 from the program id on, so that no
 # offset can overflow. Scores are in base 2 (exp2 is one instruction): LOG2E is folded into the scale.
 
@@ -197,6 +203,11 @@ def _forward_tiles(
     acc, total, m, q, k_ptr, v_ptr, k_strides, v_strides, lo, hi, gap_at, gap, m0, T, D, before, after, scale,
     MASKED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """The online softmax over the tiles of keys in [lo, hi), all but the `gap` keys from `gap_at` on.
+
+    It is called twice, here and in the backward kernels: MASKED for both edges of the band, whose middle is the gap, then without a mask for the
+    middle. So each kernel holds two loops, not three.
+    """
     i, j = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     for t in range(lo, hi - gap, BLOCK_N):
         n0 = t + (t >= gap_at) * gap
@@ -221,9 +232,8 @@ def _attention_forward_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     tile, head = _place(BLOCK_M, T, SECTION)
-    m0 = (
-        tl.cdiv(T, BLOCK_M) - 1 - tile
-    ) * BLOCK_M  # the last queries see the most keys: they start first
+    # the last queries see the most keys: they start first
+    m0 = (tl.cdiv(T, BLOCK_M) - 1 - tile) * BLOCK_M
     batch, h = head // H, head % H
     k_ptr = _head(k_ptr, k_strides, batch, h // GROUP)
     v_ptr = _head(v_ptr, v_strides, batch, h // GROUP)
@@ -355,9 +365,8 @@ def _attention_dkv_kernel(
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     lo, a, b, hi = _query_tiles(n0, T, before, after, BLOCK_M, BLOCK_N)
-    for h in range(
-        hk * GROUP, hk * GROUP + GROUP
-    ):  # the heads of a group are summed here: no atomics
+    # the heads of a group are summed here: no atomics
+    for h in range(hk * GROUP, hk * GROUP + GROUP):
         q_head, do_head = _head(q_ptr, q_strides, batch, h), _head(do_ptr, do_strides, batch, h)
         lse_head, delta_head = lse_ptr + (batch * H + h) * T, delta_ptr + (batch * H + h) * T
         dk, dv = _dkv_tiles(
@@ -372,10 +381,10 @@ def _attention_dkv_kernel(
     _store_rows(_head(dv_ptr, dv_strides, batch, hk), dv_strides, n0, T, D, dv, BLOCK_N, BLOCK_D)
 
 
-# Tiles for rows of up to 256 bytes (bf16, D = 128); _tiles shrinks them for longer ones. Chosen by the code that is made of them: with these no
-# inner loop of the three large kernels spills a register on sm_90 or sm_100. The side whose gradient is summed (queries for dq, keys for dk and
-# dv) has 128 rows, 64 for each of the two warpgroups of sm_90: of 64 rows each would compute all (for 128 x 64 scores of dq 72 wgmma of 32 and
-# 64 columns, and not 20 of 64 and 128). 64 queries at a time for dk and dv spill 36 registers in each round of the loop; 4 warps spill too.
+# Tiles for rows of up to 256 bytes (bf16, D = 128); _tiles shrinks them for longer ones. They were chosen by the code that ptxas makes of them: with
+# these no inner loop of the three large kernels spills a register on sm_90 or sm_100. The side whose gradient is summed (queries for dq, keys for
+# dk and dv) has 128 rows, 64 for each of sm_90's two warpgroups; with 64 rows each warpgroup would compute the whole tile (dq: 72 narrow wgmma a
+# round and not 20 wide ones). With 64 queries at a time dk and dv spill 36 registers a round; with 4 warps they spill too.
 FORWARD_M = 128  # tune: 64 128
 FORWARD_N = 64  # tune: 32 64 128
 FORWARD_WARPS = 8  # tune: 4 8
@@ -389,8 +398,8 @@ DKV_N = 128  # tune: 64 128
 DKV_WARPS = 8  # tune: 4 8
 DKV_STAGES = 2  # tune: 1 2 3
 DELTA_M = 64  # tune: 32 64 128
-SECTION = 16  # tune: 8 16 32 64
 # Heads whose programs run beside each other: 16 MB of keys and values at T = 2048 and D = 128, of an H100's 50 MB L2.
+SECTION = 16  # tune: 8 16 32 64
 
 
 def _block_d(D: int) -> int:
@@ -400,7 +409,7 @@ def _block_d(D: int) -> int:
 def _tiles(D: int, itemsize: int, m: int, n: int, warps: int, stages: int) -> dict[str, int]:
     """Launch options: both blocks shrink by as much as a row of D elements exceeds 256 bytes, the longer one by the square of it.
 
-    Of float32, which is multiplied in three parts, by 2 at least: 64 channels would keep 10 KB of dq's tile on the stack of an A100.
+    float32 is multiplied in three parts: its tiles shrink by 2 at least, or dq would keep 10 KB on an A100's stack at 64 channels.
     """
     shrink = max(itemsize // 2, _block_d(D) * itemsize // 256)
     blocks = {
@@ -509,8 +518,7 @@ def _aot(
     )
 
 
-# The specialisations of the default model on a GPU (bf16, D = 128), and what differs most from them, for compiling ahead of time:
-# (kernel, types of its runtime arguments, its constexprs, options).
+# The specialisations of the default model on a GPU (bf16, D = 128), and what differs most from them, for compiling ahead of time.
 _FORWARD = (_attention_forward_kernel, FORWARD_M, FORWARD_N, FORWARD_WARPS, FORWARD_STAGES)
 _DQ = (_attention_dq_kernel, DQ_M, DQ_N, DQ_WARPS, DQ_STAGES)
 _DKV = (_attention_dkv_kernel, DKV_M, DKV_N, DKV_WARPS, DKV_STAGES)
@@ -525,7 +533,7 @@ AOT = [
 ]
 
 
-# ---- What others have written ----
+# ---- what others have written ----
 
 HALVES = (torch.bfloat16, torch.float16)
 
@@ -614,11 +622,12 @@ def _fa4_backward(
     return dq, dk, dv
 
 
+# ---- custom op ----
+
 FORWARD = {"cpp": _cpp_forward, "triton": _triton_forward, "fa4": _fa4_forward}
 BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward, "fa4": _fa4_backward}
 
 
-# One custom op for all kernels: its fake and its autograd formula are written once, and torch.compile keeps it whole.
 @custom_op("attention")
 def _op(
     q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, impl: str

@@ -39,12 +39,14 @@ def linear_cross_entropy(
     """
     if h.shape[:-1] != targets.shape or W.ndim != 2 or h.shape[-1] != W.shape[1]:
         raise ValueError(
-            f"expected h (..., D), W (V, D), targets (...), got {tuple(h.shape)}, {tuple(W.shape)}, {tuple(targets.shape)}"
+            f"linear_cross_entropy: expected h (..., D), W (V, D), targets (...), got {tuple(h.shape)}, {tuple(W.shape)}, {tuple(targets.shape)}"
         )
     if targets.dtype != torch.int64:
-        raise TypeError(f"expected int64 targets, got {targets.dtype}; convert them with .long()")
+        raise TypeError(
+            f"linear_cross_entropy: expected int64 targets, got {targets.dtype}; convert them with .long()"
+        )
     if softcap is not None and not softcap > 0:
-        raise ValueError(f"expected softcap > 0 or None, got {softcap}")
+        raise ValueError(f"linear_cross_entropy: expected softcap > 0 or None, got {softcap}")
     if torch.is_autocast_enabled(h.device.type):
         h = h.to(torch.get_autocast_dtype(h.device.type))
     return IMPLEMENTATIONS[choose(IMPLEMENTATIONS, impl, h.device)](h, W, targets, softcap)
@@ -63,9 +65,9 @@ def _torch(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> Tens
 
 # ---- cpp ----
 
-CHUNK = 1024  # tune: 256 512 1024 2048 4096
 # Rows of logits made at a time on a CPU. What the cache gives to a smaller chunk (the fused pass is 8 % of the whole) the product takes,
 # whose threads meet once a chunk: 256 rows cost 10 % on one thread and, on a busy machine, up to twice the time on two.
+CHUNK = 1024  # tune: 256 512 1024 2048 4096
 
 
 def _check_targets(targets: Tensor, V: int) -> None:
@@ -73,7 +75,7 @@ def _check_targets(targets: Tensor, V: int) -> None:
     if wrong.any():
         at = int(wrong.nonzero()[0])
         raise IndexError(
-            f"target {int(targets[at])} of token {at}: expected 0..{V - 1}, or {IGNORED} to ignore it"
+            f"linear_cross_entropy: target {int(targets[at])} of token {at}: expected 0..{V - 1}, or {IGNORED} to ignore it"
         )
 
 
@@ -133,9 +135,12 @@ def _linear_cross_entropy_kernel(
     z_ptr, z_strides, targets_ptr, loss_ptr, V, cap, rate,
     CAPPED: tl.constexpr, GRADIENT: tl.constexpr, WHOLE: tl.constexpr, BOUNDED: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """WHOLE: V <= BLOCK_V, so that a row is read once and stays in registers: three special functions a logit, where rows of several
+    """The loss of one row of logits, and if GRADIENT their gradient in their place.
+
+    WHOLE: V <= BLOCK_V, so that a row is read once and stays in registers: three special functions a logit, where rows of several
     blocks need seven and a second read. BOUNDED: no exponential can overflow, so that no maximum is looked for and one number a logit,
-    p times its slope, is all that waits for the sum."""
+    p times its slope, is all that waits for the sum.
+    """
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row * z_strides[0]
     offs = tl.arange(0, BLOCK_V)
@@ -182,22 +187,22 @@ def _linear_cross_entropy_kernel(
             tl.store(loss_ptr + row, (lse - y_target) * LN2)
             if GRADIENT:
                 for start in range(0, V, BLOCK_V):
-                    z = tl.load(z_ptr + start + offs, mask=offs < V - start, other=0.0).to(
-                        tl.float32
-                    )
+                    z = tl.load(z_ptr + start + offs, mask=offs < V - start, other=0.0)
+                    z = z.to(tl.float32)
                     y, slope = _capped(z, cap, rate, CAPPED)
                     dz = (tl.exp2(y - lse) - tl.where(start + offs == target, 1.0, 0.0)) * slope
                     tl.store(z_ptr + start + offs, dz, mask=offs < V - start)
 
 
-BLOCK_V = 8192  # tune: 2048 4096 8192 16384
 # Logits a program holds at a time. The 5e8 logits of a step of 65,536 tokens at V = 8192 take, at 16 special functions a clock
 # on each of 132 SMs, 0.4 ms where a row is held whole and 1.0 ms where it is not, beside 2.1 ms of products.
-LOGITS_A_THREAD = 16  # tune: 8 16 32
+BLOCK_V = 8192  # tune: 2048 4096 8192 16384
 # At 16 a row of 8192 takes 16 warps of 40 registers (sm_90, Triton 3.7.1): three programs a multiprocessor.
-BOUND = 60.0  # of a softcap: e^60 a million times is within float32
-TRITON_CHUNK = 2048  # tune: 1024 2048 4096 8192
+LOGITS_A_THREAD = 16  # tune: 8 16 32
+# Up to this softcap no maximum is needed: e^60, a million times, is within float32.
+BOUND = 60.0
 # Rows of logits made at a time on a GPU: 2048 rows of 8192 bfloat16 logits are 32 MB of an H100's 50 MB L2.
+TRITON_CHUNK = 2048  # tune: 1024 2048 4096 8192
 
 
 def _warps(block: int) -> int:
@@ -238,8 +243,7 @@ def _triton_loss_and_gradient(
     return loss, dz
 
 
-# The specialisations of the default model (bfloat16, V = 8192, softcap), and what differs most from them, for compiling ahead of time:
-# (kernel, types of its runtime arguments, its constexprs, options).
+# The specialisations of the default model (bfloat16, V = 8192, softcap), and what differs most from them, for compiling ahead of time.
 _TYPES = {
     "z_ptr": "*bf16",
     "z_strides": ("i32", "constexpr"),
@@ -272,23 +276,25 @@ AOT = [
 ]
 
 
-# ---- two custom ops for all kernels: one for when a gradient will be wanted, one that keeps a single chunk of logits ----
+# ---- custom ops ----
+#
+# Two: one for when a gradient will be wanted, one that keeps a single chunk of logits.
 
 LOSS = {"cpp": _cpp_loss, "triton": _triton_loss}
 LOSS_AND_GRADIENT = {"cpp": _cpp_loss_and_gradient, "triton": _triton_loss_and_gradient}
 
 
 @custom_op("linear_cross_entropy_loss")
-def _op_loss(
-    h: Tensor, W: Tensor, targets: Tensor, softcap: float | None, impl: str
-) -> Tensor:  # h (N, D), W (V, D) of one dtype, targets (N,) -> loss (N,) float32
+def _op_loss(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None, impl: str) -> Tensor:
+    """Loss (N,) float32 of h (N, D) and W (V, D), both of one dtype, and targets (N,)."""
     return LOSS[impl](h, W, targets, softcap)
 
 
 @custom_op("linear_cross_entropy")
 def _op(
     h: Tensor, W: Tensor, targets: Tensor, softcap: float | None, impl: str
-) -> tuple[Tensor, Tensor]:  # -> loss (N,) float32, dz (N, V)
+) -> tuple[Tensor, Tensor]:
+    """The same loss, and dz (N, V)."""
     return LOSS_AND_GRADIENT[impl](h, W, targets, softcap)
 
 

@@ -143,8 +143,8 @@ def _muon_step_kernel(
     tl.store(w_ptr + tile, w - w * tl.where(step * w >= 0, decay, 0.0) - step, mask=mask)
 
 
-TILE = 4096  # tune: 1024 2048 4096
 # Elements of a tile. Its longer side lies along what is contiguous: a row of 128 float32 is four 128-byte lines.
+TILE = 4096  # tune: 1024 2048 4096
 CONTIGUOUS = 128  # tune: 64 128 256
 WARPS = 4  # tune: 4 8
 
@@ -174,8 +174,7 @@ def _triton(
     )
 
 
-# The specialisations of the default model (banks of 512 x 2048 with neurons of 512), for compiling ahead of time:
-# (kernel, types of its runtime arguments, its constexprs, options).
+# The specialisations of the default model (banks of 512 x 2048 with neurons of 512), for compiling ahead of time.
 def _aot(kernel: Any, by_rows: bool) -> tuple[Any, ...]:
     types = dict.fromkeys(("w_ptr", "size_ptr", "square_ptr"), "*fp32") | {"u_ptr": "*bf16"}
     types |= dict.fromkeys(("neurons", "length", "stride_neuron", "stride_along"), "i32")
@@ -193,7 +192,7 @@ AOT = [
 ]
 
 
-# ---- one custom op for all kernels, which torch.compile keeps whole ----
+# ---- custom op ----
 
 KERNELS = {"cpp": _cpp, "triton": _triton}
 

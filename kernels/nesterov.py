@@ -79,7 +79,7 @@ def _triton(momentum: Tensor, grad: Tensor, beta: float) -> None:
         )
 
 
-# The specialisation of the default model, for compiling ahead of time: (kernel, types of its runtime arguments, its constexprs, options).
+# The specialisation of the default model, for compiling ahead of time.
 AOT = [
     (
         _nesterov_kernel,
@@ -90,7 +90,7 @@ AOT = [
 ]
 
 
-# ---- one custom op for all kernels, which torch.compile keeps whole ----
+# ---- custom op ----
 
 KERNELS = {"cpp": _cpp, "triton": _triton}
 

@@ -9,8 +9,8 @@ singular values brought near one by an odd polynomial a step, X <- (a I + b X X^
              too. A bfloat16 G is multiplied in float16, as fast and eight times as fine: X has norm 1, no product leaves float16's range,
              and 0.2 to 1 % of the result lies off G's singular vectors where bfloat16 leaves 0.8 to 8 %, with steps on R up to 3 %
 
-Other products are made in G's dtype (in float32 where a CPU has no fast ones): bfloat16 for Muon's usual precision, float32 for singular vectors true to 1e-4. Iteration runs on
-the shorter side n: (4 n^2 m + 2 n^3) flops a step and matrix, plain.
+Other products are made in G's dtype (in float32 where a CPU has no fast ones): bfloat16 for Muon's usual precision, float32 for singular
+vectors true to 1e-4. Iteration runs on the shorter side n: (4 n^2 m + 2 n^3) flops a step and matrix, plain.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def newton_schulz(G: Tensor, steps: int = 5, *, impl: str | None = None) -> Tens
     """
     if G.ndim < 2 or not G.is_floating_point():
         raise ValueError(
-            f"expected floating matrices (..., M, N), got {G.dtype} of shape {tuple(G.shape)}"
+            f"newton_schulz: expected floating matrices (..., M, N), got {G.dtype} of shape {tuple(G.shape)}"
         )
     if steps < 1:
-        raise ValueError(f"expected steps >= 1, got {steps}")
+        raise ValueError(f"newton_schulz: expected steps >= 1, got {steps}")
     if torch.is_grad_enabled() and G.requires_grad:
         raise RuntimeError("newton_schulz has no gradient: call it under torch.no_grad()")
     call = IMPLEMENTATIONS[choose(IMPLEMENTATIONS, impl, G.device)]
@@ -92,13 +92,13 @@ def _normalised(G: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.mul(X, scale, out=torch.empty(X.shape, dtype=dtype, device=X.device))
 
 
-GRAM_ASPECT = 1.5  # tune: 1.25 1.5 2.0 3.0
 # From this m / n on, steps on the n x n Gram matrix save more in products with X than they cost. In symmetric n x n products, half an ordinary one
 # each, five steps cost 5 (3 m / n + 1), and in segments of two and three 2 (3 m / n) + 14: 65 and 38 at 4:1, 20 and 20 at 1:1.
-SEGMENTS = {torch.float32: (3, 3), torch.float16: (2, 3), torch.bfloat16: (1, 1)}
+GRAM_ASPECT = 1.5  # tune: 1.25 1.5 2.0 3.0
 # Steps on the Gram matrix before it is made anew from X, and before the end. A step multiplies R's rounding error by up to a^2: in float32 three
 # take 6e-8 to 1e-3 of what they bring near one, five would take it to 6e-2 and seven to 15, a divergence; so do, in float16, three that are not
 # the last three, whose a are the smallest. Segments of one step are the plain iteration: bfloat16 has no bits for more.
+SEGMENTS = {torch.float32: (3, 3), torch.float16: (2, 3), torch.bfloat16: (1, 1)}
 
 
 def _segments(steps: int, n: int, m: int, dtype: torch.dtype) -> list[int]:
@@ -127,16 +127,16 @@ def _torch(G: Tensor, steps: int) -> Tensor:
 
 # ---- cpp ----
 
-OWN_PRODUCTS = 512  # tune: 256 384 512 768
 # Up to this side float32 is multiplied by csrc/product.h, beyond it by torch: 276 and 244 GFLOP/s at 192 x 192, 245 and 308 at 1024 x 1024.
-OWN_PRODUCTS_BF16 = 2048  # tune: 1024 2048 4096
+OWN_PRODUCTS = 512  # tune: 256 384 512 768
 # The same of bfloat16. A product is as fast as torch's (409 GFLOP/s on two Zen 4 cores), a symmetric one takes 0.62 of its time at 192 x 192;
 # five steps take 0.76 of the time at 1024 x 1024 and 0.85 at 2048 x 2048. The tiles of AMX are faster than either.
-PANELS = 4  # tune: 2 3 4 6 8
+OWN_PRODUCTS_BF16 = 2048  # tune: 1024 2048 4096
 # torch's panels of rows of a symmetric product: p of them do (p + 1) / 2p of the arithmetic, and meet all threads p times.
+PANELS = 4  # tune: 2 3 4 6 8
+# Rows that a panel has at least, in float32 and in bfloat16: thinner ones run too far below the speed of a square product.
 PANEL = 64  # tune: 32 48 64 96 128
 PANEL_BF16 = 256  # tune: 128 192 256 384 512
-# Rows that a panel has at least, in float32 and in bfloat16: thinner ones run too far below the speed of a square product.
 
 
 def _own(dtype: torch.dtype, n: int) -> bool:
@@ -284,8 +284,8 @@ def _apply_kernel(
     tl.store(out_ptr + batch * x_strides[0] + offs, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-BLOCK = 128  # tune: 64 128
 # Side of an output tile: 10 tiles of a 512 x 512 symmetric product, 320 programs for a batch of 32.
+BLOCK = 128  # tune: 64 128
 BLOCK_K = 64  # tune: 32 64 128
 WARPS = 8  # tune: 4 8
 STAGES = 3  # tune: 2 3 4
@@ -365,8 +365,7 @@ def _triton(G: Tensor, steps: int) -> Tensor:
     return (X.mT if tall else X).to(G.dtype).view(G.shape)
 
 
-# The specialisations of the default model's matrices (512 wide, square, wide and tall), and of float32, for compiling ahead of time:
-# (kernel, types of its runtime arguments, its constexprs, options).
+# The specialisations of the default model's matrices (512 wide, square, wide and tall), and of float32, for compiling ahead of time.
 def _aot(
     kernel: Any, constants: Mapping[str, Any], given: str = "", *, tall: bool = False, pointer: str = "*fp16"
 ) -> tuple[Any, ...]:  # fmt: skip
@@ -401,7 +400,7 @@ AOT = [
 ]
 
 
-# ---- one custom op for all kernels, so that torch.compile keeps it whole ----
+# ---- custom op ----
 
 KERNELS = {"cpp": _cpp, "triton": _triton}
 

@@ -184,8 +184,8 @@ def _qk_norm_rope_bwd_kernel(
     )  # fmt: skip
 
 
-TILE = 1024  # tune: 512 1024 2048 4096
 # Pairs of channels that a program holds at a time: 8 bfloat16 a thread and half, which is a 16-byte load.
+TILE = 1024  # tune: 512 1024 2048 4096
 
 
 def _tile(D: int) -> dict[str, int]:
@@ -237,12 +237,11 @@ def _aot(kernel: triton.JITFunction):
     return kernel, types, constants, options
 
 
-# The specialisations of the default model on a GPU, for compiling ahead of time:
-# (kernel, types of its runtime arguments, its constexprs, options).
+# The specialisations of the default model on a GPU, for compiling ahead of time.
 AOT = [_aot(_qk_norm_rope_fwd_kernel), _aot(_qk_norm_rope_bwd_kernel)]
 
 
-# ---- one custom op for all kernels: its fake and its autograd formula are written once, and torch.compile keeps it whole ----
+# ---- custom op ----
 
 FORWARD = {"cpp": _cpp_forward, "triton": _triton_forward}
 BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}

@@ -200,12 +200,11 @@ def _aot(backward: bool):
     return _relu2_mlp_kernel, types, constants, options
 
 
-# The specialisations of the default model on a GPU, for compiling ahead of time:
-# (kernel, types of its runtime arguments, its constexprs, options).
+# The specialisations of the default model on a GPU, for compiling ahead of time.
 AOT = [_aot(backward=False), _aot(backward=True)]
 
 
-# ---- one custom op for all kernels: its fake and its autograd formula are written once, and torch.compile keeps it whole ----
+# ---- custom op ----
 
 FORWARD = {"cpp": _cpp_forward, "triton": _triton_forward}
 BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}

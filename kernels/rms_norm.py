@@ -103,10 +103,10 @@ def _rms_norm_bwd_kernel(
         tl.store(dweight_ptr + program * D + cols, tl.sum(dweight, axis=0), mask=cols < D)
 
 
-TILE = 2048  # tune: 512 1024 2048 4096
 # Elements of a tile where D is smaller: rows are taken together, so that a program has 16-byte loads for all its threads.
-PROGRAMS = 512  # tune: 256 512 1024 2048
+TILE = 2048  # tune: 512 1024 2048 4096
 # Backward programs where there is a weight: enough to fill 132 SMs, few enough that their dweights (PROGRAMS, D) are cheap to write and to add.
+PROGRAMS = 512  # tune: 256 512 1024 2048
 
 
 def _tile(D: int) -> tuple[int, int, int]:
@@ -145,8 +145,7 @@ def _triton_backward(
     return dx, x.new_empty(D, dtype=torch.float32) if dweights is None else dweights.sum(0)
 
 
-# The specialisations of the default model (bf16, D = 512, without and with a weight), for compiling ahead of time:
-# (kernel, types of its runtime arguments, its constexprs, options).
+# The specialisations of the default model (bf16, D = 512, without and with a weight), for compiling ahead of time.
 _ROWS, _BLOCK_D, _WARPS = _tile(512)
 _SHAPE = {"ROWS": _ROWS, "BLOCK_D": _BLOCK_D}
 _FWD = {"x_ptr": "*bf16", "y_ptr": "*bf16", "rstd_ptr": "*fp32", "R": "i32", "D": "i32", "eps": "fp32"}  # fmt: skip
@@ -159,7 +158,7 @@ AOT = [
 ]  # fmt: skip
 
 
-# ---- one custom op for all kernels: its fake and its autograd formula are written once, and torch.compile keeps it whole ----
+# ---- custom op ----
 
 FORWARD = {"cpp": _cpp_forward, "triton": _triton_forward}
 BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}

@@ -55,7 +55,7 @@ class Batch:
     micro_rows: int
 
 
-def batch(device: torch.device, config: GPTConfig) -> Batch:
+def batch_for(device: torch.device, config: GPTConfig) -> Batch:
     """The batch of the model's size, in as few pieces as fit into MOST_BYTES and the memory of `device`."""
     rows = max(1, BATCH_TOKENS[config.size] // config.sequence_length)
     if device.type == "cpu":
@@ -72,7 +72,11 @@ def batch(device: torch.device, config: GPTConfig) -> Batch:
 
 
 class Trainer:
-    """What a trial runs: see bench/runner/__main__.py for who calls it when."""
+    """What a trial runs: see bench/runner/__main__.py for who calls it when.
+
+    spec: device ("cpu" or "cuda"), vocab_size, sequence_length; and, where they are not the device's own, impl (op to implementation), size
+    (a row of SIZES) and compiled (whether the model runs under torch.compile).
+    """
 
     def __init__(self, spec: Mapping[str, Any]) -> None:
         self.device = torch.device(spec["device"])
@@ -83,7 +87,7 @@ class Trainer:
             spec.get("impl"),
             spec.get("size"),
         )
-        self.batch = batch(self.device, self.config)
+        self.batch = batch_for(self.device, self.config)
         self.model = GPT(self.config).to(self.device)
         # On a CPU torch.compile gains the kernels nothing and costs a minute of set-up.
         asked, on_gpu = spec.get("compiled"), self.device.type == "cuda"
@@ -116,7 +120,8 @@ class Trainer:
         """Draw new weights from `seed` and train on the shard `tokens` (1-D) until `seconds` are over, or for exactly `steps` steps.
 
         Returns before `seconds` have passed since the call. With `steps` the schedules follow step / steps, and the result depends on
-        nothing but the seed (on a GPU up to the order of additions: gradients of embeddings are atomic sums). `report` is called at most twice a second.
+        nothing but the seed (on a GPU up to the order of additions: gradients of embeddings are atomic sums). `report` is called at most
+        twice a second.
         """
         clock = _Clock(self.device, seconds, steps)
         self.model.initialize(seed)
@@ -127,7 +132,7 @@ class Trainer:
         if self.device.type == "cuda":
             data = _prefetched(data)
         recent: list[Tensor] = []  # losses since the last point; they stay on the device
-        # (tokens, loss, norm of the gradients), which travel here by themselves: to ask the device for one is to wait for all that it has to do
+        # (tokens, loss, norm of the gradients); copied here without waiting, since to read one is to wait for all that the device has to do
         points: list[tuple[int, Tensor, Tensor]] = []
         step, reported = 0, 0.0
         while (progress := clock.tick()) is not None:

@@ -54,7 +54,7 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> train.Trainer:
     monkeypatch.setattr(
         train, "configure", lambda device, V, T, impl, size: tiny(impl=dict(impl or {}))
     )
-    monkeypatch.setattr(train, "batch", lambda device, config: train.Batch(rows=8, micro_rows=8))
+    monkeypatch.setattr(train, "batch_for", lambda device, config: train.Batch(rows=8, micro_rows=8))
     return train.Trainer(SPEC)
 
 
@@ -192,7 +192,7 @@ def test_autoresearchs_size_is_that_of_its_script(monkeypatch: pytest.MonkeyPatc
     config = configure("cuda", 8192, 2048, size="autoresearch")
     assert (config.depth, config.dim, config.heads) == (8, 512, 4)
     assert config.windows == [1024, 1024, 1024, None, 1024, 1024, 1024, None]
-    found = train.batch(torch.device("cuda"), config)
+    found = train.batch_for(torch.device("cuda"), config)
     assert found.rows * 2048 == 2**19
     assert found.micro_rows == 128
     with torch.device("meta"):
@@ -302,8 +302,8 @@ def test_plain_attention_on_a_gpu_takes_rows_of_a_batch_in_as_many_pieces_as_its
     plain = {"attention": "torch", "linear_cross_entropy": "torch"}
     gpu = torch.device("cuda")
     for sequence_length in (2048, 1536):
-        fast = train.batch(gpu, configure("cuda", 8192, sequence_length))
-        slow = train.batch(gpu, configure("cuda", 8192, sequence_length, plain))
+        fast = train.batch_for(gpu, configure("cuda", 8192, sequence_length))
+        slow = train.batch_for(gpu, configure("cuda", 8192, sequence_length, plain))
         assert fast.rows == slow.rows
         assert fast.micro_rows == fast.rows
         assert 8 <= slow.micro_rows < 64
@@ -315,5 +315,5 @@ def test_a_large_vocabulary_on_a_gpu_takes_smaller_pieces(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=80 << 30)
     )
-    found = train.batch(torch.device("cuda"), configure("cuda", 131072, 2048))
+    found = train.batch_for(torch.device("cuda"), configure("cuda", 131072, 2048))
     assert 2 * 131072 * 2048 * found.micro_rows < 0.5 * (80 << 30)
