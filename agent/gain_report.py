@@ -14,7 +14,7 @@ from bench.interval import Figure, minus
 _COLUMN = 9
 
 
-def gain(ledger: Ledger, run: Run) -> Iterator[str]:
+def lines(ledger: Ledger, run: Run) -> Iterator[str]:
     """Every figure with its interval (95 %; of times of ops, the timer's own) and the number of runs behind it."""
     keeps = claims.standing(ledger.experiments(run.id))
     if not keeps:

@@ -1,4 +1,4 @@
-"""What an experiment's measurements say of a change, each figure with its bounds (95 %; of times, the timer's own) and the number of runs behind it."""
+"""What an experiment's measurements say of a change: each figure with its bounds (95 %; the timer's own for times) and its number of runs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the keeps of a night are worth together: a hundred tries at 1 % each keep one thing that is nothing. Reported, and nothing is taken back for it.
+"""What the keeps of a night are worth together: a hundred tries at 1 % each keep one thing that is nothing.
 
-Only a proposal that claims bits has evidence against chance in its trials (bench/night.py); a kernel claims time, which is told by the microbench's
+It is reported, and nothing is taken back for it. Only a proposal that claims bits has evidence against chance in its trials (bench/night.py); a kernel claims time, which is told by the microbench's
 interval and timed again at the end.
 """
 
@@ -14,7 +14,7 @@ from agent.records import KEEP, Experiment
 from bench import night
 
 
-def whole(experiments: Sequence[Experiment]) -> Iterator[str]:
+def false_discoveries(experiments: Sequence[Experiment]) -> Iterator[str]:
     """At which false-discovery rate each keep that claims bits stands, among all that came to a verdict; nothing where none was kept."""
     judged = [(e, found) for e in experiments if (found := _verdict(e))]
     rates = night.rates([float(found["e_value"]) for _, found in judged])

@@ -14,7 +14,7 @@ from agent.git import GitError
 from agent.guard import MAX_FAILURES, Guard, LoopError
 from agent.ledger import Ledger
 from agent.machine import Machine
-from agent.proposers import Context, NoProposal, Proposer, Stopped, Workshop
+from agent.proposers import REPAIRS, Context, NoProposal, Proposer, Stopped, Workshop
 from agent.records import (
     CRASH,
     LOST,
@@ -32,7 +32,6 @@ from agent.workspace import Workspace
 from bench import hardware
 
 FULL = "No space left on device"  # as git says it
-REPAIRS = 2  # times a refused proposal goes back to who made it
 LONGEST_PAUSE_S = 300.0  # between attempts of a proposer from which nothing comes
 
 

@@ -10,11 +10,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from agent import placebo_report, settings_found, standard
+from agent import gain_report, night_report, placebo_report, settings_found, standard
 from agent.figures import bits, pairs, ratio
-from agent.gain_report import gain
 from agent.ledger import Ledger
-from agent.night_report import whole
 from agent.records import CRASH, DROP, KEEP, READY, REFUSE, RUNNING, Experiment, Past, Run
 from agent.screen import duration, printable
 
@@ -35,7 +33,11 @@ def summary(ledger: Ledger, run: Run, why: str, file: Path, kept_as: str) -> str
     for experiment in experiments:
         lines += _experiment(experiment)
     lines += ["", _counts(experiments)]
-    lines += [*gain(ledger, run), *whole(experiments), *_of_placebos(run, experiments)]
+    lines += [
+        *gain_report.lines(ledger, run),
+        *night_report.false_discoveries(experiments),
+        *_of_placebos(run, experiments),
+    ]
     lines += [spending(ledger, run.id)]
     lines += ["", f"ledger   {file}", *_next(run, experiments, kept_as)]
     return "\n".join(lines)
@@ -58,8 +60,8 @@ def status(ledger: Ledger, file: Path, tree: Path, running: bool) -> str:
         lines += _experiment(experiment)
     lines += [
         "",
-        *gain(ledger, latest),
-        *whole(ledger.experiments(latest.id)),
+        *gain_report.lines(ledger, latest),
+        *night_report.false_discoveries(ledger.experiments(latest.id)),
         spending(ledger, latest.id),
     ]
     if found := [*settings_found.report(tree, ledger.history())]:
@@ -72,7 +74,11 @@ def status(ledger: Ledger, file: Path, tree: Path, running: bool) -> str:
 def of_run(ledger: Ledger, run: Run) -> str:
     """The gain of a run, by what its champion showed when it was run again."""
     experiments = ledger.experiments(run.id)
-    lines = [f"run {run.id}: {_counts(experiments)}", *gain(ledger, run), *whole(experiments)]
+    lines = [
+        f"run {run.id}: {_counts(experiments)}",
+        *gain_report.lines(ledger, run),
+        *night_report.false_discoveries(experiments),
+    ]
     return "\n".join([*lines, *_of_placebos(run, experiments), spending(ledger, run.id)])
 
 

@@ -150,9 +150,8 @@ def _cpp(text: str) -> Iterator[Statement]:
     text = without_comments(text).replace("\\\n", " ")
     block: list[tuple[int, list[str]]] = []
     names: set[str] = set()
-    braces: list[
-        tuple[int, bool]
-    ] = []  # parentheses open around each, and whether it is a namespace
+    # parentheses open around each, and whether it is a namespace
+    braces: list[tuple[int, bool]] = []
     number = parentheses = 0
     current: list[str] = []
     for match in _TOKEN.finditer(text):

@@ -88,7 +88,7 @@ class Trials:
         return said
 
     def noise(self, start: str) -> Spread:
-        """Spread of val_bpb from seed to seed, pooled over every tree that was trained with several seeds; `start` is the commit that the run began with."""
+        """Spread of val_bpb from seed to seed, pooled over every tree that was trained with several seeds; `start`: the run's first commit."""
         trees: dict[str, dict[int, float]] = defaultdict(dict)
         for tree, row in self._rows():
             trees[tree][row["seed"]] = row["val_bpb"]

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from lab_tree import Rules, Transcript, constant, make
 
-from agent import campaign, champion
+from agent import campaign, champion, gain_report
 from agent.__main__ import main
 from agent.champion import PAIRS
-from agent.gain_report import gain
 from agent.judging import Progress
 from agent.lab import Lab
 from agent.proposers import Context
@@ -55,7 +54,7 @@ def test_the_gain_is_that_of_the_re_run_and_the_luck_of_the_choice_is_named(lab:
     assert "winner's curse +0.0500 [" in after
     assert ", 3 pairs of trials" in summary
     assert "1 of 1 keeps that claim bits stand at a false-discovery rate of 10 %" in summary
-    block = list(gain(lab.ledger(), lab.ledger().run()))
+    block = list(gain_report.lines(lab.ledger(), lab.ledger().run()))
     assert line in block
     assert "\n".join(block) in summary
 

@@ -55,7 +55,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of an experiment: `judged` from its first gate to its end, `device` of them on the device; `baseline` once at the start, `closing` at the end."""
+    """Seconds of an experiment: `judged` from its first gate to its end, `device` of them on the device.
+
+    `baseline` is spent once at the start, `closing` at the end.
+    """
 
     stages: tuple[Stage, ...]
     thinking: tuple[float, float, float]  # of the proposer: low, expected, high

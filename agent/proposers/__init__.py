@@ -23,6 +23,7 @@ from agent.records import GateResult, Past, Proposal, Settings
 from agent.screen import Screen
 
 AUTO = "auto"
+REPAIRS = 2  # times a refused proposal goes back to who made it
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Context:
 
 @dataclass(frozen=True)
 class Workshop:
-    """What a proposer may use, for a whole run. `stop` is set when the run ends: what waits then has to give up."""
+    """What the parts of one run share, proposers among them. `stop` is set when the run ends: what waits then has to give up."""
 
     settings: Settings
     run: str

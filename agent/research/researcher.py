@@ -68,7 +68,7 @@ class Researcher:
         return self._proposal(submission, number, session, plan)
 
     def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
-        """The latest proposal, mended in the session that made it; None for any other, and after two repairs."""
+        """The latest proposal, mended in the session that made it; None for any other, and after REPAIRS."""
         if self._latest is None or proposal.notes.get("session") != self._latest[0]:
             return None
         number, session, plan = self._latest

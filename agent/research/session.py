@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from agent.proposers import NoProposal
+from agent.proposers import REPAIRS, NoProposal
 from agent.records import GateResult, Usage
 from agent.research import compaction
 from agent.research.messages import (
@@ -51,7 +51,7 @@ class Bounds:
 
     turns: int = 40  # repairs included
     remind: int = 5  # turns before the end at which the model is told
-    repairs: int = 2
+    repairs: int = REPAIRS
     mishaps: int = 3  # replies that cannot be used
     output: int = 32_000  # tokens of one reply
     context: int = 150_000  # tokens; a longer window is not used, it costs more than it helps
@@ -157,7 +157,7 @@ class Session:
         return self._patience.until_answered(lambda: self.model.count(prompt))
 
     def _request(self, tokens: int, room: int) -> Reply:
-        """One request, paid for. A request that ends in no way known here, or of which nobody knows what it used, stays in the purse at its upper bound."""
+        """One request, paid for. One that ends in no way known here, or whose use nobody knows, stays in the purse at its upper bound."""
         call = self._purse.reserve(self.model.name, tokens, room)
         try:
             reply = self.model.reply(self._prompt, room)
