@@ -13,8 +13,10 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from agent.lab import Lab, Unusable
 from agent.ledger import LedgerError
@@ -92,6 +94,14 @@ def _software() -> Iterator[Row]:
     except ImportError as error:
         yield Row(part, "torch", False, f"{error}; run `make install`")
     yield _package(part, "triton", "every kernel file imports it")
+    header = Path(sysconfig.get_path("include"), "Python.h")
+    what = "Triton on a GPU, and torch.compile"
+    there = (
+        f"for {what} ({header})"
+        if header.is_file()
+        else f"no {header}: {what} need it; install python3-dev"
+    )
+    yield Row(part, "Python.h", header.is_file(), there, needed=False)
     what = "g++ or clang++" + (", or unset CXX, which names it" if "CXX" in os.environ else "")
     yield _command(part, "C++ compiler", os.environ.get("CXX", "c++"), what)
     yield _command(part, "git", "git", "git")
@@ -169,14 +179,16 @@ def _gpu(part: str) -> Row:
 
 
 def _judging_on_gpu() -> Iterator[Row]:
-    """How the judge's tensors reach a candidate on the GPU, and whether its kernels are looked into."""
-    from bench import judge, sanitizer
+    """How the judge's tensors reach a candidate on the GPU, whether kernels run there, and whether they are looked into."""
+    from bench import first_kernels, judge, sanitizer
 
     try:
         lends, able = judge.lending("cuda"), True
     except judge.Refused as refused:  # CUDA does not start in the sandbox
         lends, able = f"a runner does not start: {judge.last_line(refused)}", False
-    yield Row("machine", "tensors lent", able, lends, True)
+    yield Row("machine", "tensors lent", able, lends)
+    for kind, reason in first_kernels.why_not("cuda").items():
+        yield Row("machine", f"{kind} runs", not reason, reason or "compiled and run by a runner")
     missing = sanitizer.why_not("cuda")
     yield Row("machine", "compute-sanitizer", not missing, missing or str(sanitizer.tool()), False)
 

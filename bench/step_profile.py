@@ -2,14 +2,16 @@
 
 An op is timed by bench/timing.py on the shapes of the trial. A step is run by the runner under torch.profiler; candidate code shares that
 process, so the figures are its own word. Two runs of different length are profiled and their difference is divided by the steps between them:
-what a run costs once (drawing weights, first touches of memory) falls out. Two more run without the profiler, which shows what it costs.
+what a run costs once (drawing weights, first touches of memory) cancels. Two more run without the profiler, which shows what it costs.
 
-Both answers are plain JSON with "of", "device" and "rows", the longest first. A row has "name", "ms" (of one call, forward and backward; in a
-step, of all calls), "limit_ms" (the least time for its traffic and arithmetic by bench/roofline.py; None where that is not known) and
-"percent_of_limit". Rows of an op also have "case", "tree" (draft or incumbent), "default" and "quartiles_ms"; those of a step have "op" (None outside the
-ops), "calls", "share" of "step_ms", and "backward_ms", the part of "ms" in the backward pass. A step also has "plain_ms" (without the profiler),
-"data_ms" (how long its loop waited for a batch; None where it draws none with `next`), "python_ms" (all that no operator did; None on a GPU, where the
-host runs ahead), "threads" and "implementations".
+Both answers are plain JSON with "of", "device" and "rows", the longest first.
+
+    a row          "name", "ms" (of one call, forward and backward; in a step, of all calls), "limit_ms" (the least time for its traffic and
+                   arithmetic by bench/roofline.py; None where that is not known), "percent_of_limit"
+    ... of an op   also "case", "tree" (draft or incumbent), "default", "quartiles_ms"
+    ... of a step  also "op" (None outside the ops), "calls", "share" of "step_ms", "backward_ms" (the part of "ms" in the backward pass)
+    a step         also "step_ms", "plain_ms" (without the profiler), "data_ms" (how long its loop waited for a batch; None where it draws none
+                   with `next`), "python_ms" (all that no operator did; None on a GPU, where the host runs ahead), "threads", "implementations"
 """
 
 from __future__ import annotations
@@ -21,8 +23,9 @@ from typing import Any
 
 import torch
 
+from bench.compiled import Compiled
 from bench.contracts import Case, Contract, Input, contract, ops
-from bench.judge import Judge, Refused
+from bench.judge import COMPILED, Judge, Refused
 from bench.protocol import DTYPES
 from bench.roofline import bound_seconds
 from bench.scoring import SEQUENCE
@@ -31,7 +34,7 @@ from bench.trial import specification
 
 CASE_S = 2.0  # of timing, a case of an op
 LENGTHS = (2, 2, 12)  # steps of the runs; the first is thrown away, it starts the profiler
-STEP_LIMIT_S = 240.0
+STEP_LIMIT_S = {"cpu": 240.0, "cuda": 900.0}  # as long as a trial's set-up may take
 MAX_ROWS = 40
 WARM_UP_ROWS = 256
 
@@ -70,20 +73,24 @@ def of_step(
 
     Raises Refused if it does not train.
     """
-    spec = specification(vocab_size, bos, device, STEP_LIMIT_S, impl)
+    limit = STEP_LIMIT_S[device]
+    spec = specification(vocab_size, bos, device, limit, impl)
+    compiled = Compiled.of(tree, spec, COMPILED)
     with Judge(tree, device=device) as judge:
+        compiled.bring(judge)
         judge.ask("load", tree=str(judge.tree))
         tokens = judge.arena.place("int32", (SEQUENCE[device] * WARM_UP_ROWS,))
         judge.arena.view(tokens).copy_(torch.randint(0, vocab_size, tuple(tokens["shape"])))
         answer = judge.ask(
             "profile",
-            timeout=STEP_LIMIT_S,
+            timeout=limit,
             spec=spec,
             ops=ops(),
             tokens=tokens,
             lengths=list(LENGTHS),
             seed=0,
         )
+        compiled.take(judge)
     try:
         return {"of": "a training step", "device": device, **_step(answer, device)}
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -102,7 +109,7 @@ def _implementations(op: str, tree: Path, device: str) -> tuple[list[str], str]:
 
 
 def _step(answer: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """The difference of the last two runs, a step."""
+    """The profile of one step, from the difference of the last two runs."""
     short, long = answer["runs"][-2:]
     steps = LENGTHS[-1] - LENGTHS[-2]
 
@@ -151,7 +158,7 @@ def _step(answer: Mapping[str, Any], device: str) -> dict[str, Any]:
 
 
 def _least_s(op: str, calls: Iterable[Any], steps: int, device: str) -> float | None:
-    """Least seconds of a step for the calls of an op that were seen in so many; None if none was (torch.compile hides them)."""
+    """Least seconds that a step needs for an op, from its calls in so many steps; None if none was seen (torch.compile hides them)."""
     asked, least = contract(op), 0.0
     for arguments, count in calls:
         case, trained = _case(arguments)

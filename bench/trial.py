@@ -36,28 +36,38 @@ from bench.sandbox import processes
 from bench.scoring import SEQUENCE, Exam
 from bench.trial_claims import Described, Trained
 
-SETUP_LIMIT_S = 240.0
-SETUP_FREE_S = {"cpu": 60.0, "cuda": 150.0}  # beyond: taken from the training
+# On a GPU a tree's first set-up compiles the model and its kernels; what it has compiled is kept (bench/compiled.py). Not yet measured there.
+SETUP_LIMIT_S = {"cpu": 240.0, "cuda": 900.0}
+SETUP_FREE_S = {"cpu": 60.0, "cuda": 300.0}  # beyond: taken from the training
 GRACE_S = 0.5  # for the answer to travel; training itself must end before the bell
-# What taking the weights may take, of time and of the runner's processors, beside the copying itself: the model's own code runs then.
+# Time, and processor time of the runner, that handing over the weights may take beside the copying itself: the model's own code runs then.
 TAKEN_S, TAKEN_CPU_S, COPIED_BYTES_S = 2.0, 0.3, 250e6
 GUESSED_ROWS, MEASURED_ROWS = 4, 8  # of the shard: before any training, and after it
-# Processor time that a runner may use between its training's end and the last score; if it uses a tick or two, the look is at least so long.
+# Processor time that a runner may use between the end of its training and the last score, and as a share of that time. Where it uses a tick
+# or two, it is watched for LOOK_S at least.
 IDLE_S, IDLE_SHARE, LOOK_S = 0.1, 0.1, 0.5
 MAX_STATE_BYTES = 2 << 30
-SCORING_S = 300.0  # and the length of the training once more: bounds what a model may do per row, not how busy the machine is
-FLOOR_BPB = 0.4  # below this no language model of this size is honest
+# And the length of the training once more: bounds what a model may do per row, not how busy the machine is.
+SCORING_S = 300.0
+# Below this no language model of this size is honest.
+FLOOR_BPB = 0.4
 
 Progress = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """One trial. `ok` False: `failure` classifies it, `detail` says what happened, figures are those known until then.
+    """One trial. Where `ok` is False, `failure` classifies it, `detail` says what happened, and the figures are those known until then.
 
-    failure: out_of_memory, late, timeout, crash, structure; nan, range, explosion (of values); warm_start (knows before it is taught), forged (the curve),
-    leak (sees the future), state (a score depends on more than row and weights), weights (they changed after the bell), off_clock (work after it),
-    unused, wrong (the kernels), implausible; or the name of the exception that the candidate raised.
+    `failure` is the name of the exception that the candidate raised, or
+
+    out_of_memory, late, timeout, crash, structure      it broke, was too slow, or answered in another form
+    nan, range, explosion                               of its losses and logits
+    warm_start, forged                                  it knows text before it has read any; its curve is not that of its training
+    leak, state                                         a logit depends on later tokens; a score depends on more than the row and the weights
+    weights, off_clock                                  the weights changed after the bell; it worked outside of its time
+    unused, wrong, ...                                  the kernels: they did not run, or fail a check of the correctness gate
+    implausible                                         a score better than any honest model's
     """
 
     ok: bool
@@ -104,8 +114,10 @@ def run_trial(
     progress: Progress | None = None,
     turn: AbstractContextManager[object] | None = None,
 ) -> TrialResult:
-    """Train the model of `tree` for `seconds` (or exactly `steps` steps within them) and score it on `split`. `impl`, `compiled` and `size` as
-    in `specification`. `turn`, if any, is held while it trains."""
+    """Train the model of `tree` for `seconds` (or exactly `steps` steps within them) and score it on `split`.
+
+    `impl`, `compiled` and `size` are those of `specification`. `turn`, if any, is held while it trains.
+    """
     started = time.monotonic()
     trial = _Trial(dataset, seconds, seed, device, progress or (lambda _: None))
     ok, failure, detail = True, "", ""
@@ -138,9 +150,11 @@ def specification(
     compiled: bool | None = None,
     size: str | None = None,
 ) -> dict[str, Any]:
-    """What `model.train.Trainer` is built from. `impl`: implementations by op, where not the device's choice; `compiled`: whether
-    torch.compile takes the model's forward and backward whole, where not the model's choice; `size`: of those that the model knows by
-    name, where not the device's."""
+    """What `model.train.Trainer` is built from.
+
+    impl: implementations by op, in place of the device's choice. compiled: whether torch.compile takes forward and backward of the model as
+    a whole, in place of the model's choice. size: one that the model knows by name, in place of the device's.
+    """
     return {
         "vocab_size": vocab_size,
         "bos": bos,
@@ -166,7 +180,7 @@ class _Trial:
         self.described: Described
 
     def set_up(self, trainer: Judge, scorer: Judge | None, spec: dict[str, Any]) -> None:
-        """Bring both runners up, warm the trainer's model up, and see that it knows nothing."""
+        """Bring both runners up, warm up the trainer's model, and check that it knows nothing."""
         self.tell({"phase": "set-up"})
         self.spec = spec
         compiled = Compiled.of(trainer.tree, spec, COMPILED)
@@ -179,7 +193,8 @@ class _Trial:
         noise = torch.randint(0, self.dataset.vocab_size, tuple(warm_up["shape"]))
         trainer.arena.view(warm_up).copy_(noise)
         started = time.monotonic()
-        answer = trainer.ask("setup", timeout=SETUP_LIMIT_S, spec=self.spec, warm_up=warm_up)
+        limit = SETUP_LIMIT_S[self.device]
+        answer = trainer.ask("setup", timeout=limit, spec=self.spec, warm_up=warm_up)
         taken = time.monotonic() - started
         compiled.take(trainer)  # before the first word of a text
         self.described = trial_claims.read(Described, answer.get("describe"))
@@ -197,7 +212,7 @@ class _Trial:
                 f"set-up took {taken:.0f} s: what it takes beyond {SETUP_FREE_S[self.device]:.0f} s is taken from the "
                 "training, and nothing is left",
             )
-        # In the numbers of the data set itself, in which a table or a checkpoint from elsewhere would be written.
+        # In the data set's own numbers, in which a table or a checkpoint from elsewhere would be written.
         loss = self.loss(trainer, np.arange(self.dataset.vocab_size), GUESSED_ROWS)
         trial_claims.require_guessing(loss, self.dataset.vocab_size)
 
@@ -218,6 +233,7 @@ class _Trial:
     def train(self, trainer: Judge, steps: int | None) -> Tensor:
         """Ring the bell, wait, and take the weights; the seconds are those of the judge's own clock."""
         tokens = self.dataset.tokens("train")
+        late = f"training did not end within {self.seconds:.1f} s of the bell"
         fd = shard.sealed(tokens, self.number)
         try:
             cpu = trainer.cpu_seconds()
@@ -235,18 +251,17 @@ class _Trial:
                 ),
             )  # fmt: skip
             elapsed = time.monotonic() - bell
-            if elapsed > self.seconds + GRACE_S:
-                raise Refused("timeout", "")
         except Refused as refused:
             if refused.kind == "timeout":
-                raise Refused(
-                    "late", f"training did not end within {self.seconds:.1f} s of the bell"
-                ) from None
+                raise Refused("late", late) from None
             raise
         finally:
             os.close(fd)
+        if elapsed > self.seconds + GRACE_S:
+            raise Refused("late", late)
         weights = self._taken(trainer)
         cpu = trainer.cpu_seconds() - cpu
+        trainer.ask("release")
         trained: Trained = trial_claims.read(Trained, answer.get("trained"))
         self._account(trainer, trained, elapsed, cpu)
         trial_claims.require_processor_time(cpu, elapsed)
@@ -262,7 +277,7 @@ class _Trial:
         return weights
 
     def _taken(self, trainer: Judge) -> Tensor:
-        """The weights, at once. Asking for them runs code of the model's, after the bell: it may do no more than hand them over."""
+        """The weights, at once. Asking for them runs the model's code after the bell: it may do no more than hand them over."""
         copying = self.state_bytes / COPIED_BYTES_S
         cpu, said = trainer.cpu_seconds(), ""
         try:
@@ -294,9 +309,10 @@ class _Trial:
         )
 
     def score(self, trainer: Judge, scorer: Judge, weights: Tensor, split: str) -> None:
-        """Give the weights to the scorer, mark it, and see that meanwhile nothing moved."""
+        """Give the weights to the scorer, mark it, and check that nothing moved meanwhile."""
         cpu, started = trainer.cpu_seconds(), time.monotonic()
-        answer = scorer.ask("setup", timeout=SETUP_LIMIT_S, spec=self.spec, warm_up=None)
+        limit = SETUP_LIMIT_S[self.device]
+        answer = scorer.ask("setup", timeout=limit, spec=self.spec, warm_up=None)
         if _size(answer) != len(weights):
             raise Refused(
                 "structure",
@@ -324,7 +340,7 @@ class _Trial:
     def examine_kernels(self, trainer: Judge) -> None:
         """Each op of the tree once more on a case of the trial, one of them with gradients, where they have just trained.
 
-        A kernel that grows sloppy after N calls is sloppy. All gradients would cost 3 s more on two cores.
+        Else a kernel could compute carelessly after so many calls. Gradients of all ops would take 3 s more on two cores.
         """
         files = {path.stem for path in (trainer.tree / "kernels").glob("*.py")}
         ops = [op for op in contracts.ops() if op in files]
@@ -358,7 +374,7 @@ def _weights(judge: Judge, size: int, timeout: float = scoring.ASK_S) -> Tensor:
 
 
 def _counts(answer: Any) -> dict[str, int]:
-    """Names and how often each was called; what is not that counts nothing."""
+    """Names, and how often each was called; entries of another form are left out."""
     items = answer.items() if isinstance(answer, dict) else ()
     return {str(name): int(count) for name, count in items if isinstance(count, int)}
 
@@ -367,7 +383,7 @@ def _require_idle(judge: Judge, cpu: float, since: float) -> None:
     """The runner has done next to nothing since `since`, when it had used `cpu` seconds."""
     used, elapsed = judge.cpu_seconds() - cpu, time.monotonic() - since
     if used > 1.5 * processes.TICK_S + IDLE_SHARE * elapsed:
-        # what has just ended may still be winding down; what goes on will show
+        # what has just ended may still be winding down; work that goes on will show
         time.sleep(max(0.0, LOOK_S - elapsed))
     used, elapsed = judge.cpu_seconds() - cpu, time.monotonic() - since
     if used > IDLE_S + IDLE_SHARE * elapsed:

@@ -14,6 +14,7 @@ from agent import campaign, doctor
 from agent.__main__ import main
 from agent.lab import Lab, Unusable
 from agent.records import Settings
+from bench import first_kernels, judge
 from bench.sandbox import isolation
 from bench.sandbox.isolation import Layer
 
@@ -158,6 +159,7 @@ def test_a_container_without_privileges_is_seen_and_a_candidate_still_held(tmp_p
     )
     script = f"""
 import json, pathlib
+from bench import first_kernels, judge
 from bench.sandbox import isolation
 from bench.judge import Judge, Refused
 folder = pathlib.Path({str(tmp_path)!r})
@@ -185,3 +187,21 @@ print(json.dumps(told))
     assert told["isolation"].startswith("capabilities, landlock, seccomp")
     assert told["isolation"].endswith("no namespaces")
     assert told["became"] == "PermissionError"
+
+
+def test_what_a_runner_runs_is_tried_and_what_it_cannot_is_said() -> None:
+    assert first_kernels._why_not("cpp", "eager", "cpu") == ""
+    assert "expected one of torch, cpp, triton" in first_kernels._why_not("none", "eager", "cpu")
+
+
+def test_a_gpu_on_which_no_kernel_runs_is_not_all_that_is_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_gpu", lambda part: doctor.Row(part, "GPU", True, "one", False))
+    monkeypatch.setattr(judge, "lending", lambda device: "device memory")
+    said = {"triton": "", "torch.compile": "RuntimeError: cuInit"}
+    monkeypatch.setattr(first_kernels, "why_not", lambda device: said)
+    rows = doctor.examine(Lab(tmp_path))
+    lacking = [(row.name, row.text) for row in rows if row.needed and not row.ok]
+    assert ("torch.compile runs", "RuntimeError: cuInit") in lacking
+    assert not any(name == "triton runs" for name, _ in lacking)

@@ -60,8 +60,11 @@ class Training:
     def do_weights(self, request: Mapping[str, Any]) -> dict[str, Any]:
         raw = [t.contiguous().reshape(-1).view(torch.uint8) for t in self._state()]
         self.lent.copy_out([torch.cat(raw)], [request["out"]], "weights")
+        return {}
+
+    def do_release(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Give back what the GPU's allocator holds: the process that scores needs room beside this one."""
         if self.lent.device.type == "cuda":
-            # the process that scores needs room beside this one
             torch.cuda.empty_cache()
         return {}
 

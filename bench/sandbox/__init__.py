@@ -29,7 +29,7 @@ from bench.sandbox.limits import Limits, default
 from bench.sandbox.watchdog import Watchdog
 
 BENCH = Path(__file__).resolve().parent.parent
-# Copied for the runner, which sees nothing else of bench: what it is, and what confines it.
+# Copied for the runner, which sees nothing else of bench: its own code, and what confines it.
 RUNNER_FILES = (
     *("protocol.py", "device_memory.py", "aot.py"),
     *(f"runner/{path.name}" for path in sorted((BENCH / "runner").glob("*.py"))),
@@ -59,7 +59,7 @@ SETTINGS = (
     "/etc/localtime",
 )
 PROCESSORS = "/sys/devices/system"  # instruction sets, caches, cores; a GPU needs all of /sys
-# Of /proc where the processes of others are in sight as well.
+# What a runner sees of /proc where the processes of others are in sight as well.
 OWN_KERNEL_FILES = (
     "/proc/self",
     "/proc/cpuinfo",
@@ -70,8 +70,11 @@ OWN_KERNEL_FILES = (
     "/proc/sys/kernel",
     "/proc/sys/vm",
     "/proc/driver",
+    # CUDA reads both as it starts
+    "/proc/devices",
+    "/proc/modules",
 )
-# What torch.compile and Triton make names its files by whole paths: where a runner has a root of its own, all find it at one.
+# What torch.compile and Triton make names its files by whole paths, so it lies at the same path in every runner that has a root of its own.
 COMPILED = "/compiled"
 PATIENCE_S = 10.0
 PADDED_BYTES = 32 << 10  # more than arguments and variables take
@@ -111,7 +114,7 @@ class Sandbox:
             try:
                 self.process.wait(PATIENCE_S)
             except subprocess.TimeoutExpired:
-                pass  # its tree outgrows it; its own process group at least ends below
+                pass  # its tree grows faster than it ends; its own process group, at least, ends below
         try:
             os.killpg(self.process.pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -177,8 +180,12 @@ def start(
         ]
         compiled = Path(COMPILED) if COMPILED in terms.private else own
         variables = {**_environment(launch, own, cache, compiled, gpu, poison), **environment}
+        if gpu:
+            # By default the pool that compiles for torch.compile starts CUDA in a process of its own, which may not name its threads (bench/sandbox/
+            # confine.py lets a runner name its own alone), and CUDA does not start without. Forked workers know the device from the runner.
+            variables["TORCHINDUCTOR_WORKER_START"] = "fork"
         if gpu and "/dev/shm" not in terms.private:
-            # Inductor's pool of compilers needs semaphores, which lie there; without them it breaks in the middle of a compilation.
+            # The pool needs semaphores, which lie there; without them it breaks in the middle of a compilation.
             variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
         variables["PADDING"] = _padding([*command, *(f"{n}={v}" for n, v in variables.items())])
         if terms.wrapped:
@@ -192,7 +199,7 @@ def start(
             undo.callback(group.remove)
             command = [*isolation.joining(group), *command]
         log = scratch / "log"
-        # Where libraries, heap and stacks lie makes processes of one kernel differ by some 1.5 %: those of all arms lie alike (results/HISTORY.md).
+        # Where libraries, heap and stacks lie makes processes of one kernel differ by some 1.5 %: in all arms they lie alike (results/HISTORY.md).
         with log.open("wb") as output, linux.fixed_addresses():
             process = subprocess.Popen(
                 command,
@@ -258,7 +265,7 @@ def _terms(
     wrapped = "bubblewrap" in layers
     alone = wrapped or "namespaces" in layers
     readable = [*SYSTEM, *SETTINGS, sys.prefix, sys.base_prefix, "/sys" if gpu else PROCESSORS]
-    # What a link names: one of /usr, which is there already, cannot be bound over itself.
+    # Links are resolved: one that leads into /usr, which is there already, cannot be bound over itself.
     readable += map(os.path.realpath, more)
     readable += [str(tree / name) for name in ("kernels", "csrc", "model")]
     if gpu and "CUDA_HOME" in os.environ:
@@ -300,7 +307,7 @@ def _bubblewrap(terms: Terms) -> list[str]:
 
 
 def _padding(texts: Iterable[str]) -> str:
-    """What fills up the arguments and variables of a process: its stack begins below them, and a tree with a longer name is to move no stack."""
+    """Fills up the arguments and variables of a process: its stack begins below them, and the length of a tree's name shall not move it."""
     return "." * (-sum(len(os.fsencode(text)) + 1 for text in texts) % PADDED_BYTES)
 
 
@@ -334,7 +341,7 @@ def _environment(
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu.visible
         kept.append("LD_LIBRARY_PATH")
-    # Of all runners, also those without a GPU's nodes, who build: what they compile is found by a name that holds the architecture.
+    # For all runners, also those without a GPU's nodes, which build: what they compile is found by a name that contains the architecture.
     if "CUDA_HOME" in os.environ:
         environment["CUDA_HOME"] = os.path.realpath(os.environ["CUDA_HOME"])
     if architectures := os.environ.get("TORCH_CUDA_ARCH_LIST") or devices.architecture():

@@ -30,7 +30,7 @@ TO_PROBE = ("/usr", "/bin", "/lib", "/lib64")
 class Terms:
     """What a runner may have; paths are absolute, and those that do not exist are left out."""
 
-    # of: namespaces, capabilities, landlock, seccomp
+    # some of namespaces, capabilities, landlock, seccomp
     layers: Sequence[str]
     # bubblewrap has made namespaces around this process
     wrapped: bool = False
@@ -39,9 +39,9 @@ class Terms:
     devices: Sequence[str] = ()
     # empty folders of its own, in memory, with their size in bytes
     private: Mapping[str, int] = field(default_factory=dict)
-    # folders whose names may be seen, with those below: Python finds modules by listing
+    # folders that may be listed, with those below: Python finds modules by listing
     listable: Sequence[str] = ()
-    # of /proc
+    # files and folders of /proc that may be read
     kernel_files: Sequence[str] = ("/proc",)
     # by their names in the module `resource`
     limits: Mapping[str, int] = field(default_factory=dict)
@@ -59,7 +59,7 @@ def main() -> None:
     terms = Terms(**json.loads(sys.argv[1]))
     _, _, module, *arguments = sys.argv
     apply(terms)
-    # Until the module's main: what torch makes as it is imported stays, and looking through it again and again takes a tenth of its 0.9 s.
+    # Off until the module's main: what torch makes at its import stays, and collecting through it again and again takes a tenth of its 0.9 s.
     gc.disable()
     sys.argv = [module, *arguments]
     runpy.run_module(f"bench.{module}", run_name="__main__", alter_sys=True)

@@ -1,8 +1,8 @@
 """The one GPU that a runner gets: its device node, the control nodes beside it, and the name by which CUDA is to find it.
 
-The judge works on torch's device 0; the runner has to get the same one, whatever the order in which either counts. So it is told by its UUID,
-and the node of that UUID is looked up in /proc/driver/nvidia, where the driver lists its GPUs. The nodes of other GPUs are left out: without
-them CUDA in the sandbox does not even count those (containers give a GPU away in the same manner).
+The judge works on torch's device 0, and the runner has to get the same GPU, in whatever order either counts them. So the GPU is named by its
+UUID, and the node of that UUID is looked up in /proc/driver/nvidia, where the driver lists its GPUs. The nodes of other GPUs are left out:
+without them CUDA in the sandbox does not even count those (containers give a GPU away in the same manner).
 """
 
 from __future__ import annotations
@@ -30,15 +30,20 @@ class Gpu:
 
 def first() -> Gpu:
     """The GPU that torch calls cuda:0 in this process."""
-    import torch
-
-    uuid = f"GPU-{str(torch.cuda.get_device_properties(0).uuid).removeprefix('GPU-')}"
+    uuid = first_uuid()
     asked = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip()
     return find(asked if asked.startswith("MIG-") else uuid, uuid)
 
 
+def first_uuid() -> str:
+    """The UUID of the GPU that torch calls cuda:0 in this process, as the driver writes it."""
+    import torch
+
+    return f"GPU-{str(torch.cuda.get_device_properties(0).uuid).removeprefix('GPU-')}"
+
+
 def architecture() -> str:
-    """What CUDA C++ is compiled for, as 9.0: for the GPU that torch calls cuda:0, as runners without a device node compile too; "" without one."""
+    """What CUDA C++ is compiled for, such as 9.0: the GPU that torch calls cuda:0, also in runners without a device node; "" without a GPU."""
     import torch
 
     if not torch.cuda.is_available():
@@ -47,7 +52,7 @@ def architecture() -> str:
 
 
 def find(visible: str, uuid: str, *, dev: Path = Path("/dev"), driver: Path = DRIVER) -> Gpu:
-    """The nodes of the GPU with this UUID. Where the driver's list is hidden, as in some containers, those of all that are here."""
+    """The nodes of the GPU with this UUID. Where the driver's list is hidden, as in some containers, those of all GPUs that are here."""
     numbered = sorted(path for path in dev.glob("nvidia*") if _NUMBERED.fullmatch(path.name))
     own = [path for path in numbered if path.name == _name(uuid, driver)]
     chosen = own or numbered
@@ -56,7 +61,7 @@ def find(visible: str, uuid: str, *, dev: Path = Path("/dev"), driver: Path = DR
 
 
 def _name(uuid: str, driver: Path) -> str:
-    """`nvidia3`, or nothing."""
+    """The node of the GPU with this UUID, such as `nvidia3`; "" where the driver does not list it."""
     for file in sorted(driver.glob("*/information")):
         told = dict(_pairs(file.read_text().splitlines()))
         if told.get("GPU UUID", "").lower() == uuid.lower():

@@ -1,4 +1,4 @@
-"""What holds a candidate on this machine: each layer of the sandbox really tried, once a process, with the reason where it does not hold.
+"""What holds a candidate on this machine: each layer of the sandbox is tried, once a process, with the reason where it does not hold.
 
 Sandboxes use what holds (bench/sandbox/__init__.py); `python -m agent doctor` shows it, and `--isolation strict` refuses to go on without it.
 """
@@ -170,7 +170,7 @@ def _landlock(refused: str | None) -> Layer:
     return Layer(
         "landlock",
         False,
-        f"{refused}. It takes Linux 5.13 with `landlock` in /sys/kernel/security/lsm",
+        f"{refused}. It takes Linux 5.19 with `landlock` in /sys/kernel/security/lsm",
     )
 
 

@@ -1,8 +1,9 @@
-"""Landlock: the kernel's own allow-list of files, which a process puts on itself and cannot take off. Needs no privilege; Linux 5.13.
+"""Landlock: the kernel's own allow-list of files, which a process puts on itself and cannot take off. Needs no privilege; Linux 5.19.
 
-What the running kernel knows decides how much is handled: TCP from ABI 4, devices' ioctl from 5, abstract UNIX sockets and signals from 6.
-Paths that are not named cannot be opened; whether they exist can still be seen, and UNIX sockets that have a path can still be reached (seccomp stops that).
-Source: linux/landlock.h, Documentation/userspace-api/landlock.rst.
+It takes ABI 2: before, no file could be moved to another folder, as the caches of Triton and of our own builds do. What else the running kernel
+knows decides how much is handled: TCP from ABI 4, devices' ioctl from 5, abstract UNIX sockets and signals from 6.
+Paths that are not named cannot be opened; whether they exist can still be seen, and UNIX sockets that have a path can still be reached
+(seccomp stops that). Source: linux/landlock.h, Documentation/userspace-api/landlock.rst.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ MAKE_CHAR, MAKE_BLOCK = 1 << 6, 1 << 11
 REFER, TRUNCATE, IOCTL_DEV = 1 << 13, 1 << 14, 1 << 15
 _OF_FILES = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV
 _RIGHTS = {1: (1 << 13) - 1, 2: REFER, 3: TRUNCATE, 5: IOCTL_DEV}  # new with each ABI
+MOVES_SINCE = 2
 _TCP = 0b11  # bind, connect
 SIGNALS_SINCE = 6
 _SCOPES = 0b11  # abstract UNIX sockets, signals
@@ -50,6 +52,8 @@ def restrict(allowed: Iterable[tuple[str, int]]) -> None:
     Paths that do not exist are left out. No TCP, no abstract socket and no signal leaves the process and its children.
     """
     version = abi()
+    if version < MOVES_SINCE:
+        raise OSError(f"this kernel's ABI {version} lets no file be moved to another folder")
     handled = 0
     for since, rights in _RIGHTS.items():
         handled |= rights if version >= since else 0

@@ -1,4 +1,4 @@
-"""What Linux has and Python no function for: a few system calls by ctypes, which raise OSError where the kernel refuses."""
+"""What Linux has and Python has no function for: a few system calls by ctypes, which raise OSError where the kernel refuses."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def prctl(option: int, value: int = 0, more: int = 0) -> int:
 
 @contextlib.contextmanager
 def fixed_addresses() -> Iterator[None]:
-    """What this thread starts in here has its memory where every other such process has it, if the kernel lets a process ask for that."""
+    """Processes that this thread starts in the block have their memory at the same addresses, if the kernel lets a process ask for that."""
     before = _libc.personality(ctypes.c_ulong(0xFFFFFFFF))  # which asks
     _libc.personality(ctypes.c_ulong(before | FIXED_ADDRESSES))
     try:

@@ -1,6 +1,7 @@
-"""Our own small launcher for machines without bubblewrap: new namespaces and a root that holds only what is named. And a reaper for those without either.
+"""Our own small launcher for machines without bubblewrap: new namespaces, and a root that holds only what is named.
 
-Both fork: what the caller goes on as is a child, and the parent stays behind to end everything when that child ends.
+And a reaper for machines that have neither. Both fork: the caller goes on as a child, and the parent stays behind to end everything when that
+child ends.
 """
 
 from __future__ import annotations

@@ -23,24 +23,24 @@ HIGHEST = -20
 
 
 def take(pids: Iterable[int]) -> bool:
-    """Put these processes, the threads that they have and those they will start before all others; False where the kernel refuses.
+    """Give these processes, with the threads that they have and will start, precedence over all others; False where the kernel refuses.
 
-    A process that ended meanwhile is passed over.
+    A process that has ended meanwhile is passed over.
     """
     for pid in pids:
         try:
             _take(Path("/proc") / str(pid))
         except (FileNotFoundError, ProcessLookupError):
             continue
-        except OSError:  # by EPERM, EACCES, EAGAIN (no CAP_SYS_ADMIN) or EROFS
+        except OSError:  # EPERM, EACCES, EAGAIN (no CAP_SYS_ADMIN) or EROFS
             return False
     return True
 
 
 def spread(worked: Mapping[int, int]) -> bool:
-    """Each of these threads on one core, those that worked longest (ns) on different ones; False where the kernel refuses.
+    """Put each of these threads on one core, and those that worked longest (ns) on different ones; False where the kernel refuses.
 
-    Of these the oldest has the first core, so that processes of one kernel lie alike: other work is on one core rather than on the other.
+    Of those the oldest gets the first core, so that processes of one kernel lie alike: other work prefers one core to the other.
     """
     cores = apart(os.sched_getaffinity(0))
     busiest = sorted(worked, key=lambda thread: -worked[thread])
@@ -56,7 +56,7 @@ def spread(worked: Mapping[int, int]) -> bool:
 
 
 def apart(processors: Iterable[int], system: Path = Path("/sys/devices/system/cpu")) -> list[int]:
-    """One hardware thread of each core before the second of any, as far as the kernel tells which are a core's."""
+    """The processors in an order that names one hardware thread of each core before the second of any, as far as the kernel tells."""
 
     def order(number: int) -> tuple[int, int]:
         core = system / f"cpu{number}" / "topology" / "thread_siblings_list"
@@ -74,7 +74,6 @@ def _take(process: Path) -> None:
         if group.exists():
             group.write_text(str(HIGHEST))
     except OSError as error:
-        if (
-            error.errno != errno.EINVAL
-        ):  # of a process that no session was made for: it stands alone beside the groups, by its nice value
+        # EINVAL: no session was made for the process; it stands alone beside the groups, by its nice value.
+        if error.errno != errno.EINVAL:
             raise

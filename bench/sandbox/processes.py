@@ -16,9 +16,9 @@ _SCHED = 2  # CPUCLOCK_SCHED
 
 
 def tree(root: int) -> list[int]:
-    """Ids of a process and its descendants, as they are now, by what each process in /proc says of its parent: about 1 ms for a hundred.
+    """Ids of a process and its descendants, as they are now, by the parent that each process in /proc names: about 1 ms for a hundred.
 
-    A candidate's books are kept by this: the kernel's list of children (`descendants`) may lack one while another ends.
+    What a candidate uses is counted over these: the kernel's lists of children (`descendants`) may lack one while another ends.
     """
     children: dict[int, list[int]] = {}
     for entry in os.listdir(_PROC):
@@ -33,7 +33,7 @@ def tree(root: int) -> list[int]:
 
 
 def descendants(root: int) -> list[int]:
-    """The same without the process itself, parents first, by the kernel's lists of children: 0.1 ms, and where /proc may not be listed."""
+    """As `tree`, but without the process itself and from the kernel's lists of children: 0.1 ms, and possible where /proc may not be listed."""
     found: list[int] = []
     queue = [root]
     while queue:
@@ -44,7 +44,7 @@ def descendants(root: int) -> list[int]:
 
 
 def _children(pid: int) -> list[int]:
-    """Of all its threads; what ends while we look has none."""
+    """The children of all its threads; none of a process that ends meanwhile."""
     found: list[int] = []
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for task in (_PROC / str(pid) / "task").iterdir():
@@ -74,8 +74,8 @@ def thread_seconds(pids: Iterable[int]) -> float:
 
 
 def threads(pids: Iterable[int]) -> dict[int, tuple[int, int]]:
-    """Of each thread of these processes the time on a core, and the time it was ready to run and waited for one, in ns; 0 where the kernel does
-    not count it. Of a thread that runs the first is as old as the last tick (4 ms)."""
+    """For each thread of these processes the time on a core, and the time for which it was ready to run and waited for one, in ns; 0 where the
+    kernel does not count them. While a thread runs, its first figure is as old as the last tick (4 ms)."""
     found: dict[int, tuple[int, int]] = {}
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -84,7 +84,7 @@ def threads(pids: Iterable[int]) -> dict[int, tuple[int, int]]:
 
 
 def waited_here() -> int:
-    """The second of these of the thread that asks."""
+    """Nanoseconds for which the calling thread was ready to run and waited for a core; 0 where the kernel does not count them."""
     return _used(_PROC / "thread-self")[1]
 
 
@@ -96,7 +96,7 @@ def _used(task: Path) -> tuple[int, int]:
 
 
 def fixed_addresses(pid: int) -> bool:
-    """Whether its memory lies where every other such process has it; False where that cannot be seen."""
+    """Whether its memory lies at the same addresses as that of every other such process; False where that cannot be seen."""
     with contextlib.suppress(OSError):
         return bool(int((_PROC / str(pid) / "personality").read_text(), 16) & linux.FIXED_ADDRESSES)
     return False

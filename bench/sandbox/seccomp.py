@@ -1,4 +1,4 @@
-"""A filter of system calls: those a kernel or a training run has no use for, and through which it could reach what is not its own, fail with EPERM.
+"""A filter of system calls: those that no kernel or training run needs, and through which it could reach what is not its own, fail with EPERM.
 
 It is a deny-list, because torch, OpenMP, CUDA, Triton and a C++ compiler together use most of the rest. Sources: seccomp(2), Docker's default
 profile, linux/filter.h.

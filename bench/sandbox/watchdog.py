@@ -1,7 +1,7 @@
-"""A thread of the judge that bounds what the kernel was not asked, or cannot be asked, to bound for one sandbox: its output, and where there is no
-cgroup its memory and its processes, and where its scratch folder lies on a disk that folder. It looks, and kills.
+"""A thread of the judge that bounds, for one sandbox, what the kernel does not bound there. It looks, and kills.
 
-It is needed because rlimits count a process or a file at a time, and RLIMIT_NPROC counts nothing for root.
+It bounds the output; where there is no cgroup, memory and processes; and where the scratch folder lies on a disk, that folder. It is needed because
+rlimits count a single process or file, and RLIMIT_NPROC counts nothing for root.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from bench.sandbox.limits import Limits
 
 EVERY_S = 0.1  # a look takes 0.07 ms of a core with a cgroup, and 0.2 ms without one
 DISK_EVERY = 5  # looks; walking a folder takes longer
-MOST_FILES = 200_000  # that a walk counts before it is enough
-FULL = "the disk had less than"  # begins the one excess that is no fault of the sandbox's: it has a limit of its own
+# In a row, in which the machine lacks memory: a virtual machine's may still be growing when it is asked for.
+LACKING_LOOKS = 10
+MOST_FILES = 200_000  # that a walk counts before it gives up
+# Begins the one excess that is not the sandbox's fault: what the sandbox itself writes has a limit of its own.
+FULL = "the disk had less than"
 RESERVE_BYTES = 256 << 20  # of the machine's memory and of its disk, for the judge itself
 
 
@@ -41,6 +44,7 @@ class Watchdog:
         self._process, self._limits, self._kill = process, limits, kill
         self._log, self._counted, self._folders = log, counted, folders
         self._before = _size(folders)
+        self._lacking = 0  # looks in a row
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -74,7 +78,8 @@ class Watchdog:
                 return f"it ran more than {self._limits.processes} processes"
             if sum(map(_private_memory, running)) > self._limits.memory:
                 return f"it used more than {_megabytes(self._limits.memory)} of memory"
-            if _available() < RESERVE_BYTES:
+            self._lacking = self._lacking + 1 if _available() < RESERVE_BYTES else 0
+            if self._lacking == LACKING_LOOKS:
                 return f"the machine had less than {_megabytes(RESERVE_BYTES)} of memory left"
         if disk and self._folders:
             if _size(self._folders) - self._before > self._limits.disk:

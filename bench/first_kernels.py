@@ -1,0 +1,35 @@
+"""What runs in a runner on this machine's device: our own kernel of an op, and the one that torch.compile makes of it. Really tried.
+
+Each begins with nothing compiled, as a trial of a new tree does: a compiler, its headers, CUDA and the sandbox have to go together.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.contracts import Case, Input, contract
+from bench.implementations import OURS
+from bench.judge import Judge, Refused, last_line
+from bench.sanitizer import described
+
+ROOT = Path(__file__).resolve().parent.parent
+OP = "rms_norm"
+LIMIT_S = 300.0
+
+
+def why_not(device: str) -> dict[str, str]:
+    """For each kind of kernel why it does not run here, or ""."""
+    kinds = {OURS[device][0]: (OURS[device][0], "eager"), "torch.compile": ("torch", "inductor")}
+    return {kind: _why_not(impl, mode, device) for kind, (impl, mode) in kinds.items()}
+
+
+def _why_not(impl: str, mode: str, device: str) -> str:
+    asked, case = contract(OP), Case({"x": Input((64, 64), "float32")})
+    try:
+        with Judge(ROOT, device=device) as judge:
+            judge.ask("load", op=OP, tree=str(judge.tree))
+            request = {"op": OP, "impl": impl, "mode": mode, "call": described(asked, case)}
+            judge.ask("warm", timeout=LIMIT_S, **request)
+    except Refused as refused:
+        return last_line(refused)
+    return ""
