@@ -16,13 +16,13 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-# kernel, signature of its run-time arguments ("*bf16", "i32", "fp32", tuples of these), constexprs, options (num_warps, num_stages)
+# Kernel, signature of its run-time arguments ("*bf16", "i32", "fp32", tuples of these), constexprs, options (num_warps, num_stages).
 Entry = tuple[Any, Mapping[str, Any], Mapping[str, Any], Mapping[str, Any]]
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"  # that Triton ships
 EXCERPT, WIDTH = 16, 72  # lines and characters
 MIX = 20  # instructions, the most frequent first
-# Of a loop the lines that move data, multiply tiles or wait make the excerpt; arithmetic is counted in the mix.
+# The excerpt of a loop has the lines that move data, multiply tiles or wait; arithmetic is counted in the mix.
 _TELLING = re.compile(
     r"(LD[GSL]|ST[GSL]|RED|ATOM|UTMA|[HIQD]G?MMA|BAR|DEPBAR|SYNCS|WARPGROUP)"  # SASS
     r"|(ld|st|red|atom|cp|mma|wgmma|ldmatrix|stmatrix|bar|mbarrier)\.(?!param)"  # PTX
@@ -35,7 +35,7 @@ def compile_all(entries: Iterable[Entry], targets: Sequence[int]) -> list[dict[s
 
 
 def inspect_all(entries: Iterable[Entry], arch: int) -> list[dict[str, Any]]:
-    """Rows as of `compile_all`, each with its constexprs and options, and of its hot loop the instruction mix and excerpts of SASS and PTX."""
+    """Rows as in `compile_all`, each with its constexprs and options, and with the instruction mix of its hot loop and excerpts of SASS and PTX."""
     rows = []
     for entry in entries:
         compiled = _compile(entry, arch, whole=True)
@@ -56,12 +56,15 @@ def inspect_all(entries: Iterable[Entry], arch: int) -> list[dict[str, Any]]:
 
 
 def _compile(entry: Entry, arch: int, whole: bool = False) -> Any:
-    """`whole`: integers are multiples of 16 too, as the trial's sizes are; without that its wide accesses would not show."""
+    """`whole`: integers are taken for multiples of 16 too, as the trial's sizes are; else its wide accesses would not show."""
     kernel, signature, constants, options = entry
     types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
     attributes = _aligned([types[name] for name in kernel.arg_names])
     if whole:
-        integers = [i for i, kind in enumerate(types.values()) if kind in ("i32", "i64")]
+        integers = [
+            i for i, kind in enumerate(types.values())
+            if kind in ("i32", "i64") and not kernel.params[i].do_not_specialize
+        ]  # fmt: skip
         attributes |= {(i,): [["tt.divisibility", 16]] for i in integers}
     source = ASTSource(kernel, types, dict(constants), attrs=attributes)
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(options))
@@ -126,7 +129,7 @@ def _hot_loop(code: Sequence[str]) -> list[str]:
     loops = []
     for i, line in enumerate(code):
         aim = re.search(r"\b(?:BRA|bra)\b.*?([.$]L\w+)", line)
-        # A branch to itself is how a kernel's padding ends.
+        # A branch to itself is no loop: a kernel's padding ends with one.
         if aim and labels.get(aim[1], i) < i - 1:
             loops.append((labels[aim[1]], i))
     innermost = [

@@ -54,7 +54,7 @@ class Arena:
             self.mirror.written(start, end)
 
     def vacate(self, start: int, end: int) -> None:
-        """Give back the pages of shared memory that lie between; what was in them is lost, and other pages come when they are next touched."""
+        """Give back the whole pages of shared memory in this range; their contents are lost, and new pages come when they are next touched."""
         first, last = -(-start // mmap.PAGESIZE), end // mmap.PAGESIZE
         if first < last:
             self.memory.madvise(
@@ -62,7 +62,7 @@ class Arena:
             )
 
     def reflect(self, memory: Memory) -> None:
-        """From now on be the image of a memory on a device."""
+        """Become the image of a memory on a device, from now on."""
         self.mirror = Mirror(memory, self._mapped)
 
     def hand_over(self) -> None:
@@ -108,10 +108,10 @@ def place_call(
     through: Sequence[int] | None = None,
     updates: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Lay out one call in the arena, nothing filled yet: room for results and gradients first, behind it what is lent.
+    """Lay out one call in the arena, unfilled: room for results and gradients first, behind it what is lent.
 
-    `upstream` is how its gradients lie (contiguous, transposed, or expanded from one value); they flow back from the results
-    numbered in `through`, by default from all. `updates` are the inputs that the call overwrites.
+    `upstream` is how the gradients from upstream lie (contiguous, transposed, or expanded from one value); gradients flow back from the
+    results numbered in `through`, by default from all. `updates` are the inputs that the call overwrites.
     """
     outputs = [arena.place(r.dtype, r.shape) for r in results.values()]
     wrt = [name for name in wrt if name in case.inputs]

@@ -1,7 +1,11 @@
-"""Who is measured beside whom: an op's own implementations, torch, and by name what others have written (`LIBRARIES` of a kernel file; bench/peers.py)."""
+"""Who is measured beside whom: an op's own implementations, plain torch, and what others have written, each under a name.
+
+What others have written stands in `LIBRARIES` of a kernel file or in bench/peers.py.
+"""
 
 from __future__ import annotations
 
+import ast
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,25 +17,45 @@ from bench.peers import PEERS
 from bench.timing import Arm
 
 ROOT = Path(__file__).resolve().parent.parent
-FUSED = "fused"  # a single call of torch's, of an op that has one
-LIBRARIES = ("cudnn", "flex", "fa4")  # of CUDA tensors, where installed; each does a part of an op
+FUSED = "fused"  # the implementation that is a single call of torch's, where an op has one
+# Run on CUDA tensors, where they are installed; each does a part of an op.
+LIBRARIES = ("cudnn", "flex", "fa4")
+TABLES = ("IMPLEMENTATIONS", "LIBRARIES")  # of a kernel file
 
 
 def arms(op: str, device: str, *, compiled: bool) -> list[Arm]:
-    """Plain torch first, then what the device runs of the op's file, and its libraries. `compiled`: torch.compile too, which takes 10 s."""
+    """Plain torch first, then what the device runs of the op's file, and its libraries. `compiled`: torch.compile too, which takes 10 s.
+
+    Raises ValueError where the names in the op's file cannot be read.
+    """
     found = [Arm("torch eager", ROOT, "torch")]
     if compiled:
         found.append(Arm("torch.compile", ROOT, "torch", "inductor"))
-    written = (ROOT / "kernels" / f"{op}.py").read_text()
-    named = (FUSED, *OURS[device], *LIBRARIES)
-    return found + [Arm(name, ROOT, name) for name in named if f'"{name}":' in written]
+    written = implementations(ROOT / "kernels" / f"{op}.py")
+    return found + [Arm(name, ROOT, name) for name in (FUSED, *OURS[device], *LIBRARIES) if name in written]  # fmt: skip
+
+
+def implementations(file: Path) -> set[str]:
+    """The names in the TABLES of a kernel file, which the judge reads and does not import. Raises ValueError where they are not plain to see."""
+    tables = {
+        ast.unparse(node.targets[0]): node.value.keys
+        for node in ast.parse(file.read_text()).body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
+    }
+    keys = [key for table in TABLES for key in tables.get(table, ())]
+    names = {str(key.value) for key in keys if isinstance(key, ast.Constant)}
+    if TABLES[0] not in tables or len(names) < len(keys):
+        raise ValueError(
+            f"{file}: expected {TABLES[0]} = {{...}}, and in it and in {TABLES[1]} the names as plain strings, each once"
+        )
+    return names
 
 
 def peers(op: str, device: str, folder: Path) -> tuple[list[Arm], dict[str, str]]:
-    """What others have written of an op, as trees in `folder`; and by name, why one is not among them."""
+    """What others have written for an op, as trees in `folder`; and for each that is left out, by name, why."""
     found, absent = [], {}
     for peer in (peer for peer in PEERS if peer.op == op):
-        reason = peer.missing()
+        reason = peer.why_not()
         if device != peer.device:
             reason = f"runs on {peer.device}, and what is measured is {device}"
         if reason:
@@ -41,10 +65,10 @@ def peers(op: str, device: str, folder: Path) -> tuple[list[Arm], dict[str, str]
     return found, absent
 
 
-def missing(op: str, case: Case, arm: Arm, device: str) -> str:
-    """Why what others have written does not do a case here, in its own words, or does it wrong, in the comparer's; "" where it is right, and of ours.
+def why_not(op: str, case: Case, arm: Arm, device: str) -> str:
+    """Why a library or a peer cannot run this case here, or computes it wrongly; "" where it is right, and for what is ours.
 
-    Audited beside ours (bench/audit.py), one that is wrong would take the figures of all with it.
+    To be asked before it is timed: a wrong answer in the audit (bench/audit.py) would refuse the figures of all arms.
     """
     if arm.impl not in LIBRARIES and arm.tree == ROOT:
         return ""
@@ -62,7 +86,7 @@ def missing(op: str, case: Case, arm: Arm, device: str) -> str:
 
 
 def one_row(case: Case) -> Case:
-    """The case with one row, or one sequence, or one matrix, of each tensor that has as many of them as the first: as quick as it can be."""
+    """The case with a single row (or sequence, or matrix) in every tensor that has as many as the first: as quick as it can be."""
     rows = next(iter(case.inputs.values())).shape[0]
     inputs = {
         name: replace(i, shape=(1, *i.shape[1:])) if i.shape[:1] == (rows,) else i

@@ -1,7 +1,7 @@
 """Which timed calls are compared with float64, and the comparison.
 
-One call of every block is copied out while the clock runs, and all arms answer it from the same inputs. The call in which they
-differ most is kept, as are one drawn at random and the last: an answer that is stale, or cheap now and then, is the one that differs.
+One call of every block is copied out while the clock runs, and all arms answer it from the same inputs. The call in which their answers
+differ most is kept, and so are one drawn at random and the last: an answer that is stale, or cheap now and then, is the one that differs.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from bench.judge import Refused
 from bench.staging import Contents, Stage
 from bench.threads import one_thread
 
-# After one call, as many more as begin within this time: float64 takes 0.05 s for some (a norm), 2 for others (a loss over 8192 words).
+# One call is compared, and then as many more as begin within this time: float64 takes 0.05 s for some (a norm), 2 for others (a loss over
+# 8192 words).
 MORE_S = 1.0
-SAMPLED = 1 << 16  # elements of a tensor by which two answers are compared between blocks
+# Elements of a tensor by which two answers are compared between blocks.
+SAMPLED = 1 << 16
 
 
 @dataclass(frozen=True)
 class _Call:
-    """Private copies of what one call was asked and what each arm answered."""
+    """Private copies of the inputs of one call, and of what each arm answered."""
 
     inputs: dict[str, Tensor]
     upstream: list[Tensor]
@@ -93,7 +95,7 @@ class Audit:
 
 
 def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor], rng: random.Random) -> float:
-    """How far two answers are apart, relative to the norm, at the tensor where it is most; infinite if one is not finite."""
+    """How far two answers are apart, relative to the norm, in the tensor where they differ most; infinite if one is not finite."""
     return max(_apart(a[name], b[name], rng) for name in a)
 
 

@@ -44,7 +44,7 @@ def build(tree: Path, changed: Sequence[str]) -> Finding:
 
 
 def _compiled(tree: Path, sources: Sequence[Path]) -> dict[str, Any]:
-    """Seconds and shared object of each source. A compiler uses one core, so that the sources are dealt out to a runner a core."""
+    """Seconds and shared object of each source. A compiler uses one core, so the sources are dealt out to one runner for each core."""
     runners = min(len(sources), len(os.sched_getaffinity(0)))
     with ThreadPoolExecutor(runners) as pool:
         answers = list(pool.map(partial(_compile, tree), (sources[i::runners] for i in range(runners))))  # fmt: skip

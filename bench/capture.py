@@ -24,9 +24,12 @@ from bench.judge import Judge
 from bench.trial import specification
 
 ROOT = Path(__file__).resolve().parent.parent
-STEPS = 60  # the loss falls from 9.0 to 6.1 nats: activations have a shape of their own
-SECONDS = 60.0  # what the model is told; the run ends after STEPS
-CALLS = 2  # of each op
+# The loss falls from 9.0 to 6.1 nats: activations have a shape of their own by then.
+STEPS = 60
+# The length of the training that the model is told; the run ends after STEPS.
+SECONDS = 60.0
+# Kept of each op, the last ones.
+CALLS = 2
 # How much of each dimension is kept, so that the file stays below 750 kB.
 PIECES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "adamw": dict.fromkeys(("param", "grad", "exp_avg", "exp_avg_sq"), (32, 96)),
@@ -49,9 +52,8 @@ PIECES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
 
 def main() -> None:
     about = (__doc__ or "").split("\n\n", 1)[0]
-    argparse.ArgumentParser(
-        "python -m bench.capture", description=about
-    ).parse_args()  # no options: it writes a file that is committed
+    # no options: it writes a file that is committed
+    argparse.ArgumentParser("python -m bench.capture", description=about).parse_args()
     dataset = prepare(None, root=ROOT / ".lab" / "data")
     arrays: dict[str, np.ndarray[Any, Any]] = {}
     cases: list[dict[str, Any]] = []
@@ -101,7 +103,7 @@ def _keep(
         judge.ask("recorded", op=op, call=number, name=name, out=out)
         piece = _cut(judge.arena.view(out), PIECES[op][name]).contiguous()
         if dtype == "int64":
-            # classes beyond the cut of W: any will do, but not one that does not exist
+            # targets beyond the cut of W become other classes, which exist
             piece = piece % PIECES[op]["W"][0]
         key = f"{op}/{number}/{name}"
         raw = piece.view(torch.int16) if dtype == "bfloat16" else piece

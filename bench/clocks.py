@@ -1,13 +1,15 @@
 """What a GPU did beside its work while it was timed: clocks, temperature, power, and what held the clocks down, as its driver says.
 
-Read once before and once after a measurement (20 ms each, outside of every timed block) and kept with it: arms are interleaved, so that a clock which
-falls slows both, but a figure in milliseconds means nothing without the clock at which it was taken.
+Read once before and once after a measurement (20 ms each, outside of every timed block) and kept with it: arms are interleaved, so that a
+falling clock slows both, but a figure in milliseconds means nothing without the clock at which it was taken.
 """
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+
+from bench.sandbox import devices
 
 TIMEOUT_S = 20.0
 # Bits of clocks_event_reasons.active (NVML, nvmlClocksEventReasons). An idle GPU and one with clocks set by its owner hold nothing down.
@@ -36,14 +38,11 @@ def read(device: str, tool: str = "nvidia-smi") -> Reading:
     """
     if device != "cuda":
         return {}
-    import torch
-
     found = shutil.which(tool)
     if found is None:
         return {"unknown": f"no {tool} on the path"}
     fields = [*_ASKED.values(), _REASONS]
-    uuid = f"GPU-{torch.cuda.get_device_properties(0).uuid}"
-    command = [found, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", f"--id={uuid}"]  # fmt: skip
+    command = [found, f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", f"--id={devices.first_uuid()}"]  # fmt: skip
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True

@@ -1,16 +1,16 @@
 """The one comparer of this tree: is a result as close to float64 as the plain implementation in the same dtype is?
 
-Allowed error = a factor x the worst error of the plain implementation, or the effect of moving the inputs by one unit in the last place
-(whichever is more, over a few copies of the case), plus FLOOR units of the tensor's own magnitude. The factor is FACTOR where the error is a
-matter of luck (few elements) or of the order of summation (float32); in bfloat16 and float16, where the plain implementation rounds after every
-operation, it falls to HALF_FACTOR for many elements, and the floor to one unit: else a norm whose backward ignores 1/rms would pass (5e-2
-and 9e-2 on the trial's shapes, an honest one 2e-3), and one that reads its input as float8 (3e-2). It is measured twice per tensor: relative to
-the norm, and at the worst element relative to the largest. Never a constant: a tolerance that fits 1e-3 lets everything pass at 1e-6.
+Allowed error = a factor x the worst error of the plain implementation or the effect of moving the inputs by one unit in the last place,
+whichever is more over a few copies of the case, plus FLOOR units of the tensor's own magnitude. The factor is FACTOR where the error is a
+matter of luck (few elements) or of the order of summation (float32). In bfloat16 and float16, where the plain implementation rounds after every
+operation, it falls to HALF_FACTOR for many elements, and the floor to one unit: else a norm whose backward ignores 1/rms would pass (5e-2 and
+9e-2 on the trial's shapes, an honest one 2e-3), and one that reads its input as float8 (3e-2). Errors are measured twice per tensor: relative to
+the norm, and at the worst element relative to the largest. The tolerance is never a constant: one that fits 1e-3 lets everything pass at 1e-6.
 
-A gradient may cancel to nearly nothing (RMSNorm over one element, a softmax over one key) where the terms it is made of do not. Its terms are of size
-|upstream| |result| / |input|, and FLOOR float32 units of that are always allowed, more towards FLOOR units of the working
-dtype the nearer the exact gradient comes to one such unit. Where a contract names larger terms, FLOOR float32 units of those are allowed, in every
-dtype: what is summed in float32 and then rounded has no other error.
+A gradient may cancel to nearly nothing (RMSNorm over one element, a softmax over one key) where the terms that it is the sum of do not. These
+are of size |upstream| |result| / |input|, and FLOOR float32 units of that are always allowed; the nearer the exact gradient comes to one such
+unit, the more is allowed, up to FLOOR units of the working dtype. Where a contract names larger terms, FLOOR float32 units of those are allowed,
+in every dtype: what is summed in float32 and then rounded has no other error.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def evaluate(
 
 
 class Standard:
-    """What is right for one call, and how far from it an answer may be; made once, and asked of as many answers as there are.
+    """What is right for one call, and how far from it an answer may be; made once, and used for any number of answers.
 
     `through` are the results that gradients flow back from (all); `working` replaces the dtype in which the plain implementation is run.
     References run on `device`.
@@ -152,7 +152,7 @@ class Standard:
         return Difference(name, error, allowed, worst, worst_allowed)
 
     def _stored(self, dtype: torch.dtype) -> float:
-        """What rounding takes from a result that is stored in fewer bits than the op works in, as an optimizer's state may be."""
+        """The rounding error of a result that is stored in fewer bits than the op works in, as an optimizer's state may be."""
         eps = torch.finfo(dtype).eps
         return HALF_FLOOR * eps if eps > torch.finfo(self.working).eps else 0.0
 
@@ -186,7 +186,7 @@ class Standard:
             truth = self.truth if number == 0 else self._evaluate(moved, torch.float64)
             plain = self._evaluate(moved, self.working)
             if not all(bool(torch.isfinite(t).all()) for t in plain.values()):
-                # it overflowed where float32 inside would not
+                # it overflowed, where computing in float32 would not
                 plain = self._evaluate(moved, torch.float32)
             for name, exact in truth.items():
                 found[name].add(*_errors(plain[name].to(self.working).double(), exact))

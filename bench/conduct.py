@@ -1,7 +1,7 @@
 """How a runner behaves while it is measured: what it does when it is not asked, how many threads it uses, what it does to memory and to torch.
 
-All but torch's settings is read from /proc by the judge; those the runner reports itself, and a lie about them gains nothing that the clock or
-another figure here would not show.
+The judge reads all of it from /proc, but for torch's settings. Those the runner reports itself, and a lie about them gains nothing that the clock
+or another figure here would not show.
 """
 
 from __future__ import annotations
@@ -14,31 +14,32 @@ from dataclasses import dataclass, field
 from bench.judge import Judge, Refused
 from bench.sandbox import precedence, processes
 
-# Import and first call: an honest autotuner needs seconds, torch.compile half a minute. What takes longer moves work out of the clock, and is
-# paid in every trial. Libraries are built by the gate before, off this clock.
+# For import and first call: an honest autotuner needs seconds, torch.compile half a minute. What takes longer moves work out of the timed calls,
+# and every trial pays for it. Libraries are built by an earlier gate, outside of this time.
 COLD_LIMIT_S = 60.0
-# Processor time of a runner that is not asked, as a share of that time. OpenMP's threads spin some 50 us after a block of 10 ms.
+# Processor time that a runner may use while it is not asked, as a share of that time, and beside it: OpenMP's threads spin some 50 us after a
+# block of 10 ms, and times come in steps of 10 ms.
 IDLE_SHARE = 0.05
-IDLE_SLACK_S = 0.15  # times come in steps of 10 ms
+IDLE_SLACK_S = 0.15
 THREADS_FACTOR = 1.25
-# A runner whose threads all worked less was asked for nothing: the end of OpenMP's spinning says nothing of who computes.
+# A runner whose threads all worked less was asked for nothing: the end of OpenMP's spinning does not tell which threads compute.
 NO_CALL_NS = 1_000_000
-# A trial has bounded memory, and a few hundred MB of workspace are nobody's trick: refused is what more than doubles the process.
+# A trial has bounded memory, and a workspace of a few hundred MB is no trick: refused is what more than doubles the process.
 MEMORY_FACTOR = 2.0
 MEMORY_SLACK = 256 << 20
 
 
 @dataclass(frozen=True)
 class Clocks:
-    """What the system has counted of a runner by one moment: its processor time in s, each thread's time on a core and waiting for one in ns, and
-    how long this thread, which waits for its answer, was ready to run and another had the core."""
+    """What the system has counted for a runner so far: its processor time in s, each thread's time on a core and waiting for one in ns, and how
+    long the judge's thread, which waits for the answer, was ready to run while another had the core."""
 
     processors: float
     threads: Mapping[int, tuple[int, int]]
     waited_here: int
 
     def since(self, before: Clocks) -> tuple[float, float, float]:
-        """Seconds of the processors, waited by any of the threads, and on a core of the one that was longest on it."""
+        """Seconds since `before`: of the processors, waited by all threads together, and of the busiest thread on a core."""
         spent = [
             (on_core - before.threads.get(thread, (0, 0))[0], waited - before.threads.get(thread, (0, 0))[1])
             for thread, (on_core, waited) in self.threads.items()
@@ -71,7 +72,7 @@ class Conduct:
 
     def live(self) -> None:
         """Have a process of its own answer from now on, which has imported nothing of the candidate's yet."""
-        # As the first of its lives found them: what one leaves behind is counted in all that follow.
+        # Other processes are those that the first life found: what one life leaves behind counts in all later ones.
         self._others = self._others or frozenset(processes.tree(self.judge.pid))
         self.judge.ask("live")
 
@@ -103,7 +104,7 @@ class Conduct:
         return [pid for pid in processes.tree(self.judge.pid) if pid not in self._others]
 
     def settle(self) -> None:
-        """Give each thread that worked since it began, or since this was last called, a core, where the runner computes on them."""
+        """Give a core to each thread that has worked since `begin` or since the last call of this, where the runner computes on a CPU."""
         now = self._on_core()
         worked = {t: used - self._used.get(t, 0) for t, used in now.items()}
         worked = {t: used for t, used in worked.items() if used}
@@ -112,7 +113,7 @@ class Conduct:
         self._used = now
 
     def rest(self) -> None:
-        """Add to the books what is new since it began, or since this was last called."""
+        """Add to the books what is new since `begin` or since the last call of this."""
         pids = self._tree()
         cpu, now = processes.cpu_seconds(pids), time.perf_counter()
         turn_cpu_s, turn_s = self.turn_cpu_s - self._turns[0], self.turn_s - self._turns[1]
@@ -123,7 +124,7 @@ class Conduct:
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
-        """Around a request: processor time in here is what was asked for."""
+        """Around a request: processor time used within it is for what was asked."""
         cpu, started = processes.cpu_seconds(self._pids), time.perf_counter()
         yield
         self.turn_s += time.perf_counter() - started
@@ -173,7 +174,7 @@ class Conduct:
             )
 
     def peak_bytes(self) -> int:
-        """Of the largest of its processes so far."""
+        """The largest memory of its processes so far."""
         return max(self._peak, processes.peak_bytes(self._tree()))
 
 

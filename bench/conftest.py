@@ -1,8 +1,8 @@
 """`pytest bench` runs every implementation once; `pytest bench --benchmark` measures them, with their peers, against this machine's ceilings.
 
 Times come from bench/timing.py, the timer of the gates; pytest-benchmark receives the samples through a clock that moves only when told, and
-keeps what it is good at: its table, JSON files and `--benchmark-compare`. How many times as fast as a peer an implementation is comes from blocks
-of both that ran beside each other: the middle half of their ratios, with its 95 % interval (bench/ratio.py).
+does what it is good at: its table, JSON files and `--benchmark-compare`. How many times as fast as a peer an implementation is comes from
+interleaved blocks of both: the middle half of their ratios, with its 95 % interval (bench/ratio.py).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _FOLDER = tempfile.TemporaryDirectory(prefix="lab-peers-")  # goes with this pro
 
 @dataclass(frozen=True)
 class Row:
-    """Of one arm on one case, what is printed."""
+    """What is printed of one arm on one case."""
 
     op: str
     case: str
@@ -89,11 +89,11 @@ def samples(op: str, index: int, measuring: bool) -> Samples:
 @functools.cache
 def why_not(op: str, index: int, arm: Arm) -> str:
     """Why an arm has no samples of a case, or ""."""
-    return measured.missing(op, cases(op, DEVICE)[index], arm, DEVICE)
+    return measured.why_not(op, cases(op, DEVICE)[index], arm, DEVICE)
 
 
 def beside(op: str, case: Case, times: Samples, ours: str) -> str:
-    """How many times as fast as the fastest peer ours is, and what the goal of this op says of that."""
+    """How many times as fast as the fastest peer ours is, and whether that reaches the goal of this op."""
     peers = sorted(times.keys() - set(OURS[DEVICE]), key=lambda n: statistics.median(times[n]))  # fmt: skip
     shown, words = [peers[0]], ""
     if DEVICE == "cpu" and (goal := lead(op, case)):
@@ -118,7 +118,7 @@ def _told(found: Estimate, peer: str) -> str:
 
 @pytest.fixture(scope="session")
 def ceilings(request: pytest.FixtureRequest) -> None:
-    """Ceilings that were measured while other work ran are too low: a benchmark looks again, 2 s, and the best look counts."""
+    """Ceilings that were measured while other work ran are too low: a benchmark measures them again, for 2 s, and the best figures count."""
     if request.config.getoption("--benchmark"):
         roofline.ceilings(DEVICE, again=True)
 

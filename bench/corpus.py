@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 import zstandard
 
 EMBEDDED = Path(__file__).with_name("embedded") / "default.jsonl.zst"
-# Where an endless stream stops: more text than one GPU reads in 5 minutes
+# Where an endless stream stops: more text than one GPU reads in 5 minutes.
 HUB_BYTES = 2_000_000_000
 SPLITS = ("train", "val", "test")
 # Bytes after which a blank line, or any line, ends a .txt document.
@@ -56,7 +56,7 @@ class Source:
     name: str
     fingerprint: str
     files: tuple[Path, ...] = ()
-    splits: tuple[str, ...] = ()  # of the files, where their names tell
+    splits: tuple[str, ...] = ()  # of each file, where their names tell
     hub: str = ""
 
 
@@ -89,8 +89,8 @@ def find_source(source: str | None) -> Source:
 def read(
     source: Source, limit_bytes: int | None, progress: Callable[[float], None]
 ) -> Iterator[Document]:
-    """Yield documents that hold text, in the source's order, until `limit_bytes` have come; of a
-    source with a split of its own, so many of train and all others.
+    """Yield documents that hold text, in the source's order, until `limit_bytes` have come. Of a
+    source with a split of its own, so many bytes of train come, and all of val and test.
 
     Calls `progress` with the fraction read; it may go back (a parquet file is read from its end).
     """
@@ -115,14 +115,14 @@ def read(
 
 
 def _splits(files: tuple[Path, ...]) -> tuple[str, ...]:
-    """Of each file; of none where not all three splits are there. Raises DataError for a file of no split beside them."""
+    """The split of each file by its name; empty unless all three are present. Raises DataError for a file of no split beside them."""
     found = tuple(next((s for s in SPLITS if file.name.startswith(s)), "") for file in files)
     if not set(SPLITS) <= set(found):
         return ()
     if "" in found:
         raise DataError(
-            f"{files[found.index('')]}: its name begins with none of {', '.join(SPLITS)}, and beside it are files of all three, which "
-            "would be a split: rename it, or take it away"
+            f"{files[found.index('')]}: its name begins with none of {', '.join(SPLITS)}, while files of all three stand beside it and "
+            "are taken for a split: rename it, or take it away"
         )
     return found
 
@@ -163,7 +163,8 @@ def _files(source: Source, progress: Callable[[float], None]) -> Iterator[Docume
     done, total = 0, sum(file.stat().st_size for file in source.files)
     for path, split in zip(source.files, source.splits or [""] * len(source.files), strict=True):
         reader = _reader(path)
-        if path.stat().st_size == 0 or reader is None:
+        assert reader is not None, path  # `find_source` takes no other files
+        if path.stat().st_size == 0:
             raise DataError(f"{path}: the file is empty")
         with path.open("rb") as raw:
             try:
@@ -262,11 +263,8 @@ def _hub_rows(name: str) -> Iterator[Any]:
     try:
         rows = datasets.load_dataset(name, split="train", streaming=True)
         yield from rows
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-    ) as error:  # RuntimeError: a data set that is a script
+    # RuntimeError: a data set that is a script
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise DataError(f"hf:{name}: cannot be streamed (is there a network?): {reason}") from error
 

@@ -28,10 +28,11 @@ from bench.subject import Subject
 from bench.threads import one_thread
 
 DRAWN_CASES = 8
-DRAWN_FOR_NAMED = 3  # an implementation asked for by name; what the trial runs is the default
+# For an implementation that is asked for by its name: fewer, as a trial runs the default.
+DRAWN_FOR_NAMED = 3
 
 Check = Callable[[Subject, str | None], None]
-# Of the public function as the trial calls it.
+# Asked of the public function as the trial calls it.
 CHECKS: tuple[Check, ...] = (
     values.values,
     values.recorded,
@@ -47,7 +48,7 @@ CHECKS: tuple[Check, ...] = (
     training.compiled,
     training.autocast,
 )
-# Of every implementation by its name.
+# Asked of every implementation by its name.
 CHECKS_OF_NAMED: tuple[Check, ...] = (
     values.values,
     values.planted,
@@ -56,15 +57,13 @@ CHECKS_OF_NAMED: tuple[Check, ...] = (
     training.threads,
     origin.own_work,
 )
-# Of the public function, when all have been through their checks.
+# Asked of the public function again, when every implementation has been through its checks.
 LAST_CHECKS: tuple[Check, ...] = (training.aged, training.inference)
 
 
 def check(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) -> Finding:
     """Judge an op of a tree: its default implementation and every other that runs on the device."""
-    memory = device_memory.lendable(device)
-    with Judge(tree, device=device, poison=True, memory=memory) as judge:
-        found = examined(op, judge, seed)
+    found = values_of(op, tree, device=device, seed=seed)
     if not found.passed:
         return found
     looked = sanitizer.findings(op, tree, device)
@@ -74,8 +73,15 @@ def check(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) 
     return Finding(True, found.reason, evidence)
 
 
+def values_of(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) -> Finding:
+    """The same without compute-sanitizer."""
+    memory = device_memory.lendable(device)
+    with Judge(tree, device=device, poison=True, memory=memory) as judge:
+        return examined(op, judge, seed)
+
+
 def examined(op: str, judge: Judge, seed: int | None = None) -> Finding:
-    """All CHECKS, of a runner that has loaded nothing of its tree yet."""
+    """All checks of an op, by a runner that has loaded nothing of its tree yet."""
     evidence: dict[str, Any] = {"device": judge.device, "cases": 0, "implementations": []}
     try:
         with one_thread():
@@ -83,31 +89,31 @@ def examined(op: str, judge: Judge, seed: int | None = None) -> Finding:
             loaded = judge.ask("load", op=op, tree=str(judge.tree))
             evidence["memory"] = judge.lends
             names = [str(name) for name in loaded["implementations"]]
-            of = Examination(contract(op), judge, secrets.randbits(48) if seed is None else seed)
-            subject = Subject(of, str(loaded["default"] or ""))
+            exam = Examination(contract(op), judge, secrets.randbits(48) if seed is None else seed)
+            subject = Subject(exam, str(loaded["default"] or ""))
             for impl in [None, *runnable(names, judge.device)]:
                 _examine(subject, impl)
                 evidence["implementations"].append(
-                    {"impl": impl or "default", "tensors": _shares(of)}
+                    {"impl": impl or "default", "tensors": _shares(exam)}
                 )
             for each in LAST_CHECKS:
                 each(subject, None)
             Conduct("candidate", judge).unchanged()
-            evidence["cases"] = of.cases
+            evidence["cases"] = exam.cases
     except Refused as refused:
         return Finding(False, str(refused), {**evidence, "kind": refused.kind, "op": op})
-    return Finding(True, f"{of.cases} cases agree with float64", evidence)
+    return Finding(True, f"{exam.cases} cases agree with float64", evidence)
 
 
 def _examine(subject: Subject, impl: str | None) -> None:
     """All checks of one implementation, on cases of its own; None is the public function as the trial calls it."""
-    subject.of.used = {}
+    subject.exam.used = {}
     count = DRAWN_CASES if impl is None else DRAWN_FOR_NAMED
-    subject.drawn = [subject.contract.draw(subject.of.rng) for _ in range(count)]
+    subject.drawn = [subject.contract.draw(subject.exam.rng) for _ in range(count)]
     for each in CHECKS if impl is None else CHECKS_OF_NAMED:
         each(subject, impl)
 
 
-def _shares(of: Examination) -> list[dict[str, Any]]:
+def _shares(exam: Examination) -> list[dict[str, Any]]:
     """How much of the allowed error each tensor used."""
-    return [{"tensor": name, "used": round(used, 3)} for name, used in of.used.items()]
+    return [{"tensor": name, "used": round(used, 3)} for name, used in exam.used.items()]

@@ -1,4 +1,7 @@
-"""Checks of the correctness gate: whose work it is. Operators that keep their word, no library function that is the whole op, a kernel that really runs."""
+"""Checks of the correctness gate: whose work it is.
+
+No library function that is the whole op, a kernel that really runs, custom operators that keep their schema.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +13,25 @@ from bench.judge import Refused
 from bench.subject import Subject
 from bench.trial_claims import triton_kernels
 
-# of implementations whose library is loaded by kernels/jit.py
-LANGUAGES = {
-    "cpp": "cpp",
-    "cuda": "cu",
-}
+# Implementations whose library kernels/jit.py loads, and the suffix of its source.
+LANGUAGES = {"cpp": "cpp", "cuda": "cu"}
 
 
 def own_work(subject: Subject, impl: str | None) -> None:
-    """No library function that is the whole op; a C++ or CUDA implementation's results come from its library, and a GPU launches a Triton one's kernels."""
-    of, contract, named = subject.of, subject.contract, impl or subject.default
+    """No library function is the whole op; results of a C++ or CUDA implementation come from its library; on a GPU a Triton kernel is launched."""
+    exam, contract, named = subject.exam, subject.contract, impl or subject.default
     trial = subject.trial
-    of.rng.shuffle(trial)
-    launched = named == "triton" and of.judge.device == "cuda"
+    exam.rng.shuffle(trial)
+    launched = named == "triton" and exam.judge.device == "cuda"
     if named not in contract.library_names or launched:
-        laid = of.lay(trial[0] if impl is None else contract.large(of.rng))
-        seen = of.judge.ask("trace", op=contract.name, impl=impl, call=laid.call)
+        laid = exam.lay(trial[0] if impl is None else contract.large(exam.rng))
+        seen = exam.judge.ask("trace", op=contract.name, impl=impl, call=laid.call)
         if named not in contract.library_names:
             _no_library(subject, map(str, seen["operators"]), impl)
         if launched:
             _ours_launched(subject, set(map(str, seen["launches"])), impl)
     if named in LANGUAGES:
-        spoiled = (of.ask(of.lay(case), impl, "spoil") for case in trial)
+        spoiled = (exam.ask(exam.lay(case), impl, "spoil") for case in trial)
         if all(bool(torch.isfinite(t).all()) for each in spoiled for t in each.values()):
             raise Refused(
                 "unused",
@@ -54,15 +54,15 @@ def _no_library(subject: Subject, operators: Iterable[str], impl: str | None) ->
 
 def _ours_launched(subject: Subject, launches: set[str], impl: str | None) -> None:
     file = f"kernels/{subject.contract.name}.py"
-    ours = triton_kernels(subject.of.judge.tree / file)
+    ours = triton_kernels(subject.exam.judge.tree / file)
     if not launches & ours:
         raise Refused(
             "unused",
-            f"impl={impl or 'default'}: a call launches {', '.join(sorted(launches)) or 'nothing'}, and of {file} ({', '.join(sorted(ours))}) "
-            "no kernel: it does not run",
+            f"impl={impl or 'default'}: a call launches {', '.join(sorted(launches)) or 'nothing'}, and no kernel of {file} "
+            f"({', '.join(sorted(ours))}): it does not run",
         )
 
 
 def registered(subject: Subject, impl: str | None) -> None:
-    """Custom operators keep their schema, and their fakes tell the truth."""
-    subject.of.ask(subject.of.lay(subject.wide()), impl, "register")
+    """Custom operators keep their schema, and their fake implementations tell the truth."""
+    subject.exam.ask(subject.exam.lay(subject.wide()), impl, "register")

@@ -1,4 +1,4 @@
-"""What more tokens explain: a kernel that computes the same thing faster may win bits by the text that it has time for, and no others."""
+"""What more tokens explain: a faster kernel that computes the same thing may win bits by the text that it leaves time for, and by nothing else."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 
 from bench.trial import TrialResult
 
-# Of the later half of a curve; with fewer, nothing is explained and nothing is flagged
+# Of the later half of a curve; with fewer, nothing is explained and nothing is flagged.
 LEAST_POINTS = 8
 
 
 def explained(incumbent: Sequence[TrialResult], candidate: Sequence[TrialResult]) -> float | None:
     """BPB that the candidates' tokens would have brought the incumbents, pair by pair, on average (below zero: a gain); None if no curve tells.
 
-    The incumbent's own loss against the logarithm of its tokens, a line through the later half, is drawn on. There the learning rate falls, which makes it
-    steeper than more text alone would: what it does not explain, text does not.
+    A line through the later half of the incumbent's loss, against the logarithm of its tokens, is extrapolated. In that half the learning rate
+    falls, which makes the line steeper than more text alone would: what the line does not explain, more text does not explain either.
     """
     gains = [_gain(i, c) for i, c in zip(incumbent, candidate, strict=True)]
     known = [gain for gain in gains if gain is not None]

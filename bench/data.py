@@ -8,8 +8,8 @@
     manifest.json                    sizes, counts, and the SHA-256 of each file above
 
 A directory appears whole or not at all: it is built beside its place as `.building`, synced, and renamed,
-under a lock that ends with its holder. A root has one lock, so a `.building` that the holder finds is what
-a dead process left, and goes.
+under a lock that ends with its holder. A root has one lock, so a `.building` that its holder finds was left
+by a dead process, and is deleted.
 """
 
 import fcntl
@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ FORMAT = 1  # part of every key: raise it when the same text would give other fi
 TRAINING_BYTES = 20_000_000  # the tokenizer is trained on the first so many bytes of train
 ENCODED_AT_ONCE = 256  # documents whose tokens may wait in memory
 DROPPED = -1  # in the place of a split
-# shares of time
+# Shares of the time that preparing takes.
 STAGES = {"reading": 0.1, "near-duplicates": 0.2, "vocabulary": 0.35, "tokens": 0.35}
 
 Progress = Callable[[str, float], None]
@@ -57,10 +57,6 @@ class Dataset:
     val_bytes: int
     test_bytes: int
 
-    def train_file(self) -> Path:
-        """The flat shard of the training tokens."""
-        return self.directory / "train.bin"
-
     def tokens(self, split: str) -> np.memmap[Any, Any]:
         """The token ids of `train`, `val` or `test`, (tokens,) uint16 or uint32, read-only."""
         if split not in SPLITS:
@@ -69,15 +65,8 @@ class Dataset:
 
     def token_bytes(self) -> NDArray[np.int32]:
         """(vocab_size,) int32: how many bytes each token spells, 0 for bos."""
-        return np.array([len(token) for token in self._vocabulary()], np.int32)
-
-    def decode(self, tokens: Sequence[int] | NDArray[Any]) -> bytes:
-        """The bytes that the tokens spell; not always UTF-8, since a token may be half a character."""
-        vocabulary = self._vocabulary()
-        return b"".join(vocabulary[int(token)] for token in tokens)
-
-    def _vocabulary(self) -> list[bytes]:
-        return tokenizer.load(self.directory / "tokenizer.tiktoken")
+        vocabulary = tokenizer.load(self.directory / "tokenizer.tiktoken")
+        return np.array([len(token) for token in vocabulary], np.int32)
 
 
 def prepare(

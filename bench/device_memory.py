@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 GRAIN = 2 << 20
-# Two sets of the largest case of a trial's shapes take 2 GiB and red zones, and as much again in float32.
+# Two input sets of the largest of the trial's shapes take 2 GiB and red zones, and as much again in float32.
 DEVICE_BYTES = 5 << 30
 # Values of cuda.h's enumerations.
 _PINNED, _ON_DEVICE, _DESCRIPTOR, _READ_WRITE = 1, 1, 1, 3
@@ -76,7 +76,7 @@ class Block:
 
 
 class _Bytes:
-    """What torch makes a tensor of without a copy; the tensor keeps it, and it keeps the block."""
+    """From this torch makes a tensor without a copy; the tensor keeps it alive, and it keeps the block alive."""
 
     def __init__(self, block: Block, start: int, end: int) -> None:
         self.block = block
@@ -126,7 +126,7 @@ class DeviceMemory:
 
 
 def lendable(device: str) -> DeviceMemory | None:
-    """What a Judge of a device is given as `memory`: None for a CPU, with which shared memory is shared."""
+    """What a Judge of a device is given as `memory`: None on a CPU, where shared memory serves."""
     return DeviceMemory() if device == "cuda" else None
 
 
@@ -149,8 +149,10 @@ def allocate(size: int) -> tuple[Block, int]:
 
 
 def opened(fd: object, size: object) -> Block:
-    """The block behind a descriptor that another process has exported; the descriptor stays open. Raises Unavailable for one that is none, and
-    where CUDA refuses."""
+    """The block behind a descriptor that another process has exported; the descriptor stays open.
+
+    Raises Unavailable for what is no such descriptor, and where CUDA refuses.
+    """
     if type(fd) is not int or fd < 0:
         raise Unavailable(f"expected a file descriptor, got {fd!r}")
     if type(size) is not int or size <= 0 or size % GRAIN:
@@ -164,7 +166,7 @@ def opened(fd: object, size: object) -> Block:
 
 
 def _mapped(handle: ctypes.c_uint64, size: int) -> Block:
-    """The memory of a handle at an address of this process, to be read and written by the current device. Raises Unavailable, and nothing stays then."""
+    """The memory of a handle, mapped into this process for the current device to read and write. Where it raises Unavailable, nothing is mapped."""
     address, access = _Address(), _Access(_here(), _READ_WRITE)
     with ExitStack() as undo:
         _call("cuMemAddressReserve", ctypes.byref(address), _Size(size), _Size(0), _Address(0), _Flags(0))  # fmt: skip

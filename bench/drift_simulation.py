@@ -1,9 +1,9 @@
 """`python -m bench.drift_simulation`: how old may the incumbent's trial be when a candidate meets it? Writes results/drift.md.
 
-A machine changes now and then: a neighbour comes or goes, the clock is throttled. What was measured before does not hold after. Before a keep the
-incumbent is always run again, so that no change of the machine is kept for a gain; its age matters for the gains that a slower machine hides.
-Nights are played with the functions that the loop asks, a wall clock running, and real gains counted: found too few because the incumbent is
-old, and too few because the night went by with running it again.
+A machine changes now and then: a neighbour comes or goes, the clock is throttled. What was measured before does not hold after. Before a keep
+the incumbent is always run again, so that no change of the machine is kept for a gain; its age matters for the gains that a slower machine
+hides. Nights are played with the functions that the loop calls, on a simulated wall clock, and the real gains that are found are counted: too
+few are found where the incumbent is old, and too few where the night is spent on running it again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NIGHT_S = 8 * 3600.0
 GATES_S = 40.0  # a proposal on its way to the trial
 OVERHEAD_S = 8.0  # of a trial: set-up, scoring
 REAL = 10  # one proposal in so many gains 3 sigma
-# Of tokens: a tenth more of them wins 0.01 BPB, twice the noise of a difference
+# What e times as many tokens win: a tenth more of them wins 0.01 BPB, twice the noise of a difference.
 BPB_PER_EFOLD = 0.1
 JUMP = 0.1  # one standard deviation of log speed, from one state of the machine to the next
 NIGHTS = 24
@@ -119,8 +119,14 @@ def report() -> Iterator[str]:
     """The lines of results/drift.md."""
     yield "# The age of an incumbent, simulated"
     yield ""
-    yield f"Written by `python -m bench.drift_simulation`: {NIGHTS} nights of {NIGHT_S / 3600:g} hours for each row, {BASELINES} baselines first. One proposal in {REAL} gains 3 sigma of a paired difference."
-    yield f"The machine takes another speed ({JUMP:.0%}, one standard deviation) after 30 minutes, or 4 hours, on average. Gains found are per night, with one standard error."
+    yield (
+        f"Written by `python -m bench.drift_simulation`: {NIGHTS} nights of {NIGHT_S / 3600:g} hours for each row, {BASELINES} baselines "
+        f"first. One proposal in {REAL} gains 3 sigma of a paired difference."
+    )
+    yield (
+        f"The machine takes another speed ({JUMP:.0%}, one standard deviation) after 30 minutes, or 4 hours, on average. Gains found are per "
+        "night, with one standard error."
+    )
     for stay_s in (1800.0, 14400.0):
         yield ""
         yield f"## The machine changes every {stay_s / 3600:g} hours"

@@ -1,7 +1,7 @@
 """One op of one tree under examination: cases laid out in the arena, asked of the runner, compared with float64.
 
 The judge fills the arena with NaN before it lays out a call, so that rows lie between red zones; it poisons the room for results; and
-afterwards everything it lent must be bitwise as it was, but for the arguments that the op is there to overwrite.
+afterwards everything it lent must be bitwise as it was, but for the arguments that the op is meant to overwrite.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Examination:
         lent = [*call["inputs"].values(), *call["upstream"]]
         start = min((where["offset"] for where in lent), default=before) // ALIGN * ALIGN
         laid = Laid(case, call, {}, [], (start, arena.used))
-        # else an image of a GPU's memory would fetch first what is overwritten
+        # else the image of a GPU's memory would first fetch what is overwritten here
         arena.written(*laid.lent)
         arena.bytes(*laid.lent).fill_(0xFF)  # a NaN in every floating dtype
         self._fill(laid, values, pushed)
@@ -139,7 +139,7 @@ class Examination:
         hold: bool = False,
         threads: int | None = None,
     ) -> Tensors:
-        """Poison the room for results, let the runner answer, take the bytes, check what was lent, and undo what was to be overwritten."""
+        """Poison the room for results, let the runner answer, take the bytes, check what was lent, and restore what the op was to overwrite."""
         options = {"mode": mode, "dress": dress, "hold": hold, "threads": threads}
         return self.ask_all([laid], impl, do, **options)[0]
 

@@ -28,8 +28,8 @@ def _why_not(impl: str, mode: str, device: str) -> str:
     try:
         with Judge(ROOT, device=device) as judge:
             judge.ask("load", op=OP, tree=str(judge.tree))
-            request = {"op": OP, "impl": impl, "mode": mode, "call": described(asked, case)}
-            judge.ask("warm", timeout=LIMIT_S, **request)
+            call = described(asked, case)
+            judge.ask("warm", timeout=LIMIT_S, op=OP, impl=impl, mode=mode, call=call)
     except Refused as refused:
         return last_line(refused)
     return ""

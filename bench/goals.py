@@ -1,4 +1,4 @@
-"""What a kernel is to reach: on a CPU so many times the speed of a peer that runs beside it, on one H100 milliseconds a call in bfloat16.
+"""What a kernel is to reach: on a CPU so many times the speed of a peer that runs beside it, on one H100 so many milliseconds a call in bfloat16.
 
 The H100's peers are the best public ones. Their figures are medians of `triton.testing.do_bench` (CUDA events around each call, L2 flushed
 before it), torch 2.11, Triton 3.6; so a goal is held against a figure of that protocol (bench/runner/events.py) and not against the judge's
@@ -69,7 +69,7 @@ GOALS = (
 
 @dataclass(frozen=True)
 class Lead:
-    """How many times as fast as the faster of `peers` an op is to be on a CPU, forward and backward where it is trained."""
+    """On a CPU an op is to be `at_least` so many times as fast as the fastest of `peers`, forward and, where it is trained, backward."""
 
     peers: tuple[str, ...]
     at_least: float
@@ -83,12 +83,12 @@ LEADS = {
     "linear_cross_entropy": Lead((COMPILED,), 3.0),
     "adamw": Lead(("fused",), 1.0),
 }
-# Beside the trial's: rows of a longer context, whole and by an eighth.
+# Attention over a longer context than the trial's, without a window and with one of an eighth.
 LONG = Input((4, 3, 1024, 64), layout="transposed")
 
 
 def lead(op: str, case: Case) -> Lead | None:
-    """What is asked of an op in this case on a CPU."""
+    """The goal of an op in this case on a CPU; None if there is none."""
     if op == "newton_schulz":
         M, N = case.inputs["G"].shape[-2:]
         return Lead((EAGER, COMPILED), 1.2 if M == N else 2.0)

@@ -1,16 +1,16 @@
 """The parts of bench/gpu_report.py, each a process of its own, so that it can be ended: `python -m bench.gpu_parts PART [OP] --device cuda`.
 
-A part prints a line of JSON for each thing that it has found, when it has found it. Exit status 1 where an op was refused, FAILED where the
+A part prints a line of JSON for each thing that it finds, as soon as it finds it. Exit status: 1 where an op was refused, FAILED where the
 part itself failed.
 
-    facts      the device, its clocks and what is installed       ceilings   copy and matrix product (bench/roofline.py)
-    build OP   csrc and every Triton kernel (bench/builds.py)     check OP   the correctness gate (bench/correctness.py)
-    time OP    every arm on every shape, on the device's clock    judge OP   the same on the judge's
-    profile    a training step (bench/step_profile.py)
+    facts      the device, its clocks and what is installed       ceilings      copy and matrix product (bench/roofline.py)
+    build OP   csrc and every Triton kernel (bench/builds.py)     check OP      the correctness gate (bench/correctness.py)
+    time OP    every arm on every shape, on the device's clock    sanitize OP   compute-sanitizer, the gate's last word
+    judge OP   the same on the judge's                            profile       a training step (bench/step_profile.py)
 
-`time`: milliseconds by the protocol of the public figures (bench/runner/events.py), each arm alone, by the runner's own word: what goals are held against.
-`judge`: medians of interleaved blocks by the judge's clock (bench/timing.py), their outputs audited; a call there carries its share of a request and of a
-copied answer, so that they tell arms apart and are no time of a kernel.
+`time`: milliseconds by the protocol of the public figures (bench/runner/events.py), each arm alone, by the runner's own word. Goals are
+compared with these. `judge`: medians of interleaved blocks by the judge's clock (bench/timing.py), their outputs audited. A call there
+carries its share of a request and of a copied answer: these figures compare arms, and are not the time of a kernel.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from bench import arms as measured
-from bench import builds, clocks, correctness, goals, roofline, step_profile
+from bench import builds, clocks, correctness, goals, roofline, sanitizer, step_profile
 from bench.conduct import Conduct
 from bench.contracts import Case, Contract, contract, ops
 from bench.finding import Finding
+from bench.identity import installed
 from bench.judge import Refused, last_line
-from bench.sanitizer import described
 from bench.timing import Arm, measure, runners_of
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("facts", "ceilings", "build", "check", "time", "judge", "profile")
+PARTS = ("facts", "ceilings", "build", "check", "sanitize", "time", "judge", "profile")
 FAILED = 3
+# Kinds of a refusal that another run may not meet: another part's runners may have held the memory.
+BROKE = ("crash", "timeout", "OutOfMemoryError")
 PACKAGES = ("torch", "triton", "flash-attn-4", "liger-kernel", "quack-kernels")
 WARM_S, EVENTS_S = 120.0, 30.0  # the first call compiles
 CASE_S = 1.5  # of interleaved blocks
@@ -56,16 +57,9 @@ def facts(device: str) -> Iterator[Record]:
     import torch
 
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
-    installed = {package: _version(package) for package in PACKAGES}
-    yield {"device": name or platform.machine(), "cuda": torch.version.cuda, **installed}
+    packages = {package: installed(package) or "not installed" for package in PACKAGES}
+    yield {"device": name or platform.machine(), "cuda": torch.version.cuda, **packages}
     yield {"clocks": clocks.read(device)}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def ceilings(device: str) -> Iterator[Record]:
@@ -77,14 +71,18 @@ def build(op: str, device: str) -> Iterator[Record]:
 
 
 def check(op: str, device: str) -> Iterator[Record]:
-    yield _verdict(op, correctness.check(op, ROOT, device=device))
+    yield _verdict(op, correctness.values_of(op, ROOT, device=device))
+
+
+def sanitize(op: str, device: str) -> Iterator[Record]:
+    yield _verdict(op, sanitizer.findings(op, ROOT, device))
 
 
 def _verdict(op: str, finding: Finding) -> Record:
-    said = finding.evidence.get("compute_sanitizer")
-    return {"op": op, "passed": finding.passed, "reason": finding.reason} | (
-        {"compute_sanitizer": said} if said else {}
-    )
+    """Raises Refused where the runner broke, which says nothing of the op."""
+    if finding.evidence.get("kind") in BROKE:
+        raise Refused(finding.evidence["kind"], finding.reason)
+    return {"op": op, "passed": finding.passed, "reason": finding.reason}
 
 
 def step(device: str) -> Iterator[Record]:
@@ -97,14 +95,21 @@ def timed(op: str, device: str) -> Iterator[Record]:
     with tempfile.TemporaryDirectory(prefix="lab-peers-") as folder:
         arms, absent = _arms(op, device, Path(folder))
         yield from ({"op": op, "arm": name, "absent": reason} for name, reason in absent.items())
-        for case, runners, refused in _ready(asked, arms, device):
-            about: Record = {"op": op, "case": case.label()}
+        for case in goals.cases(op, device):
             limit = step_profile.limit_of(asked, case, device, trained=not case.forward_only)
-            yield about | {"limit_ms": 1e3 * limit}
-            for arm, runner, why in zip(arms, runners, refused, strict=True):
-                found = {"refused": why} if why else _events(asked, case, arm, runner)
-                yield about | {"arm": arm.name} | found
+            yield {"op": op, "case": case.label(), "limit_ms": 1e3 * limit}
+        # torch.compile takes longest to be ready: what is ours and others' is measured on all shapes before
+        compiled = [arm for arm in arms if arm.mode == "inductor" or arm.impl == "flex"]
+        for some in ([arm for arm in arms if arm not in compiled], compiled):
+            yield from _timed(asked, some, device)
     yield {"op": op, "clocks": clocks.read(device)}
+
+
+def _timed(asked: Contract, arms: Sequence[Arm], device: str) -> Iterator[Record]:
+    for case, runners, refused in _ready(asked, arms, device):
+        for arm, runner, why in zip(arms, runners, refused, strict=True):
+            found = {"refused": why} if why else _events(asked, case, arm, runner)
+            yield {"op": asked.name, "case": case.label(), "arm": arm.name} | found
 
 
 def judged(op: str, device: str) -> Iterator[Record]:
@@ -112,12 +117,12 @@ def judged(op: str, device: str) -> Iterator[Record]:
     with tempfile.TemporaryDirectory(prefix="lab-peers-") as folder:
         arms, _ = _arms(op, device, Path(folder))
         for case, runners, refused in _ready(asked, arms, device):
-            wrong = [why or measured.missing(op, case, arm, device) for arm, why in zip(arms, refused, strict=True)]  # fmt: skip
+            wrong = [why or measured.why_not(op, case, arm, device) for arm, why in zip(arms, refused, strict=True)]  # fmt: skip
             able = [i for i, why in enumerate(wrong) if not why]
             few, theirs = [arms[i] for i in able], [runners[i] for i in able]
             about: Record = {"op": op, "case": case.label(), "lent": runners[0].judge.lends}
             for arm, already, why in zip(arms, refused, wrong, strict=True):
-                if why and not already:  # what does not run at all, `time` has told
+                if why and not already:  # `time` has told what does not run at all
                     yield about | {"arm": arm.name, "refused": why}
             if few:
                 yield about | _judged(asked, case, few, theirs)
@@ -126,7 +131,7 @@ def judged(op: str, device: str) -> Iterator[Record]:
 def _ready(
     asked: Contract, arms: Sequence[Arm], device: str
 ) -> Iterator[tuple[Case, Sequence[Conduct], list[str]]]:
-    """Each case with a runner for each arm, which has compiled, or why it does not do the case ("")."""
+    """Each case, with a runner for each arm, which has compiled, and for each arm why it cannot do the case, "" if it can."""
     with runners_of(asked.name, arms, device) as runners, ThreadPoolExecutor(len(runners)) as pool:
         for case in goals.cases(asked.name, device):
             # compilers run beside each other; what is measured runs alone
@@ -134,7 +139,7 @@ def _ready(
 
 
 def _warmed(asked: Contract, case: Case, arm: Arm, runner: Conduct) -> str:
-    """Why an arm does not do a case, or ""."""
+    """Why an arm cannot do a case, or ""."""
     try:
         runner.judge.ask("warm", timeout=WARM_S, **_request(asked, case, arm))
     except Refused as refused:
@@ -153,7 +158,7 @@ def _events(asked: Contract, case: Case, arm: Arm, runner: Conduct) -> Record:
 
 
 def _request(asked: Contract, case: Case, arm: Arm) -> Record:
-    call = described(asked, case)
+    call = sanitizer.described(asked, case)
     return {"op": asked.name, "impl": arm.impl, "mode": arm.mode, "call": call}
 
 
@@ -184,10 +189,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("op", nargs="?", choices=ops())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     asked = parser.parse_args(arguments)
-    of_op = {"build": build, "check": check, "time": timed, "judge": judged}
+    of_op = {"build": build, "check": check, "sanitize": sanitize, "time": timed, "judge": judged}
     whole = {"facts": facts, "ceilings": ceilings, "profile": step}
     if (asked.part in of_op) != (asked.op is not None):
-        parser.error(f"{', '.join(of_op)} are of an op, the others of none")
+        parser.error(f"{', '.join(of_op)} need an op, and the other parts take none")
     found = (
         of_op[asked.part](asked.op, asked.device) if asked.op else whole[asked.part](asked.device)
     )
@@ -198,8 +203,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(record | {"at_s": round(time.monotonic() - started, 1)}), flush=True)
     except Refused as refused:
         print(last_line(refused), file=sys.stderr)
-        return 1
-    except Exception as error:  # the boundary of the process: Python's own status for a traceback, 1, means refused here
+        return FAILED
+    # At the boundary of the process: Python's own status for a traceback, 1, means refused here.
+    except Exception as error:
         traceback.print_exc()
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return FAILED

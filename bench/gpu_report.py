@@ -1,12 +1,15 @@
 """What the kernels reach on this GPU, in runs of under nine minutes: `python -m bench.gpu_report --out results/gpu`, again until nothing is left.
 
-Facts of the device, ceilings, builds, every op's shapes timed beside every peer that is installed, a training step under the profiler, every op through
-the correctness gate, and its shapes once more by the judge's clock: each is a process (bench/gpu_parts.py) with a limit on its time. What it finds goes into OUT/raw.jsonl line by line, and
-OUT/report.md is written anew after each (bench/gpu_table.py), so that whatever ends the run leaves what was measured. The same command goes on
-with what has not come to an end; what has is measured again with another --out.
+Its parts are facts of the device, ceilings, builds, the shapes of every op timed beside every peer that is installed, a training step under the
+profiler, every op through the correctness gate, and its shapes once more by the judge's clock. Each part is a process (bench/gpu_parts.py) with
+a limit on its time. What it finds goes into OUT/raw.jsonl line by line, and OUT/report.md is written anew after each (bench/gpu_table.py), so
+that whatever ends the run leaves what was measured. The same command goes on with the parts that have not come to an end; to measure again
+those that have, give another --out.
+
+Builds and checks run WORKERS at a time; what is timed runs alone. What the budget does not reach is named, and left to the next call.
+`--device cpu` rehearses the whole on a CPU, with the CPU's shapes.
 
 Exit status: 0 everything was measured and no op refused, 1 an op was refused or a part failed, 2 nothing could be measured, 130 Ctrl-C.
-Builds and checks run WORKERS at a time; what is timed runs alone. What the budget does not reach is told, and left to the next call. `--device cpu` rehearses the whole on a CPU, with the CPU's shapes.
 """
 
 from __future__ import annotations
@@ -17,34 +20,38 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
 
-from bench import gpu_parts, gpu_table, hardware
+from bench import gpu_table, hardware
 from bench.contracts import ops
 from bench.goals import GOALS, cases
-from bench.identity import identity
+from bench.identity import Mixed, identity, require_same
 from bench.jsonl import whole_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET_S = 530.0
 WORKERS = 10
-CHECKS = 2  # groups of checks: each takes 5 GiB of the GPU for what it lends, and float64 references of up to 26 GB
-# By count, and measured on no GPU yet. Of an op's runners and compilers, and of each shape: where only calls on the device are timed, and by the judge, whose
-# three to seven runners each get a GB of new contents a round, five rounds at least.
+# Checks that run at once: each takes 5 GiB of the GPU for what it lends, and float64 references of up to 26 GB.
+CHECKS = 2
+# Time limits (for an op, and for each of its shapes), estimated and not yet measured on a GPU. An op's part is for its runners and compilers. A
+# shape's is in `time` for calls on the device alone, in `judge` for five rounds or more, in each of which three to seven runners get a GB of
+# new contents.
 TIME_S, JUDGE_S = (30.0, 8.0), (60.0, 30.0)
-CUT_SHORT = "it had not ended after"
 STEP_S = 170.0  # it compiles the model
-CHECK_S = 330.0  # of which compute-sanitizer may take 180 (bench/sanitizer.py)
+CHECK_S = 150.0
+SANITIZE_S = 190.0  # compute-sanitizer may take 180 (bench/sanitizer.py)
+LEAST = 0.5  # of a part's limit, without which it is not begun
+CUT_SHORT = "it had not ended after"
 
 
 @dataclass(frozen=True)
 class Part:
-    """`seconds`: when it is ended, if the budget has not ended it before."""
+    """`seconds`: after so long it is ended, if the budget has not ended it before."""
 
     name: str
     op: str | None
@@ -55,7 +62,7 @@ class Part:
 
 
 def plan() -> list[list[Part]]:
-    """Groups of parts, in this order; those of a group run beside each other. What a goal is set for comes before what none is."""
+    """Groups of parts, in this order; those of a group run beside each other. Ops that have a goal come before those that have none."""
     aimed = list(dict.fromkeys(goal.op for goal in GOALS))
     others = [op for op in ops() if op not in aimed]
     return [
@@ -64,6 +71,7 @@ def plan() -> list[list[Part]]:
         *([_of_shapes("time", op, TIME_S)] for op in aimed),
         [Part("profile", None, STEP_S)],
         *([Part("check", op, CHECK_S) for op in ops()[i::CHECKS]] for i in range(CHECKS)),
+        *([Part("sanitize", op, SANITIZE_S) for op in ops()[i::CHECKS]] for i in range(CHECKS)),
         *([_of_shapes("time", op, TIME_S)] for op in others),
         *([_of_shapes("judge", op, JUDGE_S)] for op in (*aimed, *others)),
     ]
@@ -90,7 +98,7 @@ class Journal:
             file.write(json.dumps(line) + "\n")
 
     def has_ended(self, part: Part) -> bool:
-        """Whether it needs no second run: a part that was stopped does."""
+        """Whether it needs no further run, which a part that was stopped does."""
         return self.ended(part) not in ("", "stopped")
 
     def ended(self, part: Part) -> str:
@@ -106,9 +114,16 @@ class Journal:
         )
 
     def latest(self) -> list[dict[str, Any]]:
-        """The lines of each part's last run."""
+        """The lines of each part's last run, and before them what an earlier run had found of shapes that the last one did not come to."""
         starts = {line["part"]: i for i, line in enumerate(self.lines) if "begun" in line}
-        return [line for i, line in enumerate(self.lines) if i >= starts.get(line["part"], 0)]
+        last = [line for i, line in enumerate(self.lines) if i >= starts.get(line["part"], 0)]
+        found = {_about(line): line for line in self.lines if "case" in line}
+        again = set(map(_about, last))
+        return [line for about, line in found.items() if about not in again] + last
+
+
+def _about(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    return line["part"], line.get("case"), line.get("arm")
 
 
 class Run:
@@ -147,11 +162,11 @@ class Run:
 
     def one(self, part: Part) -> None:
         """Run a part, its findings into the journal as they come."""
-        # What was too short is given as much more in the next call: what it compiled is gone with its runners.
-        limit = min(
-            part.seconds * (1 + self.journal.cut_short(part)), self.deadline - time.monotonic()
-        )
-        if limit <= 0:
+        # A limit that was too short is as much longer in the next call: what the part had compiled is gone with its runners.
+        own = part.seconds * (1 + self.journal.cut_short(part))
+        left = self.deadline - time.monotonic()
+        limit = min(own, left)
+        if left < LEAST * part.seconds:
             self._end(part, "stopped", "the budget was spent before it began", 0.0)
             return
         started = time.monotonic()
@@ -177,15 +192,16 @@ class Run:
         self.running.discard(process)
         seconds = time.monotonic() - started
         if process.returncode == -signal.SIGTERM:
-            why = "Ctrl-C" if self.interrupted else f"{CUT_SHORT} {limit:.0f} s"
-            self._end(part, "stopped", why, seconds)
-        elif process.returncode == gpu_parts.FAILED:
-            self._end(part, "stopped", said[-1] if said else "it failed", seconds)
-        elif process.returncode:
-            why = reasons[0] if reasons else said[-1] if said else f"status {process.returncode}"
+            cut = f"{CUT_SHORT if limit == own else 'the budget ended it after'} {limit:.0f} s"
+            self._end(part, "stopped", "Ctrl-C" if self.interrupted else cut, seconds)
+        elif process.returncode == 0:
+            self._end(part, "done", "", seconds)
+        elif process.returncode == 1:
+            why = reasons[0] if reasons else said[-1] if said else "it gave no reason"
             self._end(part, "refused", why, seconds)
         else:
-            self._end(part, "done", "", seconds)
+            why = said[-1] if said else f"status {process.returncode}"
+            self._end(part, "stopped", why, seconds)
 
     def _end(self, part: Part, how: str, why: str, seconds: float) -> None:
         why = " ".join(why.split())[:300]
@@ -198,7 +214,7 @@ class Run:
 
 
 def _finding(line: str) -> dict[str, Any]:
-    """What a part found; a line that is none, which a library may print, is kept as text."""
+    """What a part found. A line that is no finding, such as a library may print, is kept as text."""
     try:
         found = json.loads(line)
     except ValueError:
@@ -206,15 +222,14 @@ def _finding(line: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {"text": line.rstrip()}
 
 
-def refusal(device: str, journal: Journal) -> str:
-    """Why nothing can be measured into this folder, or ""."""
-    mine = identity(device)
-    theirs = next((line["identity"] for line in journal.lines if "identity" in line), None)
-    if theirs is None:
-        journal.write({"part": "identity", "identity": mine})
-    elif theirs != mine:
-        return f"{journal.file} holds figures of {theirs}, and here is {mine}: give another --out, or delete it"
-    return ""
+def identify(device: str, journal: Journal) -> None:
+    """Write down what is measured here. Raises Mixed where the journal holds figures of something else."""
+    ours = identity(device)
+    held = next((line["identity"] for line in journal.lines if "identity" in line), None)
+    if held is None:
+        journal.write({"part": "identity", "identity": ours})
+    else:
+        require_same(journal.file, held, ours)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -231,8 +246,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     asked.out.mkdir(parents=True, exist_ok=True)
     journal = Journal(asked.out)
-    if why := refusal(asked.device, journal):
-        print(why, file=sys.stderr)
+    try:
+        identify(asked.device, journal)
+    except Mixed as mixed:
+        print(mixed, file=sys.stderr)
         return 2
 
     def command(part: Part) -> list[str]:

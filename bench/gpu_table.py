@@ -108,7 +108,10 @@ def _named(arm: tuple[str, float] | None) -> str:
 def _arms(lines: Sequence[Line]) -> Iterator[str]:
     yield "## Every arm"
     yield ""
-    yield "do_bench as above, by the runner's word; judge: interleaved and audited, with the request's share; limit: least traffic or arithmetic here, all passes."
+    yield (
+        "do_bench as above, by the runner's word; judge: interleaved and audited, with the request's share; limit: least traffic or arithmetic "
+        "here, all passes."
+    )
     yield ""
     yield f"| op | shape | arm | {FORWARD} | {BACKWARD} | {BOTH} | judge | limit |"
     yield "|---|---|---|--:|--:|--:|--:|--:|"

@@ -1,4 +1,4 @@
-"""What a setting is found on: a GPU by its model; a processor by its model, the instructions that torch uses on it, and the threads.
+"""The hardware on which a setting is found: a GPU by its model; a processor by its model, the instructions that torch uses on it, and the threads.
 
 A constant that is best for one may be worst for another. The host's name is no part of it: equal machines share what they have found.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from bench import hardware
 ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ("kernels", "csrc", "model", "bench")
 SOURCES = (".py", ".cpp", ".cu", ".h")
+
+
+class Mixed(Exception):
+    """Figures were to be added to a file that holds figures of something else."""
 
 
 def identity(device: str) -> dict[str, Any]:
@@ -23,6 +28,20 @@ def identity(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "tree": content(ROOT, MEASURED)[:16],
     }
+
+
+def require_same(file: Path, held: Any, ours: Any) -> None:
+    """Raises Mixed where what a file holds was measured of something else than ours."""
+    if held != ours:
+        raise Mixed(f"{file} holds figures of {held}, and here is {ours}: give another --out, or delete it")  # fmt: skip
+
+
+def installed(package: str) -> str:
+    """The version of a package; "" where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
 
 
 def content(root: Path, folders: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Which of an op's implementations, by name, run on which device; kernels/__init__.py, which no file of the judge imports, says what each is."""
+"""Which implementations of an op, by name, run on which device. kernels/__init__.py says what each is; no file of the judge imports it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ OURS = {"cpu": ("cpp",), "cuda": ("triton", "cuda")}  # beside plain torch, whic
 
 
 def runnable(names: Iterable[str], device: str) -> list[str]:
-    """Those that are not of another device."""
+    """Those of the names that are not for another device."""
     elsewhere = {name for other, of in OURS.items() if other != device for name in of}
     return [name for name in names if name not in elsewhere]

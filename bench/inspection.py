@@ -1,8 +1,8 @@
 """What compilers make of an op, without running it: for advice, never for a verdict.
 
 `of_op` returns plain JSON: "kernels", a row for each Triton kernel compiled ahead of time for ARCH (bench/aot.py), and "loops", what the C++
-compiler says of vectorising each loop of csrc/<op>.cpp and the headers it takes in, with the flags of kernels/jit.py. Both compilers run in
-the sandbox: candidate code could make them read files.
+compiler says about vectorising each loop of csrc/<op>.cpp and of the headers it includes, with the flags of kernels/jit.py. Both compilers run
+in the sandbox, since candidate code could make them read files.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Spread:
-    """One standard deviation of a single run, and the degrees of freedom it was estimated with (none: nothing is known)."""
+    """One standard deviation of a single run, and the degrees of freedom of that estimate (0: nothing is known)."""
 
     deviation: float
     degrees: int
@@ -35,7 +35,7 @@ class Spread:
 
     @property
     def of_difference(self) -> Spread:
-        """Of the difference of two independent runs."""
+        """The spread of the difference of two independent runs."""
         return Spread(math.sqrt(2) * self.deviation, self.degrees)
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ class Figure:
         return (self.high - self.low) / 2
 
     def exp(self) -> Figure:
-        """Of a mean of logarithms, the ratio."""
+        """The ratio whose logarithm this is."""
         return Figure(_exp(self.value), _exp(self.low), _exp(self.high), self.runs)
 
 

@@ -1,4 +1,4 @@
-"""Figures that are kept line by line, each when it is known: what ends the program leaves all lines before."""
+"""Figures that are kept line by line, each as soon as it is known: whatever ends the program leaves the lines before."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def whole_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of JSON in a file, which loses the last if a kill has cut it short."""
+    """The lines of JSON in a file. A last line that a kill has cut short is deleted from it."""
     text = file.read_bytes()
     whole = text.rfind(b"\n") + 1
     if whole < len(text):

@@ -1,11 +1,11 @@
 """The judge's end of the wire: start a runner, lend it buffers, ask, and believe nothing but what lies in the buffers.
 
     with Judge(tree, device="cpu") as judge:
-        judge.ask("load", op="rms_norm")
+        judge.ask("load", op="rms_norm", tree=str(judge.tree))
         ...
 
-`ask` returns the answer of one request or raises `Refused` (the candidate failed) with words fit to be shown; OSError where the disk is full.
-The time limit is the judge's.
+`ask` returns the answer to one request. It raises `Refused`, with words fit to be shown, where the candidate failed, and OSError where the
+disk is full. The time limit is the judge's.
 """
 
 from __future__ import annotations
@@ -36,7 +36,14 @@ COMPILED = CACHE.parent / "compiled"  # of bench/compiled.py: no runner sees it
 
 
 class Refused(Exception):
-    """The candidate did not answer as asked: `kind` is structure, timeout, crash, or the name of the exception it raised."""
+    """The candidate failed, or what it answered does not hold. `kind` names the reason in a word or two, the message says it in full.
+
+    timeout, crash    no answer in time, or none at all
+    structure         an answer of the wrong form
+    a class name      the exception that the candidate raised
+    any other         what the check that refused calls it: wrong, stale or future of the correctness gate, background or noise of the timer,
+                      late or leak of a trial (bench/trial.py lists a trial's)
+    """
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -44,7 +51,7 @@ class Refused(Exception):
 
 
 def last_line(error: Exception) -> str:
-    """The error itself, of a traceback that may stand above it."""
+    """The error itself, without the traceback that may stand above it."""
     lines = str(error).strip().splitlines()
     return lines[-1] if lines else getattr(error, "kind", type(error).__name__)
 
@@ -73,7 +80,8 @@ class Judge:
         self.lends = ""  # in words, once a first request has been asked
         self._memory = memory
         if device == "cuda":
-            torch.cuda.empty_cache()  # what an earlier judgement's float64 left with torch's allocator: up to 26 GB that runners may want
+            # Runners may want what an earlier judgement's float64 left with torch's allocator: up to 26 GB.
+            torch.cuda.empty_cache()
         ours, theirs = socket.socketpair()
         self._channel = Channel(ours)
         try:
@@ -110,7 +118,7 @@ class Judge:
         return processes.cpu_seconds(processes.tree(self.pid))
 
     def log(self) -> str:
-        """The last that the runner printed; for people, never for a decision."""
+        """The end of what the runner printed; for people, never for a decision."""
         return self._sandbox.tail()
 
     def ask(
@@ -129,7 +137,7 @@ class Judge:
         return self._exchange(do, timeout, fd, progress, request)
 
     def _lend(self) -> str:
-        """Give the runner, which has loaded nothing of the candidate's yet, the memory in which tensors will lie. In words, how."""
+        """Give the runner, which has loaded nothing of the candidate's yet, the memory for tensors. Returns in words how these travel."""
         why = ""
         if self._memory is not None:
             try:
@@ -172,7 +180,7 @@ class Judge:
             if self._channel.pending():
                 raise ProtocolError("the runner spoke without being asked")
             self._channel.send({"nonce": nonce, "do": do, **request}, fd, timeout)
-            while True:  # whatever is told on the way, the time is over when it is over
+            while True:  # progress lines do not extend the time limit
                 answer, stray = self._channel.receive(deadline - time.monotonic())
                 if stray is not None:
                     os.close(stray)
@@ -215,7 +223,7 @@ class Judge:
 
 
 def lending(device: str) -> str:
-    """In words, how tensors travel to the runners of a device on this machine; really tried. Takes as long as a runner takes to start."""
+    """In words, how tensors travel to the runners of a device on this machine. It is tried, which takes as long as a runner takes to start."""
     with (
         tempfile.TemporaryDirectory(prefix="lab-lending-") as tree,
         Judge(Path(tree), device=device, memory=device_memory.lendable(device)) as judge,

@@ -59,7 +59,7 @@ class Spans:
 
 
 class Mirror:
-    """An image of a memory. Since the last request, `own` are the bytes that the image holds truly; of all others the runner decides."""
+    """An image of a memory. `own` are the bytes that the image has held right since the last request; what the others hold, the runner decides."""
 
     def __init__(self, memory: Memory, image: Mapped) -> None:
         self.memory = memory

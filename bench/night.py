@@ -1,4 +1,4 @@
-"""What a whole night of keeps is worth: a hundred tries at 1 % each keep one thing that is nothing.
+"""What a whole night of keeps is worth: of a hundred proposals without effect, each tested at 1 %, one is kept.
 
 e-BH (Wang and Ramdas 2022): of m proposals, the k keeps of the largest e-values stand at false-discovery rate q if each of them
 reaches m / (q k). It holds however the e-values depend on each other, and they do: all candidates of an incumbent meet the same trials of it.
@@ -12,7 +12,7 @@ FALSE_DISCOVERY = 0.10
 
 
 def rates(e_values: Sequence[float]) -> list[float]:
-    """For each proposal of a night, dropped ones included, the least false-discovery rate at which it stands; 1: at none."""
+    """For each proposal of a night, dropped ones included, the lowest false-discovery rate at which it stands; 1 if at none."""
     order = sorted(range(len(e_values)), key=lambda i: -e_values[i])
     found = [1.0] * len(e_values)
     least = 1.0

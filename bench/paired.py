@@ -1,7 +1,7 @@
 """Differences candidate minus incumbent, paired by seed, and what they prove. Noise is estimated, so everything here is Student's t.
 
-The spread of a difference is pooled from the noise of the campaign and from the scatter of the differences themselves. Where seeds move all trees alike,
-that overstates it, and the error rates hold with room.
+The spread of a difference is pooled from the noise of the campaign and from the scatter of the differences themselves. Where seeds move all
+trees alike, that overstates the spread, and the error rates are lower than stated.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Paired:
             return 1.0
         n, freedom = self.pairs, self.noise.degrees + self.pairs
         gain = -math.fsum(self.differences)
-        # the least noise that this estimate is allowed to show, so that luck cannot make it nothing
+        # the least noise is in this spread already, so that luck cannot make it nothing
         scatter = self.spread**2 * self.degrees
         whole = scatter + gain**2 / n
         shrunk = MIXTURE**2 / (1 + n * MIXTURE**2)

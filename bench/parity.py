@@ -1,12 +1,12 @@
 """The parity probe: a kernel that claims the same mathematics must leave the training curve where it was, and make no step slower.
 
-Incumbent and candidate train the same few steps from the same seed on the same data. The curves may part as far as float noise lets them:
-a third run has the incumbent's weights, data and seed but its plain torch kernels, another order of summation, and the candidate may be
-PARTING times as far from the incumbent as that run is, or FLOOR nats, whichever is more.
+Incumbent and candidate train the same few steps from the same seed on the same data. The curves may part as far as float noise lets them: a
+third run has the incumbent's weights, data and seed but its plain torch kernels, which sum in another order. The candidate may be PARTING times
+as far from the incumbent as that run is, or FLOOR_NATS, whichever is more.
 
-A few steps are too short to show a gain: the trial does that. They show a loss, of a kernel that is faster alone and slows what is round it
+A few steps are too short to show a gain: the trial does that. They show a loss, of a kernel that is faster alone and slows what is around it
 (caches, threads, a workspace): where they take SLOWER times as long, both are run again, up to PAIRS times in all, and the best of the ratios
-counts. Other work on the machine only ever slows one of two runs: equal trees took 1.27 and 1.14 times as long beside other tests.
+counts. Other work on the machine can slow one of the two runs: equal trees took 1.27 and 1.14 times as long beside other tests.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def probe(
             "of tokens in every run, not by the clock",
             {},
         )
-    # Plain torch may not train here, for want of memory: no fault of the candidate's, which then has the floor.
+    # Plain torch may not train here for want of memory: that is no fault of the candidate's, which then has FLOOR_NATS.
     noise = _distance(runs["plain"], runs["incumbent"]) if runs["plain"].ok else 0.0
     allowed = max(PARTING * noise, FLOOR_NATS)
     evidence: dict[str, Any] = {
@@ -114,7 +114,7 @@ def probe(
 
 
 class _Turns:
-    """Runs train one at a time, and none before all that are set up beside it are: the imports of another made 12 steps take 2.6 times as long."""
+    """Runs train one at a time, and none before all beside it are set up: the imports of another made 12 steps take 2.6 times as long."""
 
     def __init__(self, runs: int) -> None:
         self._all_set_up, self._turn = threading.Barrier(runs), threading.Lock()
@@ -128,7 +128,7 @@ class _Turns:
 
     @contextlib.contextmanager
     def taken_part(self) -> Iterator[None]:
-        """Nobody waits for a run that has ended, as one that fails does before its turn."""
+        """Within this a run takes part; once it is left, also by a run that fails before its turn, nobody waits for that run."""
         try:
             yield
         finally:

@@ -1,7 +1,8 @@
 """Other people's functions as implementations of an op: a table, for benchmarks and reports alone. No model runs them.
 
-Each has the op's public signature, is complete in itself but for what `Peer.helpers` names, and imports its package when it is called. `tree` writes one into
-a folder such as the runner loads, in which no other file of bench is in sight: so a peer is asked, timed and audited like everything else.
+Each has the op's public signature, needs nothing of this file but HEADER and what `Peer.helpers` names, and imports its package when it is
+called. `Peer.tree` writes one into a folder such as the runner loads, where no other file of bench is in sight: so a peer is asked, timed
+and audited like everything else.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def sdpa_attention(
 def liger_rms_norm(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Any:
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction
 
-    # not in place: that would overwrite the gradient which it is given
+    # not in place: that would overwrite the gradient that it is given
     return LigerRMSNormFunction.apply(x, weight, eps, 0.0, "llama", False)
 
 
@@ -56,7 +57,7 @@ def liger_linear_cross_entropy(
 ) -> Any:
     from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
 
-    # a loss a token, as the op has it; of a mean, Liger forms the gradients in the forward pass and is faster
+    # One loss a token, as the op has it. For a mean Liger forms the gradients in the forward pass, and is faster.
     return liger_fused_linear_cross_entropy(h, W, targets, reduction="none", softcap=softcap)
 
 
@@ -76,7 +77,7 @@ def quack_add_rms_norm(
 
 @dataclass(frozen=True)
 class Peer:
-    """`package` is what is imported, `install` what pip calls it, `device` where it runs."""
+    """`package` is what is imported, `install` what pip calls it, `device` where it runs, `helpers` other functions of this file that it calls."""
 
     op: str
     name: str
@@ -86,8 +87,8 @@ class Peer:
     device: str = "cuda"
     helpers: tuple[Callable[..., Any], ...] = ()
 
-    def missing(self) -> str:
-        """What to install, or ""."""
+    def why_not(self) -> str:
+        """Why it cannot run, and what to install; "" where its package is here."""
         here = importlib.util.find_spec(self.package) is not None
         return "" if here else f"{self.package} is not installed: pip install {self.install}"
 

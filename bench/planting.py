@@ -33,7 +33,7 @@ class Plant:
 
 
 def plants(examination: Examination, laid: Laid) -> list[Plant]:
-    """A NaN in each floating input, and an infinity where it has one honest outcome."""
+    """A NaN in each floating input, and an infinity where it has only one honest outcome."""
     found = []
     for name, values in laid.inputs.items():
         if values.is_floating_point() and values.numel():
@@ -64,7 +64,7 @@ def _judge(
     def truth(value: float) -> Tensors:
         return evaluate(contract, case, plant.into(laid.inputs, value), (), (), torch.float64)
 
-    # three values: (a + r)^2 and (b + r)^2 of a sum that is squared may be equal for two
+    # three values, since two may give the same: (a + r)^2 = (b + r)^2 of a sum that is squared
     one, planted = truth(ordinary), truth(plant.value)
     others = truth(-2.5 * ordinary), truth(1.7 * ordinary)
     repaired: Tensors = {}
@@ -73,7 +73,7 @@ def _judge(
         blown = ~torch.isfinite(planted[name])
         shows = ~torch.isfinite(got.cpu())
         if got.shape[-1:] == laid.inputs[plant.name].shape[-1:] and got.ndim > 1:
-            # what shares a sum with it may show it as well: a compensated sum of an infinity is a NaN
+            # results that share a sum with it may show it as well: a compensated sum with an infinity is a NaN
             shared = sees.any(-1, keepdim=True).expand_as(sees)
         else:
             shared = sees

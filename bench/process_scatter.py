@@ -1,8 +1,8 @@
 """How much processes of the same kernel differ: `python -m bench.process_scatter --op rms_norm --runners 6 --seconds 40`.
 
 Each runner times the tree's kernel in blocks that are interleaved with those of the others. Printed for each shape: by how much every runner is
-faster or slower than the others, the standard error that its blocks give that, and the standard deviation of the runners. Were blocks all
-there is to know, the two would be alike; bench/ratio.py says what follows from their not being so.
+faster or slower than the others, with the standard error by its blocks, and the standard deviation of the runners. If processes did not
+differ, the two would be alike; bench/ratio.py says what follows from their not being so.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def deviations(samples: Samples) -> list[Estimate]:
-    """Of each arm against the mean of all others."""
+    """Each arm's ratio to the mean of all others."""
     others = {name: [other for other in samples if other != name] for name in samples}
     return [estimate(stretches(logs(samples, name, others[name])), [1.0], both) for name in samples]
 

@@ -1,9 +1,8 @@
 """The wire between judge and runner: one line of JSON a message, over a socket pair; tensors lie in memory that both map.
 
-The judge owns that memory, lends it once (as a descriptor, of a sealed memfd or of a GPU's memory), and says where each
-tensor lies; the runner only ever receives offsets, shapes and strides.
-Answers are plain JSON of bounded length that repeat the request's nonce; what comes unasked is a breach. Nothing is ever unpickled.
-This file is read on both sides, so it holds the format alone: no references, no tolerances.
+The judge owns that memory, lends it once (as a descriptor, of a sealed memfd or of a GPU's memory), and says where each tensor lies; the runner
+only ever receives offsets, shapes and strides. Answers are plain JSON of bounded length that repeat the request's nonce; an answer to no
+request breaks the protocol. Nothing is ever unpickled. This file is read on both sides, so it holds the format alone: no references, no tolerances.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ class Channel:
         self._socket.sendall(data)
 
     def receive(self, timeout: float | None = None) -> tuple[dict[str, Any], int | None]:
-        """Next message and the descriptor it carried. Raises TimeoutError where it is not there whole in time, or ProtocolError on anything malformed."""
+        """The next message, and the descriptor that it carried. Raises TimeoutError if it is not whole in time, ProtocolError if it is malformed."""
         received: int | None = None
         deadline = None if timeout is None else time.monotonic() + timeout
         while b"\n" not in self._buffer:
@@ -74,7 +73,7 @@ class Channel:
         return message, received
 
     def pending(self) -> bool:
-        """Whether anything has arrived that nobody has read: between two requests, something unasked."""
+        """Whether anything has arrived that nobody has read: between two requests, an answer to none."""
         self._socket.settimeout(0.0)
         try:
             return bool(self._buffer) or bool(self._socket.recv(1, socket.MSG_PEEK))
@@ -96,7 +95,7 @@ class Region(Protocol):
     """Memory in which tensors lie."""
 
     def bytes(self, start: int, end: int) -> Tensor:
-        """Its bytes from `start` to `end` as uint8, without a copy and with nothing else in the storage. Raises ValueError outside of it."""
+        """Its bytes from `start` to `end` as uint8, without a copy and with nothing else in the storage. Raises ValueError beyond its ends."""
         ...
 
 

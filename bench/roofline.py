@@ -20,8 +20,8 @@ FILE = Path(__file__).resolve().parent.parent / ".lab" / "ceilings.json"
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 MATRIX = {"cpu": 1536, "cuda": 8192}
 SAMPLES = 25
-# How far an honest kernel may lie beyond the ceilings: caches bring data two or three times as fast as the copy of 256 MB does, and symmetric
-# products on a Gram matrix spare two of three products of Newton-Schulz.
+# An honest kernel may be so many times as fast as the ceilings: caches bring data two or three times as fast as the copy of 256 MB does, and
+# symmetric products on a Gram matrix save two of three products of Newton-Schulz.
 BEYOND = 4.0
 
 
@@ -49,7 +49,7 @@ def peak_flops(device: str) -> float:
 
 
 def bound_seconds(bytes_moved: float, flops: float, dtype: str, device: str) -> float:
-    """Least time for this traffic and arithmetic here: the larger of the two. Half precision may be multiplied in float32 where that is faster."""
+    """Least time for this traffic and arithmetic here: the longer of the two. Half precision may be multiplied in float32 where that is faster."""
     found = ceilings(device)
     rate = found["flops_float32"]
     if dtype in ("bfloat16", "float16"):
@@ -77,11 +77,11 @@ def _measure(device: str) -> dict[str, float]:
             if device == "cuda":
                 torch.cuda.synchronize()
             times.append(time.perf_counter() - started)
-        return min(times[2:])  # a ceiling: what the machine does when nothing else runs
+        return min(times[2:])  # the best: a ceiling is what the machine does when nothing else runs
 
     source = torch.zeros(COPY_BYTES[device] // 4, device=device)
     target = torch.empty_like(source)
-    # What is overwritten in place is not fetched first, as a processor does with the target of a copy: a third of its traffic.
+    # A processor first fetches the target of a copy, which is a third of the traffic; what is overwritten in place it need not.
     fastest = min(seconds(lambda: target.copy_(source)), seconds(lambda: source.mul_(1.0)))
     found = {"bytes_per_s": 2 * source.nbytes / fastest}
     n = MATRIX[device]

@@ -1,10 +1,11 @@
 """Rounds of one case: a block of calls of each arm in random order, all on the same fresh contents, audited as they come.
 
-A block's time is the judge's wall clock less the time for which threads of the runner, or the judge's that waits for it, were ready to run and
-others had the cores, but never less than the runner's processor time over its threads, nor than that of its busiest thread: while one waits the
-other may do what only one can do, and a wait that nobody waited for is no time saved. Where nothing else runs that is the wall clock; beside a
-process that loads one of two cores the error of a ratio of rms_norm is 0.38 % after 14 s, by the wall clock 0.65, without the busiest thread 0.73.
-Sleeping counts. A runner could make threads of its own wait for each other: bench/speed.py holds the ratio against that of the wall clock.
+A block's time is the judge's wall clock less the time for which threads of the runner, or the judge's that waits for it, were ready to run while
+others had the cores. It is never less than the runner's processor time over its threads, nor than that of its busiest thread: while one thread
+waits the other may do what only one can do, so that the wait delays nothing. Where nothing else runs, a block's time is the wall clock. Beside a
+process that loads one of two cores the error of a ratio of rms_norm is 0.38 % after 14 s; by the wall clock it is 0.65, without the busiest
+thread 0.73. Sleeping counts. A runner could make threads of its own wait for each other: so bench/speed.py compares the ratio with that of the
+wall clock.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from bench.staging import Contents, Stage, fill
 
 BLOCK_S = 0.005  # of calls
 LONGEST_BLOCK_S = 0.040  # of the slower arm
-WARM_UP_S = 0.6  # of all arms, in longer and longer blocks, until it is known how long a call takes
+# All arms warm up together, in longer and longer blocks, until it is known how long a call takes.
+WARM_UP_S = 0.6
 CALL_TIMEOUT_S = 120.0
 MOVED = 8  # one input set in so many lies elsewhere in the next part
-ALONE_EVERY = 12  # rounds
-ALONE_ROUNDS = 25  # where a saving is claimed, at least
-ALONE_S = 4.0  # asked on for so long where noise leaves it open
+# A call is asked alone once in so many rounds; where a saving is claimed so often at least, and for so long where noise leaves it open.
+ALONE_EVERY, ALONE_ROUNDS, ALONE_S = 12, 25, 4.0
 FORWARD_ROUNDS = 5
 
 Samples = dict[str, list[float]]
@@ -51,7 +52,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Spent:
-    """Of one block: seconds by the judge's clock, of the processors, and what is compared (see above)."""
+    """The seconds of one block: by the judge's clock, of the processors, and what is compared (see above)."""
 
     wall: float
     thread: float
@@ -65,8 +66,8 @@ class Spent:
 
 @dataclass
 class Measured:
-    """Seconds a call, by arm and block: `row` in blocks of many calls (its clocks beside it: `wall`, `thread`), `alone` in blocks of one,
-    `forward` without backward. Rounds of one part were run by other processes, or at another time, than those of another."""
+    """Seconds a call, by arm and block: `row` in blocks of many calls (by other clocks: `wall`, `thread`), `alone` in blocks of one call,
+    `forward` without backward. Each part has processes of its own, or at least a time of its own."""
 
     case: Case
     row: Samples
@@ -90,7 +91,7 @@ class Measured:
 
 
 class Table:
-    """One arm's input sets of one case, which have no contents yet, and the blocks run on them. `first`: how many sets of other cases lie before them."""
+    """One arm's input sets of one case, at first without contents, and the blocks run on them. `first`: how many sets of other cases lie before."""
 
     def __init__(self, contents: Contents, arm: Arm, runner: Conduct, first: int = 0) -> None:
         self.contents, self.arm, self.runner, self.judge = contents, arm, runner, runner.judge
@@ -107,7 +108,7 @@ class Table:
         self.stage.remember(sets[keep])
         self.stage.poison()
         if self.judge.device == "cpu":
-            # The runner's tensors are the arena's memory: what is changed there is changed for them.
+            # The runner's tensors are the arena's memory: a change there is a change for them.
             sets = [self.first + i for i in sets]
         else:
             with self.runner.turn():
@@ -138,7 +139,7 @@ class Table:
 class Rounds:
     """One case of a measurement: `answer_first`, `warm_up`, as many `round`s as wanted, `finish`. All raise Refused for a wrong answer.
 
-    The first arm is what the answers of the others are held against.
+    The answers of the other arms are compared with those of the first.
     """
 
     def __init__(
@@ -165,7 +166,7 @@ class Rounds:
         self.calls = 0
 
     def move(self) -> None:
-        """Let a share of the input sets, and the results, lie in other memory: in what any of the arms had before."""
+        """Let a share of the input sets, and the results, lie elsewhere: in memory that any of the arms may have had before."""
         sets = range(self.rng.randrange(MOVED), self.contents.sets(), MOVED)
         stages = [table.stage for table in self.tables]
         for stage in self.rng.sample(stages, len(stages)):
@@ -179,7 +180,7 @@ class Rounds:
             list(pool.map(lambda table: table.answer_first(seed), self._shuffled()))
 
     def _shuffled(self) -> list[Table]:
-        """What touches memory first has other memory than what touches it last: no arm is always the first."""
+        """In random order: the arm that touches memory first gets other memory than the last, so none is always the first."""
         return self.rng.sample(self.tables, len(self.tables))
 
     def warm_up(self) -> None:
@@ -189,7 +190,7 @@ class Rounds:
             self._ask(self.calls)  # a round that does not count; one call of each arm was the first
 
     def _settle(self) -> None:
-        """How many calls a block has: in all arms as many, so that the request and the copied call weigh alike."""
+        """Choose how many calls a block has: the same in all arms, so that the request and the copied call weigh alike."""
         best = {table.arm.name: math.inf for table in self.tables}
         until, n = time.monotonic() + WARM_UP_S, 1
         while time.monotonic() < until:
@@ -211,7 +212,7 @@ class Rounds:
         self.found.parts.append(self.found.rounds())
 
     def finish(self, *, pair: bool) -> None:
-        """`pair`: an incumbent and a candidate are among the arms, of which it is to be known what a call asked alone saves."""
+        """`pair`: among the arms are an incumbent and a candidate, for which it must be known what a call asked alone saves."""
         until = time.monotonic() + ALONE_S
         while self.calls > 1 and pair and self._open(time.monotonic() < until):
             self._alone()
@@ -261,7 +262,8 @@ def prepare(
 
 
 def ready(prepared: Sequence[Rounds], runners: Sequence[Conduct]) -> None:
-    """Let the processes that answer now take over the input sets, answer first and warm up, with a core for each thread; their conduct counts."""
+    """Have the processes that answer from now on take over the input sets, make a first call and warm up, with a core for each thread. From here on
+    their conduct counts."""
 
     def take_over(runner: Conduct, tables: Sequence[Table]) -> None:
         if runner.judge.device == "cpu":  # those of a GPU bring what a block asks for, before it
@@ -278,5 +280,6 @@ def ready(prepared: Sequence[Rounds], runners: Sequence[Conduct]) -> None:
         runner.settle()
     for rounds in prepared:
         rounds.warm_up()
-    for runner in runners:  # again: of what worked in the first call, some may only have compiled
+    # Again: some threads that worked in the first call may only have compiled.
+    for runner in runners:
         runner.settle()

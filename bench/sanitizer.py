@@ -1,10 +1,10 @@
 """compute-sanitizer on the kernels of a GPU: memory that is not theirs (memcheck), races in shared memory (racecheck), memory read before it
 was written (initcheck).
 
-A few calls of the op run under each tool (bench/runner/rehearsal.py), all tools at once, in sandboxes of their own without seccomp and Landlock: a tool and
-what it watches speak through sockets. So it is done only where namespaces hold, in which no network is. PyTorch's caching allocator is off there: else an
-index that is out of bounds would hit another tensor. What a tool cannot say, because it is not here, does not start or does not end, refuses
-nobody and stands in the evidence.
+A few calls of the op run under each tool (bench/runner/rehearsal.py), all tools at once, in sandboxes of their own without seccomp and Landlock:
+a tool and what it watches speak through sockets. So it is done only where namespaces hold, which have no network. PyTorch's caching allocator
+is off there: else an index that is out of bounds would hit another tensor. A tool that is not here, does not start or does not end refuses
+nobody; the evidence says so.
 
 Format of the reports: NVIDIA, Compute Sanitizer, User Manual, "Understanding Memcheck Errors", "Understanding Racecheck Analysis Reports",
 "Compute Sanitizer Tool Examples"; of releases before 2023 the place comes first (`at 0x3c8 in file.cu:17:kernel(int*)`).
@@ -36,19 +36,19 @@ TOOLS = ("memcheck", "racecheck", "initcheck")
 DRAWN = 3  # cases beside the contract's large one
 LIMIT_S = 180.0  # for all tools; torch alone takes 20 s to start under one
 MAX_LOG = 8 << 20
-# Between allocations, so that what runs over the end of one does not end in the next.
+# Bytes between allocations, so that an access past the end of one does not hit the next.
 PADDING = 256
 OPTIONS = {
     "memcheck": ("--padding", str(PADDING)),
     "racecheck": (),
-    # of what the driver copies, a part may be padding
+    # a part of what the driver copies may be padding, which nobody wrote
     "initcheck": ("--check-api-memory-access", "no"),
 }
 ALWAYS = (
     *("--target-processes", "all", "--report-api-errors", "no", "--show-backtrace", "device"),
     *("--print-limit", "20"),
 )
-# Kernels of libraries. Only memcheck listens to them: some of them race by design, or read what they then multiply by zero.
+# Kernels of libraries. Reports about them count for memcheck alone: some race by design, or read what they then multiply by zero.
 LIBRARIES = re.compile(
     r"(void )?(at::|cub::|thrust::|cutlass::|cublas|cudnn|cusparse|cusolver|magma|nvjet_|splitKreduce_kernel|"
     r"(sm\d+|volta|turing|ampere|hopper)_|gemmk1_kernel|gemmSN_|gemv(2T|2N|NSP)|dot_kernel<|reduce_1Block_kernel<)"
@@ -70,7 +70,7 @@ _OLD_PLACE = re.compile(r"0x[0-9a-f]+ in (?:(?P<file>[^:()]+):(?P<line>\d+):)?(?
 
 @dataclass(frozen=True)
 class Report:
-    """One thing that a tool has found: in words, in which kernel, and at which line of which file ("" where the build has no line numbers)."""
+    """One thing that a tool has found: in words, in which kernel, and at which file and line ("" where the build has no line numbers)."""
 
     what: str
     kernel: str
@@ -93,7 +93,7 @@ def findings(op: str, tree: Path, device: str) -> Finding:
 
 
 def why_not(device: str) -> str:
-    """Why it is not run here; "" where it is. Also for `doctor`."""
+    """Why compute-sanitizer is not run here; "" where it is. Also for `python -m agent doctor`."""
     if device != "cuda":
         return "it looks at the kernels of a GPU"
     if tool() is None:
@@ -104,7 +104,7 @@ def why_not(device: str) -> str:
 
 
 def tool() -> Path | None:
-    """Where the program is."""
+    """Where the program is; None if it is not here."""
     homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
     folders = os.pathsep.join(
         [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
@@ -172,7 +172,7 @@ def run(
 
 
 def command(program: Path, name: str) -> list[str]:
-    """A command line that ends where the plan is to follow."""
+    """A command line, to which the plan is to be added."""
     rehearsal = [sys.executable, "-P", "-m", "bench.runner.rehearsal"]
     return [str(program), "--tool", name, *ALWAYS, *OPTIONS[name], *rehearsal]
 

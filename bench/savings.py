@@ -12,10 +12,11 @@ import numpy as np
 from bench.contracts import Case
 from bench.judge import Refused
 
-# Of the time that a call saves in a row, so much at least has to be saved by a call asked alone. Honest ones save as much or more; least
-# where threads have to be woken first, some 50 us.
+# A call that is asked alone has to save at least this share of what a call in a row saves. Honest ones save as much or more, and least where
+# threads have to be woken first, some 50 us.
 ALONE_SHARE = 0.25
-WORTH_ASKING = 0.1  # of the incumbent's time: smaller savings drown in the noise of single calls
+# As a share of the incumbent's time: smaller savings drown in the noise of single calls.
+WORTH_ASKING = 0.1
 BOOTSTRAP = 2000
 
 Samples = Mapping[str, Sequence[float]]
@@ -26,8 +27,8 @@ Numbers = np.ndarray[Any, np.dtype[np.float64]]
 class Savings:
     """Seconds that a call of the candidate saves: in a row of calls, and when it is asked alone (with bounds).
 
-    A runner that leaves work out where it will not be looked at, or does the work of many calls in one, saves nothing in a call that
-    is asked alone and whose results are copied out. The request costs both arms the same, so that it falls out of a difference.
+    A runner that leaves work out where nobody will look, or does the work of many calls in one, saves nothing in a call that is asked
+    alone and whose results are copied out. The request costs both arms the same, so it cancels in a difference.
     """
 
     incumbent: float

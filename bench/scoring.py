@@ -1,15 +1,16 @@
 """Marking a trained model: it maps rows of tokens to logits, and the judge alone knows the targets.
 
 Every byte of the split counts once: bits = sum of -log2 p over the tokens, p by the judge's own softmax over the whole vocabulary, bytes = raw
-UTF-8 length, asserted. Rows come in random order, and are marked in a process of their own, the scorer, which has never seen text: it got the code and
-the weights. So nothing but weights carries over from training, and nothing but the row may decide its logits:
+UTF-8 length, asserted. Rows come in random order. They are marked in a process of their own, the scorer, which has never seen text: it got the
+code and the weights. So nothing but weights carries over from training, and nothing but the row may decide its logits:
 
-* some batches are asked again with other tokens from a cut on: logits before the cut must not move. Cuts are drawn over the whole row, and every
-  other one just behind a token that was told better than its frequency tells, by most: whoever looks ahead now and then does it where that pays.
-  One such batch is of the rows that were told best of all: whoever looks ahead in five rows of two hundred gains 2.5 %, and is missed in
-  a third of trials (0.81^5) where a row is met by chance alone
-* some rows, half of them told best, are asked in the process that trained, among other neighbours, in batches of other sizes, in train() and in eval() mode, every other batch with
-  another future: what the scorer learned from rows it was asked, or remembers of their beginnings, is not known there
+* some batches are asked again with other tokens from a cut on: logits before the cut must not move. Cuts are drawn over the whole row; every
+  other cut is just behind a token that was predicted far better than its frequency explains, since whoever looks ahead now and then does it
+  where that pays. One such batch has the rows that were predicted best of all: whoever looks ahead in five rows of two hundred gains 2.5 %, and
+  would be missed in a third of trials (0.81^5) if rows were chosen by chance alone
+* some rows, half of them those predicted best, are asked again in the process that trained: among other neighbours, in batches of other sizes, in
+  train() and in eval() mode, and every other batch with another future. What the scorer learned from rows that it was asked, or remembers of
+  their beginnings, is not known there
 * a row that crosses from one document into the next is read whole, by every model alike
 """
 
@@ -21,27 +22,30 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.data import Dataset
 from bench.judge import Judge, Refused
+
+if TYPE_CHECKING:
+    from bench.data import Dataset
 
 # Longest row that is scored: the judge's choice, so that every model sits the same exam.
 SEQUENCE = {"cpu": 512, "cuda": 2048}
 BATCH_ROWS = 16
-PROBED_BATCHES = 1  # asked again with another future, beside the rows that were told best
-AGAIN_ROWS = 16  # asked again in the process that trained, half of them told best
-TELLING = 50  # a cut behind a well-told token is behind one of the best of a row, one of so many
+PROBED_BATCHES = 1  # asked again with another future, beside the rows that were predicted best
+AGAIN_ROWS = 16  # asked again in the process that trained, half of them predicted best
+# A cut behind a well-predicted token is behind one of so many that were predicted best in the row.
+TELLING = 50
 LARGEST_LOGIT = 1e4
 MOVED = 1e-3  # a logit that moves further than this with its future has seen it
-# Between processes a kernel may round differently (its own autotuner, another batch size): a bf16 logit of 15 is known to 0.06.
-MOVED_NATS = 0.25  # of one token
-MEAN_NATS = 2e-3  # of the mean: rounding has no direction, a gain has
+# Between processes a kernel may round differently (its own autotuner, another batch size): a bf16 logit of 15 is known to 0.06. So a token
+# may move by MOVED_NATS, the mean by MEAN_NATS: rounding has no direction, a gain has.
+MOVED_NATS, MEAN_NATS = 0.25, 2e-3
 ASK_S = 120.0
 PURE = "a row's logits may depend on that row and on Trainer.model.state_dict() alone, whatever the model's mode"
 
@@ -82,17 +86,17 @@ class Exam:
 
     @functools.cached_property
     def rarity(self) -> Tensor:
-        """(V,) nats that a token costs whoever knows how often each comes, and no more."""
+        """(V,) nats that each token costs one who knows how often tokens come, and nothing else."""
         counts = torch.bincount(self.targets[self.targets >= 0], minlength=self.vocab_size)
         return -torch.log((counts + 1.0) / counts.sum())
 
     def told(self, batch: Tensor, marks: Tensor) -> Tensor:
-        """(B, T) by how many nats the rows' targets were told better than by their frequency; `marks` are the nats of each."""
+        """(B, T): by how many nats the rows' targets were predicted better than by their frequency; `marks` are the nats of each."""
         targets = self.targets[batch]
         return (self.rarity[targets.clamp(min=0)] - marks).masked_fill(targets < 0, -math.inf)
 
     def best_told(self, marks: Tensor, count: int) -> Tensor:
-        """The rows whose targets were told best by the mean."""
+        """The rows whose targets were predicted best on average."""
         told = self.told(torch.arange(len(marks)), marks)
         known = self.targets >= 0
         mean = told.masked_fill(~known, 0.0).sum(1) / known.sum(1).clamp(min=1)
@@ -100,7 +104,7 @@ class Exam:
 
 
 def rows_at_once(judge: Judge, T: int, vocab_size: int) -> int:
-    """BATCH_ROWS, or as many as what is lent has room for; one at least."""
+    """BATCH_ROWS, or as many as the lent memory has room for; one at least."""
     room = judge.arena.size - (64 << 20)
     return max(1, min(BATCH_ROWS, room // (4 * T * vocab_size)))
 
@@ -124,7 +128,8 @@ def ask(
     training: bool | None = None,
     timeout: float = ASK_S,
 ) -> Tensor:
-    """A view of the logits (B, T, V) that a runner wrote for rows (B, T); valid until its next request. `training`: the model's mode, None as it is."""
+    """A view of the logits (B, T, V) that a runner wrote for rows (B, T), valid until its next request. `training`: the mode of the model, or None to
+    leave it."""
     judge.arena.reset()
     where = judge.arena.place("int64", tuple(wanted.shape))
     judge.arena.view(where).copy_(wanted)
@@ -261,14 +266,14 @@ def _altered(
 
 
 def _behind(told: Tensor, generator: torch.Generator) -> int:
-    """Just behind one of the tokens of a row that were told best: the logits that told it are before the cut, the token is not."""
+    """Just behind one of the tokens of a row that were predicted best: the logits that predicted it lie before the cut, the token does not."""
     T = len(told)
     best = told[: T - 1].topk(max(1, T // TELLING)).indices
     return 1 + int(best[torch.randint(0, len(best), (1,), generator=generator)])
 
 
 def _cut(T: int, generator: torch.Generator) -> int:
-    """Anywhere in a row, or, as often, at the border of a tile or beside it: a mask that is off by one there shows nowhere else."""
+    """Anywhere in a row or, as often, at the border of a tile or beside it: a mask that is off by one there shows nowhere else."""
     anywhere, tile, beside = map(int, torch.randint(0, 1 << 30, (3,), generator=generator))
     if anywhere % 2 or T < 32:
         return 1 + tile % (T - 1)

@@ -1,8 +1,9 @@
 """The training shard as a runner gets it: sealed memory, every token under another number.
 
-To a model that starts from nothing a token's number means nothing. So a seed has a secret permutation of the vocabulary (bos keeps its place), by which the
-judge rewrites the shard and every row that it asks. What was learned elsewhere (a checkpoint, a table in the source, the validation text itself)
-then speaks another language. In one process of the judge a seed always has the same numbers, so paired runs and the parity probe see the same data.
+To a model that starts from nothing a token's number means nothing. So each seed has a secret permutation of the vocabulary (bos keeps its place),
+by which the judge rewrites the shard and every row that it asks for. What was learned elsewhere (a checkpoint, a table in the source, the
+validation text itself) then speaks another language. In one process of the judge a seed always has the same numbers, so that paired runs and the
+parity probe see the same data.
 """
 
 from __future__ import annotations

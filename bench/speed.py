@@ -1,9 +1,9 @@
 """What a comparison of speed concludes, and when one kernel is called faster than another.
 
-An interval of CONFIDENCE decides. What the parts of a measurement share they cannot tell (the processes that all others are copies of, most of the memory
-that these are lent; on a GPU, where none is forked, all of them): APART stands for it. With it 71 comparisons of equal kernels lie 0.97 of their errors
-from 1, which are 0.55 % in the middle. Several looks at one interval err more often than one, and a ratio that ended early is likely to be too far
-from 1. results/timer.md has how often all this is wrong.
+An interval of CONFIDENCE decides. What all parts of a measurement share does not show in how they differ (the processes that all others are copies
+of, and most of the memory that these are lent; on a GPU, where none is forked, all processes): APART stands for it. With it 71 comparisons of
+equal kernels lie 0.97 of their errors from 1; the median error is 0.55 %. Several looks at one interval err more often than one look, and a ratio
+that ended early is likely to be too far from 1. results/timer.md says how often all this is wrong.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from bench.rounds import Measured, Samples
 
 CONFIDENCE = 0.997  # at each of up to four looks
 APART = 0.003  # standard deviation of a ratio's logarithm
-SHAPE_SHARE = 0.05  # so much slower may a shape of the model become for what others win
-
-PLACEBO_CONFIDENCE = 0.99  # with which the incumbent differs from itself: its two processes lie unequally, or the machine is too busy
+SHAPE_SHARE = 0.05  # by so much may one of the model's shapes become slower for what others win
+# With this confidence the incumbent differs from itself: its two processes lie unequally in memory, or the machine is too busy.
+PLACEBO_CONFIDENCE = 0.99
 
 Figures = dict[str, float]
 

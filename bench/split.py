@@ -3,7 +3,7 @@
 The split is by document. Documents are ordered by origin, size class and hash of their text; every k-th goes to val and the ones
 halfway between to test. So every document has the same chance, each genre and each length has its share, and the order in which
 documents come does not matter. On the embedded corpus val's size has a standard deviation of 18 KB over draws of the hash;
-drawing each document by its own hash it has 92 KB, of 400 KB, because half of the text is in 437 documents of 32 KB.
+if each document were drawn by its own hash it would be 92 KB, of 400 KB, because half of the text is in 437 documents of 32 KB.
 A source that comes with a split (bench/corpus.py) keeps it.
 
 A held-out document a fifth of whose shingles also stand in train is dropped; so is a test document as close to val. Train keeps
@@ -20,10 +20,10 @@ from bench.corpus import SPLITS, DataError
 
 TRAIN, VAL, TEST = range(3)
 HELD_OUT = 62  # one document of 62 for val, one for test: 1.6 %, 0.4 MB of the embedded corpus
-# At most about this much in each, because scoring it costs every trial time
+# At most about this much in each, because scoring it costs every trial time.
 HELD_OUT_BYTES = 3_000_000
 LARGEST_GIVEN = 4 * HELD_OUT_BYTES  # of a split that came with the text
-ALIKE = 0.2  # share of a held-out document's shingles seen elsewhere from which it is dropped
+ALIKE = 0.2  # a held-out document is dropped if this share of its shingles is seen elsewhere
 
 _LEVELS = 6  # a shingle is 2^6 = 64 letters, about 13 English words
 _KEPT = np.uint64(61)  # shingles whose hash is below 2^61 are compared: one in 8
@@ -52,7 +52,7 @@ def assign(
 
 
 def given(splits: Sequence[str], size: NDArray[np.int64]) -> NDArray[np.int8]:
-    """The same for documents whose files say it. Raises DataError where scoring would take too long."""
+    """As `assign`, for documents whose files name the split. Raises DataError where scoring would take too long."""
     split = np.array([SPLITS.index(name) for name in splits], np.int8)
     for held_out in (VAL, TEST):
         if (found := int(size[split == held_out].sum())) > LARGEST_GIVEN:

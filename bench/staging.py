@@ -1,12 +1,12 @@
 """Input sets of timed calls, changed before every block so that no call sees contents that another has seen.
 
-A pool of random values is drawn once per tensor of a case. Before a block every set it will use gets values from the pool in CHANGED
-bytes of every PAGE, somewhere else in the page each time, and one set is replaced whole: 0.7 ms for 64 sets of the trial's norms,
-where drawing them afresh takes 400. With an eighth of the values changed a stale answer is wrong by half of its norm, beyond any
+A pool of random values is drawn once per tensor of a case. Before a block every set that it will use gets values from the pool in CHANGED
+bytes of every PAGE, somewhere else in the page each time, and one set is replaced whole: this takes 0.7 ms for 64 sets of the trial's
+norms, where drawing them afresh takes 400. With an eighth of the values changed a stale answer is wrong by half of its norm, beyond any
 tolerance, and no page, head or matrix of 4 KB is left as it was for a memo to find.
 
-Arms that are filled and changed from the same seeds have the same inputs: what one answers can be held against what the other answers. So
-what a call overwrites is replaced whole, before every block.
+Arms that are filled and changed from the same seeds have the same inputs, so that their answers can be compared. For that, what a call
+overwrites is replaced whole before every block.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bench.protocol import extent
 PAGE = 4096
 CHANGED = 512
 MAX_SETS = 64
-STAGED_BYTES = 512 << 20  # of a large case fewer sets, which still no cache holds
+STAGED_BYTES = 512 << 20  # so a large case has fewer sets, which no cache holds all the same
 
 LARGE = 1 << 24  # elements: normal values are drawn one after the other
 
@@ -92,14 +92,14 @@ class Stage:
         self._before: dict[str, Tensor] = {}
 
     def vacate(self, sets: Sequence[int]) -> None:
-        """Give back the memory of these sets, which have no contents then, and of the results."""
+        """Give back the memory of these sets, which then have no contents, and of the results."""
         for i in sets:
             self.arena.vacate(*self._lent[i])
         for where in self._results():
             self.arena.vacate(*extent(where))
 
     def refill(self, number: int, seed: int) -> None:
-        """One set anew."""
+        """Fill one set anew."""
         self._replace(self.calls[number], random.Random(seed))
         self.arena.written(*self._lent[number])
 
@@ -134,7 +134,7 @@ class Stage:
         }
 
     def inputs(self, number: int) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """Views of the inputs of a set and of what comes from upstream; what a call overwrites as it was when last remembered."""
+        """Views of a set's inputs and of what comes from upstream; what a call overwrites is given as it was when last remembered."""
         call = self.calls[number]
         views = {name: self.arena.view(where) for name, where in call["inputs"].items()}
         return (
@@ -161,8 +161,11 @@ class Stage:
 
 
 def fill(stages: Sequence[Stage], sets: Sequence[int], rng: random.Random) -> None:
-    """These sets anew, with the same contents in all stages, which take memory by turns: of equal kernels whose arms were filled one after the other the
-    last was 0.9 % faster than the first (rms_norm, 36 comparisons, half of them in the other order)."""
+    """Fill these sets anew, with the same contents in all stages.
+
+    The stages take memory by turns: of equal kernels whose arms were filled one after the other, the last was 0.9 % faster than the first
+    (rms_norm, 36 comparisons, half of them in the other order).
+    """
     for number in sets:
         seed = rng.getrandbits(48)
         for stage in rng.sample(stages, len(stages)):
@@ -170,19 +173,19 @@ def fill(stages: Sequence[Stage], sets: Sequence[int], rng: random.Random) -> No
 
 
 def _lent(call: Mapping[str, Any]) -> tuple[int, int]:
-    """The bytes of a set's inputs, which lie behind each other."""
+    """First and end of the bytes of a set's inputs, which lie behind each other."""
     spans = [extent(where) for where in (*call["inputs"].values(), *call["upstream"])]
     return min(start for start, _ in spans), max(end for _, end in spans)
 
 
 def _renew(tensor: Bytes, pool: Bytes, itemsize: int, rng: random.Random) -> None:
-    """All bytes."""
+    """Replace all bytes."""
     start = _start(pool, len(tensor), itemsize, rng)
     tensor[:] = pool[start : start + len(tensor)]
 
 
 def _change(tensor: Bytes, pool: Bytes, itemsize: int, rng: random.Random) -> None:
-    """CHANGED bytes of every whole page, and the rest behind the last one."""
+    """Replace CHANGED bytes of every whole page, and all bytes behind the last whole page."""
     pages = len(tensor) // PAGE
     first = rng.randrange(PAGE // CHANGED) * CHANGED
     start = _start(pool, len(tensor), itemsize, rng)

@@ -21,21 +21,21 @@ class Known:
 
 @dataclass
 class Subject:
-    """`default` names the implementation that the device's choice is, `drawn` holds the cases drawn for the one at hand."""
+    """`default`: the name of the device's choice; `drawn`: the cases drawn for the implementation at hand; `known`: answers found right so far."""
 
-    of: Examination
+    exam: Examination
     default: str
     drawn: list[Case] = field(default_factory=list)
     known: list[Known] = field(default_factory=list)
 
     @property
     def contract(self) -> Contract:
-        return self.of.contract
+        return self.exam.contract
 
     @property
     def trial(self) -> list[Case]:
-        """The shapes of a training run on this device, heaviest first; how often the model calls each is nothing to this gate."""
-        return [replace(case, calls=1) for case in self.contract.trial[self.of.judge.device]]
+        """The shapes of a training run on this device, heaviest first; how often the model calls each does not matter to this gate."""
+        return [replace(case, calls=1) for case in self.contract.trial[self.exam.judge.device]]
 
     def differentiable(self, cases: Sequence[Case]) -> list[Case]:
         return [c for c in cases if not c.forward_only] if self.contract.differentiable else []
@@ -46,8 +46,8 @@ class Subject:
 
     def known_call(self, wrt: Sequence[str] | None = None) -> tuple[Laid, Standard]:
         """One of the known calls, laid out again."""
-        known = self.of.rng.choice(self.known)
-        return self.of.again(known.laid, wrt), known.standard
+        known = self.exam.rng.choice(self.known)
+        return self.exam.again(known.laid, wrt), known.standard
 
 
 def in_dtype(dtype: str, case: Case) -> Case:

@@ -1,4 +1,4 @@
-"""How many threads the judge works with, for a while."""
+"""How many threads the judge itself works with, for the length of a block."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def cores_for(flops: float) -> Iterator[None]:
-    """All cores in the block, where there is so much to compute that what the threads wait for each other is nothing beside it."""
+    """All cores in the block, where so much is computed that the threads' waiting for each other does not count beside it."""
     with _threads(len(os.sched_getaffinity(0)) if flops > MUCH_FLOPS else torch.get_num_threads()):
         yield
 

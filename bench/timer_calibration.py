@@ -1,8 +1,8 @@
 """How often the timer is wrong, and what it finds: `python -m bench.timer_calibration --comparisons 300 [--load]`.
 
-A third as many comparisons of a kernel with a difference that was planted, of 5 % and of 2 %, follow as there are of a kernel with itself. The
-planted kernels call their op so often within a call that one call more is the difference; how often, is measured first, and which of the two
-arms has it is drawn. Each comparison is a line of results/timer.tsv at once: a run that was ended goes on where it was. results/timer.md is written from all lines.
+Kernels are compared with themselves, and a third as often with a planted difference of 5 %, and of 2 %. A planted kernel runs its op so many
+times within a call that one pass more is the difference; how many is measured first. Which of the two arms has the pass more is drawn. Each
+comparison is at once a line of results/timer.tsv: a run that was ended goes on where it was. results/timer.md is written from all lines.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ COLUMNS = (
     "machine confidence kind op load others passes said expected ratio low high placebo_low placebo_high wall thread parts rounds seconds stopped"
 ).split()
 PLANTED_OP = "rms_norm"
-# Of the time of a call, and about how many passes it has beside the one that gradients flow through, which takes with its backward and what the judge
-# copies as long as five to ten of them: one more is that difference.
+# Differences as shares of the time of a call, and about how many passes it then has beside the one that gradients flow through. That one, with its
+# backward and what the judge copies, takes as long as five to ten passes.
 PLANTED = {"5%": (0.05, 14), "2%": (0.02, 44)}
 PASSES_S = 15.0  # to find the time of one pass
 ALLOWED_S = 20.0  # for a comparison
@@ -91,32 +91,36 @@ def report(rows: Sequence[dict[str, str]]) -> str:
         "",
         "Written by `python -m bench.timer_calibration --comparisons N [--load]` from timer.tsv, a line a comparison. Equal kernels: each op of this",
         f"tree with itself in turn, on the trial's shapes; planted: {PLANTED_OP} with one pass more. A comparison has",
-        f"{LIMIT_S:.0f} s, and as many again where its {ASKED_ON:.0%} interval excludes 1 then and that of its confidence does not. Called different, of equal kernels, or",
-        f"found, of planted ones: within {ALLOWED_S:.0f} s from the start of the runners, and in all. Load: the machine's average over a minute, this command's own share included.",
+        f"{LIMIT_S:.0f} s, and as many again where its {ASKED_ON:.0%} interval excludes 1 then and that of its confidence does not. "
+        "Called different, of equal kernels, or",
+        f"found, of planted ones: within {ALLOWED_S:.0f} s from the start of the runners, and in all. "
+        "Load: the machine's average over a minute, this command's own share included.",
         "",
-        f"| machine | confidence | kind | beside a load | median load | comparisons | faster | slower | refused | within {ALLOWED_S:.0f} s | in all | wanted | median ratio | median s | longest s |",
+        "| machine | confidence | kind | beside a load | median load | comparisons | faster | slower | refused "
+        f"| within {ALLOWED_S:.0f} s | in all | wanted | median ratio | median s | longest s |",
         "|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|",
     ]
     by = ("machine", "confidence", "kind", "load")
     for group in sorted({tuple(r[name] for name in by) for r in rows}):
-        of = [r for r in rows if tuple(r[name] for name in by) == group]
+        mine = [r for r in rows if tuple(r[name] for name in by) == group]
         machine, confidence, kind, load = group
-        said = [r["said"] for r in of]
-        called = [r for r in of if _called(r)]
+        said = [r["said"] for r in mine]
+        called = [r for r in mine if _called(r)]
         soon = [r for r in called if float(r["seconds"]) <= ALLOWED_S]
         counts = " | ".join(str(said.count(word)) for word in ("faster", "slower", "refused"))
-        others = statistics.median(float(r["others"]) for r in of)
-        ratios = [_size(r) for r in of if r["ratio"]]
-        seconds = [float(r["seconds"]) for r in of if r["seconds"]] or [0.0]
+        others = statistics.median(float(r["others"]) for r in mine)
+        ratios = [_size(r) for r in mine if r["ratio"]]
+        seconds = [float(r["seconds"]) for r in mine if r["seconds"]] or [0.0]
         lines.append(
-            f"| {machine} | {float(confidence):.1%} | {kind} | {load} | {others:.1f} | {len(of)} | {counts} | {len(soon) / len(of):.1%} | {len(called) / len(of):.1%} | {WANTED[kind]} | "
+            f"| {machine} | {float(confidence):.1%} | {kind} | {load} | {others:.1f} | {len(mine)} | {counts} | "
+            f"{len(soon) / len(mine):.1%} | {len(called) / len(mine):.1%} | {WANTED[kind]} | "
             f"{statistics.median(ratios or [1.0]):.4f} | {statistics.median(seconds):.1f} | {max(seconds):.1f} |"
         )
     return "\n".join([*lines, ""])
 
 
 def _called(row: dict[str, str]) -> bool:
-    """Whether the timer said what is wrong of equal kernels and right of planted ones."""
+    """Whether the timer called a difference: wrongly of equal kernels, rightly of planted ones."""
     return (
         row["said"] == row["expected"] if row["expected"] else row["said"] in ("faster", "slower")
     )
@@ -204,7 +208,7 @@ def _trees(folder: Path) -> dict[str, tuple[Path, int]]:
 
 
 def _passes(folder: Path, size: float, about: int) -> int:
-    """Beside how many passes one more takes `size` longer."""
+    """How many passes a call must have beside its usual one for one pass more to take `size` longer."""
     (case,) = (case for case in contract(PLANTED_OP).trial["cpu"] if case.calls)
     arms = [Arm(str(n), _tree(folder, n)) for n in (about, 2 * about)]
     taken = sample(PLANTED_OP, case, arms, device="cpu", limit_s=PASSES_S)
@@ -214,7 +218,7 @@ def _passes(folder: Path, size: float, about: int) -> int:
 
 
 def _tree(folder: Path, passes: int) -> Path:
-    """This tree, with a kernel of so many passes more than one."""
+    """This tree, with a kernel that has so many passes beside its usual one."""
     tree = folder / str(passes)
     if not tree.exists():
         for part in ("kernels", "csrc"):

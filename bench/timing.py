@@ -6,17 +6,17 @@ the arms are interleaved in random order, and rounds of the cases with each othe
 contents that no call has seen (bench/staging.py), and in each block one call, drawn at random, is copied out while the clock runs; the most
 suspicious of those are compared with float64 (bench/audit.py). Training ops are timed forward and backward together.
 
-A comparison is the candidate's time over the incumbent's, with an interval (bench/ratio.py) for each case and for their mix, in which a
-case weighs as much as a step of the model calls it. The incumbent runs twice, in two runners: both are what the candidate is held against,
-and where they differ by more than noise the interval is as much wider. Because processes of one kernel differ, all three go on as new processes
-some 16 times (bench/runner/lives.py), and the interval comes from how much these parts differ; a GPU's cannot be forked, and its parts are
-stretches of time. Runners come before other work of the machine where the user may give them that, with a core for each thread
-(bench/sandbox/precedence.py). A comparison stops early where the answer is clear, or where nothing will be shown in time, and
-goes on for as long again where it is nearly shown at the end (bench/speed.py).
+A comparison is the candidate's time over the incumbent's, with an interval (bench/ratio.py) for each case and for their mix, in which a case
+counts as often as a step of the model calls it. The incumbent runs twice, in two runners: the candidate is compared with both, and where they
+differ by more than noise the interval is widened accordingly. Because processes of one kernel differ, all three go on as new processes some 16
+times (bench/runner/lives.py), and the interval comes from how much these parts differ; a GPU's processes cannot be forked, and its parts are
+stretches of time. Runners take precedence over other work of the machine where the user may give it to them, with a core for each thread
+(bench/sandbox/precedence.py). A comparison stops early where the answer is clear, or where nothing will be shown in time, and goes on for as
+long again where it is nearly shown at the end (bench/speed.py).
 
-It is refused, whatever its ratio, where a block is faster than this machine can be, where time that is saved in a row of calls is not saved by
-a call that is asked alone (bench/savings.py), where a runner worked while it was not asked, took threads, memory or torch's settings
-(bench/conduct.py). A speed-up of more than QUARANTINE times is no result before a person has looked at it.
+It is refused, whatever its ratio, where a block is faster than this machine can be; where time that is saved in a row of calls is not saved by a
+call that is asked alone (bench/savings.py); or where a runner worked while it was not asked, took more threads or memory than it should, or
+changed torch's settings (bench/conduct.py). A speed-up of more than QUARANTINE times is no result before a person has looked at it.
 """
 
 from __future__ import annotations
@@ -45,12 +45,15 @@ from bench.threads import one_thread
 __all__ = ["Arm", "Measured", "Samples", "compare", "measure", "runners_of", "sample"]
 
 LIMIT_S = 13.0  # of parts; with 4 s before them and 1.5 s behind at most 20 s in all, 25 where a call is slow to start
-PART_S = 0.5  # of rounds in a part; on a CPU each has processes of its own, which takes another 0.3 to 0.5 s
+PART_S = 0.5  # of rounds in a part; on a CPU each part has processes of its own, which takes another 0.3 to 0.5 s
 LEAST = 5  # parts of a comparison, or rounds of a measurement, where one takes long
 ROUNDS = 3  # of each case in a part, at least
-LOOKS = (0.3, 0.6, 1.0, 2.0)  # shares of the time after which it may end
-HOPE = 0.1  # chance to be asked on at the third, below which it ends at the second: the error of five parts is too rough a guess for that
-ASKED_ON = 0.95  # interval that has to exclude 1 at the third for as much time again, where that of CONFIDENCE does not
+# Shares of the time at which a comparison may end.
+LOOKS = (0.3, 0.6, 1.0, 2.0)
+# It ends at the second look where the chance to go on at the third is below this. Not at the first: the error of five parts is too rough a guess.
+HOPE = 0.1
+# It goes on at the third look, for as much time again, where the interval of CONFIDENCE does not exclude 1 and this one does.
+ASKED_ON = 0.95
 QUARANTINE = 10.0
 PAIR = ("incumbent", "candidate")
 
@@ -65,8 +68,10 @@ def compare(
     seed: int | None = None,
     cases: Sequence[Case] | None = None,
 ) -> Comparison:
-    """Time an op of two trees on `cases`, by default those that a step of the trial's model calls, for up to `limit_s`, and twice that where it is
-    undecided then. Raises Refused when an arm fails, a timed output is wrong, or time was not saved honestly."""
+    """Time an op of two trees on `cases`, by default those that a step of the trial's model calls, for up to `limit_s`, or twice that if undecided.
+
+    Raises Refused when an arm fails, a timed output is wrong, or time was not saved honestly.
+    """
     asked = contract(op)
     cases = [case for case in asked.trial[device] if case.calls] if cases is None else cases
     arms = (Arm("incumbent", incumbent), Arm("placebo", incumbent), Arm("candidate", candidate))
@@ -120,8 +125,10 @@ def compare(
 
 
 def _run(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], limit_s: float) -> str:
-    """Part after part until the end is clear or the time is used, which is doubled once; in words, why they ended. What is loaded, built and compiled
-    before the first takes none of it."""
+    """Run part after part until the end is clear or the time is used, which is doubled once. Returns in words why they ended.
+
+    What is loaded, built and compiled before the first part takes none of this time.
+    """
     measured = [rounds.found for rounds in prepared]
     _renew(op, prepared, runners, first=True)
     began, looks, part, end = time.monotonic(), list(LOOKS), 0, ""
@@ -199,7 +206,10 @@ def measure(
     limit_s: float,
     rng: random.Random,
 ) -> Measured:
-    """Interleaved blocks of one case until the time is used, LEAST rounds at least; what compiles does so before. Raises Refused for a wrong answer."""
+    """Interleaved blocks of one case until the time is used, LEAST rounds at least. Whatever compiles does so before that time begins.
+
+    Raises Refused for a wrong answer.
+    """
     prepared = prepare(asked, [case], arms, runners, rng)
     (rounds,) = prepared
     ready(prepared, runners)
@@ -224,7 +234,7 @@ def runners_of(op: str, arms: Sequence[Arm], device: str) -> Iterator[list[Condu
 def _started(arms: Sequence[Arm], device: str) -> Iterator[list[Conduct]]:
     """A runner for each arm, which has imported torch and nothing of a candidate."""
     with contextlib.ExitStack() as stack:
-        # On a GPU, tensors that travelled through the host would do so while the clock runs.
+        # On a GPU tensors are lent in its own memory: else they would travel through the host while the clock runs.
         judges = [
             stack.enter_context(
                 Judge(arm.tree, device=device, memory=device_memory.lendable(device))
@@ -237,6 +247,8 @@ def _started(arms: Sequence[Arm], device: str) -> Iterator[list[Conduct]]:
         ways = {runner.judge.lends for runner in runners}
         if len(ways) > 1:
             raise Refused("noise", f"the arms cannot be compared: some copy what others have in place ({'; '.join(sorted(ways))})")  # fmt: skip
+        if device == "cuda" and ways != {device_memory.DeviceMemory.words}:
+            raise Refused("noise", f"nothing can be timed: tensors travel through the host while the clock runs ({'; '.join(ways)})")  # fmt: skip
         yield runners
 
 

@@ -1,6 +1,6 @@
-"""What a trial's runner says of its model and its training, in what form, and where it cannot be true.
+"""What a trial's runner claims about its model and its training, in what form, and when it cannot be true.
 
-Nothing here decides what a model is worth: that is bench/scoring.py. A claim is refused where the judge sees with its own eyes that it is false.
+Nothing here decides what a model is worth: bench/scoring.py does. A claim is refused where the judge's own measurements show that it is false.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from bench.judge import Refused
 
 GUESSING = (0.8, 1.5)  # loss of a model that has learned nothing, in units of ln V
 EARLY = 0.01  # share of the tokens in which nothing much can have been learned
-# A curve that ends this far below what the judge measures is not a mean of losses
+# A curve that ends this far below what the judge measures is not a mean of losses.
 FORGED_NATS = 1.0
-MOST_POINTS, LAST_POINTS = 400, 5  # of a curve: what is kept of it, and what it ended at
-SLACK, SLACK_S = 1.05, 0.3  # of the clock's ticks
+MOST_POINTS, LAST_POINTS = 400, 5  # of a curve: how many are kept, and how many tell where it ended
+SLACK, SLACK_S = 1.05, 0.3  # of processor time, which comes in ticks
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Trained:
 
 
 def _thinned(points: Any) -> list[Any]:
-    """At most MOST_POINTS of a curve, evenly, with the last LAST_POINTS among them: those are what it ended at."""
+    """At most MOST_POINTS of a curve, evenly, with the last LAST_POINTS among them, which tell where it ended."""
     every = list(points)
     if len(every) <= MOST_POINTS:
         return every
@@ -106,7 +106,7 @@ def require_guessing(loss: float, vocab_size: int) -> None:
 
 
 def require_curve(trained: Trained, measured: float, vocab_size: int) -> None:
-    """A finite curve ends where the judge finds the model (`measured`, nats), and does not begin with knowledge."""
+    """A finite curve ends near what the judge measures of the model (`measured`, nats), and does not begin with knowledge."""
     final, guessing = trained.final(), math.log(vocab_size)
     if max(final, measured) > 2 * guessing:
         raise Refused(
@@ -127,7 +127,7 @@ def require_curve(trained: Trained, measured: float, vocab_size: int) -> None:
 
 
 def require_processor_time(used: float, elapsed: float) -> None:
-    """Processor time that does not fit between two looks at the clock was spent before, or is kept out of sight."""
+    """Raises Refused for more processor time than the cores had between two looks at the clock: it was spent before, or kept out of sight."""
     cores = len(os.sched_getaffinity(0))
     if not 0 <= used <= SLACK * cores * elapsed + SLACK_S:
         raise Refused(
@@ -144,9 +144,9 @@ def require_kernels(
     tree: Path,
     device: str,
 ) -> None:
-    """Each op ran as described: in C++ once a step at least, on a GPU once at all (a recorded graph replays what it launched once).
+    """Each op ran as described: in C++ at least once a step, on a GPU at least once in all (a recorded graph replays what it launched once).
 
-    calls: of each implementation ("op/impl") and into each op's C++ and CUDA library ("op"). launches: of Triton kernels, by name.
+    calls: of each implementation ("op/impl"), and into each op's C++ and CUDA library ("op"). launches: of Triton kernels, by name.
     """
     for op, impl in described.implementations.items():
         if impl in ("cpp", "cuda"):

@@ -2,12 +2,16 @@
 
     python -m bench.trial_report DATA --out FILE [--arms shipped torch torch.compile] [--seeds 0] [--seconds 300] [--device cpu]
 
-DATA is a folder that `python -m agent prepare` made: of the embedded corpus, or of your own text with `--data DIR`. The same model is trained and
-scored with the kernels as shipped, with every op in plain torch (AdamW in torch's fused kernel), and with forward and backward of that under
-torch.compile, by turns, for each seed. On a GPU there is more to ask for (ARMS): `cudnn` and `fa4` are as shipped but for attention, which is theirs, where
-installed; `autoresearch` is the shipped kernels in a model of autoresearch's size, depth 8 with half a million tokens a step, whose tokens/s and BPB are published.
-With more than one, means come with their 95 % interval over seeds (bench/interval.py), and so does what the shipped kernels gain, seed by seed. Each
-trial is at once a line of the .jsonl beside FILE: a run that was ended goes on where it was, and one of more seeds or arms adds to it.
+DATA is a folder that `python -m agent prepare` made: of the embedded corpus, or of your own text with `--data DIR`. For each seed the same model
+is trained and scored, by turns, with the kernels as shipped, with every op in plain torch (AdamW in torch's fused kernel), and with forward and
+backward of that under torch.compile. On a GPU there are more arms to ask for: `cudnn` and `fa4` are as shipped but for attention, which is
+theirs, where installed; `autoresearch` has the shipped kernels in a model of autoresearch's size, depth 8 with half a million tokens a step,
+whose tokens/s and BPB are published.
+
+With more than one seed, means come with their 95 % interval over seeds (bench/interval.py), and so does what the shipped kernels gain, seed by
+seed. Each trial is at once a line of the .jsonl beside FILE: a run that was ended goes on where it was, and one of more seeds or arms adds to it.
+
+Exit status: 0 the report is written, 1 a trial failed, 2 what was asked for cannot be reported or added to FILE.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from bench import hardware
 from bench.contracts import ops
 from bench.corpus import DataError
 from bench.data import Dataset, open_dataset
-from bench.identity import identity
+from bench.identity import Mixed, identity, require_same
 from bench.interval import Figure, Spread, mean
 from bench.jsonl import whole_lines
 from bench.roofline import ceilings
@@ -37,7 +41,8 @@ ANYWHERE: dict[str, dict[str, Any]] = {
     "torch": {"impl": PLAIN, "compiled": False},
     "torch.compile": {"impl": PLAIN, "compiled": True},
 }
-ARMS: dict[str, dict[str, Any]] = {  # what `run_trial` is told
+# What `run_trial` is told for each arm.
+ARMS: dict[str, dict[str, Any]] = {
     **ANYWHERE,
     "cudnn": {"impl": {"attention": "cudnn"}},
     "fa4": {"impl": {"attention": "fa4"}},
@@ -60,11 +65,14 @@ def trials(
     device: str,
     kept: Path,
 ) -> Trials:
-    """The figures of a scored trial of each arm for each seed. Raises SystemExit where `kept` holds trials of something else, or one fails."""
+    """The figures of a scored trial of each arm for each seed.
+
+    Raises Mixed where `kept` holds trials of something else, SystemExit where a trial fails.
+    """
     about = {"seconds": seconds, "dataset": dataset.directory.name, **identity(device)}
     earlier = whole_lines(kept) if kept.is_file() else []
-    if any(line["about"] != about for line in earlier):
-        raise SystemExit(f"{kept} holds trials of {earlier[0]['about']}, and asked is {about}: give another --out, or delete it")  # fmt: skip
+    for line in earlier:
+        require_same(kept, line["about"], about)
     done = {(line["arm"], line["seed"]): line["figures"] for line in earlier}
     for number, seed in enumerate(seeds):
         turn = number % len(arms)
@@ -83,7 +91,7 @@ def trials(
 
 
 def report(found: Trials) -> dict[str, Any]:
-    """Each arm's means, and what ours gains over each of the others."""
+    """The means of each arm, and what the shipped kernels gain over each other arm."""
     summary: dict[str, Any] = {arm: over_seeds(each) for arm, each in found.items()}
     peers = [arm for arm in found if arm != OURS]
     if OURS in found and peers:
@@ -92,7 +100,7 @@ def report(found: Trials) -> dict[str, Any]:
 
 
 def over_seeds(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Means of what differs from seed to seed, with their bounds where there are several seeds and each trial's own; the rest of the first."""
+    """Means of what differs from seed to seed, each seed's own figures, and bounds where there are several seeds; all else as in the first trial."""
     figures = {name: _mean([float(trial[name]) for trial in each]) for name in MEANS}
     return {
         **each[0],
@@ -171,7 +179,11 @@ def main() -> None:
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     kept = asked.out.with_suffix(".jsonl")
     arms = [arm for arm in ARMS if arm in asked.arms]
-    summary = report(trials(dataset, asked.seconds, asked.seeds, arms, asked.device, kept))
+    try:
+        found = trials(dataset, asked.seconds, asked.seeds, arms, asked.device, kept)
+    except Mixed as mixed:
+        parser.error(str(mixed))
+    summary = report(found)
     about = {
         "machine": hardware.name(asked.device),
         "ceilings": ceilings(asked.device),

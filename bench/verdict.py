@@ -2,10 +2,11 @@
 
 Candidate and incumbent are paired by seed; noise, and how well it is known, comes with every decision (bench/noise.py, bench/paired.py).
 
-    model    must win BPB: a group-sequential t-test. After pair n it is kept if chance shows such a gain in less than SPEND[n - 1] of cases; the
-             three sum to ALPHA, so that no more null proposals than that are kept, whatever the noise is. It is dropped as futile above FUTILE[n - 1].
-    kernels  say that they compute the same: they must have won time (the microbench's interval) and show that they lose less than MARGIN sigma of BPB.
-             A gain beyond what their extra tokens explain is flagged: the kernel has to go through the correctness gate again.
+    model    must win BPB: a group-sequential t-test. After pair n it is kept if chance alone shows such a gain in less than SPEND[n - 1] of cases,
+             and dropped as futile if in more than FUTILE[n - 1]. SPEND sums to ALPHA, so that no more null proposals than that are kept,
+             whatever the noise is.
+    kernels  claim to compute the same: they must have won time (the microbench's interval), and show that they lose less than MARGIN sigma of
+             BPB. A gain beyond what their extra tokens explain is flagged: the kernel has to go through the correctness gate again.
     a tie    goes to fewer lines: a model that is shorter and loses less than TIE sigma is kept.
 
 A keep that gains more than PLAUSIBLE is more often a hole in the judge than a discovery: it is set aside for a person, and never kept in silence.
@@ -27,11 +28,13 @@ from bench.plan import MAX_PAIRS, PLAUSIBLE
 from bench.speed import Comparison
 from bench.trial import TrialResult
 
-ALPHA = 0.01  # false keeps a proposal
-SPEND = (0.002, 0.003, 0.005)  # of it, after each pair
-FUTILE = (0.25, 0.10)  # then a gain of three sigma has become unlikely
-NOT_WORSE = 0.05  # chance, at each look, that a loss of the margin passes for none; 10 % over three looks (results/verdict.md)
-MARGIN, TIE = 3.0, 1.0  # of losses, in sigmas of a paired difference
+ALPHA = 0.01  # chance that a null proposal is kept
+SPEND = (0.002, 0.003, 0.005)  # of ALPHA, after each pair
+FUTILE = (0.25, 0.10)  # above these a gain of three sigma has become unlikely
+# Chance, at each look, that a loss of MARGIN passes for none; 10 % over three looks (results/verdict.md).
+NOT_WORSE = 0.05
+# Losses, in sigmas of a paired difference.
+MARGIN, TIE = 3.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def decide(
     *,
     lines: int = 0,
 ) -> Verdict:
-    """Decide on trials paired by position. `kernels` with a comparison claim time, all others BPB. `lines`: of code, that the candidate adds."""
+    """Decide on trials paired by position. `kernels` with a comparison claim time, all others BPB. `lines`: how many of code the candidate adds."""
     failed = next((t for t in candidate if not t.ok), None)
     if failed is not None:
         said = f"the trial failed ({failed.failure}): {failed.detail[-300:]}"

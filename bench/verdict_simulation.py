@@ -1,8 +1,8 @@
-"""`python -m bench.verdict_simulation`: how often the verdict keeps what is nothing, and how often it finds what is something; writes results/verdict.md.
+"""`python -m bench.verdict_simulation`: how often the verdict keeps what is nothing, and finds what is something. Writes results/verdict.md.
 
-Whole campaigns are played with the very functions that the loop asks (bench/verdict.py, bench/noise.py), trials drawn from a normal distribution in the place of real
-ones. As in the loop, the incumbent is trained once a seed and meets every candidate with that trial; noise is what the campaign has seen so far, two baselines
-at first; what is kept becomes the incumbent, its lucky trials with it.
+Whole campaigns are played with the very functions that the loop calls (bench/verdict.py, bench/noise.py); in place of real trials, results are
+drawn from a normal distribution. As in the loop, the incumbent is trained once for each seed, and every candidate is compared with that trial;
+the noise is what the campaign has seen so far, two baselines at first; what is kept becomes the incumbent, with its lucky trials.
 """
 
 from __future__ import annotations
@@ -218,7 +218,10 @@ def report() -> Iterator[str]:
     lower, claimed = any_lower_number()
     yield f"| any lower number is kept | {lower:.2%} | 1 |"
     yield ""
-    yield f"The goal is at most {ALPHA:.0%} and 1.3 runs, over a campaign; a first proposal, when little is known of the noise, takes more. Beside them the incumbent was trained {incumbents:.1f} times a campaign."
+    yield (
+        f"The goal is at most {ALPHA:.0%} and 1.3 runs, over a campaign; a first proposal, when little is known of the noise, takes more. "
+        f"Beside them the incumbent was trained {incumbents:.1f} times a campaign."
+    )
     yield f"Keeping any lower number claims {claimed:.4f} BPB a night ({claimed / NOISE_BPB:.1f} times the noise of a trial) for nothing at all."
     yield ""
     yield "Where the assumptions do not hold:"
@@ -251,11 +254,20 @@ def report() -> Iterator[str]:
     shared = planted(3 * sigma(0.5), 10, alike=0.5)
     yield f"| 3 sigma, half the variance is the seed's | 10 | {rate(shared)} | |"
     yield ""
-    yield f"The goal is 90 % at three sigma in at most {MAX_PAIRS} runs. In sigma of a paired difference it is {least['3 sigma']:.1%} at the least. In units of the noise of"
-    yield f"one trial it is {least['3 times the noise of one trial (2.1 sigma)']:.1%}: a difference of two trials is noisier than one by the root of two. Where seeds move all trees alike, the"
+    yield (
+        f"The goal is 90 % at three sigma in at most {MAX_PAIRS} runs. In sigma of a paired difference it is {least['3 sigma']:.1%} at the "
+        "least. In units of the noise of"
+    )
+    yield (
+        f"one trial it is {least['3 times the noise of one trial (2.1 sigma)']:.1%}: a difference of two trials is noisier than one by the "
+        "root of two. Where seeds move all trees alike, the"
+    )
     yield "estimate, which does not know it, overstates the noise of a difference: errors become rarer and small gains are missed."
     yield ""
-    yield "What it is worth to train the incumbent on further seeds, once a campaign, before a promising candidate is trained again (3 sigma, first proposal):"
+    yield (
+        "What it is worth to train the incumbent on further seeds, once a campaign, before a promising candidate is trained again "
+        "(3 sigma, first proposal):"
+    )
     yield ""
     yield "| degrees of freedom asked for | kept |"
     yield "|--:|--:|"
@@ -266,13 +278,21 @@ def report() -> Iterator[str]:
     yield ""
     yield "| true change of BPB | kept | runs |"
     yield "|---|--:|--:|"
-    for name, loss in (("none", 0.0), ("a loss of 1 sigma", 1.0), (f"a loss of {MARGIN:g} sigma, the margin", MARGIN), ("a loss of 5 sigma", 5.0)):  # fmt: skip
+    for name, loss in (
+        ("none", 0.0),
+        ("a loss of 1 sigma", 1.0),
+        (f"a loss of {MARGIN:g} sigma, the margin", MARGIN),
+        ("a loss of 5 sigma", 5.0),
+    ):
         found = planted(-loss * spread, 10, "kernels")
         yield f"| {name} | {rate(found)} | {statistics.fmean(t.runs for t in found):.2f} |"
     yield ""
     yield "## The night"
     yield ""
-    yield f"Campaigns of {NIGHT} with one in ten worth 4 sigma; false discoveries among what is kept, and among what also stands at {night.FALSE_DISCOVERY:.0%} by e-BH."
+    yield (
+        f"Campaigns of {NIGHT} with one in ten worth 4 sigma; false discoveries among what is kept, and among what also stands at "
+        f"{night.FALSE_DISCOVERY:.0%} by e-BH."
+    )
     yield ""
     yield from _nights(spread)
 

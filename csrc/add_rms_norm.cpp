@@ -1,51 +1,51 @@
-// Residual addition and RMSNorm on the CPU, in one pass: sum = x + residual, y = sum * rstd * weight.
+// Residual addition and RMSNorm on the CPU, in one pass: total = x + residual, y = total * rstd * weight.
 //
-// Bound: memory. Forward reads x and residual and writes sum and y; backward reads dy, dsum and sum and writes dx, which is the
+// Bound: memory. Forward reads x and residual and writes total and y; backward reads dy, dtotal and total and writes dx, which is the
 // gradient of residual as well. Apart, the addition and the norm would move 5 tensors forward and 6 backward instead of 4 and 4.
 #include "norm_rows.h"
 
 namespace {
 
-// sum = x + residual, rounded to the type it is stored in: the norm is that of the stored sum.
+// total = x + residual, rounded to the type it is stored in: the norm is that of the stored total.
 template <typename T>
-void row_add(const T* x, const T* residual, T* sum, int64_t D) {
-  for_each_block(D, [&](int64_t, auto read, auto write) { write(sum, to_even<T>(read(x) + read(residual))); });
+void row_add(const T* x, const T* residual, T* total, int64_t D) {
+  for_each_block(D, [&](int64_t, auto read, auto write) { write(total, to_even<T>(read(x) + read(residual))); });
 }
 
-// x, residual (R, D) contiguous, weight (D,) float32 or none -> y (R, D), sum (R, D), rstd (R,) float32
+// x, residual (R, D) contiguous, weight (D,) float32 or none -> y (R, D), total (R, D), rstd (R,) float32
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& residual, const std::optional<Tensor>& weight,
                                            double eps) {
   check_rows("add_rms_norm x", x, x);
   check_rows("add_rms_norm residual", residual, x);
   const int64_t R = x.size(0), D = x.size(1);
   if (weight) check_vector("add_rms_norm weight", *weight, D);
-  Tensor y = torch::stable::empty_like(x), sum = torch::stable::empty_like(x);
+  Tensor y = torch::stable::empty_like(x), total = torch::stable::empty_like(x);
   Tensor rstd = torch::stable::new_empty(x, {R}, ScalarType::Float);
   dispatch_float(x.scalar_type(), "add_rms_norm", [&]<typename T>() {
     const T *xs = reads<T>(x), *residuals = reads<T>(residual);
-    T* sums = writes<T>(sum);
-    rows_forward(sums, weight ? reads<float>(*weight) : nullptr, writes<T>(y), writes<float>(rstd), R, D,
-                 static_cast<float>(eps), [&](int64_t r) { row_add(xs + r * D, residuals + r * D, sums + r * D, D); });
+    T* totals = writes<T>(total);
+    rows_forward(totals, weight ? reads<float>(*weight) : nullptr, writes<T>(y), writes<float>(rstd), R, D,
+                 static_cast<float>(eps), [&](int64_t r) { row_add(xs + r * D, residuals + r * D, totals + r * D, D); });
   });
-  return {y, sum, rstd};
+  return {y, total, rstd};
 }
 
-// dy, dsum, sum (R, D) contiguous; dsum: the gradient that reaches sum itself, if any -> dx (R, D), dweight (D,) float32
-std::tuple<Tensor, Tensor> backward(const Tensor& dy, const std::optional<Tensor>& dsum, const Tensor& sum,
+// dy, dtotal, total (R, D) contiguous; dtotal: the gradient that reaches total itself, if any -> dx (R, D), dweight (D,) float32
+std::tuple<Tensor, Tensor> backward(const Tensor& dy, const std::optional<Tensor>& dtotal, const Tensor& total,
                                     const std::optional<Tensor>& weight, const Tensor& rstd) {
-  check_rows("add_rms_norm sum", sum, sum);
-  check_rows("add_rms_norm dy", dy, sum);
-  if (dsum) check_rows("add_rms_norm dsum", *dsum, sum);
-  check_vector("add_rms_norm rstd", rstd, sum.size(0));
-  if (weight) check_vector("add_rms_norm weight", *weight, sum.size(1));
-  return norm_backward(dy, sum, weight, rstd, dsum);
+  check_rows("add_rms_norm total", total, total);
+  check_rows("add_rms_norm dy", dy, total);
+  if (dtotal) check_rows("add_rms_norm dtotal", *dtotal, total);
+  check_vector("add_rms_norm rstd", rstd, total.size(0));
+  if (weight) check_vector("add_rms_norm weight", *weight, total.size(1));
+  return norm_backward(dy, total, weight, rstd, dtotal);
 }
 
 }  // namespace
 
 LAB_SCHEMAS(m) {
-  m.def("forward(Tensor x, Tensor residual, Tensor? weight, float eps) -> (Tensor y, Tensor sum, Tensor rstd)");
-  m.def("backward(Tensor dy, Tensor? dsum, Tensor sum, Tensor? weight, Tensor rstd) -> (Tensor dx, Tensor dweight)");
+  m.def("forward(Tensor x, Tensor residual, Tensor? weight, float eps) -> (Tensor y, Tensor total, Tensor rstd)");
+  m.def("backward(Tensor dy, Tensor? dtotal, Tensor total, Tensor? weight, Tensor rstd) -> (Tensor dx, Tensor dweight)");
 }
 
 LAB_KERNELS(CPU, m) {

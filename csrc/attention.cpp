@@ -24,6 +24,8 @@
 
 namespace {
 
+// A product keeps kRows x kVectors vectors of sums in registers: 16 of AVX-512's 32, 8 of AVX2's 16. That is enough to hide the
+// latency of two multiply-adds a cycle, and takes 10 loads for 16 of them. A tile of scores is 16 KB: two stay in L1.
 #if defined(__AVX512F__)
 constexpr int kRows = 8;  // tune on avx512: 4 8
 #else
@@ -33,15 +35,11 @@ constexpr int kVectors = 2;   // tune: 1 2 4
 constexpr int kQueries = 64;  // tune: 32 64 128
 constexpr int kKeys = 64;     // tune: 32 64 128
 static_assert(kQueries % (kVectors * kLanes) == 0 && kQueries % kRows == 0 && kKeys % kRows == 0);
-// A product keeps kRows x kVectors vectors of sums in registers: 16 of AVX-512's 32, 8 of AVX2's 16. That is enough to hide the
-// latency of two multiply-adds a cycle, and needs 10 loads for 16 of them. A tile of scores is 16 KB: two stay in L1.
-
-int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 // ---- products ----
 
-// A, B: 32 bits hold a step's terms. A block of C[m, n] (+)= factor * sum of A[m, k] B[k, n] over the steps k: kRows x (kN * kLanes). A is stored
-// (m, k), or (k, m) if kTransposed.
+// A block of a product, kRows x (kN * kLanes): C[m, n] (+)= factor * sum of A[m, k] B[k, n] over the steps k. 32 bits of A or B hold the terms of
+// a step. A is stored (m, k), or (k, m) if kTransposed.
 template <typename E, bool kTransposed, bool kAdd, int kN>
 inline void block(int64_t steps, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc, float factor = 1.f) {
   floats sum[kRows][kN] = {};
@@ -69,7 +67,7 @@ struct Range {
   int64_t begin, end;
 };
 
-// C (M, N) = factor * A B, for the columns within columns(m, m + kRows) of each block of rows; other columns may keep anything.
+// C (M, N) = factor * A B, of each block of rows for the columns within columns(m, m + kRows); other columns may hold anything.
 template <typename E, typename Columns>
 void product(int64_t M, int64_t N, int64_t steps, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc,
              float factor, Columns columns) {
@@ -82,8 +80,8 @@ void product(int64_t M, int64_t N, int64_t steps, const float* A, int64_t lda, c
     }
 }
 
-// C (M, N) += A B, where rows [m, m + kRows) sum over the terms within terms(m, m + kRows): outside of it A counts as zero, and is zero in the
-// half of a step that reaches beyond.
+// C (M, N) += A B, where rows [m, m + kRows) sum over the terms within terms(m, m + kRows): A counts as zero outside of them, and must be zero in
+// the half of a step that reaches beyond them.
 template <typename E, bool kTransposed, typename Terms>
 void accumulate(int64_t M, int64_t N, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc,
                 Terms terms) {
@@ -168,7 +166,7 @@ E as(const T* p) {
   else return load(p);
 }
 
-// Rows [t, t + n) as E, `width` apart, up to a multiple of kRows with zeros: a copy, or x itself where it has that form.
+// Rows [t, t + n) as E, `width` apart, with rows of zeros up to a multiple of kRows: a copy, or x itself where it has that form.
 template <typename E, typename T>
 const E* rows(Matrix<const T> x, int64_t t, int64_t n, int64_t D, int64_t width, E* copy) {
   const T* from = x.data + t * x.row;
@@ -187,11 +185,11 @@ const E* rows(Matrix<const T> x, int64_t t, int64_t n, int64_t D, int64_t width,
   return copy;
 }
 
-// Rows as they stand on the left of a product, a step's terms beside each other.
+// Rows in the form of a product's left factor: the terms of a step are neighbours.
 template <typename E>
 const float* left(const E* rows) { return reinterpret_cast<const float*>(rows); }
 
-// n rows as they stand on its right, a step's rows in one: in `zips`, or where they are.
+// n rows in the form of its right factor, the rows of a step zipped into one: in `zips`, or where they are.
 inline const float* right(const float* rows, int64_t, int64_t, float*) { return rows; }
 inline const float* right(const bf16* rows, int64_t n, int64_t width, float* zips) {
   for (int64_t k = 0; k < n; k += 2)
@@ -200,7 +198,7 @@ inline const float* right(const bf16* rows, int64_t n, int64_t width, float* zip
   return zips;
 }
 
-// columns (steps of width, kQueries) = the transpose of rows (n, width), a step's terms together; columns n and above are zero.
+// columns (steps of width, kQueries) = the transpose of rows (n, width), the terms of a step together; columns from n on are zero.
 template <typename E>
 void transpose(const E* rows, int64_t n, int64_t width, float* columns) {
   for (int64_t i0 = 0; i0 < kQueries; i0 += kLanes)
@@ -215,7 +213,7 @@ void transpose(const E* rows, int64_t n, int64_t width, float* columns) {
     }
 }
 
-// A tile of scores, (keys, kQueries), as it stands on the left of a product that sums over keys, or over queries; what is no key's is zero.
+// A tile of scores, (keys, kQueries), in the form of the left factor of a product that sums over keys, or over queries; zero where there is no key.
 template <typename E>
 const float* over_keys(const float* S, int64_t keys, float* to) {
   if constexpr (kTerms<E> == 1) return S;
@@ -258,7 +256,7 @@ void write_rows(const float* from, int64_t width, Matrix<T> x, int64_t t, int64_
   }
 }
 
-// Memory of one thread for the length of a call, on cache lines.
+// Memory of one thread for the length of a call, aligned to cache lines.
 class Scratch {
  public:
   explicit Scratch(int64_t floats)
@@ -276,12 +274,29 @@ class Scratch {
   float* next_;
 };
 
+// ---- arguments ----
+
+// A tensor (B, heads, T, D) like q but for its heads.
+void check(const char* name, const Tensor& x, int64_t heads, const Tensor& q) {
+  STD_TORCH_CHECK(x.dim() == 4 && x.size(0) == q.size(0) && x.size(1) == heads && x.size(2) == q.size(2) && x.size(3) == q.size(3) &&
+                      x.scalar_type() == q.scalar_type(),
+                  "attention ", name, ": expected ", heads, " heads and the B, T, D and type of q, ", describe(q), ", got ", describe(x));
+}
+
+// The arguments that forward and backward share.
+void check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, std::optional<int64_t> window) {
+  STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && k.size(1) > 0 && q.size(1) % k.size(1) == 0,
+                  "attention: expected q (B, H, T, D) and k (B, Hkv, T, D), Hkv dividing H, got ", describe(q), " and ", describe(k));
+  check("k", k, k.size(1), q), check("v", v, k.size(1), q);
+  STD_TORCH_CHECK(!window || *window >= 1, "attention: expected a window of at least 1, got ", *window);
+}
+
 // ---- forward ----
 
 // Whether tiles of x stay bf16.
 bool paired(const Tensor& x) { return x.scalar_type() == ScalarType::BFloat16 && multiplies_pairs(); }
 
-// Call f.template operator()<T, E>() with what q is stored as, and what tiles of it hold.
+// Calls f.template operator()<T, E>() with the type that q is stored as, and the type that tiles of it hold.
 template <typename F>
 void dispatch(const Tensor& q, const char* op, F&& f) {
   if (paired(q)) return f.template operator()<bf16, bf16>();
@@ -289,20 +304,20 @@ void dispatch(const Tensor& q, const char* op, F&& f) {
 }
 
 struct Shape {
-  int64_t B, H, heads_kv, T, D, width;  // width: D up to whole vectors, or Pairs of them
+  int64_t B, H, heads_kv, T, D, width;  // width: D rounded up to whole vectors, or to Pairs of them
 
   Shape(const Tensor& q, const Tensor& k)
       : B(q.size(0)), H(q.size(1)), heads_kv(k.size(1)), T(q.size(2)), D(q.size(3)), width(round_up(D, paired(q) ? kBlock : kLanes)) {}
   int64_t group() const { return H / heads_kv; }
-  int64_t query_tiles() const { return (T + kQueries - 1) / kQueries; }
+  int64_t query_tiles() const { return ceil_div(T, kQueries); }
   float scale() const { return 1.f / std::sqrt(static_cast<float>(D)); }
 };
 
-// Tile t of n in an order that takes turns between both ends: neighbours then have equal work under a causal mask.
+// Tile t of n in an order that takes turns between both ends, so that under a causal mask every two neighbours have the same work together.
 int64_t from_both_ends(int64_t t, int64_t n) { return t % 2 == 0 ? t / 2 : n - 1 - t / 2; }
 
-// Turn a tile of scores into P = exp(score - max) and bring max and sum (one a query) up to date;
-// decay = exp(old max - new max) is what older sums must be multiplied with. False if no maximum moved.
+// Turns a tile of scores into P = exp(score - max) and brings max and sum (one a query) up to date;
+// older sums must be multiplied by decay = exp(old max - new max). False if no maximum moved.
 bool softmax_step(float* S, const TileBand& band, float* max, float* sum, float* decay) {
   constexpr float kHidden = -std::numeric_limits<float>::infinity();
   if (!band.whole())
@@ -377,6 +392,7 @@ void forward_tasks(const Shape& s, const Band& band, Heads<const T> q, Heads<con
 
 // q (B, H, T, D), k and v (B, Hkv, T, D) of one dtype, any strides -> o like q, lse (B, H, T) float32
 std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tensor& v, bool causal, std::optional<int64_t> window) {
+  check_inputs(q, k, v, window);
   const Shape s(q, k);
   const Band band(s.T, causal, window);
   Tensor o = torch::stable::empty_like(q);
@@ -391,7 +407,7 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
 
 // ---- backward ----
 
-// From scores S and dP = dO V' to P and dS = P (dP - delta), in place; lse and delta are one a query.
+// Turns scores S and dP = dO V' into P and dS = P (dP - delta), in place; lse and delta are one a query.
 void softmax_gradient(float* S, float* dP, const TileBand& band, const float* lse, const float* delta) {
   const bool whole = band.whole();
   for (int64_t j = 0; j < band.keys; ++j) {
@@ -417,8 +433,8 @@ void softmax_gradient(float* S, float* dP, const TileBand& band, const float* ls
 
 // dk and dv are summed over the group's heads and all tiles of queries by one thread, in a fixed order: no atomics. The sums of one
 // key head stay in the thread's scratch until they are done. With fewer key heads than threads the tiles of queries are dealt to
-// `parts` tasks a head, and the sums of part p go to `partial` (2, parts, B, Hkv, T, width) to be added up afterwards: there the order of
-// additions follows from the number of threads. Parts for three heads on two threads were tried: 1.04 [1.01, 1.07] of the time.
+// `parts` tasks a head, and the sums of part p go to `partial` (2, parts, B, Hkv, T, width) to be added up afterwards: then the order of
+// additions depends on the number of threads. Parts for three heads on two threads were tried and took 1.04 [1.01, 1.07] of the time.
 template <typename T, typename E>
 struct Backward {
   Shape s;
@@ -532,9 +548,13 @@ struct Backward {
 // -> dq like q, dk like k, dv like v
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& d_o, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& o,
                                             const Tensor& lse, bool causal, std::optional<int64_t> window) {
+  check_inputs(q, k, v, window);
+  check("d_o", d_o, q.size(1), q), check("o", o, q.size(1), q);
+  STD_TORCH_CHECK(lse.is_contiguous() && lse.scalar_type() == ScalarType::Float && lse.numel() == q.size(0) * q.size(1) * q.size(2),
+                  "attention lse: expected a contiguous float32 (B, H, T) of q, ", describe(q), ", got ", describe(lse));
   const Shape s(q, k);
   const int64_t pairs = s.B * s.heads_kv, threads = torch::stable::get_num_threads();
-  const int64_t parts = pairs >= threads ? 1 : std::min((threads + pairs - 1) / std::max<int64_t>(1, pairs), s.query_tiles());
+  const int64_t parts = pairs >= threads ? 1 : std::min(ceil_div(threads, std::max<int64_t>(1, pairs)), s.query_tiles());
   const int64_t partials = parts == 1 ? 0 : 2 * parts * pairs * s.T * s.width;
   Tensor dq = torch::stable::empty_like(q), dk = torch::stable::empty_like(k), dv = torch::stable::empty_like(v);
   Tensor partial = torch::stable::new_empty(q, {partials}, ScalarType::Float);

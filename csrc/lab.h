@@ -20,6 +20,8 @@
 #include <cstring>
 #include <limits>
 #include <optional>
+#include <sstream>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -34,19 +36,43 @@ using ScalarType = torch::headeronly::ScalarType;
 #define LAB_KERNELS_NAMED(ns, device, m) STABLE_TORCH_LIBRARY_IMPL(ns, device, m)
 #define LAB_KERNELS(device, m) LAB_KERNELS_NAMED(TORCH_EXTENSION_NAME, device, m)
 
-// Call f.template operator()<T>() with the C++ type of a floating tensor; what is stored as bf16 or fp16 is computed in float.
+// For integers that are not negative.
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t multiple) { return ceil_div(a, multiple) * multiple; }
+
+// A tensor in words, for messages: "Float (2, 3)", with its strides if it is not contiguous.
+inline std::string describe(const Tensor& t) {
+  std::ostringstream text;
+  const auto list = [&](const auto& numbers) {
+    text << " (";
+    const char* separator = "";
+    for (const int64_t number : numbers) {
+      text << separator << number;
+      separator = ", ";
+    }
+    text << ")";
+  };
+  text << t.scalar_type();
+  list(t.sizes());
+  if (!t.is_contiguous()) {
+    text << " with strides";
+    list(t.strides());
+  }
+  return text.str();
+}
+
+// Calls f.template operator()<T>() with the C++ type of a floating tensor. bf16 and fp16 are only stored: arithmetic is in float.
 template <typename F>
 void dispatch_float(ScalarType type, const char* op, F&& f) {
   switch (type) {
     case ScalarType::Float: f.template operator()<float>(); break;
     case ScalarType::BFloat16: f.template operator()<bf16>(); break;
     case ScalarType::Half: f.template operator()<fp16>(); break;
-    default:
-      STD_TORCH_CHECK(false, op, ": expected float32, bfloat16 or float16, got scalar type ", static_cast<int>(type));
+    default: STD_TORCH_CHECK(false, op, ": expected float32, bfloat16 or float16, got ", type);
   }
 }
 
-// Data of a tensor whose type dispatch_float has found: to read, to write.
+// The data of a tensor whose type dispatch_float has found: for reading, for writing.
 template <typename T>
 const T* reads(const Tensor& t) { return static_cast<const T*>(t.const_data_ptr()); }
 template <typename T>

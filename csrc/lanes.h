@@ -1,9 +1,9 @@
-// Rows of any floating type in vectors of floats, written out: for short rows, whose sums and conversions the compiler's own vector
-// code makes the larger part of the work (64 bfloat16 channels normalised and turned: 20 ns, with what is here 10).
+// Rows of any floating type as vectors of floats, written out by hand. It is for short rows: with the compiler's own vector code, their sums and
+// conversions are the larger part of the work (64 bfloat16 channels normalised and rotated: 20 ns; with what is here, 10 ns).
 //
-// Two bfloat16 lie in one 32-bit lane. A shift makes the lower one a float and a mask the upper one, so that no element changes its
-// place: of 2 * kLanes channels `even` holds the even ones and `odd` the odd ones. Of floats `even` is simply the first half. Whatever
-// is combined with a row channel by channel has to lie as its elements do: `to_lanes` brings it there.
+// Two bfloat16 lie in one 32-bit lane. A shift makes a float of the lower one, a mask makes one of the upper one, and no element changes its lane: of
+// 2 * kLanes channels `even` holds the even ones and `odd` the odd ones. Of a row of floats `even` is simply the first half. What is combined with a
+// row channel by channel must lie as the row's elements do: `to_lanes` brings it there.
 #pragma once
 
 #include "lab.h"
@@ -43,13 +43,13 @@ inline Pair load_pair(const bf16* p) {
   const words w = *reinterpret_cast<const unaligned_words*>(p);
   return {reinterpret_cast<floats>(w << 16), reinterpret_cast<floats>(w & 0xffff0000u)};
 }
-// Rounds to nearest, a tie away from zero: 4 instructions for a Pair, where ties to even and a test for NaN take 18. Every NaN must have
-// zeros in its lower half, or the carry could make a number of it; those that arithmetic makes, and those of bfloat16, have.
+// Rounds to nearest, ties away from zero: 4 instructions a Pair, where ties to even and a test for NaN take 18. A NaN must have zeros in its lower
+// half, or the carry could make a number of it; NaNs that arithmetic makes have them, and NaNs of bfloat16.
 inline void store_pair(bf16* p, Pair v) {
   const words even = reinterpret_cast<words>(v.even) + 0x8000u, odd = reinterpret_cast<words>(v.odd) + 0x8000u;
   *reinterpret_cast<unaligned_words*>(p) = even >> 16 | (odd & 0xffff0000u);
 }
-// Ties to even first, for sums of two bfloat16, of which many are ties: always away from zero, a residual stream would drift.
+// If T is bf16, rounds to it before the store, ties to even. Many sums of two bfloat16 are ties: rounded away from zero, a residual stream would drift.
 template <typename T>
 Pair to_even(Pair v) {
   if constexpr (!std::is_same_v<T, bf16>) return v;
@@ -60,7 +60,7 @@ Pair to_even(Pair v) {
   return {round(v.even), round(v.odd)};
 }
 
-// Half precision has its bits elsewhere: element by element, which the compiler makes vectors of. `even` is the first half.
+// Half precision has its bits in other places: it is converted element by element, which the compiler vectorises. `even` is the first half.
 inline Pair load_pair(const fp16* p) {
   float wide[kBlock];
 #pragma omp simd
@@ -74,7 +74,7 @@ inline void store_pair(fp16* p, Pair v) {
   for (int i = 0; i < kBlock; ++i) store(p + i, wide[i]);
 }
 
-// The end of a row, `n` < kBlock channels: read as if zeros followed, written without them.
+// The end of a row, n < kBlock channels: read as if zeros followed, and only n are written.
 template <typename T>
 Pair load_pair(const T* p, int64_t n) {
   T block[kBlock] = {};
@@ -88,9 +88,11 @@ void store_pair(T* p, Pair v, int64_t n) {
   std::copy_n(block, n, p);
 }
 
-// Calls each(i, read, write) for every block of a row of D channels, at channel i; read(p) and write(p, v) move as many as there are.
-// kTail: D may be no multiple of kBlock. Rows of one or two blocks are 1.2 times as fast without the code for it. Always inline: as a function of its own,
-// which GCC makes of it where it is called twice, what `each` sums up lies in memory (a norm's backward 1.5 times as long).
+// Calls each(i, read, write) for every block of a row of D channels. i is the block's first channel; of a row that begins at p, read(p) and write(p, v)
+// move the block's channels, as many as there are.
+// kTail: D may be no multiple of kBlock. Rows of one or two blocks are 1.2 times as fast without the code for that.
+// Always inlined: where it is called twice GCC makes a function of it, and what `each` sums up then lies in memory (a norm's backward took 1.5 times
+// as long).
 template <bool kTail = true, typename Each>
 [[gnu::always_inline]] inline void for_each_block(int64_t D, Each&& each) {
   const int64_t whole = D / kBlock * kBlock;
@@ -101,7 +103,7 @@ template <bool kTail = true, typename Each>
       each(whole, [=](const auto* p) { return load_pair(p + whole, n); }, [=](auto* p, Pair v) { store_pair(p + whole, v, n); });
 }
 
-// Sum of all lanes, by halves that stay vectors: 8 instructions of 16 lanes, where GCC makes 30 of a loop over an array of them.
+// The sum of all lanes, by halves that stay vectors: 8 instructions for 16 lanes, where GCC makes 30 of a loop over an array of them.
 template <typename Half, typename Whole>
 Half folded(Whole v) {
   Half halves[2];
@@ -123,7 +125,7 @@ inline float sum_of(floats v) {
 }
 inline float sum_of(Pair v) { return sum_of(v.even + v.odd); }
 
-// Lane i of the result is lane From{}(i) of a and b, one after the other. GCC 11 and clang have no spelling of this in common.
+// Lane i of the result is lane From{}(i) of a followed by b. GCC 11 and clang have no spelling of this in common.
 template <typename From>
 floats picked(floats a, floats b, From) {
   return [&]<uint32_t... i>(std::integer_sequence<uint32_t, i...>) {
@@ -139,8 +141,8 @@ constexpr auto kOdds = [](uint32_t i) { return 2 * i + 1; };
 constexpr auto kLowInterleaved = [](uint32_t i) { return i / 2 + i % 2 * kLanes; };
 constexpr auto kHighInterleaved = [](uint32_t i) { return kLanes / 2 + i / 2 + i % 2 * kLanes; };
 
-// A kLanes x kLanes square, a row a vector -> its transpose. Each round interleaves rows that lie half the square apart, which rotates the bits
-// of (row, column) by one; after log2(kLanes) rounds the two have changed places.
+// A kLanes x kLanes square, one vector a row -> its transpose. Each round interleaves rows that lie half the square apart, which rotates the bits
+// of (row, column) by one; after log2(kLanes) rounds row and column have changed places.
 inline void transpose(floats (&rows)[kLanes]) {
 #pragma GCC unroll 4
   for (int round = 1; round < kLanes; round *= 2) {
@@ -155,7 +157,7 @@ inline void transpose(floats (&rows)[kLanes]) {
   }
 }
 
-// Floats channel by channel -> where the lanes of a row of T have those channels. A NaN gets zeros in its lower half.
+// Floats in the order of channels -> in the order in which the lanes of a row of T have them. A NaN gets zeros in its lower half.
 template <typename T>
 Pair to_lanes(Pair in) {
   if constexpr (!std::is_same_v<T, bf16>) return in;
@@ -170,10 +172,10 @@ Pair from_lanes(Pair in) {
   return {picked(in.even, in.odd, kLowInterleaved), picked(in.even, in.odd, kHighInterleaved)};
 }
 
-constexpr int64_t whole_blocks(int64_t n) { return (n + kBlock - 1) / kBlock * kBlock; }
+constexpr int64_t whole_blocks(int64_t n) { return round_up(n, kBlock); }
 
-// n floats that many rows of T will be combined with, as lanes have them, and zeros to the end of the last block: in `to`, which has room
-// for whole blocks, or `from` itself where that is the same.
+// n floats that many rows of T will be combined with, in the order of their lanes, and zeros to the end of the last block: in `to`, which has room
+// for whole blocks, or `from` itself where that is the same already.
 template <typename T>
 const float* arrange(const float* from, float* to, int64_t n) {
   const auto block = [&](int64_t i, auto read, auto) { store_pair(to + i, to_lanes<T>(read(from))); };

@@ -1,15 +1,15 @@
 // Muon's step from an orthogonalised update on the CPU: NorMuon's sizes, cautious weight decay, and the weights.
 //
-// Bound: memory. The update u is read twice, for each neuron's square and, with the weights, for the step; a bank of a small model stays in
-// the second-level cache in between. In float32 an element costs 8 bytes in and 4 out, and 4 more where it does not.
+// Bound: memory. The update u is read twice: for each neuron's sum of squares and, with the weights, for the step. A bank of a small model
+// stays in the second-level cache in between. In float32 an element costs 8 bytes in and 4 out, and 4 more in where the bank does not.
 #include "lab.h"
 
 namespace {
 
+// Elements that a thread takes at least: 20 us of work, where waking the pool takes 5.
 constexpr int64_t kGrain = 1 << 15;  // tune: 8192 32768 131072
-// Elements a thread takes at least: 20 us of work, where waking the pool takes 5.
-constexpr int64_t kParts = 8;  // tune: 4 8 16
 // Pieces in which a matrix's columns are summed. Each has sums of its own, so that they depend on the shape and not on the threads.
+constexpr int64_t kParts = 8;  // tune: 4 8 16
 constexpr float kEps = 1e-10f;
 
 struct Bank {
@@ -61,7 +61,7 @@ void squares_of_columns(const T* u, float* square, const Bank& bank) {
       for (int64_t i = 0; i < N; ++i) square[b * N + i] += sums[(b * parts + part) * N + i];
 }
 
-// From sums of squares to factors, in place, of one matrix: what each neuron of u is multiplied by. Its sizes move.
+// Turns the sums of squares of one matrix, in place, into what each neuron of u is multiplied by, and brings its sizes up to date.
 void factors(float* square, float* size, const Bank& bank, float lr, float rise) {
   const int64_t n = bank.neurons();
   double before = 0, after = 0;
@@ -75,7 +75,7 @@ void factors(float* square, float* size, const Bank& bank, float lr, float rise)
   for (int64_t i = 0; i < n; ++i) square[i] = whole / std::sqrt(floored(size[i]));
 }
 
-// One row: factor(i) belongs to element i.
+// One row: element i of u is multiplied by factor(i).
 template <typename T, typename Factor>
 void step_row(float* w, const T* u, int64_t N, float decay, Factor&& factor) {
 #pragma omp simd
@@ -105,13 +105,13 @@ void update(Tensor weight, Tensor size, const Tensor& u, double lr, double decay
   STD_TORCH_CHECK(d >= 2 && weight.is_contiguous() && u.is_contiguous() && size.is_contiguous() && size.dim() == d &&
                       weight.numel() == u.numel() && weight.scalar_type() == ScalarType::Float &&
                       size.scalar_type() == ScalarType::Float,
-                  "muon_update: expected contiguous matrices (..., M, N), weight and size in float32");
+                  "muon_update: expected contiguous matrices (..., M, N), weight and size in float32, got weight ", describe(weight),
+                  ", size ", describe(size), " and update ", describe(u));
   if (weight.numel() == 0) return;
   const int64_t M = weight.size(d - 2), N = weight.size(d - 1);
   const Bank bank{weight.numel() / (M * N), M, N, size.size(d - 1) == 1 && size.size(d - 2) == M};
   const int64_t n = bank.neurons();
-  STD_TORCH_CHECK(size.numel() == bank.batch * n, "muon_update: expected a size of ", bank.batch * n, " numbers, got ",
-                  size.numel());
+  STD_TORCH_CHECK(size.numel() == bank.batch * n, "muon_update: expected a size of ", bank.batch * n, " numbers, got ", describe(size));
   std::vector<float> square(static_cast<size_t>(bank.batch * n), 0.f);
   float* const sizes = writes<float>(size);
   dispatch_float(u.scalar_type(), "muon_update", [&]<typename T>() {

@@ -5,8 +5,8 @@
 
 namespace {
 
+// Elements that a thread takes at least: 20 us of work, where waking the pool takes 5.
 constexpr int64_t kGrain = 1 << 15;  // tune: 8192 32768 131072
-// Elements a thread takes at least: 20 us of work, where waking the pool takes 5.
 
 // m and g do not overlap.
 template <typename Gradient>
@@ -21,8 +21,8 @@ void update_range(float* m, Gradient* g, int64_t begin, int64_t end, float rise,
 
 void update(Tensor m, Tensor g, double beta) {
   STD_TORCH_CHECK(m.is_contiguous() && g.is_contiguous() && m.numel() == g.numel() && m.scalar_type() == ScalarType::Float,
-                  "nesterov: expected a contiguous float32 momentum and a contiguous gradient of as many elements, got ",
-                  m.numel(), " and ", g.numel());
+                  "nesterov: expected a contiguous float32 momentum and a contiguous grad of as many elements, got ", describe(m),
+                  " and ", describe(g));
   const float rise = static_cast<float>(1 - beta), b = static_cast<float>(beta);
   dispatch_float(g.scalar_type(), "nesterov", [&]<typename Gradient>() {
     float* const pm = writes<float>(m);

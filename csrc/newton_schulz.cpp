@@ -1,7 +1,7 @@
 // Newton-Schulz on the CPU: products of matrices (product.h), and a symmetric matrix made whole from its lower triangle.
 //
-// Of a product that is known to be symmetric only the tiles that reach below the diagonal are summed (60 % of them at n = 192), and mirrored.
-// What kernels/newton_schulz.py has torch multiply, it does by panels of rows as far as the diagonal.
+// Of a product that is known to be symmetric only the tiles that reach below the diagonal are summed (60 % of them at n = 192); the rest is mirrored.
+// What kernels/newton_schulz.py has torch multiply, it asks for by panels of rows, each as far as the diagonal.
 //
 // Bound: arithmetic, 2 M N K flops a product, half of that where it is symmetric; the mirror image is one read of the lower triangle
 // and one write of the upper.
@@ -9,11 +9,13 @@
 
 namespace {
 
-constexpr int64_t kTile = 32;  // tune: 16 32 64
 // Side of the squares that are transposed: rows of one 64-byte line or more, both squares in L1.
+constexpr int64_t kTile = 32;  // tune: 16 32 64
+// Elements that a thread takes at least, counting a row of squares as n * kTile.
+constexpr int64_t kGrain = 1 << 15;
 
-// Square (i, j) below the diagonal -> square (j, i) above it. Floats pass through registers; others through a buffer: rows of S are far apart, at
-// n = 1024 all in one set of the cache, so S is read and written by rows only.
+// Square (i, j) below the diagonal -> square (j, i) above it. Whole squares pass through registers; those of fp16, and those that the end of S cuts
+// off, pass through a buffer: rows of S are far apart, at n = 1024 all in one set of the cache, so that S is read and written by rows only.
 template <typename T>
 void transpose_square(T* s, int64_t n, int64_t i, int64_t j) {
   const int64_t rows = std::min(kTile, n - i);
@@ -43,12 +45,12 @@ void complete_square(T* s, int64_t n, int64_t i, float diagonal) {
 
 // S (B, n, n) contiguous: the upper triangle becomes the lower one's mirror image, and the diagonal grows by `diagonal`.
 void mirror(Tensor S, double diagonal) {
-  STD_TORCH_CHECK(S.dim() == 3 && S.size(1) == S.size(2) && S.is_contiguous(), "newton_schulz: expected a contiguous (B, n, n)");
-  const int64_t B = S.size(0), n = S.size(1), rows = (n + kTile - 1) / kTile;
+  STD_TORCH_CHECK(S.dim() == 3 && S.size(1) == S.size(2) && S.is_contiguous(), "newton_schulz: expected a contiguous S (B, n, n), got ", describe(S));
+  const int64_t B = S.size(0), n = S.size(1), rows = ceil_div(n, kTile);
   const float d = static_cast<float>(diagonal);
   dispatch_float(S.scalar_type(), "newton_schulz", [&]<typename T>() {
     T* data = writes<T>(S);
-    torch::stable::parallel_for(0, B * rows, std::max<int64_t>(1, (1 << 15) / (n * kTile + 1)), [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, B * rows, std::max<int64_t>(1, kGrain / (n * kTile + 1)), [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task) {
         T* s = data + task / rows * n * n;
         const int64_t i = task % rows * kTile;
@@ -89,15 +91,18 @@ void multiply(const Tensor& left, const Tensor& right, const std::optional<Tenso
 void product(const Tensor& left, const Tensor& right, const std::optional<Tensor>& add, double b, double c, bool lower, Tensor out) {
   const ScalarType type = out.scalar_type();
   for (const Tensor* t : {static_cast<const Tensor*>(&out), &left, &right})
-    STD_TORCH_CHECK(t->dim() == 3 && t->size(0) == out.size(0) && t->scalar_type() == type, "newton_schulz: expected three of (B, M, N) and one dtype");
+    STD_TORCH_CHECK(t->dim() == 3 && t->size(0) == out.size(0) && t->scalar_type() == type,
+                    "newton_schulz: expected left, right and out of three dimensions, one batch and one type, got ", describe(left), ", ",
+                    describe(right), " and ", describe(out));
   const int64_t M = out.size(1), N = out.size(2);
   STD_TORCH_CHECK(left.size(1) == M && right.size(1) == left.size(2) && right.size(2) == N && out.is_contiguous() && (!lower || M == N),
-                  "newton_schulz: factors and result do not fit together");
+                  "newton_schulz: factors and result do not fit together: expected left (B, M, K), right (B, K, N) and a contiguous out (B, M, N)",
+                  lower ? " with M = N" : "", ", got ", describe(left), ", ", describe(right), " and ", describe(out));
   STD_TORCH_CHECK(!add || (add->is_contiguous() && add->numel() == out.numel() && add->scalar_type() == type),
-                  "newton_schulz: expected what is added as the result is");
+                  "newton_schulz: expected add as out is, a contiguous ", describe(out), ", got ", describe(*add));
   const auto multiply_as = [&]<typename T>() { multiply<T>(left, right, add, static_cast<float>(b), static_cast<float>(c), lower, out); };
   if (type == ScalarType::BFloat16 && multiplies_pairs()) return multiply_as.template operator()<bf16>();
-  STD_TORCH_CHECK(type == ScalarType::Float, "newton_schulz: expected float32, or bfloat16 on a processor with AVX512-BF16, got scalar type ", static_cast<int>(type));
+  STD_TORCH_CHECK(type == ScalarType::Float, "newton_schulz: expected float32, or bfloat16 on a processor with AVX512-BF16, got ", type);
   multiply_as.template operator()<float>();
 }
 

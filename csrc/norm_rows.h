@@ -1,18 +1,17 @@
 // RMSNorm row by row, forward and backward: what rms_norm.cpp and add_rms_norm.cpp share.
 //
-// A row of D elements (a few KB) is passed over twice, but only the first pass reads memory: the second finds it in L1. Of a bfloat16
-// row converting is then the larger part of the work: it is written out in vectors (lanes.h).
+// A row of D elements (a few KB) is passed over twice, but only the first pass reads memory: the second finds it in L1. For a bfloat16 row
+// conversion is then the larger part of the work, which is why it is written out in vectors (lanes.h).
 #pragma once
 
 #include "lanes.h"
 
+// Elements that a thread takes at least: below that, waking the pool (about 5 us) costs more than the rows.
 constexpr int64_t kGrain = 1 << 14;  // tune: 4096 16384 65536
-// Elements a thread takes at least: below it waking the pool (about 5 us) costs more than the rows.
+// Pieces that a backward is cut into at most. Each sums its own dweight, so that the sum depends on the shape and not on the threads.
 constexpr int64_t kParts = 64;  // tune: 16 64 256
-// Pieces that a backward is cut into at most. Each sums its own dweight, so the sum depends on the shape and not on the threads.
-
+// Elements of the rows that are summed before the first of them is scaled.
 constexpr int64_t kTogether = 512;  // tune: 1 512 1024 2048
-// Elements whose rows are summed together before any of them is scaled.
 
 // 1 / sqrt(mean(x^2) + eps)
 template <typename T>
@@ -30,8 +29,13 @@ void row_scale(const T* x, const float* weight, float rstd, T* y, int64_t D) {
   });
 }
 
-// With n = x * rstd and g = dy * weight:  dx = rstd * (g - n * mean(g * n)) = rstd * (g - x * c),  dweight += dy * n.
-// kWeight: there is a weight. kJoin: another gradient, `joining`, reaches x too, and dx is the sum of both.
+// Backward of a row takes two passes. With n = x * rstd and g = dy * weight:
+//
+//   c = rstd^2 * mean(g * x)     dx = rstd * (g - n * mean(g * n)) = rstd * (g - x * c)     dweight += dy * n
+//
+// kWeight: there is a weight.
+
+// The first pass: c, the one number of dx that takes the whole row.
 template <bool kWeight, typename T>
 float row_c(const T* dy, const T* x, const float* weight, float rstd, int64_t D) {
   Pair dot{};
@@ -41,6 +45,7 @@ float row_c(const T* dy, const T* x, const float* weight, float rstd, int64_t D)
   return sum_of(dot) * rstd * rstd / static_cast<float>(D);
 }
 
+// The second pass: dx and dweight. kJoin: another gradient, `joining`, reaches x too, and dx is the sum of both.
 template <bool kWeight, bool kJoin, typename T>
 void row_dx(const T* dy, const T* x, const float* weight, float rstd, float c, const T* joining, T* dx, float* dweight,
             int64_t D) {
@@ -52,8 +57,8 @@ void row_dx(const T* dy, const T* x, const float* weight, float rstd, float c, c
   });
 }
 
-// Calls first(r), then second(r), for every row from begin to end; the first calls of short rows go ahead together, so that one
-// row's sum, root and division run while the next row is read (1.4x at D = 256).
+// Calls first(r) and then second(r) for every row r from begin to end. Of short rows several have their first call before any has its second,
+// so that one row's sum, root and division run while the next row is read (1.4x at D = 256).
 template <typename First, typename Second>
 void in_two_passes(int64_t begin, int64_t end, int64_t D, First&& first, Second&& second) {
   const int64_t together = std::clamp<int64_t>(kTogether / std::max<int64_t>(1, D), 1, kTogether);
@@ -108,7 +113,7 @@ inline std::tuple<Tensor, Tensor> norm_backward(const Tensor& dy, const Tensor& 
   const int64_t R = x.size(0), D = x.size(1);
   Tensor dx = torch::stable::empty_like(x);
   Tensor dweight = torch::stable::new_zeros(x, {D}, ScalarType::Float);
-  dispatch_float(x.scalar_type(), "a norm's backward", [&]<typename T>() {
+  dispatch_float(x.scalar_type(), "rms_norm or add_rms_norm, backward", [&]<typename T>() {
     const auto run = [&]<bool kWeight, bool kJoin>() {
       rows_backward<kWeight, kJoin, T>(reads<T>(dy), reads<T>(x), kWeight ? reads<float>(*weight) : nullptr,
                                        reads<float>(rstd), kJoin ? reads<T>(*joining) : nullptr, writes<T>(dx),
@@ -122,16 +127,13 @@ inline std::tuple<Tensor, Tensor> norm_backward(const Tensor& dy, const Tensor& 
   return {dx, dweight};
 }
 
-// What a caller may have got wrong, in words.
+// `name` begins every message: the op and the argument.
 inline void check_rows(const char* name, const Tensor& t, const Tensor& like) {
-  STD_TORCH_CHECK(t.dim() == 2 && t.is_contiguous(), name, ": expected a contiguous (R, D) tensor, got ", t.dim(),
-                  " dimensions", t.is_contiguous() ? "" : " and gaps between them");
+  STD_TORCH_CHECK(t.dim() == 2 && t.is_contiguous(), name, ": expected a contiguous (R, D), got ", describe(t));
   STD_TORCH_CHECK(t.size(0) == like.size(0) && t.size(1) == like.size(1) && t.scalar_type() == like.scalar_type(), name,
-                  ": expected (", like.size(0), ", ", like.size(1), ") and the same type as x, got (", t.size(0), ", ",
-                  t.size(1), ")");
+                  ": expected ", describe(like), ", got ", describe(t));
 }
 inline void check_vector(const char* name, const Tensor& t, int64_t n) {
   STD_TORCH_CHECK(t.dim() == 1 && t.is_contiguous() && t.size(0) == n && t.scalar_type() == ScalarType::Float, name,
-                  ": expected a contiguous float32 vector of ", n, " elements, got ", t.numel(), " in ", t.dim(),
-                  " dimensions");
+                  ": expected a contiguous float32 vector of ", n, " elements, got ", describe(t));
 }

@@ -1,22 +1,22 @@
-// Products by steps of one lane of 32 bits: of one float32, or of two bfloat16 that lie in it, whose products an instruction of AVX512-BF16 adds
-// to the lane's float32. Code that moves lanes about serves both; sums are float32 to the end.
+// Products in steps of one 32-bit lane: of one float32, or of the two bfloat16 that fit into it. An instruction of AVX512-BF16 multiplies two pairs of
+// bfloat16 and adds both products to the float32 sum of their lane. Code that only moves lanes serves both types; all sums are float32.
 //
-// On a Zen 4 core 225 GFLOP/s in place of 100. Zen 4 and later and Intel since Cooper Lake have the instruction; where it is not, bfloat16 is
+// On a Zen 4 core the instruction brings 225 GFLOP/s in place of 100. Zen 4 and later and Intel since Cooper Lake have it; elsewhere bfloat16 is
 // widened as it is read.
 #pragma once
 
 #include "lanes.h"
 
-// Terms of a sum that a lane takes at a step.
+// Terms of a sum that a lane takes in a step.
 template <typename T>
 constexpr int64_t kTerms = sizeof(float) / sizeof(T);
 template <typename T>
-constexpr int64_t steps_of(int64_t terms) { return (terms + kTerms<T> - 1) / kTerms<T>; }
+constexpr int64_t steps_of(int64_t terms) { return ceil_div(terms, kTerms<T>); }
 
 typedef float unaligned_float __attribute__((aligned(1), may_alias));
 typedef uint32_t unaligned_word __attribute__((aligned(1), may_alias));
 
-// Whether this build for this processor has products of pairs.
+// Whether this build has that instruction, and this processor too.
 inline bool multiplies_pairs() {
 #if defined(__AVX512F__)
   return __builtin_cpu_supports("avx512bf16");
@@ -25,7 +25,7 @@ inline bool multiplies_pairs() {
 #endif
 }
 
-// sum + the products of the terms at `left`, the same for all lanes, with each lane's terms of `right`.
+// sum + each lane's products of the terms at `left`, which are the same for all lanes, with its terms of `right`.
 template <typename T>
 inline floats add_products(floats sum, const void* left, floats right) {
   if constexpr (kTerms<T> == 1) return sum + right * *static_cast<const unaligned_float*>(left);
@@ -36,13 +36,13 @@ inline floats add_products(floats sum, const void* left, floats right) {
   return sum;
 }
 
-// Two rows of bfloat16 -> both of each column in one lane, first those of even columns and then of odd ones, as a Pair has its elements.
+// Two rows of bfloat16 -> both elements of a column in one lane, first the even columns and then the odd ones, as a Pair has its elements.
 inline Pair zipped(const bf16* above, const bf16* below) {
   const words a = *reinterpret_cast<const unaligned_words*>(above), b = *reinterpret_cast<const unaligned_words*>(below);
   return {reinterpret_cast<floats>((a & 0xffffu) | b << 16), reinterpret_cast<floats>(a >> 16 | (b & 0xffff0000u))};
 }
 
-// Which of kBlock lanes has column c of a Pair of T.
+// Which of kBlock lanes holds column c of a Pair of T.
 template <typename T>
 constexpr int64_t lane_of(int64_t c) {
   return std::is_same_v<T, bf16> ? c % 2 * kLanes + c / 2 : c;

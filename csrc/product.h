@@ -2,12 +2,15 @@
 //
 //   left (B, M, K) times right (B, K, N), both of any strides
 //
-// A tile of the result stays in registers while it is summed: kTileRows x 2 vectors, each fed by one broadcast and two loads a step, so that the
-// fused multiply-adds (12 x 2 a step on AVX-512, two a cycle) and not the loads (14, two a cycle) set the pace. `right` is packed by panels of two
-// vectors' width, kGroup of them at a time in L2, and a tile's rows meet them one after the other out of L1.
+// A tile of the result stays in registers while it is summed: kTileRows x 2 vectors. A step takes one broadcast for each row and two loads, so that
+// the fused multiply-adds (12 x 2 a step on AVX-512, two a cycle) and not the loads (14, two a cycle) set the pace. `right` is packed by panels of
+// two vectors' width, kGroup of them at a time in L2, and the rows of a tile meet them one after the other out of L1.
 //
-// GFLOP/s at 16 x 192 x 192 on two cores, of a symmetric product, of which only a part is summed, counted whole; and torch's bmm. float32 on a Xeon,
-// of 340, before the rows had few pointers: 290, 458; 260. bfloat16 on a Zen 4, of 468: 409, 661; 409 (results/HISTORY.md).
+// GFLOP/s at 16 x 192 x 192 on two cores (results/HISTORY.md). Of a symmetric product only a part is summed, but it is counted whole.
+//
+//   peak of the machine                                                product   symmetric, counted whole   torch.bmm
+//   float32    Xeon, 340 (before the rows had few pointers)                290                        458         260
+//   bfloat16   Zen 4, 468                                                  409                        661         409
 #pragma once
 
 #include "pairs.h"
@@ -20,19 +23,17 @@ constexpr int kTileRows = 12;  // 24 of 32 registers hold sums
 constexpr int kTileRows = 6;  // 12 of 16
 #endif
 constexpr int kTileColumns = 2 * kLanes;
+// Steps of a packed panel: 256 of them are 32 KB.
 constexpr int64_t kSteps = 256;  // tune: 128 256 512
-// Steps of a packed panel: of 256 it is 32 KB.
+// Panels packed at a time, for each of which a tile's rows are read again: 8 of them are 256 KB of L2.
 constexpr int64_t kGroup = 8;  // tune: 4 8 16
-// Panels packed at a time, for each of which a tile's rows are read again: 256 KB of L2.
+// Tiles whose sums wait for the next steps, where there are more steps than a panel has.
 constexpr int64_t kWaiting = 32;  // tune: 16 32 64
-// Tiles whose sums wait for the next steps, where there are more than a panel has.
 
 // A step of a packed panel.
 struct alignas(sizeof(floats)) Step {
   float lane[kTileColumns];
 };
-
-constexpr int64_t tiles_of(int64_t length, int64_t tile) { return (length + tile - 1) / tile; }
 
 // A matrix of any strides.
 template <typename T>
@@ -42,11 +43,12 @@ struct View {
   const T* at(int64_t i, int64_t j) const { return data + i * row + j * column; }
 };
 
-// The sums of one tile, which go on from `sums`: `left` points at its first row, `panel` holds kTileColumns lanes a step. If kRowMajor, rows are
-// `stride` apart and a row's terms follow each other; else a step's terms of all rows do, and steps are `stride` of them apart.
+// Adds the products of `steps` steps to `sums`, the sums of one tile. `left` points at the tile's first row, `panel` holds kTileColumns lanes a step.
+// If kRowMajor, rows are `stride` apart and the terms of a row are neighbours; else the terms of all rows in a step are neighbours, and steps are
+// `stride` rows' terms apart.
 template <bool kRowMajor, typename T>
 inline void sum_tile(const T* left, int64_t stride, const float* panel, int64_t steps, Pair (&sums)[kTileRows]) {
-  // Of three rows one has a pointer, and the others their distance from it: twelve pointers would pass through vector registers (8 % slower).
+  // One pointer for three rows, the others by their distance from it: twelve pointers would pass through vector registers (8 % slower).
   constexpr int kPointers = kTileRows / 3;
   const int64_t next_row = kRowMajor ? stride : kTerms<T>, next_step = kRowMajor ? kTerms<T> : stride * kTerms<T>;
   const T* row[kPointers];
@@ -64,7 +66,7 @@ inline void sum_tile(const T* left, int64_t stride, const float* panel, int64_t 
   }
 }
 
-// The square at `from`, whose rows are `stride` apart, transposed to `to`.
+// Transposes the square at `from`, whose rows are `stride` apart, to `to`.
 inline void transpose(const float* from, int64_t stride, float* to, int64_t to_stride) {
   floats rows[kLanes];
 #pragma GCC unroll 16
@@ -73,9 +75,9 @@ inline void transpose(const float* from, int64_t stride, float* to, int64_t to_s
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) *reinterpret_cast<unaligned_floats*>(to + i * to_stride) = rows[i];
 }
-// The same of kBlock x kBlock bfloat16.
+// The same for kBlock x kBlock bfloat16.
 inline void transpose(const bf16* from, int64_t stride, bf16* to, int64_t to_stride) {
-  floats even[kLanes], odd[kLanes];  // pairs of rows; transposed, of columns
+  floats even[kLanes], odd[kLanes];  // of pairs of rows; once transposed, of pairs of columns
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) {
     const Pair pair = zipped(from + 2 * i * stride, from + (2 * i + 1) * stride);
@@ -90,13 +92,13 @@ inline void transpose(const bf16* from, int64_t stride, bf16* to, int64_t to_str
   }
 }
 
-// A step's terms, `stride` apart; the second is zero where there is none.
+// The terms of a step, which are `stride` apart, in one lane. Of bfloat16 the second is zero unless the step is `whole`.
 inline float step(const float* from, int64_t, bool) { return *from; }
 inline float step(const bf16* from, int64_t stride, bool whole) {
   return std::bit_cast<float>(from->x | static_cast<uint32_t>(whole ? from[stride].x : 0) << 16);
 }
 
-// `depth` terms of columns j .. j + columns of `right`, from term k on, step by step; zeros where a panel is wider than what is left.
+// Packs `depth` terms of columns j .. j + columns of `right`, from term k on, step by step; zeros where a panel is wider than what is left.
 template <typename T>
 void pack(const View<T>& right, int64_t k, int64_t depth, int64_t j, int64_t columns, float* panel) {
   const int64_t whole = depth / kTerms<T>;  // steps
@@ -121,8 +123,8 @@ void pack(const View<T>& right, int64_t k, int64_t depth, int64_t j, int64_t col
       panel[done * kTileColumns + lane_of<T>(c)] = step(right.at(k + done * kTerms<T>, j + c), right.row, done < whole);
 }
 
-// `depth` terms of rows i .. i + height of `left`, from term k on, a step's terms of all rows beside each other; zeros where a tile is higher than
-// what is left.
+// Packs `depth` terms of rows i .. i + height of `left`, from term k on, the terms of all rows in a step as neighbours; zeros where a tile is higher
+// than what is left.
 template <typename T>
 void pack_rows(const View<T>& left, int64_t i, int64_t height, int64_t k, int64_t depth, float* rows) {
   if (height < kTileRows) std::fill_n(rows, steps_of<T>(depth) * kTileRows, 0.f);
@@ -138,7 +140,7 @@ void pack_rows(const View<T>& left, int64_t i, int64_t height, int64_t k, int64_
   }
 }
 
-// The rows of a tile: where they lie, if that serves, or packed into `room`.
+// The rows of a tile: read where they lie if their strides allow it, else packed into `room`.
 template <typename T>
 struct Rows {
   const T* data;
@@ -165,30 +167,30 @@ struct Product {
   int64_t M, N, K;
   bool lower;
 
-  int64_t groups() const { return tiles_of(N, kGroup * kTileColumns); }
-  // Tiles of the columns of a group: from the first that reaches below the diagonal on.
+  int64_t groups() const { return ceil_div(N, kGroup * kTileColumns); }
+  // Tiles of rows that a group of columns needs: those from the first that reaches below the diagonal on.
   int64_t first_tile(int64_t group) const { return lower ? group * kGroup * kTileColumns / kTileRows : 0; }
-  int64_t tiles(int64_t group) const { return tiles_of(M, kTileRows) - first_tile(group); }
-  // Short rows of tiles, which end at the diagonal, and whole ones by turns, so that threads have alike.
+  int64_t tiles(int64_t group) const { return ceil_div(M, kTileRows) - first_tile(group); }
+  // Short rows of tiles, which end at the diagonal, and whole ones by turns, so that all threads have as much to do.
   int64_t tile(int64_t group, int64_t turn) const {
     return first_tile(group) + (!lower ? turn : turn % 2 ? tiles(group) - 1 - turn / 2 : turn / 2);
   }
 };
 
-// Tiles `begin` to `end` of a group's; calls finish(i, j, sums, columns) for each row i of a tile, whose columns begin with j.
+// Sums tiles `begin` to `end` of a group and calls finish(i, j, sums, columns) for each row i of a tile, whose columns begin with j.
 template <typename T, typename Finish>
 void multiply_group(const Product<T>& product, int64_t group, int64_t begin, int64_t end, const Finish& finish) {
   constexpr int64_t kDepth = kSteps * kTerms<T>;
   const auto [left, right, M, N, K, lower] = product;
   const int64_t first = group * kGroup * kTileColumns, last = std::min(N, first + kGroup * kTileColumns);
-  const int64_t panels = tiles_of(last - first, kTileColumns), panel_steps = std::min(steps_of<T>(K), kSteps);
+  const int64_t panels = ceil_div(last - first, kTileColumns), panel_steps = std::min(steps_of<T>(K), kSteps);
   const int64_t block = K > kDepth ? kWaiting : end - begin;
   const auto packed = std::make_unique_for_overwrite<Step[]>(panels * panel_steps);
   const auto waiting = std::make_unique_for_overwrite<Step[]>(K > kDepth ? block * panels * kTileRows : 0);
   alignas(64) float room[kSteps * kTileRows];
   for (; begin < end; begin += block) {
     int64_t k = 0;
-    do {  // once where there are no terms: sums are zero then
+    do {  // once even where K is 0: the sums are zero then
       const int64_t depth = std::min(kDepth, K - k);
       for (int64_t p = 0, j = first; p < panels; ++p, j += kTileColumns)
         pack(right, k, depth, j, std::min<int64_t>(kTileColumns, last - j), packed[p * panel_steps].lane);
@@ -211,7 +213,7 @@ void multiply_group(const Product<T>& product, int64_t group, int64_t begin, int
   }
 }
 
-// B products of one shape on all threads: product(b) is one of them, and finish(b, i, j, sums, columns) is called once for each row i of each tile.
+// B products of one shape on all threads: product(b) is one of them, and finish(b, i, j, sums, columns) is called once for each row of each tile.
 template <typename Products, typename Finish>
 void multiply_all(int64_t B, const Products& product, const Finish& finish) {
   if (B == 0) return;

@@ -2,24 +2,24 @@
 //
 //   n = x / sqrt(mean(x^2) + eps)      y[i] = n[i] c[i] - n[i + D/2] s[i]      y[i + D/2] = n[i + D/2] c[i] + n[i] s[i]
 //
-// with c and s the cos and sin of its position. Backward turns dy back, g = R^T dy, and then is RMSNorm's:
+// where c and s are the cos and sin of its position. Backward turns dy back, g = R^T dy, and then does what RMSNorm's does:
 //
 //   dx = rstd (g - x rstd^2 mean(g x))
 //
 // Bound: memory. Forward reads and writes q and k once, backward reads dy and x and writes dx. rstd is not kept: both sums of backward,
 // that of x^2 and that of g x, come from one reading of the row. Where a composition of torch's functions makes normalised, rotated and
-// concatenated copies, a row here (128 B to 512 B) stays in registers and L1. For rows as short as those of the usual heads the bound is the
-// arithmetic all the same: they are written out in vectors (lanes.h), twice as fast.
+// concatenated copies, a row here (128 B to 512 B) stays in registers and L1. Rows as short as those of the usual heads are bound by arithmetic
+// all the same: written out in vectors (lanes.h) they are twice as fast.
 //
 // q and k may be views of a packed projection: rows are read where they lie, at any distance from each other.
 #include "lanes.h"
 
 namespace {
 
+// Elements that a thread takes at least: below that, waking the pool (about 5 us) costs more than the rows.
 constexpr int64_t kGrain = 1 << 14;  // tune: 4096 16384 65536
-// Elements a thread takes at least: below it waking the pool (about 5 us) costs more than the rows.
 
-// The cos and sin of a position, D/2 each, arranged as the rows are (lanes.h).
+// The cos and sin of a position, D/2 of each, in the order of the rows' lanes (lanes.h).
 struct Turn {
   const float *cos, *sin;
 };
@@ -91,14 +91,14 @@ void for_each_token(const Tensor& q, const Tensor& k, const Tensor& cos, const T
 
 void check(const char* name, const Tensor& x, const Tensor& q) {
   STD_TORCH_CHECK(x.dim() == 4 && x.size(0) == q.size(0) && x.size(1) == q.size(1) && x.size(3) == q.size(3) && x.size(3) % 2 == 0,
-                  "qk_norm_rope ", name, ": expected (B, T, H, D) with an even D and the B, T and D of q");
-  STD_TORCH_CHECK(x.stride(3) == 1 || x.numel() == 0, "qk_norm_rope ", name, ": expected rows without gaps, got stride ", x.stride(3));
-  STD_TORCH_CHECK(x.scalar_type() == q.scalar_type(), "qk_norm_rope ", name, ": expected the type of q");
+                  "qk_norm_rope ", name, ": expected (B, T, H, D) with an even D and the B, T and D of q, ", describe(q), ", got ", describe(x));
+  STD_TORCH_CHECK(x.stride(3) == 1 || x.numel() == 0, "qk_norm_rope ", name, ": expected rows without gaps, got ", describe(x));
+  STD_TORCH_CHECK(x.scalar_type() == q.scalar_type(), "qk_norm_rope ", name, ": expected the type of q, ", q.scalar_type(), ", got ", x.scalar_type());
 }
 void check_table(const char* name, const Tensor& table, const Tensor& q) {
   STD_TORCH_CHECK(table.dim() == 2 && table.is_contiguous() && table.scalar_type() == ScalarType::Float &&
                       table.size(0) == q.size(1) && table.size(1) == q.size(3) / 2,
-                  "qk_norm_rope ", name, ": expected contiguous float32 (T, D/2) = (", q.size(1), ", ", q.size(3) / 2, ")");
+                  "qk_norm_rope ", name, ": expected a contiguous float32 (T, D/2) = (", q.size(1), ", ", q.size(3) / 2, "), got ", describe(table));
 }
 
 // q (B, T, H, D), k (B, T, Hk, D), rows without gaps; cos, sin (T, D/2) contiguous float32 -> q', k' contiguous
@@ -123,7 +123,8 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dq_out, const Tensor& dk_out, 
                                     const Tensor& cos, const Tensor& sin, double eps) {
   check("q", q, q), check("k", k, q), check_table("cos", cos, q), check_table("sin", sin, q);
   check("dq", dq_out, q), check("dk", dk_out, q);
-  STD_TORCH_CHECK(dq_out.size(2) == q.size(2) && dk_out.size(2) == k.size(2), "qk_norm_rope: expected gradients with the heads of q and k");
+  STD_TORCH_CHECK(dq_out.size(2) == q.size(2) && dk_out.size(2) == k.size(2), "qk_norm_rope: expected dq and dk with the heads of q and k, ",
+                  q.size(2), " and ", k.size(2), ", got ", dq_out.size(2), " and ", dk_out.size(2));
   Tensor dq = torch::stable::new_empty(q, q.sizes()), dk = torch::stable::new_empty(k, k.sizes());
   const int64_t H = q.size(2), Hk = k.size(2), half = q.size(3) / 2;
   const float e = static_cast<float>(eps);

@@ -129,6 +129,7 @@ def _cpp_backward(
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
+BAND = ("before", "after")  # a window of another length takes no compilation of its own
 
 
 @triton.jit
@@ -225,7 +226,7 @@ def _forward_tiles(
     return acc, total, m
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BAND)
 def _attention_forward_kernel(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, q_strides, k_strides, v_strides, o_strides, H, T, before, after, scale,
     GROUP: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, SECTION: tl.constexpr,
@@ -292,7 +293,7 @@ def _dq_tiles(
     return dq
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BAND)
 def _attention_dq_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, q_strides, k_strides, v_strides, do_strides, dq_strides,
     H, T, before, after, scale,
@@ -350,7 +351,7 @@ def _dkv_tiles(
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=BAND)
 def _attention_dkv_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
     q_strides, k_strides, v_strides, do_strides, dk_strides, dv_strides, H, T, before, after, scale,

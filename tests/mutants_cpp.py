@@ -36,8 +36,10 @@ STRIDES = {".row": ".column", ".column": ".row"}
 NOT_VALUES = re.compile(
     r"// tune\b|^\s*template\b|^\s*using\b|static_assert|constexpr int k|^LAB_|^\s*m\.(def|impl)\("
 )
-# Never called, and advice to the operating system: no change there can show.
-WITHOUT_EFFECT = re.compile(r"^(?:inline float fast_tanh|Tensor new_buffer)\(.*?^}", re.M | re.S)
+# Never called, the words of an error, and advice to the operating system: no change there can show.
+WITHOUT_EFFECT = re.compile(
+    r"^(?:inline float fast_tanh|inline std::string describe|Tensor new_buffer)\(.*?^}", re.M | re.S
+)
 OPERAND = r"\w+(?:::\w+)?(?:\.\w+)?(?:<\w+>)?(?:\([^()]*\)|\[[^\[\]]*\])?(?![\w(<\[.:])"
 DECLARATION = re.compile(r"^(const |float |int64_t |T )|[*&]\s*\w+$|^\s*$|[\[{]")
 

@@ -30,7 +30,7 @@ def bits_per_byte(tree: Path, dataset: Dataset, *, seconds: float, steps: int | 
             {"vocab_size": dataset.vocab_size, "bos": dataset.bos, "sequence_length": T, "device": "cpu", "seconds": seconds}
         )  # fmt: skip
         trainer.warm_up(torch.randint(0, dataset.vocab_size, (4 * T,)))
-        shard = np.memmap(dataset.train_file(), dataset.tokens("train").dtype, mode="c")
+        shard = np.memmap(dataset.directory / "train.bin", dataset.tokens("train").dtype, mode="c")
         trained = trainer.train(torch.from_numpy(shard), 0, seconds, lambda _: None, steps)
         if "val_bpb" in trained:
             return float(trained["val_bpb"])

@@ -101,8 +101,10 @@ def test_on_a_gpu_a_call_launches_a_triton_kernel_of_the_file(
 
     judge = SimpleNamespace(device="cuda", tree=ROOT, ask=ask)
     lay = SimpleNamespace(call={})
-    of = SimpleNamespace(judge=judge, rng=random.Random(0), lay=lambda case: lay)
-    subject = SimpleNamespace(of=of, contract=contract("rms_norm"), default="triton", trial=[None])
+    exam = SimpleNamespace(judge=judge, rng=random.Random(0), lay=lambda case: lay)
+    subject = SimpleNamespace(
+        exam=exam, contract=contract("rms_norm"), default="triton", trial=[None]
+    )
     with contextlib.nullcontext() if honest else pytest.raises(Refused, match="does not run"):
         correctness_origin.own_work(subject, None)
     assert asked == ["trace"]

@@ -146,7 +146,7 @@ def test_every_goal_is_a_call_of_its_op_and_lies_between_floor_and_peer():
 def test_the_plan_measures_every_op_and_reaches_what_has_a_goal_in_the_budget():
     groups = gpu_report.plan()
     names = [str(part) for group in groups for part in group]
-    assert len(names) == len(set(names)) == 2 + 4 * len(gpu_report.ops())
+    assert len(names) == len(set(names)) == 2 + 5 * len(gpu_report.ops())
     until = names.index("profile")
     longest = [max(part.seconds for part in group) for group in groups if str(group[0]) in names[: until + 1]]  # fmt: skip
     assert sum(longest) <= gpu_report.BUDGET_S < 9 * 60
@@ -156,10 +156,10 @@ def test_the_plan_measures_every_op_and_reaches_what_has_a_goal_in_the_budget():
 def test_a_peer_has_the_signature_of_its_op(peer):
     theirs = inspect.signature(peer.function).parameters
     assert list(theirs) == list(inspect.signature(contract(peer.op).reference).parameters)
-    assert peer.missing() == "" or f"pip install {peer.install}" in peer.missing()
+    assert peer.why_not() == "" or f"pip install {peer.install}" in peer.why_not()
 
 
-@pytest.mark.skipif(not PEERS[0].missing(), reason="it is installed here")
+@pytest.mark.skipif(not PEERS[0].why_not(), reason="it is installed here")
 def test_a_peer_is_asked_through_a_runner_and_says_there_what_it_lacks(tmp_path):
     peer, asked = PEERS[0], contract(PEERS[0].op)
     with Judge(peer.tree(tmp_path)) as judge:
@@ -178,9 +178,9 @@ def test_what_others_have_written_is_not_measured_where_it_is_wrong(tmp_path, fa
         f"    return torch.nn.functional.rms_norm(x, x.shape[-1:], weight, eps) * {factor}\n"
     )
     case = contract("rms_norm").trial["cpu"][0]
-    found = arms.missing("rms_norm", case, Arm("theirs", tmp_path), "cpu")
+    found = arms.why_not("rms_norm", case, Arm("theirs", tmp_path), "cpu")
     assert (said in found) if said else found == ""
-    assert arms.missing("rms_norm", case, Arm("ours", arms.ROOT, "torch"), "cpu") == ""
+    assert arms.why_not("rms_norm", case, Arm("ours", arms.ROOT, "torch"), "cpu") == ""
 
 
 def test_events_are_a_gpus_and_a_warm_call_runs_forward_and_backward():

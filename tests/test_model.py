@@ -54,7 +54,9 @@ def trainer(monkeypatch: pytest.MonkeyPatch) -> train.Trainer:
     monkeypatch.setattr(
         train, "configure", lambda device, V, T, impl, size: tiny(impl=dict(impl or {}))
     )
-    monkeypatch.setattr(train, "batch_for", lambda device, config: train.Batch(rows=8, micro_rows=8))
+    monkeypatch.setattr(
+        train, "batch_for", lambda device, config: train.Batch(rows=8, micro_rows=8)
+    )
     return train.Trainer(SPEC)
 
 

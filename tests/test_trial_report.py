@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bench import trial_report
+from bench.identity import Mixed
 from bench.trial import TrialResult
 
 DATASET = SimpleNamespace(directory=SimpleNamespace(name="embedded"))
@@ -47,7 +48,7 @@ def test_arms_take_turns_and_an_ended_run_goes_on_with_what_is_missing(asked, tm
 
     trial_report.trials(DATASET, 5.0, (0,), [*arms, "torch.compile"], "cpu", kept)
     assert asked[7:] == [("torch.compile", 0)]
-    with pytest.raises(SystemExit, match="give another --out"):
+    with pytest.raises(Mixed, match="give another --out"):
         trial_report.trials(DATASET, 6.0, (0, 1, 2), arms, "cpu", kept)
 
 

@@ -82,7 +82,7 @@ def test_a_keep_that_a_faster_machine_made_does_not_survive_the_incumbents_re_ru
     campaign.run(lab, replace(MODEL, experiments=1), screen, Worthless(after=2, bits=bits))
     assert statuses(lab) == [DROP]
     assert "quarantined" not in lab.ledger().experiments()[0].outcome.reason
-    assert any("the machine has changed: the incumbent makes +20% tokens/s" in s for s in screen.lines)  # fmt: skip
+    assert any("the machine has changed: the incumbent's tokens/s changed by +20%" in s for s in screen.lines)  # fmt: skip
 
 
 def age(lab: Lab, seconds: float) -> None:

@@ -90,9 +90,9 @@ def test_a_machine_that_stays_as_it_was_raises_no_alarm() -> None:
 @pytest.mark.parametrize(
     ("now", "words"),
     [
-        (trial(1.8, 880.0), "-12% tokens/s"),
-        (trial(1.8, 1120.0), "+12% tokens/s"),
-        (trial(1.82), "+0.0200 BPB"),
+        (trial(1.8, 880.0), "tokens/s changed by -12%"),
+        (trial(1.8, 1120.0), "tokens/s changed by +12%"),
+        (trial(1.82), "BPB changed by +0.0200"),
         (TrialResult(False, "late", "no answer"), "no longer trains (late"),
     ],
 )

@@ -6,8 +6,8 @@ Adam with decoupled weight decay (Loshchilov & Hutter 2019), as torch.optim.Adam
     exp_avg_sq <- beta2 exp_avg_sq + (1 - beta2) grad^2
     param      <- (1 - lr weight_decay) param - lr / (1 - beta1^step) * exp_avg / (sqrt(exp_avg_sq / (1 - beta2^step)) + eps)
 
-param is the float32 master weight, grad float32 or bfloat16, and so are the two moments. The step is taken with the new moments before they
-are rounded to be stored. Whatever the strides; grad may be expanded.
+param is the float32 master weight; grad and the two moments are float32 or bfloat16. The step is taken with the new moments before they are
+rounded to be stored. All strides are allowed; grad may be expanded.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def reference(
 def draw(rng: random.Random) -> Case:
     shape = tuple(draw_size(rng, 200) for _ in range(rng.choice((1, 2, 2, 3))))
     shape = shape[:2] + tuple(min(n, 24) for n in shape[2:])
-    layouts = LAYOUTS if len(shape) > 1 else OWN_MEMORY  # one number for all is no vector
+    # an expanded vector would be one number
+    layouts = LAYOUTS if len(shape) > 1 else OWN_MEMORY
     grad = draw_float(rng, shape, rng.choice(STATES), layout=rng.choice(layouts))
     scalars = {
         "lr": 10 ** rng.uniform(-4, -0.5),
@@ -134,7 +135,7 @@ CONTRACT = Contract(
         "cpu": (_trial(8192, 192, MODEL),),  # an embedding, or the head
         "cuda": (_trial(8192, 512, MODEL),),
     },
-    # all four are read, three written
+    # all four are read, three are written
     least_bytes=lambda case: 2 * nbytes(*case.inputs.values()) - nbytes(case.inputs["grad"]),
     flops=lambda case: 14 * math.prod(case.inputs["param"].shape),
     library=("aten::_fused_adam", "aten::_foreach_"),

@@ -32,7 +32,7 @@ def _scores(q: Tensor, k: Tensor, causal: bool, window: int | None) -> Tensor:
     seen = j <= i if causal else torch.ones(T, T, dtype=torch.bool)
     if window is not None:
         seen = seen & (i - j < window) & (j - i < window)
-    # added and not filled in: a NaN may spread to what is masked, as it does in torch's own attention
+    # The mask is added and not filled in: a NaN may spread to what is masked, as it does in torch's own attention.
     mask = torch.zeros(T, T, dtype=q.dtype).masked_fill(~seen, -math.inf).to(q.device)
     return (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1]) + mask
 
@@ -94,11 +94,11 @@ def _qkv(B: int, H: int, T: int, D: int, dtype: str, window: int | None, calls: 
 def _terms(
     inputs: Mapping[str, Tensor], upstream: Sequence[Tensor], scalars: Mapping[str, Any]
 ) -> dict[str, float]:
-    """dscores = p dp - p sum(p dp), which is nothing where all values that a query sees are alike; its first term is not. The same
-    holds for dq and dk, which are sums of it: of their rounding errors each has its own sign, so that squares are added.
+    """dscores = p dp - p sum(p dp) is zero where all values that a query sees are alike, while its first term is not.
 
-    A backward that rebuilds p as exp(score - lse) has in p the rounding error of lse, which is |lse| times that of a number near one:
-    of torch's own attention dv is off by 2 to 4 float32 units of |lse| (scores of 100 to 900), the formula by none.
+    The same holds for dq and dk, which are sums of dscores; each rounding error in them has a sign of its own, so that squares are added. A
+    backward that rebuilds p as exp(score - lse) has in p the rounding error of lse, which is |lse| times that of a number near one: in torch's
+    own attention dv is off by 2 to 4 float32 units of |lse| (scores of 100 to 900), in the formula by none.
     """
     if not upstream:
         return {}

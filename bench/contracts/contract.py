@@ -19,8 +19,11 @@ from torch import Tensor
 from bench.protocol import span
 
 FLOATS = ("float32", "bfloat16", "float16")
-FAMILIES = ("normal", "offset", "heavy_tail", "spike", "rank_one", "constant", "zero")
-OWN_MEMORY = ("contiguous", "contiguous", "transposed", "padded", "offset")  # what can be written
+# What `draw_float` draws from; "edges" and "decades" are for a contract to ask for.
+VARIED = ("normal", "offset", "heavy_tail", "spike", "rank_one")
+FAMILIES = (*VARIED, "constant", "zero")
+# Layouts in which every element has memory of its own, so that an op may write to it.
+OWN_MEMORY = ("contiguous", "contiguous", "transposed", "padded", "offset")
 LAYOUTS = (*OWN_MEMORY, "expanded")
 
 
@@ -28,9 +31,16 @@ LAYOUTS = (*OWN_MEMORY, "expanded")
 class Input:
     """One tensor argument: its shape, how it lies in memory, and from which family its values come.
 
-    `layout`: "contiguous"; "transposed" (the two dimensions before the last are swapped in memory; for a matrix the last two);
-    "padded" (rows are further apart than they are long); "offset" (storage begins at an odd element); "expanded" (stride 0 along the
-    first dimension, so that all its slices are one).
+    layout      contiguous; transposed: the two dimensions before the last are swapped in memory, of a matrix the last two; padded: rows lie
+                further apart than they are long; offset: storage begins at an odd element; expanded: stride 0 along the first dimension,
+                so that all its slices are one
+    family      normal; offset: normal around 3; heavy_tail: normal times a log-normal size; spike: one element of 10 among elements of
+                0.01; rank_one: each matrix an outer product; edges: normal, the first and the last slice four times as large; constant:
+                0.7; zero; decades: matrices whose singular values fall evenly over three decades
+    scale       what these values are multiplied by
+    positive    their magnitudes, as of a running mean of squares
+
+    int64 values are drawn evenly from 0 to `below` - 1; in the family heavy_tail a tenth of them is -100, which means ignored.
     """
 
     shape: tuple[int, ...]
@@ -38,8 +48,8 @@ class Input:
     family: str = "normal"
     scale: float = 1.0
     layout: str = "contiguous"
-    below: int = 0  # for int64: values are drawn from [0, below)
-    positive: bool = False  # the magnitudes of the family's values: a running mean of squares
+    below: int = 0
+    positive: bool = False
 
     def strides(self) -> tuple[int, ...]:
         order = list(range(len(self.shape)))
@@ -65,7 +75,7 @@ class Input:
         """Fresh float64 (or int64) values of this family, contiguous."""
         if self.dtype == "int64":
             drawn = torch.randint(0, self.below, self.shape, generator=generator)
-            if self.family == "heavy_tail":  # a few positions are ignored
+            if self.family == "heavy_tail":
                 drawn[torch.rand(self.shape, generator=generator) < 0.1] = -100
             return drawn
         if self.layout == "expanded":
@@ -83,7 +93,7 @@ class Input:
             x.view(-1)[int(torch.randint(x.numel(), (1,), generator=generator))] = 10.0
         elif self.family == "rank_one":
             x = x[..., :1] * x[..., :1, :] if x.ndim > 1 else x
-        elif self.family == "edges" and x.numel():  # the first and the last are the largest
+        elif self.family == "edges" and x.numel():
             x[0] *= 4
             x[-1] *= 4
         elif self.family == "constant":
@@ -91,7 +101,6 @@ class Input:
         elif self.family == "zero":
             x.zero_()
         elif self.family == "decades":
-            # matrices whose singular values fall evenly over three decades
             U, _, Vh = torch.linalg.svd(x, full_matrices=False)
             x = (U * torch.logspace(0, -3, U.shape[-1], dtype=torch.float64)) @ Vh
         return (x.abs() if self.positive else x) * self.scale
@@ -103,9 +112,9 @@ class Case:
 
     inputs: Mapping[str, Input]
     scalars: Mapping[str, Any] = field(default_factory=dict)
-    # Where the exact gradient is zero by cancellation and any float gradient is noise
+    # Set where the exact gradient is zero by cancellation, so that any float gradient is noise.
     forward_only: bool = False
-    # Of a trial's case: how often a step of the model makes this call, in whatever dtype this machine trains in; its weight in the mix.
+    # How often a step of the trial's model makes this call, in whatever dtype this machine trains in: its weight in the mix.
     calls: int = 1
 
     def label(self) -> str:
@@ -125,45 +134,45 @@ class Contract:
 
     name: str
     reference: Callable[..., Any]  # Tensor or tuple of Tensors, in the dtype of the inputs
-    # Each result by its name: the input that it has shape and dtype of, or what says them of a case.
+    # By the name of each result: the input whose shape and dtype it has, or a function that gives them for a case.
     results: Mapping[str, str | Callable[[Case], Input]]
     # inputs through which gradients flow; empty: the op is not trained through
     differentiable: tuple[str, ...]
     draw: Callable[[random.Random], Case]
-    # A case in which every argument matters, and other values of its scalars: each alone moves the result far beyond rounding.
+    # A case in which every argument matters, and other values of its scalars, of which each alone moves the result far beyond rounding.
     telling: Callable[[random.Random], tuple[Case, Mapping[str, Any]]]
     # A case for several threads, tiles and chunks, none of which it fills, with every optional argument.
     large: Callable[[random.Random], Case]
     # Cases that are asked every time: what overflows, what is empty.
     corners: Callable[[random.Random], Sequence[Case]]
-    # By device: the shapes of the trial, heaviest first. Of a GPU with the rows that public figures have: of the model as many go through at once
-    # as its memory holds, 128 of 2,048 tokens in 80 GB.
+    # The shapes of the trial, by device, heaviest first. On a GPU they have as many rows as public figures have; the model itself takes as many at
+    # once as the memory holds, 128 sequences of 2,048 tokens in 80 GB.
     trial: Mapping[str, tuple[Case, ...]]
     least_bytes: Callable[[Case], int]  # forward, every tensor touched once
     flops: Callable[[Case], int]  # forward; backward is counted as twice this
-    # An op that overwrites arguments, as an optimizer does: its results are the arguments of these names as the call leaves them,
-    # and it returns None. The reference overwrites nothing and returns them.
+    # The op overwrites arguments, as an optimizer does: its results are the arguments of the same names as the call leaves them, and it
+    # returns None. The reference overwrites nothing, and returns them.
     in_place: bool = False
     # For a causal op: tensor name -> its dimension of time.
     time_axis: Mapping[str, int] = field(default_factory=dict)
     # Library functions that are this op as a whole, by the beginning of their dispatcher name, or packages that launch kernels past
-    # the dispatcher. A kernel file may call one only in an implementation of a name that says so.
+    # the dispatcher. A kernel file may call one only in an implementation that has one of `library_names`.
     library: tuple[str, ...] = ()
     library_names: tuple[str, ...] = ()
-    # Norms of the terms whose difference a result or a gradient is, by its name, where they can be far larger than itself:
-    # (inputs, upstream, scalars) -> norms.
+    # Where a result or a gradient is a difference of terms that can be far larger than itself: (inputs, upstream, scalars) -> the norms of
+    # these terms, by the name of the result or gradient.
     terms: (
         Callable[[Mapping[str, Tensor], Sequence[Tensor], Mapping[str, Any]], Mapping[str, float]]
         | None
     ) = None
-    # Inputs in which an infinity has one honest outcome; a NaN has one in all.
+    # Inputs in which an infinity has only one honest outcome; a NaN has only one in every input.
     infinite: tuple[str, ...] = ()
-    # Replaces the comparison of values where not the value but a property is asked: (case, inputs, plain result) -> what says of any result
-    # what is wrong with it, or "".
+    # Replaces the comparison of values where a property is asked for and not a value: (case, inputs, plain result) -> a function that says
+    # what is wrong with a result, "" if nothing.
     judge: Callable[[Case, Mapping[str, Tensor], Tensor], Callable[[Tensor], str]] | None = None
 
     def least_work(self, case: Case, *, trained: bool) -> tuple[float, float]:
-        """Bytes and flops of a call at least, and where it is `trained` of its backward: twice the arithmetic and, at least, twice the traffic."""
+        """Least bytes and flops of a call, with its backward where it is `trained`: twice the arithmetic and, at least, twice the traffic."""
         passes = 3 if self.differentiable and trained else 1
         return passes * self.least_bytes(case), passes * self.flops(case)
 
@@ -199,7 +208,7 @@ def draw_size(rng: random.Random, largest: int) -> int:
 def draw_float(rng: random.Random, shape: tuple[int, ...], dtype: str, **fixed: Any) -> Input:
     """A floating input of random family, scale and layout; `fixed` overrides."""
     chosen: dict[str, Any] = {
-        "family": rng.choice(FAMILIES[:5] if rng.random() < 0.85 else FAMILIES),
+        "family": rng.choice(VARIED if rng.random() < 0.85 else FAMILIES),
         # 1e-3 .. 1e3, but within what float16 can square
         "scale": 10 ** rng.uniform(-3, 3) if dtype != "float16" else 10 ** rng.uniform(-1, 0.5),
         "layout": rng.choice(LAYOUTS),

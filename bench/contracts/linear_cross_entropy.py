@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench.contracts.contract import (
     FLOATS,
-    LAYOUTS,
+    OWN_MEMORY,
     Case,
     Contract,
     Input,
@@ -51,7 +51,7 @@ def draw(rng: random.Random) -> Case:
         {
             "h": draw_float(rng, (*lead, D), dtype, scale=1.0, family=rng.choice(("normal", "spike", "heavy_tail"))),
             # never expanded: equal rows cancel in dh to nothing but rounding
-            "W": draw_float(rng, (V, D), dtype, scale=logits / math.sqrt(D), family="normal", layout=rng.choice(LAYOUTS[:-1])),
+            "W": draw_float(rng, (V, D), dtype, scale=logits / math.sqrt(D), family="normal", layout=rng.choice(OWN_MEMORY)),
             "targets": Input(lead, "int64", rng.choice(("normal", "heavy_tail")), below=V),
         },
         {"softcap": softcap},
@@ -104,8 +104,10 @@ def _head(N: int, D: int, V: int, dtype: str, calls: int = 1) -> Case:
 def _terms(
     inputs: Mapping[str, Tensor], upstream: Sequence[Tensor], scalars: Mapping[str, Any]
 ) -> dict[str, float]:
-    """loss = logsumexp(z) - z[target] and dh = u (p W - W[target]): where p is nearly one, differences of what is nearly equal. And
-    p = exp(z - logsumexp(z)) has the rounding error of what it is the exponential of, which is as much larger as logits are."""
+    """loss = logsumexp(z) - z[target] and dh = u (p W - W[target]) are differences of nearly equal terms where p is nearly one.
+
+    And p = exp(z - logsumexp(z)) has the rounding error of its exponent, which is as much larger as logits are.
+    """
     h, W = inputs["h"].float().flatten(0, -2), inputs["W"].float()  # sizes alone: float32 will do
     lengths, eps = W.square().sum(-1), torch.finfo(inputs["h"].dtype).eps
     u = upstream[0].float().flatten() if upstream else h.new_zeros(len(h))
@@ -121,11 +123,11 @@ def _terms(
 
 
 def _of_logits(z: Tensor, targets: Tensor, cap: float | None, eps: float) -> tuple[Tensor, Tensor]:
-    """Squares of a row's terms of the loss (N,), and of the terms of dz (N, V). What is named here is allowed eight float32 units of itself.
+    """Squares of a row's terms of the loss (N,), and of the terms of dz (N, V). An error of eight float32 units of these terms is allowed.
 
-    A version that caps in the dtype of h, with t = tanh(z / c), rounds t and then c t: its z is off by `eps` c t at most and the slope 1 - t^2 by
-    `eps` t^2. The plain version rounds logits before the cap, and shows z (1 - t^2) of the first; where they are far beyond the cap that is nothing,
-    and so is the slope.
+    A version that caps in the dtype of h, with t = tanh(z / c), rounds t and then c t: its z is off by `eps` c t at most, and the slope 1 - t^2 by
+    `eps` t^2. The plain version rounds logits before the cap, so that z (1 - t^2) of the first error is in its own; far beyond the cap that is
+    nothing, and so is the slope.
     """
     rounded = bent = slope = z.new_zeros(())
     unit = eps / torch.finfo(torch.float32).eps / 8

@@ -1,7 +1,7 @@
 """muon_update(weight, update, size, lr=0.02, decay=0.0, beta=0.95) -> None
 
-What Muon does with an orthogonalised update; overwrites weight and size. All are matrices (..., M, N), of which size has one number a
-neuron: its shape says which vectors are the neurons, (..., M, 1) the rows, (..., 1, N) the columns. For each matrix, with EPS = 1e-10:
+What Muon does with an orthogonalised update; overwrites weight and size. weight and update are matrices (..., M, N), size has one number for
+each neuron: its shape says which vectors are the neurons, (..., M, 1) the rows, (..., 1, N) the columns. For each matrix, with EPS = 1e-10:
 
     square <- mean of update^2 over each neuron
     size   <- size + (1 - beta) (square - size)                                     NorMuon (arXiv 2510.05491): a running mean square
@@ -9,7 +9,7 @@ neuron: its shape says which vectors are the neurons, (..., M, 1) the rows, (...
     step   <- factor update                                   neurons equally long, the whole update as long as it was, times lr
     weight <- weight - step - decay weight where step weight >= 0                   cautious weight decay (arXiv 2510.12402)
 
-weight and size are float32, update float32 or bfloat16. Whatever the strides; update may be expanded.
+weight and size are float32, update float32 or bfloat16. All strides are allowed; update may be expanded.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _case(
     weight: float = 0.1,
     layouts: tuple[str, str] = ("contiguous", "contiguous"),
 ) -> Case:
-    """A size that such updates leave behind."""
+    """A case with the size that such updates leave behind."""
     inputs = {
         "weight": Input(update.shape, scale=weight, layout=layouts[0]),
         "update": update,

@@ -3,7 +3,7 @@
     momentum <- momentum + (1 - beta) (grad - momentum)
     grad     <- grad + beta (momentum - grad)               Nesterov's look ahead: what is to be orthogonalised
 
-momentum is float32, grad float32 or bfloat16. grad is made from the new momentum before anything is rounded. Whatever the strides.
+momentum is float32, grad float32 or bfloat16. grad is made from the new momentum before anything is rounded. All strides are allowed.
 """
 
 from __future__ import annotations

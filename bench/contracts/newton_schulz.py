@@ -17,15 +17,18 @@ from torch import Tensor
 from bench.contracts.contract import Case, Contract, Input, draw_size, nbytes
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # Keller Jordan, Muon
-# The reference keeps values in 0.68 .. 1.13 once they are there; inside that band none is better than another
+# The reference keeps singular values in 0.68 .. 1.13 once they are there; inside that band none is better than another.
 CONVERGED = 0.33
 TINY = 1e-12
-REFERENCE_SLACK = 0.05  # singular values: this much further from one than the reference's is within what bf16 does to both
-VECTOR_ERROR = 6e-2  # of the singular vectors, relative to the norm: five steps in bf16 leave 2-4 %, in float32 1e-5
-ROUGH = 8
-# References in bfloat16. There rounding carries a weak direction nearer to one, or further from it, by luck: the quintic itself in bfloat16
-# lost to four in 1 of 253 drawn cases (two seeds of eight), to eight in none of 858; of one step skipped both refuse the same 63.
-NOISE_FACTOR = 2.0  # or this many times what the reference in bf16 leaves: there rounding drowns directions of 1e-3 for everyone
+# A singular value may be this much further from one than the reference's: bfloat16 moves both by as much.
+REFERENCE_SLACK = 0.05
+# Allowed error of the singular vectors, relative to the norm: five steps leave 2-4 % in bfloat16, 1e-5 in float32.
+VECTOR_ERROR = 6e-2
+# Or this many times what the reference in bfloat16 leaves: there rounding drowns directions of 1e-3 for everyone.
+NOISE_FACTOR = 2.0
+# Runs of the reference in bfloat16 that set the bar, since rounding there moves weak directions by luck. With 4 the quintic itself in bfloat16
+# failed 1 of 253 drawn cases (two seeds of eight), with 8 none of 858; both refuse the same 63 cases in which one step was skipped.
+ROUGH_RUNS = 8
 
 
 def reference(G: Tensor, steps: int = 5) -> Tensor:
@@ -44,7 +47,7 @@ def draw(rng: random.Random) -> Case:
     G = Input(
         (*lead, M, N),
         rng.choice(("float32", "bfloat16")),
-        # "decades" is where a skipped step shows: the smallest directions have not arrived yet
+        # a skipped step shows in "decades": the smallest directions have not arrived yet
         family=rng.choice(
             ("decades", "decades", "decades", "normal", "heavy_tail", "spike", "zero")
         ),
@@ -80,11 +83,14 @@ def large(rng: random.Random) -> Case:
 
 
 class Spectra:
-    """Compare spectra in float64: a result written in G's singular basis should be diagonal with entries near one. All but that is done once."""
+    """Compares spectra in float64: a result written in G's singular basis should be diagonal, with entries near one.
+
+    What the references reach is computed once; then any number of results can be compared.
+    """
 
     def __init__(self, case: Case, inputs: Mapping[str, Tensor], plain: Tensor) -> None:
         G, self.steps = inputs["G"], case.scalars.get("steps", 5)
-        rough = [reference(_moved(G, k).bfloat16(), self.steps) for k in range(ROUGH)]
+        rough = [reference(_moved(G, k).bfloat16(), self.steps) for k in range(ROUGH_RUNS)]
         others = [reference(G.double(), self.steps), plain, *rough]
         self.wanted = [
             None if g.norm() == 0 else _Wanted(g, near)
@@ -105,7 +111,7 @@ class Spectra:
 
 
 class _Wanted:
-    """Of one matrix g: how far from g's singular vectors, and from one, what references make of it lies."""
+    """For one matrix g, the bar: how far from g's singular vectors, and from one, the references end."""
 
     def __init__(self, g: Tensor, references: Sequence[Tensor]) -> None:
         self.basis = _Basis(g)

@@ -1,13 +1,24 @@
 """The only process that imports candidate code. It fills the judge's buffers and answers plain JSON; it decides nothing.
 
-Requests (`do`), each answered once with {"nonce", "ok", ...}; those of a call are in calls.py, of a measurement in
-blocks.py, of memory in lending.py, of processes in lives.py, of a trial in training.py, of a recording in recording.py, of what was compiled in keeping.py, of advice in profiling.py,
-inspecting.py and events.py, and here
+A request says what to `do`, and is answered once with {"nonce", "ok", ...}:
 
-    load      {tree, op?}                        put the tree on the path, import kernels.<op>        -> {implementations, default}
-    state     {}                                 what of the process's state has changed since before the import  -> {changed}
-    build     {sources}                          compile csrc sources through kernels/jit.py        -> {seconds, objects}
-    aot       {op, targets}                      compile the op's Triton kernels ahead of time
+    lending.py      the shared memory           lend
+    lives.py        processes of the runner     live, leave
+    calls.py        calls of an op              call, age, interleave, accumulate, recall, trace, register, spoil
+    blocks.py       blocks that are timed       stage, block
+    events.py       time on a GPU, for advice   warm, events
+    training.py     a trial                     setup, train, weights, release, restore, logits
+    recording.py    arguments of ops, to keep   record, recorded
+    keeping.py      what was compiled           pack, unpack
+    profiling.py    where time goes             runnable, profile
+    inspecting.py   what compilers say          inspect, remarks
+
+and here
+
+    load      {tree, op?}        put the tree on the path, import kernels.<op>                       -> {implementations, default}
+    state     {}                 what of the process's state has changed since before the import     -> {changed}
+    build     {sources}          compile csrc sources through kernels/jit.py                         -> {seconds, objects}
+    aot       {op, targets}      compile the op's Triton kernels ahead of time                       -> {kernels}
 """
 
 from __future__ import annotations
@@ -36,7 +47,7 @@ from bench.runner.state import snapshot
 from bench.runner.training import Training
 
 MAX_ERROR = 6000
-LAST_FRAMES = 4  # of a traceback: those of the candidate, not ours
+LAST_FRAMES = 4  # of a traceback: the candidate's, not ours
 
 
 class Runner:
@@ -46,7 +57,7 @@ class Runner:
         self.device = lent.device
         self.before: dict[str, Any] = {}
         calls = Calls(lent)
-        self.rooms = (
+        self.handlers = (
             self,
             lent,
             calls,
@@ -81,10 +92,12 @@ class Runner:
                 os._exit(lives.LEFT)  # what the candidate registered to be run at exit is not run
 
     def handler(self, do: str) -> Callable[..., dict[str, Any]]:
-        found: Callable[..., dict[str, Any]] = next(
-            getattr(room, f"do_{do}") for room in self.rooms if hasattr(room, f"do_{do}")
-        )
-        return found
+        name = f"do_{do}"
+        for each in self.handlers:
+            if hasattr(each, name):
+                found: Callable[..., dict[str, Any]] = getattr(each, name)
+                return found
+        raise ValueError(f"the runner knows no request {do!r}")
 
     def do_live(self, request: Mapping[str, Any]) -> dict[str, Any]:
         return {}
@@ -97,7 +110,7 @@ class Runner:
         sys.path.insert(0, request["tree"])
         if "op" not in request:
             return {}
-        # all of them, as a model does: which are there tells a kernel nothing
+        # All of them, as a model does: so which are imported tells a kernel nothing.
         for path in sorted(Path(request["tree"], "kernels").glob("*.py")):
             __import__(f"kernels.{path.stem}")
         module = __import__(f"kernels.{request['op']}", fromlist=["_"])

@@ -3,11 +3,11 @@
 stage     {calls}                                       bring input sets to the device
 block     {op, impl, mode, sets, keep, backward}        one call on each of these sets in turn, one of them copied out
 
-On a GPU the calls of a block are asked for one after another and waited for once, when all have been: while the device takes longer for a call
-than the host for its launches, the queue is full and launches do not show, but for the first's. The shortest call of the trial's shapes there,
-AdamW's, moves 117 MB: 39 us at 3.02 TB/s, beside some 10 us of the host's. Where the host is slower (a small matrix in Newton-Schulz's many
-products) its launches are timed, of all arms alike, as a step that is not captured in a graph pays them: an arm that captures one itself gains
-what it really gains.
+On a GPU the calls of a block are launched one after another and waited for once, after the last. While the device takes longer for a call than the
+host for its launches, the queue is full, and only the launches of the first call show. The shortest call of the trial's shapes there, AdamW's,
+moves 117 MB: 39 us at 3.02 TB/s, beside some 10 us of the host's. Where the host is slower (a small matrix in Newton-Schulz's many products) its
+launches are timed, for all arms alike, as a step that is not captured in a graph pays for them: an arm that captures a graph itself gains what it
+really gains.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Blocks:
         self.staged: list[tuple[Mapping[str, Any], dict[str, Any], list[Tensor]]] = []
 
     def do_block(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The results of call number `keep` of the block are copied at once, and into the judge's buffers after the last call: a kernel that
-        watched these would know which calls nobody will look at."""
+        """The results of call number `keep` of the block are copied at once, but into the judge's buffers only after the last call: a kernel that
+        watched these buffers would else know which calls nobody will look at."""
         function = self.calls.function(request["op"], request["impl"], request["mode"])
         keep, backward = request["keep"], request["backward"]
         kept: list[list[Tensor]] = []
@@ -51,7 +51,7 @@ class Blocks:
         return {}
 
     def do_stage(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Before the clock starts. Every page is touched, so that no timed call waits for one (1.5 MB: 0.1 ms); by one thread, as all
+        """Before the clock starts. Every page is touched, so that no timed call waits for one (1.5 MB: 0.1 ms); by one thread, since all
         runners do it at once."""
         self.staged = [
             (call, self.calls.arguments(call), self.calls.upstream(call))

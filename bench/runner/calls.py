@@ -5,16 +5,16 @@
     interleave  {op, impl, calls}                       forward of each, then backward of each in the same order
     accumulate  {op, impl, call}                        the same leaves through the op twice, their gradients summed
     recall      {outputs}                               copy the results of held calls out again
-    trace       {op, impl, call}                        names of all operators that one call runs, and of packages that need none, and of the
-                                                        Triton kernels that it launches                                   -> {operators, launches}
+    trace       {op, impl, call}                        names of all operators that one call runs, of imported packages that launch kernels
+                                                        without an operator, and of Triton kernels launched   -> {operators, launches}
     register    {op, impl, call}                        check the custom ops that one call runs, by torch's opcheck
     spoil       {op, impl, call}                        one call in which every C++ result is replaced by NaN
 
 A call is {"inputs": {name: where}, "updates": [names], "scalars": {...}, "outputs": [where], "wrt": [names], "through": [result
 numbers], "upstream": [where], "gradients": [where]}; gradients flow back from the results in `through`. Where there are `updates`, the op
 overwrites these inputs, and they are its results.
-Dress of the inputs: lent (the judge's buffers, leaves of the graph), copy (a kernel's results of the runner's own, as a model passes
-them on), alias (a view of the leaf).
+Dress of the inputs: lent (the judge's buffers, leaves of the graph), copy (a clone in the runner's own memory, as a model passes results on),
+alias (a view of the leaf).
 Modes: eager, no_grad, inference, autocast, compile (aot_eager: finds graph breaks and missing fakes without paying for code) and inductor.
 """
 
@@ -34,9 +34,9 @@ from bench.protocol import span
 from bench.runner.lending import Lent, Refusal
 
 SHAPES = 64  # of one op that a runner may be asked for
-# Packages that launch kernels past the dispatcher: that one has been imported is what can be seen of it.
+# Packages that launch kernels past the dispatcher: all that can be seen of them is that they have been imported.
 _PAST_THE_DISPATCHER = ("flash_attn.cute",)
-# Gradients are compared with float64, and compiling is a mode of its own: the other two opchecks would say it again.
+# The other two opchecks would repeat what is checked elsewhere: gradients against float64, and the mode compile.
 _OPCHECKS = ("test_schema", "test_faketensor")
 
 
@@ -56,11 +56,11 @@ class Calls:
             def call(*args: Any, **kwargs: Any) -> Any:
                 return plain(*args, **kwargs) if impl is None else plain(*args, impl=impl, **kwargs)
 
-            # A trial has one shape and one softcap. With symbols in their place torch 2.13 cannot trace what recomputes by checkpoint.
+            # Not dynamic: a trial has one shape and one softcap, and with symbols for them torch 2.13 cannot trace what recomputes by checkpoint.
             if mode == "compile":
                 call = torch.compile(call, fullgraph=True, dynamic=False, backend="aot_eager")
             elif mode == "inductor":
-                # Of a benchmark's shapes each is a compilation of its own, and torch refuses the ninth.
+                # Each shape of a benchmark is a compilation of its own, and torch refuses the ninth by default.
                 torch._dynamo.config.recompile_limit = SHAPES
                 call = torch.compile(call, fullgraph=True, dynamic=False)
             self.functions[key] = call
@@ -254,7 +254,7 @@ def _mode(mode: str, device: str, gradients: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def threads(wanted: int | None) -> Iterator[None]:
-    """Another number of threads for a while: more than there are cores, they are interrupted anywhere."""
+    """Another number of threads for a while. Where they are more than the cores, they are interrupted anywhere."""
     before = torch.get_num_threads()
     torch.set_num_threads(wanted or before)
     try:
@@ -274,7 +274,7 @@ def _own_memory(results: Sequence[Tensor], others: Sequence[Tensor]) -> None:
 
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether an element of one lies where an element of the other lies; two may share a buffer in turns."""
+    """Whether an element of one lies where an element of the other lies; elements of both may alternate in one buffer."""
     if type(a) is not Tensor or a.numel() == 0 or b.numel() == 0 or a.device != b.device:
         return False
     (a0, a1), (b0, b1) = ((t.data_ptr(), t.data_ptr() + _extent(t)) for t in (a, b))
@@ -289,7 +289,7 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
 
 
 def _extent(t: Tensor) -> int:
-    """Bytes from the first to behind the last element."""
+    """Bytes from the beginning of the first element to the end of the last."""
     return t.itemsize * span(t.shape, t.stride())
 
 

@@ -1,11 +1,11 @@
-"""A call's time on the device by the runner's own word, as public figures of kernels are taken: to be read beside them, never for a verdict.
+"""A call's time on the device, taken as public figures of kernels are: to be read beside these, never for a verdict, since the runner tells it.
 
 warm      {op, impl, mode, call}      one call, forward and backward: it builds, compiles and tunes
 events    {op, impl, mode, call}      medians of triton.testing.do_bench, in milliseconds      -> {forward, backward?, both?}
 
-CUDA events around each call, the L2 cache flushed before it, WINDOW_MS of calls. The flush keeps the queue full: where a call's launches take
-the host less than the flush takes the device (80 us for 256 MB on an H100), they do not show. A call is one of bench/sanitizer.py's: its tensors
-are drawn here. `backward` keeps the graph of one forward pass and runs it again and again.
+CUDA events stand around each call, the L2 cache is flushed before it, and calls are repeated for WINDOW_MS. The flush keeps the queue full: a
+call's launches do not show where they take the host less time than the flush takes the device (80 us for 256 MB on an H100). A call is
+described as in bench/sanitizer.py, and its tensors are drawn here. `backward` keeps the graph of one forward pass and runs it again and again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Events:
 
 @contextmanager
 def _given_back() -> Iterator[None]:
-    """Memory that torch keeps for later goes back to the device, also where the call found it full: other arms' runners want it."""
+    """Memory that torch keeps for later goes back to the device, also where the call found the device full: other arms' runners need it."""
     try:
         yield
     finally:
@@ -51,7 +51,7 @@ def _given_back() -> Iterator[None]:
 
 
 def _kept_graphs() -> AbstractContextManager[Any]:
-    """torch.compile gives the memory of what backward reads to what it writes, and refuses where the graph is to be kept for another time."""
+    """Without this torch.compile reuses memory that backward reads for what it writes, and then refuses to keep the graph for another time."""
     import torch._functorch.config as config
 
     return config.patch(donated_buffer=False)  # type: ignore[no-any-return]
@@ -93,7 +93,7 @@ class _Call:
 
 
 def drawn(wanted: Mapping[str, Any], device: str) -> Tensor:
-    """Random values that lie as asked, drawn where they are used: a processor takes a second for what a GPU draws in a millisecond."""
+    """A tensor of random values that lies as asked, drawn on the device: a processor takes a second for what a GPU draws in a millisecond."""
     shape, strides, dtype = wanted["shape"], wanted["strides"], getattr(torch, wanted["dtype"])
     elements = span(shape, strides) + wanted["skew"]
     if dtype.is_floating_point:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FROM = "from"  # beside what is kept: the folder it lay in
+FROM = "from"  # a file beside what is kept, which names the folder where it lay
 KEPT = ("triton", "inductor")
 
 
@@ -23,7 +23,7 @@ class Keeping:
         folder = _folder()
         sizes: dict[Path, int] = {}
         for path in (path for name in KEPT for path in sorted((folder / name).rglob("*"))):
-            with contextlib.suppress(FileNotFoundError):  # a compiler's own, gone meanwhile
+            with contextlib.suppress(FileNotFoundError):  # a compiler's file, gone meanwhile
                 found = path.lstat()
                 if stat.S_ISREG(found.st_mode):
                     sizes[path] = found.st_size
@@ -40,7 +40,7 @@ class Keeping:
         folder = _folder()
         with open(fd, "rb") as file, tarfile.open(fileobj=file) as archive:
             archive.extractall(folder, filter="data")
-        # Triton's list of a kernel's files has whole paths; what is not there it compiles again.
+        # Triton's list of a kernel's files has whole paths; a kernel whose files are not found is compiled again.
         before, now = (folder / FROM).read_bytes(), os.fsencode(folder)
         for group in (folder / "triton").glob("*/__grp__*.json"):
             group.write_bytes(group.read_bytes().replace(before, now))

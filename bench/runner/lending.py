@@ -33,7 +33,7 @@ class Lent:
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
         if self.device.type == "cuda":
-            torch.zeros(1, device=self.device)  # CUDA starts where it is nobody's time
+            torch.zeros(1, device=self.device)  # CUDA starts here, before anything is timed
         self.memory: Region
 
     def do_lend(self, request: Mapping[str, Any], fd: int | None = None) -> dict[str, Any]:
@@ -75,7 +75,7 @@ class Lent:
     def taken(
         self, tensors: list[Tensor], outputs: list[Mapping[str, Any]], what: str
     ) -> list[Tensor]:
-        """Copies as they are now, to be written out when nobody can look at the judge's buffers any more."""
+        """Copies of the tensors as they are now, to be written to the judge's buffers later, when no call is left that could watch these."""
         self.check(tensors, outputs, what)
         return [_clone(_detach(tensor)) for tensor in tensors]
 
@@ -87,7 +87,7 @@ class Lent:
         *,
         exact: bool = True,
     ) -> None:
-        """Raises Refusal where they have not the form that the judge has room for."""
+        """Raises Refusal for tensors that do not have the form that the judge has room for."""
         if len(tensors) != len(outputs):
             raise Refusal(f"expected {len(outputs)} {what}(s), got {len(tensors)}")
         if any(depth() for depth in _modes):

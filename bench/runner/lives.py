@@ -6,10 +6,10 @@ leave     {}     that child ends, and this process answers again
 All children of a process would have code and data at the same addresses, and be fast or slow together; so each begins by taking memory of a random
 size, behind which its own lies.
 
-Processes of one kernel differ by more than blocks of one process tell (bench/ratio.py), and to start one takes 3 s, of which torch's own import is
-nearly all: a fork takes 0.02. What the kernels' imports and a first call of a custom op import of other people's is there before the fork as well.
-No thread of OpenMP's may run at that time, as the child would lack it: a runner that has only imported has none. OpenBLAS's, which numpy brings,
-end before a fork.
+Processes of one kernel differ by more than blocks of one process show (bench/ratio.py), and to start a process takes 3 s, nearly all of it torch's
+own import: a fork takes 0.02. Packages of others that the kernels, or the first call of a custom op, import are imported before the fork as well.
+No thread of OpenMP's may run at the fork, as the child would lack it: a runner that has only imported has none. OpenBLAS's threads, which numpy
+brings, end before a fork.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _moved: list[Any] = []  # what keeps the rest of a child's memory where it is
 
 
 def elsewhere() -> bool:
-    """Fork. False in the child, which goes on; True in this process, after the child has left. It ends with a child that died."""
+    """Fork. False in the child, which goes on; True in this process, once the child has left. If the child dies, this process ends too."""
     for name in _AHEAD:
         if importlib.util.find_spec(name.partition(".")[0]) is not None:
             importlib.import_module(name)
@@ -44,6 +44,6 @@ def elsewhere() -> bool:
 
 
 def _move() -> None:
-    """Let libraries and data of this process begin somewhere else than its siblings'."""
+    """Let libraries and data of this process begin elsewhere than those of its siblings."""
     _moved.append(mmap.mmap(-1, 1 + secrets.randbelow(MOVED_BYTES)))
     _moved.append(bytearray(secrets.randbelow(MOVED_BYTES)))

@@ -5,9 +5,10 @@ profile     {spec, ops, seed, tokens, lengths}             train so many steps u
                                                            once more without it                 -> {runs, plain, implementations, threads}
 
 A run is {"seconds", "ops": {op: row}, "rest": {name: row}, "calls": {op: [[arguments, count]]}, "data": [us, calls], "python_us"}; a row is
-[us, us of them in the backward pass, calls]. What an op takes is all that it calls, and the backward pass of it; `rest` is what lies outside
-the ops, each by its own time. On a GPU both are the device's time. `calls` are those that Python sees: none inside torch.compile. `data` is
-how long the loop waited for its batches, `python_us` the host's own time in Python that torch has a name for: around kernels, in autograd functions, in the optimizer. `plain` is seconds alone.
+[us, us of them in the backward pass, calls]. The time of an op is that of all that it calls, and of its backward pass; `rest` is what lies
+outside the ops, each by its own time. On a GPU both are the device's time. `calls` are those that Python sees: none inside torch.compile. `data`
+is how long the loop waited for its batches, `python_us` the host's own time in Python that torch has a name for: around kernels, in autograd
+functions, in the optimizer. `plain` is seconds alone.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from bench.runner.lending import Lent
 
 MAX_ROWS = 300  # of the rest, the longest first
-# What the profiler keeps lies between the blocks that a step frees, so that the next step takes other memory. Where that is new, the product that first
-# writes to it pays for its pages: 72 ms for a loss that takes 27.
+# What the profiler keeps lies between the blocks that a step frees, so that the next step takes other memory. Where that memory is new, the product
+# that first writes to it pays for its pages: 72 ms for a loss that takes 27. So this much is touched before.
 TOUCHED = 1 << 29
 _SCOPE = "op "  # how an op's calls are named in the profile
 _DATA = "data loader"
@@ -94,7 +95,7 @@ class Profiling:
         }
 
     def _watch(self, op: str) -> None:
-        """Put a function that names its calls in the op's place, before the model takes hold of it."""
+        """Put a function that names its calls in the op's place, before the model imports the op."""
         module = __import__(f"kernels.{op}", fromlist=["_"])
         function = getattr(module, op)
         signature = inspect.signature(function)
@@ -142,14 +143,14 @@ def split(
 
 
 def _timed(trainer: Any, tokens: Tensor, seed: int, steps: int) -> float:
-    """Seconds of a run."""
+    """Seconds of one training run of so many steps."""
     started = time.monotonic()
     trainer.train(tokens, seed, float("inf"), lambda _: None, steps)
     return time.monotonic() - started
 
 
 def watch_data(module: Any) -> None:
-    """Name what the training loop draws with `next`. What another thread draws ahead is not waited for."""
+    """Name in the profile what the training loop draws with `next`. What another thread draws ahead is not waited for."""
     loop = threading.get_ident()
 
     def drawn(*args: Any) -> Any:

@@ -43,7 +43,7 @@ class Recorder:
         return {}
 
     def _watch(self, op: str) -> None:
-        """Put a recording function in the op's place, before the model takes hold of it."""
+        """Put a recording function in the op's place, before the model imports the op."""
         module = __import__(f"kernels.{op}", fromlist=["_"])
         function, kept = getattr(module, op), deque[dict[str, Any]](maxlen=KEPT)
         form = inspect.signature(function)

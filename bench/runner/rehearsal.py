@@ -1,9 +1,9 @@
-"""A few calls of an op with nobody on the other end: what runs under compute-sanitizer (bench/sanitizer.py), which starts its own process.
+"""A few calls of an op without a judge at the other end: what runs under compute-sanitizer (bench/sanitizer.py), which starts its own process.
 
     python -m bench.runner.rehearsal PLAN
 
 PLAN is JSON: {tree, op, device, calls, word}; a call is {inputs: {name: {dtype, shape, strides, skew, below}}, scalars, wrt}. Every tensor is an
-allocation of its own, no longer than what it spans, and between its rows nothing is written: whoever reads past a row or an end is seen.
+allocation of its own, no longer than what it spans, and nothing is written between its rows: so a read past a row or past the end is seen.
 `word` is printed when all calls are done.
 """
 
@@ -46,7 +46,7 @@ def rehearse(function: Any, call: Mapping[str, Any], device: str) -> None:
 
 
 def drawn(wanted: Mapping[str, Any], device: str) -> Tensor:
-    """A tensor that lies as asked: drawn on the CPU, and copied."""
+    """A tensor that lies as asked, with nothing written between its rows: drawn on the CPU, and copied."""
     dtype, shape, strides = getattr(torch, wanted["dtype"]), wanted["shape"], wanted["strides"]
     memory = torch.empty(span(shape, strides) + wanted["skew"], dtype=dtype, device=device)
     tensor = memory.as_strided(shape, strides, wanted["skew"])

@@ -1,4 +1,4 @@
-"""State of the whole process that a kernel has no business to change: it would change what the kernel is compared with, or the training."""
+"""State of the whole process that a kernel may not change: it would change what the kernel is compared with, or the training."""
 
 from __future__ import annotations
 
