@@ -21,8 +21,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import zstandard
-
 EMBEDDED = Path(__file__).with_name("embedded") / "default.jsonl.zst"
 # Where an endless stream stops: more text than one GPU reads in 5 minutes.
 HUB_BYTES = 2_000_000_000
@@ -171,7 +169,7 @@ def _files(source: Source, progress: Callable[[float], None]) -> Iterator[Docume
                 for document in reader(raw, path):
                     progress((done + min(raw.tell(), path.stat().st_size)) / total)
                     yield replace(document, split=split)
-            except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+            except (OSError, EOFError, zlib.error) as error:
                 raise DataError(f"{path}: cannot be read: {error}") from error
         done += path.stat().st_size
 
@@ -197,11 +195,18 @@ def _jsonl_zst(raw: BinaryIO, path: Path) -> Iterator[Document]:
 
 def _zst_lines(raw: BinaryIO) -> Iterator[bytes]:
     """The lines of all frames; zstandard's own stream reader ends in silence where a file is cut off."""
+    # Only here: where prepared data is read, and nothing else, it need not be installed.
+    import zstandard
+
     frame, rest = None, b""
     while chunk := raw.read(1 << 17):
         while chunk:
             frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            *lines, rest = (rest + frame.decompress(chunk)).split(b"\n")
+            try:
+                text = frame.decompress(chunk)
+            except zstandard.ZstdError as error:
+                raise OSError(str(error)) from error
+            *lines, rest = (rest + text).split(b"\n")
             yield from lines
             chunk = frame.unused_data
             frame = None if frame.eof else frame

@@ -22,17 +22,15 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.data import Dataset
 from bench.judge import Judge, Refused
-
-if TYPE_CHECKING:
-    from bench.data import Dataset
 
 # Longest row that is scored: the judge's choice, so that every model sits the same exam.
 SEQUENCE = {"cpu": 512, "cuda": 2048}

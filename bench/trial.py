@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,15 +28,13 @@ from torch import Tensor
 
 from bench import contracts, scoring, shard, trial_claims
 from bench.compiled import Compiled
+from bench.data import Dataset
 from bench.examination import Examination
 from bench.judge import COMPILED, Judge, Refused
 from bench.roofline import peak_flops
 from bench.sandbox import processes
 from bench.scoring import SEQUENCE, Exam
 from bench.trial_claims import Described, Trained
-
-if TYPE_CHECKING:
-    from bench.data import Dataset
 
 # On a GPU a tree's first set-up compiles the model and its kernels; what it has compiled is kept (bench/compiled.py). Not yet measured there.
 SETUP_LIMIT_S = {"cpu": 240.0, "cuda": 900.0}

@@ -58,3 +58,13 @@ def test_every_goal_names_a_peer_that_is_measured() -> None:
 def test_attention_is_measured_on_a_longer_context_with_and_without_a_window() -> None:
     windows = {c.scalars["window"] for c in cases("attention", "cpu") if 1024 in c.inputs["q"].shape}  # fmt: skip
     assert windows == {128, None}
+
+
+def test_a_kernel_file_whose_implementations_cannot_be_read_is_an_error(tmp_path):
+    file = tmp_path / "sing.py"
+    for text in ("IMPLEMENTATIONS = dict(torch=1)", "NAME = 'a'\nIMPLEMENTATIONS = {NAME: 1}"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="the names as plain strings"):
+            arms.implementations(file)
+    file.write_text("IMPLEMENTATIONS = {'torch': 1}\nLIBRARIES = {'fa4': 2}")
+    assert arms.implementations(file) == {"torch", "fa4"}

@@ -124,6 +124,30 @@ def test_what_takes_too_long_is_ended_and_keeps_what_it_had_found(tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+def test_a_run_that_was_cut_keeps_the_shapes_that_only_an_earlier_one_had_measured(tmp_path):
+    def begun(*found):
+        return [
+            {"part": "time x", "begun": 1.0},
+            *({"part": "time x", "case": c, "arm": "triton", "ms": ms} for c, ms in found),
+        ]
+
+    lines = [*begun(("a", 1), ("b", 2)), *begun(("a", 3))]
+    (tmp_path / "raw.jsonl").write_text("".join(f"{json.dumps(x)}\n" for x in lines))
+    found = {line["case"]: line["ms"] for line in Journal(tmp_path).latest() if "case" in line}
+    assert found == {"a": 3, "b": 2}
+
+
+def test_a_part_that_the_budget_cuts_or_whose_runner_dies_is_run_again_with_no_more_time(tmp_path):
+    slow = "import time; time.sleep(60)"
+    _, told, journal = run(tmp_path, {"slow": slow}, budget_s=1.5, seconds=2.0)
+    assert "the budget ended it after" in told[0]
+    assert journal.cut_short(Part("slow", None, 2.0)) == 0
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    _, told, journal = run(tmp_path, {"slow": killed}, seconds=2.0)
+    assert "slow: stopped" in told[0]
+    assert not journal.has_ended(Part("slow", None, 2.0))
+
+
 def test_without_a_gpu_it_says_so_and_measures_nothing(tmp_path, capsys):
     assert main(["--out", str(tmp_path)]) == 2
     assert "no GPU: torch sees no CUDA device" in capsys.readouterr().err

@@ -102,6 +102,12 @@ def test_an_endless_answer_is_cut(tmp_path: Path) -> None:
         load(tree(tmp_path, flood))
 
 
+def test_a_request_that_no_runner_knows_is_named(tmp_path: Path) -> None:
+    with Judge(tree(tmp_path, ""), device="cpu") as judge:
+        with pytest.raises(Refused, match="the runner knows no request 'sing'"):
+            judge.ask("sing")
+
+
 def test_a_message_that_is_not_json_is_an_error() -> None:
     ours, theirs = socket.socketpair()
     theirs.sendall(b"hello\n")

@@ -104,3 +104,11 @@ def test_a_trial_that_was_cut_short_as_it_was_written_down_is_run_again(asked, t
     trial_report.trials(DATASET, 5.0, (0,), ["shipped", "torch"], "cpu", kept)
     assert asked == [("shipped", 0), ("torch", 0), ("torch", 0)]
     assert [json.loads(line)["arm"] for line in kept.read_text().splitlines()] == ["shipped", "torch"]  # fmt: skip
+
+
+def test_trials_of_something_else_are_not_mixed_with_these(asked, tmp_path):
+    kept = tmp_path / "trials.jsonl"
+    trial_report.trials(DATASET, 5.0, (0,), ["shipped"], "cpu", kept)
+    with pytest.raises(Mixed, match="give another --out"):
+        trial_report.trials(DATASET, 6.0, (0,), ["shipped"], "cpu", kept)
+    assert asked == [("shipped", 0)]
