@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before a command needs it: `--help` answers in a fraction of a second."""
+"""The command line. Nothing heavy is imported before a command needs it, so `--help` answers in a fraction of a second."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from agent.options import parser
 from agent.records import BEST_EFFORT, Settings
 from agent.screen import Screen, open_screen
 
-# What the machine refuses, whoever asks: no space, no permission.
+# Errors of the machine, not of the lab: no space, no permission.
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-# `command` is also where argparse puts the name of a subcommand.
+# Without `command`: argparse keeps the name of the subcommand there.
 _SETTINGS = tuple(field.name for field in fields(Settings) if field.name != "command")
 
 
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except Exception as error:  # the boundary of the process: Python's own status for a traceback, 1, means refused here
+    # The boundary of the process: after a traceback Python would exit with 1, which means refused here.
+    except Exception as error:
         screen.close()
         if not _is_told(error):
             traceback.print_exc()
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
 
 
 def _is_told(error: Exception) -> bool:
-    """Whether the message is all that a person needs."""
+    """Whether the message alone tells a person enough, so that no traceback is printed."""
     from agent.git import GitError
     from agent.workspace import Busy
 
@@ -60,7 +61,7 @@ def _is_told(error: Exception) -> bool:
         known.append(sys.modules["bench.corpus"].DataError)
     if "agent.loop" in sys.modules:
         known.append(sys.modules["agent.loop"].LoopError)
-    # and none of its kinds, which are faults of ours
+    # This very class is a damaged file; its other subclasses are faults of our own.
     damaged = type(error) is sqlite3.DatabaseError
     full = isinstance(error, OSError) and error.errno in _MACHINE
     return damaged or full or isinstance(error, tuple(known))
@@ -75,17 +76,17 @@ def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
         chosen["command"] = given["coder"]
     chosen |= {name: tuple(chosen[name]) for name in ("models", "prices") if name in chosen}
     settings = replace(Settings(device="auto"), **chosen)
+    resumed = given["resume"] is not None
     if given["dry_run"]:
-        if given["resume"] is not None:
+        if resumed:
             ledger = lab.ledger()
             run = ledger.run(given["resume"] or None)
-            goes_on = replace(run, settings=replace(run.settings, **chosen))
-            settings = dry_run.what_is_left(ledger, goes_on)
+            changed = replace(run, settings=replace(run.settings, **chosen))
+            settings = dry_run.what_is_left(ledger, changed)
         print(dry_run.estimate(lab, replace(settings, device=device(settings.device))))
         return 0
-    resumed = given["resume"] is not None
-    held = _held_to(lab, given, given["resume"]) if resumed else settings.isolation
-    doctor.insist(held, screen)
+    mode = _held_to(lab, given, given["resume"]) if resumed else settings.isolation
+    doctor.insist(mode, screen)
     if resumed:
         summary = campaign.resume(lab, given["resume"] or None, chosen, screen)
     else:
@@ -96,7 +97,7 @@ def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
 
 
 def _held_to(lab: Lab, given: dict[str, Any], run: str | None) -> str:
-    """The isolation that is asked for now, or that the run (the latest without a name) was asked for."""
+    """The value of --isolation that is given now, or else the one of the run (the latest without a name)."""
     asked: str = given.get("isolation") or lab.ledger().run(run or None).settings.isolation
     return asked
 
@@ -136,10 +137,9 @@ def _prepare(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     dataset = lab.prepare(given.get("data"), given["vocab"], screen)
     screen.close()
     print(
-        f"{dataset.directory}: {dataset.train_tokens:,} training tokens, vocabulary {dataset.vocab_size:,}, ",
-        end="",
+        f"{dataset.directory}: {dataset.train_tokens:,} training tokens, vocabulary {dataset.vocab_size:,}, "
+        f"{dataset.val_bytes:,} bytes to validate on; the default from now on"
     )
-    print(f"{dataset.val_bytes:,} bytes to validate on; the default from now on")
     return 0
 
 
@@ -151,7 +151,7 @@ def _gate(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     op, file, base = given.get("op"), given["candidate"], given["base"]
     if (op is None) != (file is None) or (file is not None and base is not None):
         raise Unusable(
-            "gate takes --op OP with --candidate FILE, or --base REF, or neither for the working tree"
+            "gate: expected --op OP with --candidate FILE, or --base REF, or none of them: the working tree against HEAD"
         )
     doctor.insist(given.get("isolation", BEST_EFFORT), screen)
     workspace.tell_busy(lab.folder, screen.say)

@@ -1,4 +1,4 @@
-"""Money and time in the ledger: what models were asked and what that came to, and for how long a run was worked on."""
+"""Money and time in the ledger: requests to models with what they cost, and for how long a run was worked on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agent.records import CallTotals
 class Accounts:
     def __init__(self, database: Database) -> None:
         self._database = database
-        self._clocks: dict[int, float] = {}  # monotonic, when a stretch began
+        self._clocks: dict[int, float] = {}  # by stretch, the monotonic time at which it began
 
     def open_call(self, run: str, model: str, tokens_in: int, tokens_out: int, usd: float) -> int:
         """Record a request to a model at its upper bound before it is sent; its id."""
@@ -32,7 +32,7 @@ class Accounts:
         cache_write: int,
         usd: float,
     ) -> None:
-        """What the request really came to."""
+        """Replace the bound of a request by what it really used and cost."""
         with self._database.transaction():
             self._database.execute(
                 "UPDATE calls SET in_flight = 0, tokens_in = ?, tokens_out = ?, cache_read = ?, cache_write = ?, usd = ? "
@@ -62,7 +62,7 @@ class Accounts:
         }
 
     def begin_stretch(self, run: str) -> int:
-        """From here on the run is worked on; the id to `tick` with. While the machine sleeps nothing is."""
+        """From here on the run is worked on; the id to `tick` with. Time in which the machine sleeps does not count."""
         with self._database.transaction():
             now = time.time()
             stretch = self._database.insert(
@@ -72,12 +72,12 @@ class Accounts:
         return stretch
 
     def last_at_work(self) -> str | None:
-        """The run that was worked on last; the one at work, if any is."""
+        """The run that was worked on last, which is the one at work, if any is."""
         rows = self._database.rows("SELECT run FROM stretches ORDER BY until DESC, id DESC LIMIT 1")
         return rows[0]["run"] if rows else None
 
     def tick(self, stretch: int, device_seconds: float) -> None:
-        """The run is still worked on, and has held the device for so long in this stretch."""
+        """Record that the run is still worked on, and for how long it has held the device in this stretch."""
         with self._database.transaction():
             self._database.execute(
                 "UPDATE stretches SET until = began + ?, device_seconds = ? WHERE id = ?",

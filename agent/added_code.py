@@ -1,6 +1,6 @@
-"""How much code a change adds: a tie between two that are equally good goes to the shorter one.
+"""How much code a change adds: of two equally good changes the shorter one wins.
 
-Statements are counted, not lines of text: comments, layout, docstrings and names weigh nothing.
+Statements are counted, not lines of text: comments, layout, docstrings and the length of names do not count.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from agent.scope import without_comments
 
 
 def added(changes: Sequence[Change]) -> int:
-    """Statements after less statements before; below zero: the change makes the code shorter."""
+    """Statements after the change minus statements before; negative if it makes the code shorter."""
     return sum(_count(c.path, c.after) - _count(c.path, c.before) for c in changes)
 
 

@@ -1,6 +1,6 @@
-"""A run from end to end: opened or gone on with, looped until it ends, what it kept measured again, summed up.
+"""A run from start to end: opened or resumed, looped until it ends, what it kept measured again, summed up.
 
-And what is done with one later: `prune` and `report --rerun`.
+And what can be done with it later: `prune` and `report --rerun`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from agent.site import Site
 from agent.workspace import lock
 
 STOPPED = "stopped"
-FIXED = ("target", "seconds", "data", "device", "seed", "start")  # of a run, as long as it lives
+# The settings that a run keeps as long as it lives.
+FIXED = ("target", "seconds", "data", "device", "seed", "start")
 
 
 def run(lab: Lab, settings: Settings, screen: Screen, judge: Judging | None = None) -> str:
@@ -55,7 +56,8 @@ def resume(
         changed = [key for key in FIXED if getattr(settings, key) != getattr(found.settings, key)]
         if changed:
             raise Unusable(
-                f"--resume keeps {', '.join(changed)} of run {found.id}, so that its figures stay comparable"
+                f"--resume keeps {', '.join(changed)} of run {found.id}, so that its figures stay comparable: "
+                "leave that out, or begin a new run"
             )
         opened = _reopened(lab, found, settings, screen)
         return _go(lab, opened, ledger, judge, screen, lambda: _go_on(ledger, opened, screen))
@@ -67,9 +69,7 @@ def prune(lab: Lab, name: str | None, screen: Screen, judge: Judging | None = No
         ledger = lab.ledger()
         opened, judge = _kept(lab, ledger, name, screen, judge)
         free = _without_limits(opened)
-        return _go(
-            lab, free, ledger, judge, screen, lambda: _go_on(ledger, opened, screen), Prune
-        )  # fmt: skip
+        return _go(lab, free, ledger, judge, screen, lambda: _go_on(ledger, opened, screen), Prune)
 
 
 def rerun(lab: Lab, name: str | None, screen: Screen, judge: Judging | None = None) -> str:
@@ -86,7 +86,7 @@ def rerun(lab: Lab, name: str | None, screen: Screen, judge: Judging | None = No
 def _kept(
     lab: Lab, ledger: Ledger, name: str | None, screen: Screen, judge: Judging | None
 ) -> tuple[Run, Judging]:
-    """A run that has kept something, as it goes on, and its judge."""
+    """A run that has kept something, reopened, and its judge. Raises Unusable if it has no keep."""
     found = _located(lab, ledger.run(name))
     if not claims.standing(ledger.experiments(found.id)):
         raise Unusable(f"run {found.id} has no keep: nothing to take out, and nothing to run again")
@@ -95,7 +95,7 @@ def _kept(
 
 
 def _located(lab: Lab, run: Run) -> Run:
-    """The run with its data where they are now: a checkout may have been moved, and its data with it."""
+    """The run with its data where they are now: the checkout may have been moved, and its data with it."""
     here = lab.data / Path(run.settings.data).name
     if Path(run.settings.data).exists() or not here.is_dir():
         return run
@@ -110,11 +110,11 @@ def _without_limits(run: Run) -> Run:
 
 
 def _reopened(lab: Lab, found: Run, settings: Settings, screen: Screen) -> Run:
-    """A run as it goes on, under the judge of now."""
+    """The run with these settings, under the judge as it is now."""
     seal = integrity.of_judge(lab.root).digest
     if settings.judge not in ("", seal):
         screen.say(
-            "the judge has changed since this run was last open: where bench/ has, trials are measured anew"
+            "the judge has changed since this run was last open; if bench/ has, trials are measured anew"
         )
     return replace(found, settings=replace(settings, judge=seal))
 
@@ -129,7 +129,7 @@ def _go_on(ledger: Ledger, run: Run, screen: Screen) -> None:
 def _ready(
     lab: Lab, settings: Settings, screen: Screen, judge: Judging | None
 ) -> tuple[Settings, Judging]:
-    """Settings with device and data found, and the judge that measures under them."""
+    """Settings with device and data filled in, and the judge that measures under them."""
     if judge is None:
         dataset = lab.dataset(settings.data or None, screen)
         settings = replace(settings, device=device(settings.device), data=str(dataset.directory))
@@ -145,12 +145,12 @@ def _open(lab: Lab, ledger: Ledger, settings: Settings, judge: Judging, screen: 
     repository = lab.repository()
     if repository.tip("lab") is not None:
         raise Unusable(
-            "a branch named lab is in the way of a run's own, lab/RUN: git branch -m lab OTHER"
+            "a branch named lab is in the way of a run's own, lab/RUN; rename it: git branch -m lab OTHER"
         )
     base = repository.resolve("HEAD")
     dirty = repository.dirty(surface.FOLDERS)
     if dirty:
-        screen.say(f"not in this run, which starts from HEAD: your uncommitted {', '.join(dirty)}")
+        screen.say(f"this run starts from HEAD, without your uncommitted {', '.join(dirty)}")
     start = base
     if settings.start is not None:
         files = overlay(Path(settings.start))
@@ -169,7 +169,7 @@ def _open(lab: Lab, ledger: Ledger, settings: Settings, judge: Judging, screen: 
 
 
 def _unused(files: Mapping[str, str | None], ops: Sequence[str]) -> list[str]:
-    """Which of the files that a person brings are neither an op's nor named by one that is; headers are anybody's."""
+    """Which files of --start neither belong to an op nor are named by one that does; a header may belong to nobody."""
     loaded = {
         stem
         for path, text in files.items()
@@ -188,9 +188,10 @@ def _go(
     begin: Callable[[], None],
     make: Callable[[Workshop], Proposer] | None = None,
 ) -> str:
-    """Work on a run until it ends. Nothing is written down before `begin`, which is called when nothing can be missing any more.
+    """Work on a run until it ends; its summary.
 
-    `make` gives the proposer where it is not the one of the settings.
+    `begin` enters the run in the ledger. It is called when all that the run needs is there; before, nothing is recorded. `make` gives
+    the proposer, if it is not the one of the settings.
     """
     workshop = site.workshop(lab, run, ledger, judge, screen)
     proposer = make(workshop) if make else _chosen(workshop)
@@ -246,6 +247,6 @@ def describe(settings: Settings, proposer: str) -> str:
 
 
 def brought(settings: Settings) -> tuple[str, ...]:
-    """Where the files of --start went; none if the folder is gone."""
+    """The paths that the files of --start have in the tree; none if the folder is gone."""
     folder = Path(settings.start) if settings.start else None
     return tuple(overlay(folder)) if folder is not None and folder.is_dir() else ()

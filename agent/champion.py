@@ -1,8 +1,8 @@
-"""The champion against the start once more, on the test split and on seeds that chose nothing: the one figure that is reported as the gain.
+"""The champion against the start once more, on the test split and on seeds that chose nothing: this figure alone is reported as the gain.
 
-What a keep claims was measured by the trials that chose it, and the luckiest are chosen. So every EVERY keeps and at the end of a run both
-are trained anew, PAIRS times, by turns, and scored on documents that no selection has looked at. Each pair is in the ledger when
-it is done; a run that was stopped goes on with the next.
+What a keep claims was measured by the trials that chose it, and the lucky ones are chosen. So every EVERY keeps and at the end of a run
+start and champion are trained anew, in turn, PAIRS times, and scored on documents that no selection has looked at. Each pair is in the
+ledger as soon as it is done; a run that was stopped goes on with the next.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ from agent.workspace import Workspace
 EVERY = 5  # keeps
 PAIRS = 3  # with two, the interval is 3.6 times as wide; a fourth takes a third off it
 SPLIT = "test"
-LAST = 5  # trials of an experiment that is under way when the time is up: of a model three candidate's and two incumbent's
+# Trials of an experiment that is under way when the time is up: of a model, three of the candidate and two of the incumbent.
+LAST = 5
 TIMING_S = 20  # of one op; twice where the difference is small
 
 
 class Champion:
-    """Measures the incumbents of one run. `verify` raises where the judge is no longer the one that the run began with."""
+    """Measures the incumbents of one run. `verify` raises if the judge is no longer the one that the run began with."""
 
     def __init__(
         self,
@@ -47,16 +48,16 @@ class Champion:
         self._verify = verify
 
     def cost_s(self, incumbent: str) -> float:
-        """What running this incumbent again will take, about."""
+        """About how long it takes to run this incumbent again."""
         return 2 * len(self._missing(incumbent)) * self._trials.typical_s()
 
     def aside_s(self, incumbent: str) -> float:
-        """What to leave for it at the end of a run, with the experiment that is under way by then."""
+        """How long to set aside for it at the end of a run, with the experiment that is then under way."""
         cost = self.cost_s(incumbent)
         return cost + LAST * self._trials.typical_s() if cost else 0.0
 
     def keep(self, incumbent: str) -> None:
-        """A keep has made this the incumbent; every EVERY keeps it is run again."""
+        """To be called when a keep has made this the incumbent: every EVERY keeps it is run again."""
         if self._keeps() % EVERY == 0:
             self.run_again(incumbent)
 
@@ -66,10 +67,11 @@ class Champion:
         if not missing:
             return
         cost, left = self.cost_s(incumbent), self._hours.left_s()
-        what = f"{2 * len(missing)} trials, start and champion by turns on the test split, take about {duration(cost)}"
+        what = f"{2 * len(missing)} trials, start and champion in turn on the test split, take about {duration(cost)}"
         if cost > left:
             self._screen.say(
-                f"the gain is not measured: {what}, {duration(max(0.0, left))} are left; later: python -m agent report --rerun {self._run}"
+                f"the gain is not measured: {what}, and {duration(max(0.0, left))} are left; "
+                f"to measure it later: python -m agent report --rerun {self._run}"
             )
             return
         self._screen.say(f"the gain: {what}")
@@ -101,7 +103,7 @@ class Champion:
             self._hours.tick()
 
     def _missing(self, incumbent: str) -> Sequence[tuple[int, int]]:
-        """(place, seed) of the pairs yet to run; none where its files are the start's, as after all keeps were taken out."""
+        """(place, seed) of the pairs yet to run; none if its files are those of the start, as when all keeps were taken out."""
         if self._workspace.tree_hash(incumbent) == self._workspace.tree_hash(self._start):
             return []
         done = {
@@ -113,7 +115,7 @@ class Champion:
         return [(place, seed) for place, seed in seeds if seed not in done]
 
     def _pair(self, incumbent: str, seed: int, start_first: bool) -> bool:
-        """One more pair, whose order alternates so that a drift of the machine favours neither; whether both trained."""
+        """Run one more pair, in an order that alternates so that a drift of the machine favours neither; whether both trained."""
         arms = [("start", self._start), ("champion", incumbent)]
         found = {}
         for what, commit in arms if start_first else reversed(arms):

@@ -1,7 +1,7 @@
 """What the keeps of a run claimed together, and what the champion showed when it was run again: the difference is the winner's curse.
 
-A claim is a product of chance and truth, and a keep is chosen for both; so the sum of the claims is too good, and by how much says how
-far this campaign's own keeps can be believed. Claims of changes that `prune` has taken out since are left out, with their removal.
+A claim holds truth and luck, and a keep is chosen for both; so the sum of the claims is too good, and the excess says how far the keeps
+of this campaign can be believed. The claims of changes that `prune` has taken out are left out, and so are those of their removals.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from bench.interval import Figure, Spread, mean, total
 
 @dataclass(frozen=True)
 class Again:
-    """Start and champion as the pairs of one incumbent, scored by one judge, showed them. `rate`: of tokens/s, as its logarithm."""
+    """Start and champion, from the pairs of one incumbent that one judge scored.
+
+    `bpb` is the change of BPB, `rate` the logarithm of the ratio of tokens/s.
+    """
 
     incumbent: str
     keeps: int
@@ -32,7 +35,7 @@ class Again:
 
 
 def again(ledger: Ledger, run: Run) -> list[Again]:
-    """Every re-run of a run, oldest first; their spread is pooled, since each is only a few pairs."""
+    """Every re-run of a run, oldest first; their spread is pooled, since each has only a few pairs."""
     groups: dict[tuple[str, str], list[Pair]] = {}
     for pair in ledger.measured.pairs(run.id):
         groups.setdefault((pair.incumbent, pair.judge), []).append(pair)
@@ -48,42 +51,42 @@ def again(ledger: Ledger, run: Run) -> list[Again]:
 
 
 def of_champion(ledger: Ledger, run: Run) -> Again | None:
-    """The latest re-run of the incumbent of now."""
+    """The latest re-run of the current incumbent; None if it was not run again."""
     return next((e for e in reversed(again(ledger, run)) if e.incumbent == run.incumbent), None)
 
 
 def standing(experiments: Sequence[Experiment]) -> list[Experiment]:
-    """The keeps that are in the champion: neither taken out, nor the taking out of one."""
+    """The keeps that are in the champion: not those taken out again, and no removals."""
     kept = [e for e in experiments if e.outcome.status == KEEP]
     gone = {e.notes["without"] for e in kept if e.proposer == standard.PRUNE}
     return [e for e in kept if e.proposer != standard.PRUNE and e.number not in gone]
 
 
 def bpb(keeps: Iterable[Experiment]) -> Figure:
-    """The BPB that keeps claim together."""
+    """The change of BPB that keeps claim together."""
     outcomes = [e.outcome for e in keeps if e.outcome.bpb_change is not None]
     return total([_figure(o.bpb_change, o.bpb_low, o.bpb_high, o.pairs) for o in outcomes])
 
 
 def rate(keeps: Iterable[Experiment]) -> Figure:
-    """The logarithm of the tokens/s that keeps claim together."""
+    """The logarithm of the ratio of tokens/s that keeps claim together."""
     outcomes = [e.outcome for e in keeps if e.outcome.rate is not None]
     return total([_logs(o.rate, o.rate_low, o.rate_high, o.pairs) for o in outcomes])
 
 
 def op_time(keeps: Iterable[Experiment], op: str) -> Figure:
-    """The logarithm of the time of an op that keeps claim together."""
+    """The logarithm of the ratio of times of an op that keeps claim together."""
     found = [gains.comparisons(e.gates)[op] for e in keeps if op in gains.comparisons(e.gates)]
     return total([_logs(c["ratio"], c["low"], c["high"], gains.blocks(c)) for c in found])
 
 
 def confirmed(found: Confirmation) -> Figure:
-    """The logarithm of the time that an op of the champion takes, timed once more."""
+    """The logarithm of the ratio of times of an op of the champion, timed once more."""
     return _logs(found.ratio, found.low, found.high, found.blocks)
 
 
 def _figure(value: float | None, low: float | None, high: float | None, runs: int | None) -> Figure:
-    """A row of the ledger as a figure; one without bounds may be anything."""
+    """A row of the ledger as a figure; unknown bounds are infinite."""
     return Figure(
         value or 0.0, -math.inf if low is None else low, math.inf if high is None else high, runs or 0
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Candidate against incumbent: paired trials, seed by seed, until there is a verdict, and what has to be true before a keep counts.
 
-An old trial of the incumbent is run again before a candidate meets it, and once more before anything is kept: a machine that became
-faster meanwhile makes a gain of its own. Where it has changed, all earlier trials are void and the pairs are run anew.
+An old trial of the incumbent is run again before a candidate meets it, and once more before anything is kept: a machine that has become
+faster in the meantime looks like a gain. If it has changed, all earlier trials are void and the pairs are run anew.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tried:
-    """Paired trials and what they came to."""
+    """Paired trials, the incumbent's (`ours`) and the candidate's (`theirs`), and their verdict."""
 
     ours: list[TrialResult]
     theirs: list[TrialResult]
@@ -41,7 +41,7 @@ class Tried:
 
     @property
     def surprises(self) -> bool:
-        """A gain, for whatever it is taken: the machine may have made it."""
+        """Whether the candidate came out better, kept or quarantined: a change of the machine may be why."""
         return self.verdict.decision in ("keep", "quarantine")
 
 
@@ -57,7 +57,7 @@ class Contest:
         self.trials, self.tick = trials, tick
 
     def decide(self, prepared: Prepared, asked: Standard, results: Sequence[GateResult]) -> Outcome:
-        """What a candidate comes to by the standard that is `asked` of it; `results` are those of the gates that timed it."""
+        """The outcome of a candidate by the standard that is `asked` of it; `results` are those of the gates that timed it."""
         sealed = integrity.of_tree(prepared.candidate.tree)
         purpose = (self.run_id, prepared.proposer, prepared.candidate.patch)
         seeds = asked.seeds(self.settings.seed, MAX_PAIRS, *purpose)
@@ -94,7 +94,7 @@ class Contest:
     def _pairs(
         self, prepared: Prepared, asked: Standard, seeds: Sequence[int], results: Sequence[GateResult]
     ) -> Tried | Outcome:  # fmt: skip
-        """Both trained seed by seed, until the verdict is not "again"; an outcome where one does not train."""
+        """Train both seed by seed until the verdict is not "again"; an Outcome if the candidate does not train."""
         candidate = prepared.candidate
         kind = "kernels" if all(surface.is_kernel(path) for path in candidate.paths) else "model"
         added = added_code.added(candidate.changes)
@@ -118,7 +118,7 @@ class Contest:
         return Tried(ours, theirs, verdict)
 
     def _incumbent_trial(self, prepared: Prepared, seed: int) -> TrialResult:
-        """The incumbent's trial, a second time where it fails. Raises MachineFault where it fails again: it has trained before."""
+        """The incumbent's trial, tried twice. Raises MachineFault if it fails both times: it has trained before."""
         for _ in range(2):
             found = self.trials.result(
                 prepared.parent, prepared.candidate.incumbent, seed, "incumbent"
@@ -130,7 +130,7 @@ class Contest:
         )
 
     def _learn_noise(self, prepared: Prepared) -> None:
-        """Train the incumbent on further seeds, once a campaign, so that what looks promising can be told from luck."""
+        """Train the incumbent on further seeds, once in a campaign, so that what looks promising can be told from luck."""
         first = self.settings.seed
         for seed in range(first, first + ENOUGH_NOISE + BASELINES):
             if self.trials.noise(self.start).degrees >= ENOUGH_NOISE:
@@ -140,7 +140,7 @@ class Contest:
             self.tick()
 
     def _recheck(self, prepared: Prepared, seed: int, older_s: float) -> bool:
-        """Whether the machine has changed since the incumbent's last trial; that one is run again if it is older than that."""
+        """Whether the machine has changed since the incumbent's last trial, which is run again if it is older than `older_s`."""
         tree = prepared.candidate.incumbent
         said = self.trials.recheck(prepared.parent, tree, seed, older_s, self.start)
         self.tick()
@@ -149,7 +149,7 @@ class Contest:
         return bool(said)
 
     def _examined_again(self, prepared: Prepared, flag: str) -> str:
-        """Put a kernel that gains more than it can through the correctness gate once more, with drawn and captured data; why it refuses, or ""."""
+        """Put a kernel that gains more than it should through the correctness gate again, with drawn and captured data; why it refuses, or ""."""
         self.screen.say(f"  flagged: {flag}; to the correctness gate again")
         context = gates.Context(self.judge, self.settings.op)
         found = gate_by_gate(

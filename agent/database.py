@@ -40,14 +40,14 @@ class Database:
             if isinstance(error, sqlite3.OperationalError):  # it is locked, or the disk is full
                 raise
             raise LedgerError(
-                f"{path}: {error}; no ledger, or a damaged one: move it away, and a new one is begun"
+                f"{path}: {error}; this is no ledger, or a damaged one: move it away, and a new one is begun"
             ) from None
 
     def _prepare(self, version: int) -> None:
         """Make the tables of a new file, or bring those of an older version up to date."""
         if version > SCHEMA_VERSION:
             raise LedgerError(
-                f"{self.path}: schema {version}, expected {SCHEMA_VERSION}; move it away or use the version that wrote it"
+                f"{self.path}: schema {version}, expected at most {SCHEMA_VERSION}; move it away, or use the version of the lab that wrote it"
             )
         scripts = [SCHEMA] if version == 0 else [STEPS[v] for v in range(version, SCHEMA_VERSION)]
         for statement in ";".join(scripts).split(";"):
@@ -59,7 +59,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """What is executed inside is synced to disk as one, or not at all."""
+        """What is executed inside is synced to disk as a whole, or not at all."""
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -70,7 +70,7 @@ class Database:
             self._db.execute("COMMIT")
 
     def execute(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """Change rows, inside of a transaction."""
+        """Change rows, inside a transaction."""
         return self._db.execute(query, values)
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
@@ -78,7 +78,7 @@ class Database:
             return self._db.execute(query, values).fetchall()
 
     def insert(self, table: str, row: Mapping[str, Any]) -> int:
-        """One more row, inside of a transaction; its id."""
+        """Add a row, inside a transaction; its id."""
         names, marks = ", ".join(row), ", ".join("?" * len(row))
         done = self._db.execute(
             f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(row.values())

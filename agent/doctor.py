@@ -1,6 +1,6 @@
-"""`python -m agent doctor`: what this machine gives to the lab and what it lacks, layer by layer of the sandbox; and what `--isolation` asks of it.
+"""`python -m agent doctor`: what this machine gives to the lab and what it lacks, each layer of the sandbox tried; and what `--isolation` asks.
 
-Every layer is really tried. Exit status 0 when all that is needed is there, 1 otherwise.
+Exit status 0 if all that is needed is there, 1 otherwise.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _MARKS = {(True, True): "yes", (True, False): "yes", (False, True): "NO", (False
 
 @dataclass(frozen=True)
 class Row:
-    """One thing: whether it is there, whether the lab needs it, and in words what it is or what would give it."""
+    """One thing: whether it is there, whether the lab needs it, and in words what it is or how to get it."""
 
     part: str
     name: str
@@ -40,7 +40,7 @@ class Row:
 
 
 def insist(mode: str, screen: Screen) -> None:
-    """Hold a command to `--isolation`: raises Unusable under `strict` where a layer is missing; warns, once, under `best-effort`."""
+    """Hold a command to `--isolation`: if a layer is missing, raises Unusable under `strict`, and warns once under `best-effort`."""
     from bench.sandbox import isolation
 
     missing = isolation.missing()
@@ -66,7 +66,7 @@ def healthy(rows: Sequence[Row]) -> bool:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """One line a row, under the name of its part."""
+    """One line per row, under the name of its part."""
     width = max(len(row.name) for row in rows)
     lines: list[str] = []
     part = ""
@@ -179,7 +179,7 @@ def _gpu(part: str) -> Row:
 
 
 def _judging_on_gpu() -> Iterator[Row]:
-    """How the judge's tensors reach a candidate on the GPU, whether kernels run there, and whether they are looked into."""
+    """How the judge's tensors reach a candidate on the GPU, whether kernels run there, and whether compute-sanitizer checks them."""
     from bench import first_kernels, judge, sanitizer
 
     try:
@@ -194,7 +194,7 @@ def _judging_on_gpu() -> Iterator[Row]:
 
 
 def _vectors() -> str:
-    """The widest instructions that torch uses here, as `, AVX512`."""
+    """The widest vector instructions that torch uses here, as `, AVX512`."""
     try:
         import torch
     except ImportError:

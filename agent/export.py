@@ -1,5 +1,6 @@
-"""The ledger for other tools: results.tsv as autoresearch writes it, with more columns after its five, JSON with everything, and a
-recording that agent/proposers/replay.py proposes again."""
+"""The ledger for other tools: results.tsv as autoresearch writes it, with more columns after its five; JSON with everything; and a
+recording that agent/proposers/replay.py proposes again.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ MORE = ("run", "number", "proposer", *FIGURES, "device_seconds", "reason")
 
 
 def tsv(ledger: Ledger, run: str | None = None) -> str:
-    """One line an experiment. A figure that was not measured is 0.000000 or 0.0 in autoresearch's columns, empty in ours."""
+    """One line per experiment. A figure that was not measured is 0.000000 or 0.0 in autoresearch's columns, and empty in ours."""
     lines = ["\t".join((*COLUMNS, *MORE))]
     lines += ["\t".join(_cells(experiment)) for experiment in ledger.experiments(run)]
     return "\n".join(lines) + "\n"
@@ -46,7 +47,7 @@ def _cells(experiment: Experiment) -> list[str]:
         for value in ours
     ]
     cells += [f"{outcome.device_seconds:.1f}", outcome.reason]
-    # a tab or a newline inside a cell would break the table
+    # A tab or a newline inside a cell would break the table.
     return [" ".join(cell.split()) for cell in cells]
 
 
@@ -63,9 +64,9 @@ def as_json(ledger: Ledger, run: str | None = None) -> str:
 
 
 def recording(ledger: Ledger, repository: Repository, run: str) -> str:
-    """JSON lines, one an experiment of the run, with the whole text of each file that it proposed. What was lost in flight is left out.
+    """JSON lines, one per experiment of the run, with the whole text of each file that it proposed. What was lost in flight is left out.
 
-    Raises GitError where git has thrown away a commit that nothing points to, as it may after two weeks.
+    Raises GitError if git has deleted a commit that nothing points to, as it may after two weeks.
     """
     ended = [past for past in ledger.history(run) if past.outcome.status not in (LOST, *OPEN)]
     return "".join(json.dumps(_line(past, repository)) + "\n" for past in ended)

@@ -1,4 +1,4 @@
-"""The gain of a run in lines: what the champion showed on the test split, what its keeps had claimed, and the winner's curse between them."""
+"""The gain of a run in lines: what the champion showed on the test split, what its keeps had claimed, and the difference, the winner's curse."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def lines(ledger: Ledger, run: Run) -> Iterator[str]:
         return
     champion = claims.of_champion(ledger, run)
     if champion is None:
-        yield f"gain: not known; the champion was not run again on the test split: python -m agent report --rerun {run.id}"
+        yield f"gain: not known; the champion was not run again on the test split (to do so: python -m agent report --rerun {run.id})"
         yield from _claimed(keeps)
     else:
         yield "gain, champion against start, on documents and seeds that chose nothing:"

@@ -1,4 +1,4 @@
-"""What an experiment's measurements say of a change: each figure with its bounds (95 %; the timer's own for times) and its number of runs."""
+"""What an experiment's measurements say of a change: each figure with its bounds (95 %, for times the timer's own) and its number of runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def comparisons(results: Sequence[GateResult]) -> dict[str, dict[str, Any]]:
-    """By op, the comparisons that the microbench left as evidence."""
+    """The comparisons that the microbench left as evidence, by op."""
     return {
         op: found
         for result in results
@@ -37,7 +37,7 @@ def faster(comparison: Mapping[str, Any]) -> bool:
 
 
 def claim(results: Sequence[GateResult]) -> dict[str, Any] | None:
-    """The comparison of the op that gained most, one that is called faster if there is any: a change that pays needs only one."""
+    """The comparison of the op that gained most, of those that the timer called faster if there are any: one is enough for a change to pay."""
     measured = comparisons(results).values()
     return min(measured, key=lambda c: (not faster(c), float(c["ratio"])), default=None)
 
@@ -63,9 +63,9 @@ def timed(results: Sequence[GateResult]) -> dict[str, Any]:
 def trained(
     ours: Sequence[TrialResult], theirs: Sequence[TrialResult], noise: Spread, log_rate: Spread
 ) -> dict[str, Any]:
-    """The fields of an Outcome that come from trials paired by position, incumbent's and candidate's.
+    """The fields of an Outcome that come from trials, the incumbent's (`ours`) and the candidate's (`theirs`), paired by position.
 
-    BPB as the verdict sees it; tokens/s with the spread of `log_rate`, a single trial's.
+    BPB has the bounds that the verdict uses, tokens/s those from `log_rate`, the spread of a single trial.
     """
     from bench.interval import mean
     from bench.paired import Paired
@@ -80,6 +80,6 @@ def trained(
 
 
 def _bounds(name: str, figure: Figure) -> dict[str, float | None]:
-    """Bounds as the ledger keeps them: none where nothing was repeated."""
+    """Bounds as the ledger keeps them: None where nothing was repeated."""
     known = math.isfinite(figure.half)
     return {f"{name}_low": figure.low if known else None, f"{name}_high": figure.high if known else None}  # fmt: skip

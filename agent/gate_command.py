@@ -94,7 +94,7 @@ def _run(
 
 
 def _build_incumbent(candidate: Candidate, context: gates.Context, screen: Screen) -> None:
-    """Once, into the cache that every runner reads and none can fill."""
+    """Build it once, into the cache that every runner can read and none can fill."""
     if not any(surface.is_kernel(path) for path in candidate.paths):
         return
     screen.stage("building what the candidate is compared with")

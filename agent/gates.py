@@ -1,6 +1,6 @@
-"""The gates, cheapest first; the order is meaning. Each says passed or refused, why, and on what evidence.
+"""The gates, cheapest first; their order matters. Each says passed or refused, why, and on what evidence.
 
-    scope        only the surface, plain text of a sane size, not an earlier idea again
+    scope        only the surface, plain text of a sane size, no earlier idea again
     static       parses, exports what it must, and has nothing that a kernel has no business with
     build        compiles: C++ and CUDA through the JIT, Triton ahead of time; the object asks nothing unusual of the system
     correctness  agrees with float64 over drawn cases, values and gradients
@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 class Context:
     """What the gates know beside the candidate.
 
-    `earlier`: patch hash to experiment number of this run's proposals; None for a person's change, which may repeat itself, may
-    touch documents and tests (not judged here), and has only to be no slower where `must_win` is False. `sketches`: the same
-    proposals by number, as `similarity` sketches them.
+    `earlier`: the proposals of this run, patch hash to experiment number; None for a person's change, which may repeat itself and may
+    touch documents and tests (not judged here). `sketches`: the same proposals, number and sketch (similarity.py). A change that need
+    not win (`must_win` is False) has only to be no slower.
     """
 
     judge: Judging
@@ -47,7 +47,7 @@ class Context:
     earlier: Mapping[str, int] | None = None
     sketches: Sequence[tuple[int, tuple[int, ...]]] = ()
     must_win: bool = True
-    complete: bool = True  # the tree must stay whole: IMPLEMENTATIONS in each kernel file
+    complete: bool = True  # each kernel file must export IMPLEMENTATIONS
 
     def touched(self, candidate: Candidate) -> list[str]:
         return surface.touched_ops(candidate.paths, candidate.tree, self.judge.ops())
@@ -68,9 +68,7 @@ def scope(candidate: Candidate, context: Context) -> Finding:
         )
     if context.earlier is None:
         inside = tuple(c for c in candidate.changes if c.path.split("/")[0] in surface.FOLDERS)
-        evidence["not_judged"] = [
-            path for path in candidate.paths if path not in {c.path for c in inside}
-        ]
+        evidence["not_judged"] = [c.path for c in candidate.changes if c not in inside]
         candidate = replace(candidate, changes=inside)
     elif rules.is_idle(candidate.changes):
         return Finding(
@@ -160,7 +158,7 @@ def build(candidate: Candidate, context: Context) -> Finding:
         if change.path.endswith(".cu") and change.after is not None
     ]
     if cuda and not shutil.which("nvcc"):
-        return Finding(False, f"{', '.join(cuda)}: to compile it takes nvcc, which is not on PATH; install the CUDA toolkit")  # fmt: skip
+        return Finding(False, f"{', '.join(cuda)}: nvcc, which compiles it, is not on the PATH; install the CUDA toolkit")  # fmt: skip
     finding = context.judge.build(candidate.tree, kernels)
     problems = [
         f"csrc/{source}: {text}"
@@ -172,12 +170,12 @@ def build(candidate: Candidate, context: Context) -> Finding:
     return finding
 
 
-# The implementations that are made of a source. A .py file has several, of which every device runs one.
+# The implementations that a source is compiled into. A .py file has several, of which every device runs one.
 MADE_OF = {".cpp": {"cpp"}, ".cu": {"cuda"}, ".h": {"cpp", "cuda"}}
 
 
 def correctness(candidate: Candidate, context: Context) -> Finding:
-    """Refuses a change of which nothing is run here as well: of sources for another device, or that no implementation loads."""
+    """Also refuses a change of which nothing runs here: its sources are for another device, or no implementation loads them."""
     evidence: dict[str, Any] = {}
     said = []
     for op in context.touched(candidate):
@@ -243,7 +241,7 @@ def microbench(candidate: Candidate, context: Context) -> Finding:
             worst = max(result.lagging, key=lambda shape: float(shape["ratio"]))
             return Finding(
                 False,
-                f"slower on a shape that the model uses: {_range(**worst)} on {worst['case']}, {SHAPE_SHARE:.0%} more are allowed; "
+                f"slower on a shape that the model uses: {_range(**worst)} on {worst['case']}, at most {SHAPE_SHARE:.0%} more is allowed; "
                 f"over the whole mix {said[-1]}",
                 evidence,
             )
@@ -293,7 +291,7 @@ USES = {
     "microbench": DEVICE,
     "parity": DEVICE,
 }
-# Those that compare with the incumbent, which may change until a proposal's turn has come.
+# The gates that compare with the incumbent, which may change until a proposal's turn has come.
 MEASURING = ("microbench", "parity")
 
 
@@ -304,9 +302,9 @@ def run(
     announce: Callable[[str], None] = lambda name: None,
     machine: Machine | None = None,
 ) -> Iterator[GateResult]:
-    """Each gate's result as it comes; the first refusal is the last. The tree has to stay what it was before the first gate.
+    """Each gate's result as it comes, up to the first refusal. The tree has to stay as it was before the first gate.
 
-    Each gate waits for its turn on `machine` where that is shared. Its seconds are those of the work alone.
+    Each gate waits for its turn on `machine` where that is shared; the wait is not part of its seconds.
     """
     sealed = integrity.of_tree(candidate.tree)
     for name, gate in gates:

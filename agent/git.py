@@ -48,7 +48,7 @@ class Repository:
         self._env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
         self._env |= {"GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1", "LC_ALL": "C"}
         self._env |= {"GIT_OPTIONAL_LOCKS": "0"}  # `git status` would refresh the user's index
-        # `git replace` shows one object in another's place: content and hash would part.
+        # `git replace` shows one object in another's place: content and hash would not agree.
         self._env |= {"GIT_NO_REPLACE_OBJECTS": "1"}
         for role in _WHO:
             self._env |= {f"GIT_{role}_NAME": "lab", f"GIT_{role}_EMAIL": "lab@localhost"}
@@ -60,7 +60,7 @@ class Repository:
         ]
         env = self._env | ({"GIT_INDEX_FILE": str(index)} if index else {})
         try:
-            # In a session of its own: Ctrl-C in a terminal is for the lab, and would end a commit half-way.
+            # In a session of its own: Ctrl-C in a terminal is meant for the lab, and would end a commit half-way.
             done = subprocess.run(
                 ["git", *options, *args], cwd=self.root, env=env, input=stdin, capture_output=True, start_new_session=True
             )  # fmt: skip
@@ -126,9 +126,8 @@ class Repository:
 
     def content_hash(self, commit: str, folders: Sequence[str]) -> str:
         """A hash of what the folders hold in a commit: paths, modes and contents."""
-        return hashlib.sha256(self.raw("ls-tree", "-r", "-z", commit, "--", *folders)).hexdigest()[
-            :16
-        ]
+        listed = self.raw("ls-tree", "-r", "-z", commit, "--", *folders)
+        return hashlib.sha256(listed).hexdigest()[:16]
 
     def commit(self, parent: str, files: Mapping[str, str | None], message: str) -> str:
         """A commit on `parent` in which `files` have these texts (None: deleted); nothing points to it yet."""
@@ -148,7 +147,7 @@ class Repository:
         """A commit on HEAD with `folders` as they are in the working tree (ignored files left out)."""
         with tempfile.TemporaryDirectory() as scratch:
             index = Path(scratch) / "index"
-            # A fresh index, not a copy of the user's: that one may carry assume-unchanged bits that hide a change.
+            # A fresh index: a copy of the user's may carry assume-unchanged bits that hide a change.
             self.text("read-tree", "HEAD", index=index)
             present = [f for f in folders if (self.root / f).exists() or self.files("HEAD", [f])]
             if present:
@@ -166,8 +165,8 @@ class Repository:
     def export(self, commit: str, folder: Path, only: Sequence[str]) -> None:
         """Write the files of a commit under `only` into `folder`, byte for byte: no attribute, filter or hook has a say.
 
-        Links and submodules are left out, executable bits too. Raises GitError for a path that leads out of the folder, or that is
-        another one to a file system without upper and lower case.
+        Links, submodules and executable bits are left out. Raises GitError for a path that leads out of the folder, or that a file
+        system without upper and lower case takes for another.
         """
         listed = self.raw("ls-tree", "-r", "-z", commit, "--", *only).decode(errors="replace")
         entries = [entry.split("\t", 1) for entry in listed.split("\0") if entry]
@@ -224,5 +223,5 @@ def _write(folder: Path, path: str, content: bytes) -> None:
             handle.write(content)
     except FileExistsError:
         raise GitError(
-            f"{path!r} is there already, perhaps in other upper and lower case"
+            f"{path!r} exists already, perhaps in other upper and lower case: rename one of the two"
         ) from None

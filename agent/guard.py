@@ -1,4 +1,4 @@
-"""No experiment stays open and no fault passes for a result, however the judging of one ends."""
+"""However the judging of an experiment ends, its row is closed, and no fault passes for a result."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agent.ledger import Ledger
 from agent.proposers import Stopped
 from agent.records import CRASH, KEEP, LOST, UNFINISHED, Outcome
 
-MAX_FAILURES = 3  # of the judge, or of a proposer, in a row, after which the run ends
+MAX_FAILURES = 3  # in a row, of the judge or of a proposer, after which the run ends
 
 
 class LoopError(RuntimeError):
@@ -28,7 +28,7 @@ class MachineFault(RuntimeError):
 
 @dataclass
 class Watched:
-    """An experiment in work: what it comes to, and the commit that it has come to by then."""
+    """An experiment that is being judged: its outcome so far, and its commit, which a rebase moves."""
 
     ledger: Ledger
     experiment: int
@@ -53,9 +53,9 @@ class Guard:
 
     @contextmanager
     def watch(self, experiment: int, stage: str) -> Iterator[Watched]:
-        """Judge the experiment inside; a candidate that trips the judge must not end the night, nor pass.
+        """Judge the experiment inside; a candidate that trips the judge must neither end the night nor pass.
 
-        Failures in a row are of one `stage`: proposals go on to pass the first gates where every trial fails.
+        Failures in a row are counted for each `stage`: where every trial fails, proposals still pass the first gates in between.
         """
         watched = Watched(self._ledger, experiment)
         try:
@@ -67,7 +67,7 @@ class Guard:
         except KeyboardInterrupt:
             self._ledger.close_experiment(experiment, Outcome(LOST, "stopped by Ctrl-C"))
             raise
-        # The boundary of an experiment: it is the candidate's, until it repeats; but a full disk or a MachineFault is not.
+        # The boundary of an experiment: an error is the candidate's fault until it repeats; a full disk or a MachineFault never is.
         except Exception as error:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             machine = full or isinstance(error, MachineFault)
@@ -82,14 +82,14 @@ class Guard:
             raise LoopError(f"{tampered}; nothing is lost: python -m agent --resume") from None
 
     def keep(self, name: str, error: Exception) -> Path:
-        """The log that now holds the traceback of an error."""
+        """Write the traceback of an error into a log; the log."""
         log = self._folder / f"error-{name.replace(' ', '-')}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("".join(traceback.format_exception(error)))
         return log
 
     def _failed(self, experiment: int, stage: str, error: Exception, status: str) -> Outcome:
-        """What to record; a judge that fails again and again is itself broken, and the run ends."""
+        """The outcome to record. Raises LoopError at the MAX_FAILURES-th failure in a row: then the judge itself is broken."""
         self._failures[stage] += 1
         log = self.keep(str(self._ledger.number(experiment)), error)
         outcome = Outcome(status, f"{UNFINISHED}: {type(error).__name__}: {error}; see {log}")

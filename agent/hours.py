@@ -1,7 +1,7 @@
-"""The time that a run has: its --hours of work and --gpu-hours of the device, over all its lives, and what of them is left for its end.
+"""The time that a run has: its --hours of work and --gpu-hours of the device, over all its lives, and how much of it is set aside for its end.
 
-At the end the champion is run again, which takes as long as six trials. That belongs to the night that was asked for, so nothing new is begun
-when no more time is left than that. Of a short limit, where it would be more than SHARE, nothing is set aside, and the re-run is left for later.
+At the end the champion is run again, which takes as long as six trials. That is part of the night that was asked for, so nothing new is
+begun once no more time than that is left. If it would be more than SHARE of a limit, nothing is set aside, and the re-run is left for later.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from agent.machine import Machine
 from agent.records import Run
 from agent.screen import duration
 
-SHARE = 0.25  # of a limit, that may be set aside
+SHARE = 0.25  # of a limit, which may be set aside at most
 
 
 class Hours:
-    """Accounts for one life of a run, from its making on."""
+    """The clock of one life of a run, which begins when this object is made."""
 
     def __init__(self, run: Run, ledger: Ledger, machine: Machine) -> None:
         self._run, self._settings = run.id, run.settings
@@ -26,18 +26,18 @@ class Hours:
         self._stretch = ledger.accounts.begin_stretch(run.id)
 
     def tick(self) -> None:
-        """The run is still worked on."""
+        """Record that the run is still worked on."""
         self._ledger.accounts.tick(self._stretch, self._machine.device_seconds)
 
     def left_s(self) -> float:
         return min((limit - used for limit, used, _ in self._limits()), default=math.inf)
 
     def over(self, aside_s: float) -> str | None:
-        """Why nothing more is begun, or None. `aside_s`: what the end of the run will take."""
+        """Why nothing more is begun, or None. `aside_s`: seconds that the end of the run will take."""
         for limit, used, name in self._limits():
             aside = aside_s if aside_s <= SHARE * limit else 0.0
             if used + aside >= limit:
-                less = f", less {duration(aside)} to run what was kept again" if aside else ""
+                less = f", but for {duration(aside)} to run what was kept again" if aside else ""
                 return f"{limit / 3600:g} {name} are over{less}"
         return None
 

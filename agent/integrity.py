@@ -1,7 +1,7 @@
-"""What is judged, and what judges, stays as it is while it is judged.
+"""While a candidate is judged, neither it nor the judge may change.
 
-A `Seal` remembers the files of some folders by content. The judge's own are sealed when a command starts and looked at again before a
-verdict counts; a candidate's tree is sealed before the first gate and looked at after each, so that the trial runs what the gates saw.
+A `Seal` remembers the files of some folders by content. The judge's own are sealed when a command starts and checked before a verdict
+counts; a candidate's tree is sealed before the first gate and checked after each, so that the trial runs what the gates saw.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from agent.surface import FOLDERS, JUDGE
 
-# Python writes these while the judge runs; in a tree under judgement nothing may appear.
+# Python writes these while the judge runs; in a tree under judgement not even these may appear.
 _CACHES = "__pycache__"
 
 
@@ -25,7 +25,10 @@ class Tampered(RuntimeError):
 
 @dataclass(frozen=True)
 class Seal:
-    """The files of `folders` under `root` as they were: path to content, with what is no plain file named as such."""
+    """The files of `folders` under `root` as they were: by path a hash of the content, or in words what is no plain file.
+
+    `caches`: __pycache__ and hidden files count too.
+    """
 
     root: Path
     folders: tuple[str, ...]
@@ -37,7 +40,7 @@ class Seal:
         return hashlib.sha256(repr(sorted(self.files.items())).encode()).hexdigest()[:16]
 
     def odd(self) -> list[str]:
-        """Paths that are no plain files of their own: links, devices, files with a second name."""
+        """What is no plain file of its own, and what it is instead: links, devices, files with a second name."""
         return [f"{path} is {kind}" for path, kind in self.files.items() if not kind.isalnum()]
 
     def changed(self) -> list[str]:
@@ -61,7 +64,7 @@ def verify(judge: Seal) -> None:
     changed = judge.changed()
     if changed:
         raise Tampered(
-            f"{', '.join(changed[:5])} changed while it was judged with: what was measured before and after does not compare. "
+            f"{', '.join(changed[:5])} changed while the judge was at work: what was measured before and after cannot be compared. "
             "Look at `git diff`, then start again"
         )
 
@@ -79,7 +82,7 @@ def _files(root: Path, folders: Sequence[str], caches: bool) -> dict[str, str]:
             for name in [*names, *(b for b in below if (Path(where) / b).is_symlink())]:
                 path = Path(where) / name
                 if not caches and name.startswith("."):
-                    # An editor's own, as .rule.py.swp.
+                    # An editor's own, such as .rule.py.swp.
                     continue
                 found[str(path.relative_to(root))] = _content(path)
     return found

@@ -1,6 +1,6 @@
-"""What the loop asks of the judge, as one object: `Bench` asks the real one, a test gives another.
+"""What the loop asks of the judge, as one object: `Bench` asks the real one, and a test gives another.
 
-`bench` is imported where it is used, because it brings torch.
+`bench` is imported where it is used, because it imports torch.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ Progress = Callable[[dict[str, Any]], None]
 
 
 class Unfit(Exception):
-    """The candidate did not come through a measurement; the message says how."""
+    """The candidate failed while it was measured; the message says how."""
 
 
 class Judging(Protocol):
-    """What is asked of a judge. Trees are folders with kernels/, csrc/ and model/."""
+    """What a judge is asked. Trees are folders with kernels/, csrc/ and model/."""
 
     def ops(self) -> list[str]: ...
 
@@ -45,26 +45,28 @@ class Judging(Protocol):
     def parity(self, incumbent: Path, candidate: Path) -> Finding: ...
 
     def profile(self, op: str | None, tree: Path, beside: Path | None = None) -> Mapping[str, Any]:
-        """Where time goes, for advice and never for a verdict: bench/step_profile.py describes it. None is a training step of the tree;
-        `beside` is a second tree for an op to be timed with. Raises Unfit if the tree does not run."""
+        """Where the time of an op goes, or without an op that of a training step, as bench/step_profile.py describes it.
+
+        It is advice, never part of a verdict. `beside` is a second tree in which the op is timed too. Raises Unfit if the tree does not run.
+        """
         ...
 
     def inspect(self, op: str, tree: Path) -> Mapping[str, Any]:
-        """What compilers make of an op: bench/inspection.py describes it. Raises Unfit if it does not compile."""
+        """What compilers make of an op, as bench/inspection.py describes it. Raises Unfit if it does not compile."""
         ...
 
     def trial(
         self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
     ) -> TrialResult:
-        """Train the tree and score it on `split`; test is for the champion against the start, never to select by."""
+        """Train the tree and score it on `split`; the test split is for the champion against the start, never for selection."""
         ...
 
     def revive(self, row: dict[str, Any]) -> TrialResult:
-        """A result that the ledger kept as `asdict`."""
+        """The result of which the ledger kept this row, made by `as_row`."""
         ...
 
     def noise(self, trees: Mapping[str, Mapping[int, float]], start: str) -> Spread:
-        """Spread of val_bpb by tree and seed, in the order of the trials; `start` is the tree that a run began with."""
+        """Spread of val_bpb from seed to seed. `trees`: val_bpb by tree and seed, in the order of the trials; `start`: the run's first tree."""
         ...
 
     def drifted(self, before: TrialResult, now: TrialResult, noise: Spread) -> str:
@@ -81,7 +83,7 @@ class Judging(Protocol):
         *,
         lines: int = 0,
     ) -> Verdict:
-        """`comparison` is a Comparison that the ledger kept as `asdict`, `lines` what the candidate adds to the code."""
+        """The verdict on paired trials. `comparison`: a Comparison as the ledger keeps it, a dict; `lines`: how much code the candidate adds."""
         ...
 
 
@@ -92,7 +94,7 @@ class Bench:
     device: str = "cpu"
     dataset: Dataset | None = None
     seconds: float = 300.0
-    impl: str | None = None  # every op by this one, where the trial is to be a comparison
+    impl: str | None = None  # for every op, where a trial is run for comparison
 
     def ops(self) -> list[str]:
         from bench import contracts

@@ -1,4 +1,4 @@
-"""The laboratory in a checkout: where its things lie, and what a command needs before it can start."""
+"""The checkout as a laboratory: where its data and ledger lie, and what a command needs before it can start."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Lab:
             repository.resolve("HEAD")
         except GitError as error:
             raise Unusable(
-                f"{self.root} has no commit to start from ({error}); git init, git add, git commit"
+                f"{self.root} has no commit to start from ({error}): make one with git init, git add and git commit"
             ) from None
         return repository
 
@@ -54,7 +54,7 @@ class Lab:
         return file.read_text() if file.is_file() else ""
 
     def prepare(self, source: str | None, vocab_size: int, screen: Screen) -> Dataset:
-        """Make the data of a source, or verify it, and remember it as the default."""
+        """Prepare the data from a source, or verify it, and remember it as the default."""
         from bench import data
 
         screen.stage(f"preparing {source or 'the embedded corpus'}")
@@ -65,7 +65,7 @@ class Lab:
         return dataset
 
     def dataset(self, source: str | None, screen: Screen) -> Dataset:
-        """Prepared data: of a folder that `prepare` made, of a source of text, or what was prepared last."""
+        """The data of a folder that `prepare` made, or prepared now from a source of text; without a source, what was prepared last."""
         from bench import data
 
         remembered = self.data / "default"
@@ -77,7 +77,7 @@ class Lab:
         return self.prepare(source, 8192, screen)
 
     def copy_tree(self, into: Path) -> Path:
-        """The editable folders as they are in the working tree, sources alone."""
+        """Copy the sources in the editable folders of the working tree, as they are."""
         for folder in surface.FOLDERS:
             for file in sorted((self.root / folder).glob("*")):
                 if file.suffix in _SOURCES and file.is_file():
@@ -87,7 +87,7 @@ class Lab:
 
 
 def device(asked: str) -> str:
-    """`cpu` or `cuda`; `auto` is cuda where there is one."""
+    """`cpu` or `cuda`; `auto` is cuda where there is a GPU. Raises Unusable for cuda without one."""
     if asked == "cpu":
         return "cpu"
     import torch
@@ -101,7 +101,7 @@ def device(asked: str) -> str:
 
 
 def overlay(folder: Path) -> dict[str, str | None]:
-    """Files of a folder by the place they take in the tree: .py in kernels/, .cpp, .cu and .h in csrc/."""
+    """The texts of a folder's files, by the path that they get in the tree: .py in kernels/, .cpp, .cu and .h in csrc/."""
     places = {".py": "kernels", ".cpp": "csrc", ".cu": "csrc", ".h": "csrc"}
     if not folder.is_dir():
         raise Unusable(f"--start {folder}: no such folder")
@@ -114,13 +114,12 @@ def overlay(folder: Path) -> dict[str, str | None]:
                 raise Unusable(
                     f"--start {folder}: {file.name} is no UTF-8 text ({error})"
                 ) from None
-    frozen = sorted(set(files) & set(surface.FROZEN))
-    if not files or frozen:
+    if frozen := sorted(set(files) & set(surface.FROZEN)):
         raise Unusable(
-            f"--start {folder}: {', '.join(frozen)} may not be replaced"
-            if frozen
-            else f"--start {folder}: no .py, .cpp, .cu or .h file there"
+            f"--start {folder}: {', '.join(frozen)} may not be replaced: leave the file out"
         )
+    if not files:
+        raise Unusable(f"--start {folder}: no .py, .cpp, .cu or .h file there")
     return files
 
 

@@ -60,9 +60,9 @@ class Ledger:
             self._database.insert("runs", row)
 
     def reopen_run(self, run: str, settings: Settings) -> int:
-        """Go on with a run under these settings; what was in flight is lost. How many experiments that were.
+        """Resume a run under these settings; how many experiments were in flight, and are now lost.
 
-        An experiment that waited for its trial is not lost: it waits still.
+        An experiment that waited for its trial is not lost: it still waits.
         """
         with self._database.transaction():
             done = self._database.execute(
@@ -89,7 +89,7 @@ class Ledger:
         ]
 
     def run(self, name: str | None = None) -> Run:
-        """The run of this name, or the latest. Raises LedgerError with the names that there are."""
+        """The run of this name, or the latest. Raises LedgerError, which lists the names there are."""
         runs = self.runs()
         found = [run for run in runs if name is None or run.id == name]
         if not found:
@@ -135,19 +135,19 @@ class Ledger:
         patch_hash: str,
         sketch: Sequence[int] = (),
     ) -> None:
-        """Put a mended proposal in the place of the one that a gate refused; the gates' results stay."""
+        """Put a repaired proposal in the place of the one that a gate refused; the gates' results stay."""
         self._update(experiment, _proposed(proposal, commit, patch, patch_hash, sketch))
 
     def bill_experiment(
         self, experiment: int, cost_usd: float, tokens_in: int, tokens_out: int
     ) -> None:
-        """What it has cost by now, where a repair came to nothing."""
+        """Update what an experiment has cost, where a repair came to nothing."""
         self._update(
             experiment, {"cost_usd": cost_usd, "tokens_in": tokens_in, "tokens_out": tokens_out}
         )
 
     def rebase_experiment(self, experiment: int, parent: str, commit: str, patch: str) -> None:
-        """The same proposal, now on another incumbent."""
+        """Put the same proposal on another incumbent."""
         self._update(experiment, {"parent": parent, "commit_hash": commit, "patch": patch})
 
     def add_gate(self, experiment: int, result: GateResult) -> None:
@@ -163,11 +163,11 @@ class Ledger:
             self._database.insert("gates", row | {"evidence": json.dumps(dict(result.evidence))})
 
     def ready_experiment(self, experiment: int) -> None:
-        """It is through the gates that need no quiet machine; a kill from here on does not lose it."""
+        """Mark it as past the gates that need no quiet machine; from here on a kill does not lose it."""
         self._update(experiment, {"status": READY})
 
     def take_experiment(self, experiment: int) -> None:
-        """It leaves the queue: from here on it is in flight."""
+        """Take it from the queue: from here on it is in flight."""
         self._update(experiment, {"status": RUNNING})
 
     def waiting(self, run: str) -> list[Experiment]:
@@ -197,7 +197,7 @@ class Ledger:
         )
 
     def experiments(self, run: str | None = None) -> list[Experiment]:
-        """The experiments of a run, or of all, whole, oldest first. For many of them take `history`."""
+        """The experiments of a run, or of all, complete and oldest first. `history` is for many of them."""
         return self._experiments(*_of_run(run))
 
     def experiment(self, experiment: int) -> Experiment:
@@ -206,14 +206,14 @@ class Ledger:
         return found
 
     def number(self, experiment: int) -> int:
-        """What its run counts the experiment with this id as; screens, logs and reports name it so."""
+        """The number of the experiment with this id in its run, by which screens, logs and reports name it."""
         ((number,),) = self._database.rows(
             "SELECT number FROM experiments WHERE id = ?", (experiment,)
         )
         return int(number)
 
     def find(self, run: str, number: int) -> Experiment | None:
-        """The experiment that a run counts as `number`."""
+        """The experiment with this number in a run."""
         found = self._experiments("WHERE run = ? AND number = ?", (run, number))
         return found[0] if found else None
 
@@ -248,9 +248,9 @@ class Ledger:
         return {patch: number for patch, number in rows}
 
     def sketches(self, run: str) -> list[tuple[int, tuple[int, ...]]]:
-        """(number, sketch) of every proposal of a run that was found correct, or may be yet.
+        """(number, sketch) of every proposal of a run that was found correct, or may still be.
 
-        One that was not may come again, nearly the same, with its mistake mended.
+        One that was found wrong may come again, nearly the same, with its mistake repaired.
         """
         measured = "SELECT 1 FROM gates WHERE experiment = e.id AND name = 'microbench'"
         rows = self._database.rows(
@@ -261,7 +261,7 @@ class Ledger:
         return [(row["number"], tuple(json.loads(row["sketch"]))) for row in rows]
 
     def finished(self, run: str) -> int:
-        """Experiments of a run that were judged to an end."""
+        """How many experiments of a run were judged to an end."""
         counts = self.counts(run)
         return sum(n for status, n in counts.items() if status not in (LOST, *OPEN))
 
@@ -290,7 +290,7 @@ def _proposed(
 
 
 def _past(row: sqlite3.Row, gate: str | None) -> dict[str, Any]:
-    """The fields of `Past`; `gate` is the last that refused, which a repair may have come through since."""
+    """The fields of `Past`. `gate` is the last that refused; a repair may have passed it since, so it counts only with status REFUSE."""
     outcome = Outcome(**{name: row[name] for name in _OUTCOME})
     return {
         "id": row["id"], "run": row["run"], "number": row["number"], "proposer": row["proposer"], "model": row["model"],

@@ -1,7 +1,7 @@
 """The loop: propose, gates, trial, verdict, ledger. What is kept becomes the incumbent; everything is remembered.
 
-A proposal is prepared (made, built, found correct: preparing.py) while the trial of the one before goes on, if its proposer works ahead.
-It is measured here, one at a time, and decided by paired trials (contest.py).
+While one proposal is trained, the next is prepared (made, built, found correct: preparing.py), if its proposer works ahead. Here they
+are measured, one at a time, and decided by paired trials (contest.py).
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from agent.records import DROP, KEEP, REFUSE, Outcome, Run
 from agent.site import Site
 from bench.plan import BASELINES
 
-LOOK_S = 5.0  # how often the time is looked at while a proposal is waited for: a model may be away for hours
+# How often the limits are looked at while the loop waits for a proposal: a model may be away for hours.
+LOOK_S = 5.0
 
 
 class Loop:
-    """One run, from where the ledger says it stands. Every part is given, so a test gives others."""
+    """One run, from where the ledger says it stands. All its parts are arguments, so that a test can give others."""
 
     def __init__(
         self,
@@ -52,11 +53,11 @@ class Loop:
         return self.preparing.incumbent
 
     def run(self) -> str:
-        """Go on until the budget is spent or nothing is left to try; why it ended."""
+        """Go on until the budget is spent or nothing is left to try; returns why it ended."""
         if (why := self._spent()) is not None:
             return why
         self._baseline()
-        # prune looks at what was kept, and leaves what waits to the run itself
+        # Prune concerns keeps alone; what waits for its trial is left to the run itself.
         waits = () if self.proposer.name == standard.PRUNE else self.preparing.waiting()
         for waiting in waits:
             if (why := self._spent()) is not None:
@@ -80,7 +81,7 @@ class Loop:
         return why
 
     def _try(self, prepared: Prepared) -> None:
-        """Measure a proposal against the incumbent of now, train with it, decide."""
+        """Measure a proposal against the current incumbent, train with it, decide."""
         experiment = prepared.experiment
         self.ledger.take_experiment(experiment)
         spent = self.trials.seconds
@@ -122,7 +123,7 @@ class Loop:
 
     def _baseline(self) -> None:
         tree = self.workspace.checkout(self.incumbent)
-        # Runners read the cache of built objects and cannot fill it: without this every one of them would compile for itself.
+        # Runners can read the cache of built objects but not fill it: without this each of them would compile for itself.
         self.screen.stage("building the incumbent's kernels")
         built = self.judge.build(tree, surface.sources(tree))
         if not built.passed:
@@ -136,14 +137,14 @@ class Loop:
         self.screen.say(f"noise of val_bpb from seed to seed: {self.trials.noise(self.start)}")
 
     def _spent(self) -> str | None:
-        """Why the budget is spent, or None. Money and tokens are the purse's to refuse, before a call is sent."""
+        """Which limit is reached, in words, or None. Money and tokens are up to the purse, which refuses a call before it is sent."""
         limit = self.settings.experiments
         if limit is not None and self.preparing.finished() >= limit:
             return f"{limit} experiments are done"
         return self.hours.over(self.champion.aside_s(self.incumbent))
 
     def _enough(self) -> str | None:
-        """Why no further proposal is needed although the run goes on: those under way fill the limit."""
+        """Why no further proposal is needed, although the run goes on: those under way fill the limit."""
         limit = self.settings.experiments
         if limit is not None and self.preparing.begun() >= limit:
             return f"{limit} experiments are done"

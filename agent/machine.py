@@ -1,6 +1,6 @@
-"""Who may use the machine at a time: nothing is timed or trained beside work that would slow it.
+"""Who may use the machine, and when: nothing is timed or trained beside work that would slow it down.
 
-On a CPU a build takes the cores from a trial, so all heavy work takes turns. On a GPU a build and a trial go on side by side, and only
+On a CPU a build takes the cores from a trial, so all heavy work takes turns. On a GPU a build and a trial run side by side, and only
 what runs on the device takes turns.
 """
 
@@ -45,6 +45,6 @@ class Machine:
 
     @property
     def device_seconds(self) -> float:
-        """For how long the device was held so far, in s."""
+        """Seconds for which the device was held so far."""
         since = self._since
         return self._held + (self._clock() - since if since is not None else 0.0)

@@ -1,4 +1,4 @@
-"""What was measured, in the ledger: trials, which a later one may share, the champion against the start, its kernels timed again."""
+"""What was measured, in the ledger: trials, which later experiments may share, champion and start run again, kernels timed again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Measurements:
     def find_trial(
         self, key: TrialKey, since: float = 0.0, run: str | None = None
     ) -> dict[str, Any] | None:
-        """The latest good trial with this key, not older than `since` (seconds since the epoch), of any run or of this one."""
+        """The latest good trial with this key, not older than `since` (seconds since the epoch), of this run, or of any without one."""
         where = " AND ".join(f"{name} = ?" for name in _KEY)
         rows = self._database.rows(
             f"SELECT result FROM trials WHERE {where} AND ok = 1 AND NOT void AND at >= ? AND (? IS NULL OR run = ?) "
@@ -39,7 +39,7 @@ class Measurements:
     def results(
         self, key: TrialKey, free: tuple[str, ...] = ("seed",)
     ) -> list[tuple[str, dict[str, Any]]]:
-        """(tree, result) of every good trial that differs from `key` in the `free` fields at most, oldest first."""
+        """(tree, result) of every good trial whose key differs from `key` in no other fields than `free`, oldest first."""
         same = [name for name in _KEY if name not in free]
         where = " AND ".join(f"{name} = ?" for name in same)
         rows = self._database.rows(
@@ -49,7 +49,7 @@ class Measurements:
         return [(row["tree"], json.loads(row["result"])) for row in rows]
 
     def void_trials(self, key: TrialKey, before: float) -> None:
-        """This machine and device have changed: no trial from before that moment is found again, by this run or another."""
+        """Record that this machine and device have changed: no run finds a trial from before that moment any more."""
         with self._database.transaction():
             self._database.execute(
                 "UPDATE trials SET void = 1 WHERE machine = ? AND device = ? AND at < ?",
@@ -62,7 +62,7 @@ class Measurements:
             self._database.insert("confirmations", row | asdict(found))
 
     def confirmations(self, run: str, incumbent: str) -> list[Confirmation]:
-        """By op, the latest re-measurement of this incumbent against the run's start."""
+        """The latest re-measurement of each op of this incumbent against the run's start."""
         rows = self._database.rows(
             "SELECT op, ratio, low, high, blocks, faster FROM confirmations WHERE run = ? AND incumbent = ? ORDER BY at",
             (run, incumbent),
@@ -71,7 +71,7 @@ class Measurements:
         return [Confirmation(**row) for row in found.values()]
 
     def add_pair(self, run: str, pair: Pair) -> None:
-        """One more pair of start and champion; one that was run on this seed before gives way."""
+        """Add a pair of start and champion, in the place of an earlier one on the same seed."""
         with self._database.transaction():
             self._database.execute(
                 "DELETE FROM pairs WHERE run = ? AND incumbent = ? AND seed = ?",
@@ -80,7 +80,7 @@ class Measurements:
             self._database.insert("pairs", {"run": run, "at": time.time()} | asdict(pair))
 
     def pairs(self, run: str) -> list[Pair]:
-        """Every pair of start and champion that a run has been through, oldest first."""
+        """Every pair of start and champion of a run, oldest first."""
         names = ", ".join(field.name for field in fields(Pair))
         rows = self._database.rows(
             f"SELECT {names} FROM pairs WHERE run = ? ORDER BY rowid", (run,)

@@ -1,4 +1,4 @@
-"""A change made on one commit, put on another: three-way, file by file, by git's own merge."""
+"""Puts a change that was made on one commit on another: three-way, file by file, by git's own merge."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from agent.records import Change
 def onto(
     repository: Repository, base: str, changed: str, target: str
 ) -> dict[str, str | None] | None:
-    """The files that bring what `changed` did to `base` onto `target`, whole; None where both changed the same lines.
+    """Whole texts of the files that put the change from `base` to `changed` onto `target`; None if both changed the same lines.
 
-    Empty where `target` holds the change already.
+    Empty if `target` has the change already.
     """
     theirs = {change.path: change for change in repository.changes(base, target)}
     merged: dict[str, str | None] = {}
@@ -32,7 +32,7 @@ def onto(
 
 
 def _merge(repository: Repository, ours: Change, theirs: Change) -> str | None:
-    """Both changes of one file; None where they meet, or one of them deletes or adds it."""
+    """The file with both changes; None if they overlap, or if one of them adds or deletes the file."""
     if None in (ours.before, ours.after, theirs.after):
         return None
     with tempfile.TemporaryDirectory() as folder:

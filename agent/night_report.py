@@ -1,7 +1,7 @@
-"""What the keeps of a night are worth together: a hundred tries at 1 % each keep one thing that is nothing.
+"""What the keeps of a night are worth together: of a hundred tries without effect, at 1 % false keeps each, one is kept.
 
-It is reported, and nothing is taken back for it. Only a proposal that claims bits has evidence against chance in its trials (bench/night.py); a kernel claims time, which is told by the microbench's
-interval and timed again at the end.
+This is reported, and nothing is taken back for it. Only a proposal that claims bits has evidence against chance in its trials
+(bench/night.py); a kernel claims time, which has the microbench's interval and is timed again at the end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bench import night
 
 
 def false_discoveries(experiments: Sequence[Experiment]) -> Iterator[str]:
-    """At which false-discovery rate each keep that claims bits stands, among all that came to a verdict; nothing where none was kept."""
+    """The false-discovery rate at which each keep that claims bits stands, among all that came to a verdict; nothing if there is no such keep."""
     judged = [(e, found) for e in experiments if (found := _verdict(e))]
     rates = night.rates([float(found["e_value"]) for _, found in judged])
     kept = [(e, q) for (e, _), q in zip(judged, rates, strict=True) if e.outcome.status == KEEP]
@@ -23,13 +23,16 @@ def false_discoveries(experiments: Sequence[Experiment]) -> Iterator[str]:
         return
     stand = sum(q <= night.FALSE_DISCOVERY for _, q in kept)
     limit = f"{night.FALSE_DISCOVERY:.0%}".replace("%", " %")
-    yield f"the whole night (e-BH; reported, not enforced): {stand} of {len(kept)} keeps that claim bits stand at a false-discovery rate of {limit}, among {len(judged)} verdicts"
+    yield (
+        f"the whole night (e-BH; reported, not enforced): {stand} of {len(kept)} keeps that claim bits stand "
+        f"at a false-discovery rate of {limit}, among {len(judged)} verdicts"
+    )
     at = ", ".join(f"{e.number} at {_percent(q)}" for e, q in kept)
     yield f"{'':9}experiment {at}"
 
 
 def _verdict(experiment: Experiment) -> Mapping[str, Any] | None:
-    """The evidence of its verdict, where that was about bits and about something proposed."""
+    """The evidence of its verdict, if that was about bits, and not about the removal of a keep."""
     if experiment.proposer == standard.PRUNE:
         return None
     said = [gate.evidence for gate in experiment.gates if gate.name == "verdict"]

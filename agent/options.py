@@ -1,4 +1,4 @@
-"""The options of the command line: what may be said to the loop and to each command."""
+"""The options of the command line, of the loop and of each command."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    unset = argparse.SUPPRESS  # what is not given keeps the run's own value under --resume
+    # An option that is not given keeps the run's own value under --resume.
+    unset = argparse.SUPPRESS
     add = loop.add_argument
     add("--target", choices=("kernels", "model", "all"), default=unset, help="what may be edited")
-    add("--op", default=unset, help="only this op's files, as rms_norm")
+    add("--op", default=unset, help="edit only the files of this op, such as rms_norm")
     _proposer_options(loop)
     _budget_options(loop)
     _trial_options(loop)
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         "--start",
         default=unset,
         metavar="DIR",
-        help="begin with the files of DIR in place of the shipped ones",
+        help="start from the files in DIR, in place of the shipped ones",
     )
     add(
         "--resume",
@@ -50,10 +51,11 @@ def parser() -> argparse.ArgumentParser:
     )
 
     commands = loop.add_subparsers(dest="command", title="commands", metavar="")
-    prepare = commands.add_parser("prepare", help="make the data ready, or verify it")
+    prepare = commands.add_parser("prepare", help="prepare the data, or verify it")
+    # Unset here and below, or else a subcommand's default would overrule `--data DIR prepare`.
     prepare.add_argument(
         "--data",
-        default=unset,  # here and below: `--data DIR prepare` says the same, and is not overruled
+        default=unset,
         metavar="DIR|hf:OWNER/NAME",
         help="your own text (default: the embedded corpus)",
     )
@@ -67,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         "--candidate",
         type=Path,
         metavar="FILE",
-        help="a .py, .cpp or .cu file that stands for the op's own",
+        help="a .py, .cpp or .cu file to judge in place of the op's own",
     )
     gate.add_argument(
         "--base", metavar="REF", help="judge the working tree against REF (default HEAD)"
@@ -80,42 +82,50 @@ def parser() -> argparse.ArgumentParser:
     trial = commands.add_parser("trial", help="one trial of the working tree as it is")
     _trial_options(trial)
     _isolation_option(trial)
-    trial.add_argument("--impl", help="every op by this implementation, as torch, for comparison")
+    trial.add_argument(
+        "--impl", help="compute every op with this implementation, such as torch, for comparison"
+    )
     trial.add_argument(
         "--profile",
         action="store_true",
-        help="no trial: run a few dozen steps and say which op takes what of one (half a minute)",
+        help="no trial: run a few dozen steps and show which op takes which share of one (half a minute)",
     )
     trial.add_argument("--json", action="store_true", help="the result as JSON on standard output")
 
     doctor = commands.add_parser("doctor", help="what this machine gives, and what it lacks")
     doctor.add_argument("--json", action="store_true", help="as JSON")
     commands.add_parser("status", help="what has been tried and kept")
-    report = commands.add_parser("report", help="what a run gained, by its champion run again")
+    report = commands.add_parser("report", help="what a run gained: its champion, run again")
     report.add_argument("run", nargs="?", metavar="RUN", help="default: the latest")
     report.add_argument(
         "--rerun",
         action="store_true",
-        help="run champion and start again first, where that was left out",
+        help="first run champion and start again, if that was left out",
     )
     _isolation_option(report)
-    prune = commands.add_parser("prune", help="take keeps out again; what no longer pays stays out")
+    prune = commands.add_parser(
+        "prune", help="take kept changes out again; what no longer pays stays out"
+    )
     prune.add_argument("run", nargs="?", metavar="RUN", help="default: the latest")
     _isolation_option(prune)
-    placebo = commands.add_parser("aa", help="propose what changes nothing: how much of it is kept")
+    placebo = commands.add_parser(
+        "aa", help="propose changes without effect, and count how many are kept"
+    )
     placebo.add_argument(
-        "--experiments", type=_positive(int), required=True, metavar="N", help="so many placebos"
+        "--experiments", type=_positive(int), required=True, metavar="N", help="how many of them"
     )
     placebo.add_argument(
         "--target", choices=("kernels", "model", "all"), default=unset, help="default all"
     )
-    placebo.add_argument("--op", default=unset, help="only this op's files, as rms_norm")
+    placebo.add_argument(
+        "--op", default=unset, help="edit only the files of this op, such as rms_norm"
+    )
     _trial_options(placebo)
     _isolation_option(placebo)
     export = commands.add_parser("export", help="the ledger for other tools")
     form = export.add_mutually_exclusive_group(required=True)
     form.add_argument(
-        "--tsv", action="store_true", help="one line an experiment, autoresearch's columns first"
+        "--tsv", action="store_true", help="one line per experiment, autoresearch's columns first"
     )
     form.add_argument("--json", action="store_true", help="everything")
     form.add_argument(
@@ -132,7 +142,7 @@ def _proposer_options(to: argparse.ArgumentParser) -> None:
         "--proposer",
         default=unset,
         metavar="NAME",
-        help="anthropic, openai, command, replay, sweep, or auto: by what is configured (default)",
+        help="anthropic, openai, command, replay or sweep; auto, the default, takes what is configured",
     )
     group.add_argument(
         "--model",
@@ -140,13 +150,13 @@ def _proposer_options(to: argparse.ArgumentParser) -> None:
         dest="models",
         default=unset,
         metavar="NAME",
-        help="the model; given several times, spending moves to the one whose proposals are kept",
+        help="the model to ask; of several, spending moves to the one whose proposals are kept",
     )
     group.add_argument(
         "--base-url",
         default=unset,
         metavar="URL",
-        help="an OpenAI-compatible endpoint, as http://localhost:11434/v1",
+        help="an OpenAI-compatible endpoint, such as http://localhost:11434/v1",
     )
     group.add_argument(
         "--price",
@@ -154,31 +164,31 @@ def _proposer_options(to: argparse.ArgumentParser) -> None:
         dest="prices",
         default=unset,
         metavar="MODEL=IN/OUT",
-        help="USD per million tokens, for a model that the table does not have (0/0 for a local one)",
+        help="USD per million tokens, for a model that is not in the table (0/0 for a local one)",
     )
     group.add_argument(
         "--command",
         dest="coder",
         default=unset,
         metavar="LINE",
-        help="a coding agent that runs headless, as 'claude -p --permission-mode acceptEdits'; its changes are the proposal",
+        help="a coding agent that runs headless, such as 'claude -p --permission-mode acceptEdits'; its changes are the proposal",
     )
     group.add_argument(
         "--recording",
         default=unset,
         metavar="FILE",
-        help="what `export --recording` wrote, to replay",
+        help="a file that `export --recording` wrote, to replay",
     )
 
 
 def _budget_options(to: argparse.ArgumentParser) -> None:
-    group = to.add_argument_group("until when (whatever comes first; Ctrl-C always)")
+    group = to.add_argument_group("when to stop (at the first limit reached; Ctrl-C at any time)")
     for flag, kind, metavar, says in (
         ("--experiments", int, "N", "end after N experiments"),
         ("--hours", float, "H", "end after H hours of work, those before a --resume included"),
-        ("--gpu-hours", float, "H", "end when the device was used for H hours"),
-        ("--usd", float, "USD", "send no request to a model that could spend more"),
-        ("--tokens", int, "N", "send no request to a model that could take more tokens"),
+        ("--gpu-hours", float, "H", "end when the device has been used for H hours"),
+        ("--usd", float, "USD", "send no request to a model that could pass this sum"),
+        ("--tokens", int, "N", "send no request to a model that could pass this number"),
     ):
         group.add_argument(
             flag, type=_positive(kind), default=argparse.SUPPRESS, metavar=metavar, help=says
@@ -197,7 +207,7 @@ def _trial_options(to: argparse.ArgumentParser) -> None:
         "--data",
         default=unset,
         metavar="DIR",
-        help="prepared data or text (default: what was prepared last)",
+        help="prepared data, or text to prepare (default: what was prepared last)",
     )
     _device_option(to)
     to.add_argument("--seed", type=int, default=unset, help="first seed (default 0)")
@@ -208,7 +218,7 @@ def _device_option(to: argparse.ArgumentParser) -> None:
         "--device",
         choices=("auto", "cpu", "cuda"),
         default=argparse.SUPPRESS,
-        help="what runs the kernels: C++ a CPU, Triton and CUDA a GPU (default auto: a GPU where there is one)",
+        help="where kernels run: C++ on a CPU, Triton and CUDA on a GPU (default auto: a GPU if there is one)",
     )
 
 
@@ -217,7 +227,7 @@ def _isolation_option(to: argparse.ArgumentParser) -> None:
         "--isolation",
         choices=("strict", BEST_EFFORT),
         default=argparse.SUPPRESS,
-        help="refuse to run candidates, or warn, where a layer of the sandbox is missing (default best-effort)",
+        help="if a layer of the sandbox is missing: strict refuses to run candidates, best-effort (default) warns",
     )
 
 
@@ -225,7 +235,7 @@ def _positive(kind: type[int] | type[float]) -> Any:
     def convert(text: str) -> float:
         value = kind(text)
         if not value > 0:
-            raise argparse.ArgumentTypeError(f"{text}: expected more than 0")
+            raise argparse.ArgumentTypeError(f"expected more than 0, got {text}")
         return value
 
     convert.__name__ = kind.__name__  # argparse names it when the text is no number

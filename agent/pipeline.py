@@ -1,4 +1,4 @@
-"""The next thing is made while the present one is used: one thread, one result ahead."""
+"""Makes the next result while the present one is used: one thread, one result ahead."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from types import TracebackType
 from typing import Generic, TypeVar
 
 Made = TypeVar("Made")
-PATIENCE_S = 10.0  # for the thread to see that it is no longer wanted; it is a daemon, so that it cannot hold the program
+# How long the thread has to see that it is no longer wanted. It is a daemon, so it cannot keep the program from ending.
+PATIENCE_S = 10.0
 
 
 class Ahead(Generic[Made]):
-    """`next` gives what `make` returns, or raises what it raised. With `depth` 1, the one after is being made meanwhile.
+    """`next` gives what `make` returns, or raises what it raised. With `depth` 1, the one after it is made in the meantime.
 
-    `stop` is set on leaving; `make` has to look at it where it waits.
+    `stop` is set on leaving; `make` has to watch it wherever it waits.
     """
 
     def __init__(self, make: Callable[[], Made], depth: int, stop: threading.Event) -> None:
@@ -32,7 +33,7 @@ class Ahead(Generic[Made]):
         return self
 
     def next(self, within_s: float) -> Made | None:
-        """What was made; None where it is still being made after so long. With `depth` 0 it is made now, however long that takes."""
+        """The next result, or None if it is not there within `within_s`. With `depth` 0 it is made now, however long that takes."""
         if not self._depth:
             return self._make()
         try:

@@ -1,7 +1,7 @@
 """Changes of C++ that change tokens and nothing that runs: a local variable under another name, two functions in the other order.
 
-Both work on the text. A name is renamed wherever the file has it, and only where it is nowhere a member, a call or part of a macro: what
-such a change could get wrong does not compile.
+Both work on the text. A name is replaced everywhere in the file, and only if it is nowhere a member, a call or part of a macro; a mistake
+would not compile.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FUNCTION = re.compile(
 
 
 def rename(text: str, suffix: str, rng: random.Random) -> tuple[str, str] | None:
-    """The text with one local variable renamed to end in `suffix`, and what was done; None where there is none to rename."""
+    """The text with one local variable renamed to end in `suffix`, and what was done; None if there is none to rename."""
     found = sorted({name for name in _DECLARED.findall(text) if _is_plain(name, text)})
     if not found:
         return None
@@ -38,7 +38,7 @@ def rename(text: str, suffix: str, rng: random.Random) -> tuple[str, str] | None
 
 
 def reorder(text: str, rng: random.Random) -> tuple[str, str] | None:
-    """The text with two neighbouring functions swapped, the second of which does not need the first; None where no two can be."""
+    """The text with two neighbouring functions swapped, the second of which does not need the first; None if no two can be."""
     pairs = list(_neighbours(text))
     if not pairs:
         return None

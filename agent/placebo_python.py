@@ -11,7 +11,7 @@ _BY_NAME = {"locals", "eval", "exec", "vars", "dir"}
 
 
 def rename(text: str, suffix: str, rng: random.Random) -> tuple[str, str] | None:
-    """The text with one local variable renamed to end in `suffix`, and what was done; None where there is none to rename."""
+    """The text with one local variable renamed to end in `suffix`, and what was done; None if there is none to rename."""
     found = [(node, name) for node in _functions(ast.parse(text)) for name in _locals(node)]
     if not found:
         return None
@@ -31,7 +31,7 @@ def rename(text: str, suffix: str, rng: random.Random) -> tuple[str, str] | None
 
 
 def reorder(text: str, rng: random.Random) -> tuple[str, str] | None:
-    """The text with two neighbouring functions of the module swapped, and what was done; None where no two can be."""
+    """The text with two neighbouring functions of the module swapped, and what was done; None if no two can be."""
     body = ast.parse(text).body
     lines = text.splitlines(keepends=True)
     pairs = [
@@ -60,7 +60,7 @@ def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef]:
 
 
 def _locals(function: ast.FunctionDef) -> list[str]:
-    """Names that the function assigns and that stand in it as plain names alone, so that all of them can be found."""
+    """Names that the function assigns and that occur in it only as plain names, so that all places can be found."""
     stored, elsewhere = set(), set()
     for statement in function.body:
         for node in ast.walk(statement):
@@ -72,7 +72,7 @@ def _locals(function: ast.FunctionDef) -> list[str]:
 
 
 def _other_places(node: ast.AST) -> Iterator[str]:
-    """Names that a node holds otherwise than as an `ast.Name` with a position of its own."""
+    """Names that a node holds in another way than as an `ast.Name` with a position of its own."""
     if isinstance(node, ast.Global | ast.Nonlocal):
         yield from node.names
     elif isinstance(node, ast.arg):
@@ -100,5 +100,5 @@ def _first(function: ast.FunctionDef) -> int:
 
 
 def _ended(lines: list[str]) -> list[str]:
-    """The last line of a file may lack its end."""
+    """The lines, the last one with a newline, which the end of a file may lack."""
     return [*lines[:-1], lines[-1].rstrip("\n") + "\n"]

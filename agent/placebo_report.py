@@ -1,8 +1,8 @@
 """`python -m agent aa`: how often this lab keeps what changes nothing, counted over the placebos of a run.
 
-A placebo takes the way of every proposal, with one difference: where the microbench would refuse it as not faster, that is
-written down and it goes on, so that each one reaches trial and verdict (standard.py). It is kept where the verdict keeps it and the
-microbench would have let it pass: as a proposal would be.
+A placebo goes the way of every proposal, with one difference: where the microbench would refuse it as not faster, this is recorded and
+the placebo goes on, so that each one reaches trial and verdict (standard.py). It is kept if the verdict keeps it and the microbench
+would have passed it, as a proposal would be.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _timed(experiments: Sequence[Experiment]) -> Iterator[str]:
 
 
 def _stopped(experiments: Sequence[Experiment]) -> Iterator[str]:
-    """Those that never came to a verdict: a gate that refuses them refuses the honest."""
+    """Placebos that never came to a verdict: a gate that refuses one refuses an honest change."""
     for each in experiments:
         if each.outcome.status in (REFUSE, CRASH) and each.outcome.val_bpb is None:
             yield f"not judged: {each.number} {each.outcome.status}: {each.outcome.reason[:150]}"

@@ -1,7 +1,7 @@
-"""A proposal on its way to a trial: made, written down, put through the gates that need no quiet machine, mended where one refuses it.
+"""A proposal on its way to a trial: made, recorded, put through the gates that need no quiet machine, repaired if one refuses it.
 
-All of it may go on in a thread of its own while a trial runs. What is ready waits in the ledger, with its commit held by a ref, so that
-a kill loses neither the work nor the money in it.
+All of this may run in a thread of its own during a trial. What is ready waits in the ledger, with its commit held by a ref, so that a
+kill loses neither the work nor the money in it.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from agent.workspace import Workspace
 from bench import hardware
 
 FULL = "No space left on device"  # as git says it
-LONGEST_PAUSE_S = 300.0  # between attempts of a proposer from which nothing comes
+LONGEST_PAUSE_S = 300.0  # between attempts of a proposer that gives no proposal
 
 
 class BaseMoved(Exception):
-    """The incumbent has changed since, in the very lines that the proposal changes."""
+    """The incumbent has changed since, and the proposal does not fit it: the same lines changed, or a gate refuses it there."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def gate_by_gate(
     context: gates.Context,
     steps: gates.Steps,
 ) -> list[GateResult]:
-    """Put a candidate through gates; every result is written down as it comes."""
+    """Put a candidate through gates; every result is recorded as it comes."""
     results = []
     for result in gates.run(
         candidate, context, steps, lambda name: screen.stage(f"  {name}"), machine
@@ -93,12 +93,13 @@ class Preparing:
         self.workspace, self.proposer, self.guard = workspace, proposer, guard
         self.agenda, self.brought, self.steps = agenda, tuple(brought), steps
         self.hardware = hardware.name(run.settings.device)
-        self._empty = self._failures = 0  # proposals in a row of which nothing came, or an error
+        # In a row: calls of the proposer that gave no proposal, and its errors.
+        self._empty = self._failures = 0
 
     # ---- from idea to candidate
 
     def next(self) -> Prepared | str | None:
-        """A proposal that is worth a trial; None if this one was not; why there is none at all, in words."""
+        """A proposal that is worth a trial, None if this one is not, or in words why no more will come."""
         parent = self.incumbent
         context = self._context(parent)
         try:
@@ -111,7 +112,7 @@ class Preparing:
             return str(spent)
         except Stopped:
             raise
-        # The boundary of a proposer: it must not end the night, until it repeats.
+        # The boundary of a proposer: an error must not end the night unless it repeats.
         except Exception as error:
             self._proposer_failed(parent, error)
             return None
@@ -142,15 +143,15 @@ class Preparing:
             for repairs_left in reversed(range(REPAIRS + 1)):
                 results = self._gates(experiment, candidate, earlier)
                 refusal = results[-1] if results and not results[-1].passed else None
-                mended = (
+                repaired = (
                     self._mended(experiment, parent, proposal, refusal)
                     if refusal and repairs_left
                     else None
                 )
-                if refusal is None or mended is None:
+                if refusal is None or repaired is None:
                     break
                 self.workspace.forget(commit)
-                proposal, commit = mended
+                proposal, commit = repaired
                 candidate = self.workspace.candidate(self.settings.target, parent, commit)
                 self.ledger.amend_experiment(experiment, proposal, commit, *_patch(candidate))
             self.guard.verify()
@@ -176,38 +177,38 @@ class Preparing:
     def _mended(
         self, experiment: int, parent: str, proposal: Proposal, refusal: GateResult
     ) -> tuple[Proposal, str] | None:
-        """What the proposer makes of a refusal, and its commit; None if it gives up, or nothing came of it."""
+        """The proposal as its proposer repairs it, and its commit; None if it gives up or its repair cannot be used."""
         try:
-            mended = self.proposer.repair(proposal, refusal)
+            repaired = self.proposer.repair(proposal, refusal)
         except NoProposal as nothing:
             self._bill(experiment, nothing)
-            self.screen.say(f"  not mended: {nothing.reason}")
+            self.screen.say(f"  not repaired: {nothing.reason}")
             return None
         except BudgetSpent as spent:
-            self.screen.say(f"  not mended: {spent}")
+            self.screen.say(f"  not repaired: {spent}")
             return None
         except Stopped:
             raise
         except Exception as error:  # the boundary of a proposer: no fault of the judge's
             log = self.guard.keep(f"proposer-{self.begun()}", error)
-            self.screen.say(f"  not mended: {type(error).__name__}: {error}; see {log}")
+            self.screen.say(f"  not repaired: {type(error).__name__}: {error}; see {log}")
             return None
-        if mended is None:
+        if repaired is None:
             return None
         try:
-            commit = self.workspace.commit(parent, mended)
+            commit = self.workspace.commit(parent, repaired)
         except (GitError, ValueError) as error:
-            self._bill(experiment, mended)
-            self.screen.say(f"  not mended: {error}")
+            self._bill(experiment, repaired)
+            self.screen.say(f"  not repaired: {error}")
             return None
-        self.screen.say("  mended, and judged again")
-        return mended, commit
+        self.screen.say("  repaired; it is judged again")
+        return repaired, commit
 
     def _bill(self, experiment: int, spent: Proposal | NoProposal) -> None:
         self.ledger.bill_experiment(experiment, spent.cost_usd, spent.tokens_in, spent.tokens_out)
 
     def _nothing(self, parent: str, nothing: NoProposal) -> None:
-        """A row for what was spent; then a pause that doubles, so that a broken proposer does not fill the ledger."""
+        """Record that no proposal came, and its cost; then pause, twice as long each time: a broken proposer must not fill the ledger."""
         empty = Proposal(
             nothing.hypothesis or "no proposal", {}, self.proposer.name, nothing.model, notes=nothing.notes,
             cost_usd=nothing.cost_usd, tokens_in=nothing.tokens_in, tokens_out=nothing.tokens_out,
@@ -215,7 +216,7 @@ class Preparing:
         experiment = self.ledger.open_experiment(self.run_id, empty, parent, parent, "", "")
         self.ledger.close_experiment(experiment, Outcome(CRASH, f"no proposal: {nothing.reason}"))
         self.screen.say(f"{self._named(experiment)}: no proposal: {nothing.reason}")
-        # Who asks nobody, as a recording, has the next at hand.
+        # A proposer that asks nobody, such as a recording, has its next proposal at hand.
         if self.proposer.ahead:
             self.stop.wait(min(LONGEST_PAUSE_S, 0.5 * 2 ** min(self._empty, 16)))
         self._empty += 1
@@ -234,12 +235,12 @@ class Preparing:
         outcome = Outcome(
             REFUSE, f"the files cannot be written: {error}; name paths of the surface"
         )
-        # the hypothesis may be what cannot be written
-        said = {
+        # These texts may be what cannot be written.
+        texts = {
             field: getattr(proposal, field).encode(errors="replace").decode()
             for field in ("hypothesis", "expected")
         }
-        proposal = replace(proposal, **said)
+        proposal = replace(proposal, **texts)
         experiment = self.ledger.open_experiment(self.run_id, proposal, parent, parent, "", "")
         self.ledger.close_experiment(experiment, outcome)
         self.screen.say(f"{self._named(experiment)}: {proposal.hypothesis}")
@@ -250,7 +251,7 @@ class Preparing:
     # ---- what waits for its trial
 
     def waiting(self) -> Iterator[Prepared]:
-        """What an earlier life of this run had ready and the gates of now let pass as well: a hole in them may have been closed since."""
+        """What an earlier life of this run had ready, if today's gates pass it as well: a hole in them may have been closed since."""
         for past in self.ledger.waiting(self.run_id):
             self.screen.say(f"{self._named(past.id)} was ready: {past.hypothesis}")
             prepared = self._of(past)
@@ -275,9 +276,9 @@ class Preparing:
         )
 
     def rebased(self, prepared: Prepared) -> Prepared:
-        """The proposal on the incumbent of now, through the gates again if that is another. Raises BaseMoved.
+        """The proposal on the current incumbent, put through the gates again if that is another than it was made on. Raises BaseMoved.
 
-        Two changes that are right apart can be wrong together.
+        Two changes that are each right alone can be wrong together.
         """
         parent = self.incumbent
         if prepared.parent == parent:
@@ -298,7 +299,7 @@ class Preparing:
         results = self._gates(prepared.experiment, candidate, context)
         if not results[-1].passed:
             raise BaseMoved(
-                f"on the incumbent of now {results[-1].name} refuses it: {results[-1].reason}"
+                f"on the current incumbent {results[-1].name} refuses it: {results[-1].reason}"
             )
         return replace(prepared, parent=parent, commit=commit, candidate=candidate)
 
@@ -311,14 +312,14 @@ class Preparing:
         return sum(n for s, n in self.ledger.counts(self.run_id).items() if s != LOST)
 
     def _named(self, experiment: int) -> str:
-        """`experiment 7 (6 of 20)`: its number in the report, and how far the run has come, which is less where one was lost."""
+        """`experiment 7 (6 of 20)`: its number in the report, then how many count towards the limit, from which the lost are left out."""
         limit = self.settings.experiments
         so_far = f" ({self.begun()} of {limit})" if limit else ""
         return f"experiment {self.ledger.number(experiment)}{so_far}"
 
     def _context(self, commit: str) -> Context:
         settings = self.settings
-        own = (standard.PRUNE, standard.PLACEBO)  # no idea of theirs is worth another's reading
+        own = (standard.PRUNE, standard.PLACEBO)  # their changes hold no idea for another proposer
         history = [
             past for past in self.ledger.history()
             if past.proposer not in own or past.proposer == self.proposer.name
@@ -331,7 +332,7 @@ class Preparing:
 
 
 def _patch(candidate: Candidate) -> tuple[str, str, tuple[int, ...]]:
-    """A candidate's patch, its hash and its sketch, by which it will be known again."""
+    """A candidate's patch, and the hash and the sketch by which it will be known again."""
     return (
         candidate.patch,
         scope.patch_hash(candidate.changes),

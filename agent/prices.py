@@ -1,4 +1,4 @@
-"""What models cost and take: prices.toml, with the date and the source of each figure, and what a person says with --price."""
+"""What models cost, and how many tokens they take: prices.toml, with the date and source of each figure, and what --price says."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from agent.records import Usage
 
 TABLE = Path(__file__).with_name("prices.toml")
 MTOK = 1e6
-WRITE = 1.25  # price of a cache write in those of input, the highest in the table
+WRITE = 1.25  # price of a cache write / price of input, the highest in the table
 SNAPSHOT = re.compile(r"-(\d{8}|\d{4}-\d{2}-\d{2})$")  # the date at the end of a name
 
 
 class UnknownPrice(Exception):
-    """The message ends with what to type."""
+    """No price is known for a model; the message says what to type."""
 
     def __init__(self, model: str) -> None:
         super().__init__(
@@ -55,9 +55,9 @@ class Price:
 
 @dataclass(frozen=True)
 class Traits:
-    """What a model takes and gives, in tokens; by default what one that is not in the table is taken to.
+    """How many tokens a model takes and gives; the defaults are assumed of a model that is not in the table.
 
-    `request` is what every request to the model carries, in the words of its provider.
+    `request`: fields that every request to the model carries, as its provider names them.
     """
 
     window: int = 128_000
@@ -89,7 +89,7 @@ def _entry(row: dict[str, Any]) -> Entry:
 
 
 def find(model: str) -> Entry | None:
-    """The entry of a model or of what it is a dated snapshot of; None if the table has neither."""
+    """The entry of a model, or of the model of which it is a dated snapshot; None if the table has neither."""
     return table().get(model) or table().get(SNAPSHOT.sub("", model))
 
 
@@ -99,12 +99,12 @@ def traits_of(model: str) -> Traits:
 
 
 def tell_unlisted(models: Iterable[str], say: Callable[[str], None]) -> None:
-    """Say what is taken for granted of the models that the table does not have."""
+    """Say what is assumed of models that are not in the table."""
     for model in models:
         if find(model) is None:
             traits = Traits()
             say(
-                f"{model} is not in {TABLE.name}: taken to have a window of {traits.window:,} tokens and answers of up to "
+                f"{model} is not in {TABLE.name}: assumed to have a window of {traits.window:,} tokens and answers of up to "
                 f"{traits.max_output:,}"
             )
 
@@ -121,7 +121,7 @@ def price_of(model: str, given: Sequence[str] = ()) -> Price:
 
 
 def _parse(given: str) -> tuple[str, Price]:
-    """Without the last two, what is read from a cache costs as input does, and what is written WRITE times that."""
+    """(model, price). Without the last two figures, reading from a cache costs as much as input, and writing to it WRITE times as much."""
     model, _, figures = given.rpartition("=")
     try:
         values = [float(each) for each in figures.split("/")]

@@ -1,8 +1,8 @@
 """`python -m agent prune`: the keeps of a run are taken out again, one at a time, and what no longer pays stays out.
 
-A later keep can make an earlier one needless, and some keeps were luck. Each removal is an experiment of the run: its patch is the keep's
-own, reversed and merged into the incumbent of now, and it goes through the gates and the trial as a proposal does, but has only to be no
-worse (standard.py). One that is becomes a commit of its own on the run's branch. The ledger is all the memory there is: a stopped prune goes on.
+A later keep can make an earlier one needless, and some keeps were luck. Each removal is an experiment of the run: its patch is that of the
+keep, reversed and merged into the current incumbent. It goes through gates and trial like a proposal, but has only to be no worse
+(standard.py); then it becomes a commit of its own on the run's branch. All that is remembered is in the ledger: a stopped prune goes on.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from agent.records import KEEP, LOST, GateResult, Past, Proposal
 
 
 class Prune:
-    """Proposes to take out the keeps of a run, the newest first: what an older one stood under may be gone by its turn."""
+    """Proposes to take out the keeps of a run, the newest first: what was built on an older one may be gone by its turn."""
 
     name = standard.PRUNE
     ahead = 0  # the next removal starts from how this one ended
@@ -45,12 +45,12 @@ class Prune:
 
 
 def due(ours: list[Past]) -> Iterator[Past]:
-    """The keeps of a run, newest first, that are still in and that were not asked since the latest keep."""
+    """The keeps of a run, newest first, that are still in and whose removal was not tried since the latest keep."""
     keeps = [p for p in ours if p.outcome.status == KEEP and p.proposer != standard.PRUNE]
     latest = max((kept.number for kept in keeps), default=0)
     removals = [p for p in ours if p.proposer == standard.PRUNE and p.outcome.status != LOST]
-    # one that failed before it came so far has no note
-    over = {
+    # A removal that failed before its proposal was made has no note.
+    tried = {
         p.notes.get("without") for p in removals if p.number > latest or p.outcome.status == KEEP
     }
-    return (kept for kept in reversed(keeps) if kept.number not in over)
+    return (kept for kept in reversed(keeps) if kept.number not in tried)

@@ -1,4 +1,4 @@
-"""The values that move through the loop, all of them frozen; what a run is, proposes and finds is a row of the ledger."""
+"""The values that move through the loop, all of them frozen. What a run is, proposes and finds is kept in rows of the ledger."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import Any
 
 # How an experiment ends. `lost`: the loop was stopped or killed while it was in flight.
 KEEP, DROP, REFUSE, CRASH, LOST = "keep", "drop", "refuse", "crash", "lost"
-# So begins the reason of what failed in the judge or the machine: nothing is known of the candidate.
+# The reason begins so where the judge or the machine failed: nothing is known of the candidate.
 UNFINISHED = "the judge could not finish"
-# How it stands before that: at the gates, or through those that need no quiet machine and waiting for its trial.
+# How it stands before its end: at the gates, or past those that need no quiet machine and waiting for its trial.
 RUNNING, READY = "running", "ready"
 OPEN = (RUNNING, READY)
 
-BEST_EFFORT = "best-effort"  # of --isolation, which is that or strict
+# The default of --isolation, which is that or strict.
+BEST_EFFORT = "best-effort"
 
 
 @dataclass(frozen=True)
@@ -27,12 +28,12 @@ class Settings:
     proposer: str = "auto"
     models: tuple[str, ...] = ()  # the provider's default, if empty
     base_url: str | None = None  # of an OpenAI-compatible endpoint
-    prices: tuple[str, ...] = ()  # MODEL=IN/OUT, USD per million tokens, before the table's
+    prices: tuple[str, ...] = ()  # MODEL=IN/OUT, USD per million tokens; they overrule the table
     command: str | None = None  # of the proposer `command`
     recording: str | None = None  # of the proposer `replay`
     experiments: int | None = None
     hours: float | None = None
-    gpu_hours: float | None = None  # for which gates and trials hold the device
+    gpu_hours: float | None = None  # for which gates and trials may hold the device
     usd: float | None = None
     tokens: int | None = None  # in and out, cached ones included
     seconds: float = 300.0  # length of a trial
@@ -41,11 +42,11 @@ class Settings:
     device: str = "cpu"
     seed: int = 0
     isolation: str = BEST_EFFORT
-    judge: str = ""  # hash of the judge's files when the run was opened or gone on with
+    judge: str = ""  # hash of the judge's files when the run was opened or resumed
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Settings:
-        """Settings as the ledger keeps them: JSON knows lists, a frozen value has tuples."""
+        """Settings from a row of the ledger; the lists of JSON become tuples, as in a frozen value."""
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
         return cls(**plain)
 
@@ -54,8 +55,8 @@ class Settings:
 class Proposal:
     """A hypothesis and the whole new text of each file that it changes (None: the file is deleted).
 
-    `notes` come back to the proposer with the outcome and must be plain JSON. Money and tokens are those of the whole research
-    that led here, its repairs included.
+    `notes` come back to the proposer with the outcome and must be plain JSON. Money and tokens are what all the research that led
+    here took, its repairs included.
     """
 
     hypothesis: str
@@ -142,8 +143,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an experiment ended. `speed` is candidate time / incumbent time with the timer's bounds (bench/speed.py), `bpb_change` candidate
-    minus incumbent and `rate` candidate tokens/s / incumbent tokens/s with those of 95 %; from so many timed blocks or pairs of trials."""
+    """How an experiment ended.
+
+    `speed` is candidate time / incumbent time, with the timer's bounds (bench/speed.py), from so many timed `blocks`. `bpb_change` is
+    candidate minus incumbent and `rate` candidate tokens/s / incumbent tokens/s, with bounds of 95 %, from so many `pairs` of trials.
+    """
 
     status: str
     reason: str
@@ -165,10 +169,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Pair:
-    """Start and champion of a run trained once more on a seed that chose nothing, scored on the test split by the `judge` of this hash."""
+    """Start and champion of a run, trained once more on a seed that chose nothing and scored on the test split.
+
+    `judge` is the hash of the judge that scored them.
+    """
 
     incumbent: str
-    keeps: int  # of the run by then
+    keeps: int  # in this incumbent
     seed: int
     before_bpb: float
     after_bpb: float
@@ -179,7 +186,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """An op of the champion timed once more against the start, with fresh inputs. `faster`: what the timer called it."""
+    """An op of the champion timed once more against the start, with fresh inputs. `faster`: whether the timer called it so."""
 
     op: str
     ratio: float
@@ -191,7 +198,7 @@ class Confirmation:
 
 @dataclass(frozen=True)
 class Past:
-    """A proposal and what became of it, in short: what thousands of which can be held and gone through."""
+    """A proposal and what became of it, in short, so that thousands can be held and searched."""
 
     id: int
     run: str
@@ -208,18 +215,18 @@ class Past:
     refused_by: str | None  # the gate
     started: float
     cost_usd: float
-    hardware: str = ""  # on which it was measured, as bench/hardware.py names it; "" where the ledger did not keep that
+    hardware: str = ""  # that it was measured on, as bench/hardware.py names it; "" if not recorded
 
     @property
     def ops(self) -> tuple[str, ...]:
-        """Stems of the kernel files that it changed, which are names of ops (or of a shared header)."""
+        """Stems of the kernel files that it changed: names of ops, or of a shared header."""
         kernels = (path for path in self.paths if path.startswith(("kernels/", "csrc/")))
         return tuple(sorted({path.rpartition("/")[2].partition(".")[0] for path in kernels}))
 
 
 @dataclass(frozen=True)
 class Experiment(Past):
-    """A proposal and what became of it, whole: with the patch, and the evidence of each gate."""
+    """A proposal and what became of it, complete with the patch and the evidence of each gate."""
 
     patch: str = ""
     gates: tuple[GateResult, ...] = ()
@@ -237,7 +244,7 @@ class Usage:
 
 @dataclass(frozen=True)
 class CallTotals:
-    """What the calls of a run came to. Calls in flight are in `in_flight_usd` and in the tokens at their upper bound."""
+    """What the calls of a run came to. Calls in flight count at their upper bound; `in_flight_usd` is their part of `usd`."""
 
     usd: float = 0.0
     tokens_in: int = 0

@@ -1,4 +1,4 @@
-"""What a run came to, in words and figures that a person understands.
+"""What a run came to, in words and figures for a person.
 
 The gain of a run is what the champion showed when it was run again; what the keeps claimed stands beside it, never in its place.
 """
@@ -27,7 +27,7 @@ _PAST = {
 
 
 def summary(ledger: Ledger, run: Run, why: str, file: Path, kept_as: str) -> str:
-    """The end of a run: what was tried, what each gate said, what was kept (git's name for it: `kept_as`), what that gains, what to type next."""
+    """The end of a run: what was tried, what each gate said, what was kept (in git: `kept_as`), what that gains, what to type next."""
     experiments = ledger.experiments(run.id)
     lines = ["", f"run {run.id} ended: {why}", ""]
     for experiment in experiments:
@@ -133,14 +133,14 @@ def _next(run: Run, experiments: list[Experiment], kept_as: str) -> Iterator[str
         yield ""
         yield f"see it   git diff {run.start[:9]} {kept_as}"
         replaced = (
-            f"   (with it comes {run.settings.start}, in place of the shipped files)"
+            f"   (this includes the files of {run.settings.start}, in place of the shipped ones)"
             if run.settings.start
             else ""
         )
         yield f"take it  git merge {kept_as}{replaced}"
     else:
         yield ""
-    yield f"go on    python -m agent --resume {run.id}   (after a limit with a new one: --experiments, --hours, --gpu-hours, --usd or --tokens)"
+    yield f"go on    python -m agent --resume {run.id}   (after a limit, give a new one: --experiments, --hours, --gpu-hours, --usd or --tokens)"
     yield "export   python -m agent export --tsv"
 
 

@@ -53,7 +53,7 @@ CREATE TABLE stretches (
 """
 SCHEMA += _SPENDING
 
-# What stands behind a figure: bounds and numbers of runs, the pairs that the champion was run again in, and which trials a changed machine made void.
+# What stands behind a figure: bounds and numbers of runs, the pairs in which the champion was run again, and which trials are void.
 _BEHIND = """
 ALTER TABLE experiments ADD COLUMN speed_low REAL;
 ALTER TABLE experiments ADD COLUMN speed_high REAL;
@@ -74,13 +74,13 @@ CREATE TABLE pairs (
 """
 SCHEMA += _BEHIND
 
-# What an experiment was measured on; of those before, nobody knows.
+# What an experiment was measured on; unknown for those that are older than the column.
 _WHERE = """
 ALTER TABLE experiments ADD COLUMN hardware TEXT NOT NULL DEFAULT '';
 """
 SCHEMA += _WHERE
 
-# Which judge a pair was scored by, unknown of those before, and what the timer called an op that was timed again.
+# Which judge scored a pair (unknown for older ones), and whether the timer called an op faster that was timed again.
 _BY_WHOM = """
 ALTER TABLE pairs ADD COLUMN judge TEXT NOT NULL DEFAULT '';
 ALTER TABLE confirmations ADD COLUMN faster INTEGER NOT NULL DEFAULT 0;
@@ -88,7 +88,7 @@ UPDATE confirmations SET faster = high < 1;
 """
 SCHEMA += _BY_WHOM
 
-# From the version of the key to the next.
+# The step from the version in the key to the next.
 STEPS = {
     1: """
 ALTER TABLE experiments ADD COLUMN model TEXT NOT NULL DEFAULT '';

@@ -40,13 +40,13 @@ def refusals(candidate: Candidate, op: str | None, ops: Sequence[str]) -> Iterat
 
 
 def judge_paths(paths: Sequence[str]) -> list[str]:
-    """Those of the paths that belong to the judge: a change to it cannot be judged by it."""
+    """The paths among these that belong to the judge, which cannot judge a change of itself."""
     frozen = [path for path in paths if path in surface.FROZEN]
     return frozen + [path for path in paths if path.split("/")[0] in surface.JUDGE]
 
 
 def patch_hash(changes: Sequence[Change]) -> str:
-    """A hash of a change that comments, layout and docstrings do not move."""
+    """A hash of a change that does not depend on comments, layout and docstrings."""
     parts = [(c.path, normal_form(c.path, c.before), normal_form(c.path, c.after)) for c in changes]
     return hashlib.sha256(repr(sorted(parts)).encode()).hexdigest()[:16]
 
@@ -57,15 +57,16 @@ def is_idle(changes: Sequence[Change]) -> bool:
 
 
 def normal_form(path: str, content: bytes | None) -> str:
-    """The content without comments, layout and docstrings; as it is where it does not parse."""
+    """The content without comments, layout and docstrings; unchanged if it does not parse."""
     if content is None:
         return "absent"
     text = content.decode(errors="replace")
     if path.endswith(".py"):
         try:
             return _python_form(text)
+        # A sum of a thousand terms parses, but is too deep to be dumped.
         except (SyntaxError, ValueError, RecursionError, MemoryError):
-            return text  # a sum of a thousand terms parses, and is too deep to be written out
+            return text
     lines = [" ".join(line.split()) for line in without_comments(text).splitlines()]
     return "\n".join(line for line in lines if line)
 
@@ -75,7 +76,7 @@ def _python_form(text: str) -> str:
 
 
 def without_docstrings(tree: ast.Module) -> ast.Module:
-    """The tree itself, from which they are gone."""
+    """The same tree, with its docstrings removed."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
             if ast.get_docstring(node, clean=False) is not None:
@@ -83,7 +84,7 @@ def without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-# Comments and strings of C++; what lies between them is code.
+# The comments and strings of C++; what lies between them is code.
 CPP_TOKENS = re.compile(
     r"""(?P<comment>//[^\n]*|/\*.*?(?:\*/|\Z))|(?P<raw>R"(?P<tag>[^\s()\\]{0,16})\(.*?(?:\)(?P=tag)"|\Z))|(?P<string>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])+')""",
     re.S,
@@ -161,4 +162,4 @@ def _content(change: Change, ops: Sequence[str]) -> Iterator[str]:
         return
     stem = change.path.split("/")[-1].split(".")[0]
     if change.path.startswith("kernels/") and stem not in ops and change.path not in surface.FROZEN:
-        yield f"{change.path}: no contract bench/contracts/{stem}.py; every file of kernels/ is an op, known are {', '.join(ops)}"
+        yield f"{change.path}: no contract bench/contracts/{stem}.py; every file of kernels/ is an op, one of {', '.join(ops)}"

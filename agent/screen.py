@@ -1,4 +1,4 @@
-"""What a person sees while the lab works: a live line on a terminal, plain lines with the time in a pipe or a log file."""
+"""What a person sees while the lab works: a live line on a terminal, plain lines with their time in a pipe or a log file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
 
 PLAIN_EVERY_S = 10.0  # between two progress lines of one stage in a log
-# a figure of a stage, at most; the share of it from which the rest is guessed
+# The largest figure of an event that is believed, and the least part of a phase from which the time left is estimated.
 MOST, LEAST = 1e15, 1e-6
 
 
@@ -18,7 +18,7 @@ class Screen(Protocol):
         ...
 
     def stage(self, text: str, seconds: float | None = None) -> None:
-        """What is going on from here, and how long it will take if that is known."""
+        """What goes on from here, and how long it will take, if that is known."""
         ...
 
     def progress(self, event: Mapping[str, Any]) -> None:
@@ -33,7 +33,7 @@ def open_screen(stream: TextIO) -> Screen:
 
 
 def describe(event: Mapping[str, Any]) -> str:
-    """`step 120  loss 3.214  4,210 tokens/s` of what the event has."""
+    """`step 120  loss 3.214  4,210 tokens/s`, as far as the event has them."""
     parts = [printable(str(event["phase"]))] if event.get("phase") else []
     step, loss, tokens, elapsed = (_figure(event, n) for n in ("step", "loss", "tokens", "elapsed"))
     if step is not None:
@@ -46,7 +46,7 @@ def describe(event: Mapping[str, Any]) -> str:
 
 
 def _figure(event: Mapping[str, Any], name: str) -> float | None:
-    """A figure of an event; None where it is none: a candidate shares the process that tells them, and what it says must not end a trial."""
+    """A figure of an event, None if it is no sane number: events come from the candidate's process, and none may end a trial."""
     value = event.get(name)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MOST:
         return None
@@ -54,7 +54,7 @@ def _figure(event: Mapping[str, Any], name: str) -> float | None:
 
 
 def printable(text: str) -> str:
-    """Without what a terminal would obey: candidates and models write some of these texts."""
+    """The text without what a terminal would obey: candidates and models write some of these texts."""
     return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in text)
 
 

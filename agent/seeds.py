@@ -1,4 +1,4 @@
-"""Seeds that chose nothing: drawn from what they are for, so that a resumed run finds the same ones and no selection ever used them."""
+"""Seeds that chose nothing: derived from their purpose, so that a resumed run finds the same ones, and never used by a selection."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _BITS = 31
 
 
 def fresh(count: int, *purpose: object) -> tuple[int, ...]:
-    """`count` seeds for a purpose: always the same, and others for another purpose."""
+    """`count` seeds: always the same for one purpose, others for another."""
 
     def draw(place: int) -> int:
         digest = hashlib.sha256(repr((*purpose, place)).encode()).digest()

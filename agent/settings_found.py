@@ -1,7 +1,7 @@
 """What the sweep has measured, by hardware: the settings of a file's marked constants, and which is best where.
 
-The ledger has them and the source does not: a constant in the source is what every machine starts from. Constants of one file act on
-each other, so a setting is all of them together. Two files belong to the same search when they are equal but for their constants.
+They are in the ledger, not in the source: a constant in the source is what every machine starts from. Constants of one file act on each
+other, so a setting is all of them together. Two files belong to the same search if they are equal but for their constants.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SWEEP = "sweep"  # the proposer, whose notes have "path", "template", "from" and
 FAILED = 1.0  # score of a setting that did not build or was wrong: e times slower
 UNKNOWN = "hardware that was not recorded"
 
-Setting = tuple[str, ...]  # one choice a constant, in the order of the file
+Setting = tuple[str, ...]  # a choice for each constant, in the order of the file
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Space:
         return {each.name: value for each, value in zip(self.tunables, setting, strict=True)}
 
     def only(self, names: Container[str]) -> Space:
-        """Of these constants alone."""
+        """The space of these constants alone."""
         return replace(self, tunables=tuple(each for each in self.tunables if each.name in names))
 
     def setting(self, values: Mapping[str, str]) -> Setting | None:
@@ -60,7 +60,7 @@ class Space:
 def spaces(
     tree: Path, target: str = "all", op: str | None = None, hardware: str | None = None
 ) -> list[Space]:
-    """The files of a tree's surface with marked constants, those that count on the device and hardware of this name, or all."""
+    """The files of a tree's surface with marked constants: those that count on hardware of this name, or without one all."""
     found = []
     for folder in surface.FOLDERS:
         for file in sorted((tree / folder).glob("*")):
@@ -85,8 +85,9 @@ def measured(history: Iterable[Past]) -> list[Past]:
 def chain(space: Space, experiments: Iterable[Past]) -> dict[Setting, float]:
     """A score for every setting that was measured on one hardware, lower is better; the first one seen has 0.
 
-    A measurement compares a candidate with the incumbent of its time; scores are chained through those pairs, log(time ratio) for a kernel and
-    the difference in BPB for the model, so that settings which never met are still ordered. Where the judge could not finish, nothing is known.
+    A measurement compares a candidate with the incumbent of its time. Scores are chained through these pairs, by log(time ratio) for a
+    kernel and by the difference in BPB for the model, so that settings that never met are still ordered. A measurement that the judge
+    could not finish says nothing.
     """
     scores: dict[Setting, float] = {}
     for experiment in experiments:
@@ -103,14 +104,14 @@ def chain(space: Space, experiments: Iterable[Past]) -> dict[Setting, float]:
 
 
 def by_hardware(space: Space, experiments: Sequence[Past]) -> dict[str, dict[Setting, float]]:
-    """The scores of every hardware on which the file was measured, in the order in which they came."""
+    """The scores on each hardware on which the file was measured, in the order of the measurements."""
     names = dict.fromkeys(e.hardware for e in experiments)
     chained = {n: chain(space, [e for e in experiments if e.hardware == n]) for n in names}
     return {name: scores for name, scores in chained.items() if scores}
 
 
 def report(tree: Path, history: Iterable[Past]) -> Iterator[str]:
-    """By hardware, the best setting of each file of the tree as it stands, beside the file's own."""
+    """By hardware, the best setting of each file of the tree, as a difference from the file's own."""
     experiments = measured(history)
     lines: dict[str, list[str]] = {}
     for whole in spaces(tree):
@@ -128,7 +129,7 @@ def report(tree: Path, history: Iterable[Past]) -> Iterator[str]:
 
 
 def _best(space: Space, scores: Mapping[Setting, float], experiments: Sequence[Past]) -> str:
-    """The setting, and what was measured of it: against the incumbent of its time, which may have had another than the source's."""
+    """The best setting and its figure, measured against the incumbent of its time, whose setting may not have been the source's."""
     best = min(scores, key=lambda setting: scores[setting])
     count = f"{len(scores)} settings measured"
     if best == space.current:

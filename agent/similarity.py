@@ -1,12 +1,13 @@
 """Near-duplicates: a proposal that is an earlier one in other words is refused before it costs a trial.
 
-A change is read as the statements that it adds and those that it removes, told by their content and depth, so that what only moved is
-neither. Comments, layout and docstrings are dropped, and local names are numbered by order of appearance in their function. What is left
-is compared by its runs of four tokens (shingles; Broder 1997), with a MinHash signature of HASHES values a side that costs the ledger
-2 KB and estimates the Jaccard likeness with a standard deviation of 0.024 at the threshold; equal sets always give 1.
+A change is read as the statements that it adds and those that it removes. A statement is told by its content and depth, so that one
+that only moved is neither. Comments, layout and docstrings are dropped, and local names are numbered by order of appearance in their
+function. What is left is compared by its runs of four tokens (shingles; Broder 1997), with a MinHash signature of HASHES values for each
+side. It takes 2 KB of the ledger and estimates the Jaccard similarity with a standard deviation of 0.024 at the threshold; equal sets
+always give 1.
 
-Two changes are duplicates when they are at least ALIKE alike in what they add and in what they remove, have the same numbers (another
-constant is another experiment) and at least MIN_TOKENS tokens each: shorter ones say too little to be called the same.
+Two changes are duplicates if they are at least ALIKE similar both in what they add and in what they remove, have the same numbers
+(another constant is another experiment) and have at least MIN_TOKENS tokens each: shorter ones say too little to be called the same.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ MIN_TOKENS = 30
 SHINGLE = 4  # tokens
 HASHES = 128  # values of a signature: one for what is added, one for what is removed
 
-# tokens, hash of the numbers, signature of what is added, of what is removed
+# Number of tokens, hash of the numbers, signature of what is added, signature of what is removed.
 Sketch = tuple[int, ...]
 
 _HEAD = 2
-# Alike changes agree in one of the first six values, but for one pair in four million: 3,000 comparisons stay below 5 ms.
+# Duplicates agree in at least one of the first six values, but for one pair in four million: so 3,000 comparisons stay below 5 ms.
 _PROBE = slice(_HEAD, _HEAD + 6)
 _PRIME = 4_294_967_311  # the first beyond 2**32
 _EMPTY = _PRIME  # no hash is as large
@@ -53,7 +54,7 @@ _NO_TYPES = {
 
 @dataclass(frozen=True)
 class Statement:
-    """Tokens at a depth of nesting, in the function (or other top-level piece) number `block`, with the names local to it."""
+    """Tokens at a depth of nesting in `block`, the number of a function or other top-level piece, with the names local to that."""
 
     block: int
     depth: int
@@ -61,12 +62,12 @@ class Statement:
     local: frozenset[str]
 
     def form(self) -> tuple[int, tuple[str, ...]]:
-        """What it is apart from its place and its local names."""
+        """The statement without its place and its local names."""
         return self.depth, _numbered(self.tokens, self.local, {})
 
 
 def sketch(changes: Iterable[Change]) -> Sketch:
-    """What a change is like, in 2 + 2 HASHES integers below 2**33 that are the same on every machine."""
+    """What a change is like, as 2 + 2 HASHES integers below 2**33, the same on every machine."""
     added: list[str] = []
     removed: list[str] = []
     numbers: list[str] = []
@@ -80,12 +81,11 @@ def sketch(changes: Iterable[Change]) -> Sketch:
             tokens += sum(len(statement.tokens) for statement in found)
             numbers += [f"{sign}{token}" for s in found for token in s.tokens if _is_number(token)]
             grams += [f"{change.path} {gram}" for gram in _shingles(found)]
-    told = _hash(" ".join(sorted(numbers)))
-    return (tokens, told, *_signature(added), *_signature(removed))
+    return (tokens, _hash(" ".join(sorted(numbers))), *_signature(added), *_signature(removed))
 
 
 def likeness(a: Sketch, b: Sketch) -> float:
-    """The smaller of the estimated Jaccard likenesses of what two changes add and of what they remove, 0 to 1."""
+    """The estimated Jaccard similarity of what two changes add or of what they remove, whichever is smaller; 0 to 1."""
     added, removed = slice(_HEAD, _HEAD + HASHES), slice(_HEAD + HASHES, None)
     alike: int = min(sum(map(eq, a[side], b[side])) for side in (added, removed))
     return alike / HASHES
@@ -117,7 +117,7 @@ def _statements(path: str, content: bytes | None) -> list[Statement]:
     try:
         return list(_python(ast.parse(text)))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        # It will be refused for that; till then its lines are its statements.
+        # The static gate will refuse it for that; until then its lines are its statements.
         lines = [tuple(_words(line)) for line in text.splitlines()]
         return [Statement(0, 0, tokens, frozenset()) for tokens in lines if tokens]
 
@@ -146,11 +146,11 @@ def _bound(tree: ast.AST) -> Iterator[str]:
 
 
 def _cpp(text: str) -> Iterator[Statement]:
-    """Statements end at ; { } outside of parentheses; a brace inside of them (a lambda) opens a body of its own."""
+    """Statements end at ; { } outside parentheses; a brace inside parentheses (a lambda) opens a body of its own."""
     text = without_comments(text).replace("\\\n", " ")
     block: list[tuple[int, list[str]]] = []
     names: set[str] = set()
-    # parentheses open around each, and whether it is a namespace
+    # Of each open brace: how many parentheses are open around it, and whether it is a namespace.
     braces: list[tuple[int, bool]] = []
     number = parentheses = 0
     current: list[str] = []
@@ -188,7 +188,7 @@ def _block(number: int, block: list[tuple[int, list[str]]], names: set[str]) -> 
 
 
 def _declares(tokens: Sequence[str]) -> bool:
-    """Whether the token before the last is a name that is declared here: it follows a type and stands before = ; , ) [ { :"""
+    """Whether the token before the last is a name that is declared here: it follows a type and stands before one of = ; , ) [ { :"""
     name, after = tokens[-2], tokens[-1]
     if after not in "=;,)[{:" or not _NAME.fullmatch(name) or _is_type(name):
         return False
@@ -202,7 +202,7 @@ def _declares(tokens: Sequence[str]) -> bool:
 
 
 def _goes_on(tokens: Sequence[str]) -> bool:
-    """Whether the token before the last is a further name of a declaration: float a = 0.f, b = 0.f;"""
+    """Whether the token before the last is a further name of a declaration, as b in `float a = 0.f, b = 0.f;`"""
     before, name, after = tokens[-3:]
     return before == "," and after in "=,;" and bool(_NAME.fullmatch(name)) and _is_type(tokens[0])
 
@@ -215,7 +215,7 @@ def _is_type(word: str) -> bool:
 
 
 def _beyond(these: Sequence[Statement], those: Sequence[Statement]) -> list[Statement]:
-    """Those of `these` that are more often here than there, in order."""
+    """The statements of `these` that are not also among `those`, each counted as often as it occurs, in order."""
     there = Counter(statement.form() for statement in those)
     found = []
     for statement in these:
@@ -228,7 +228,7 @@ def _beyond(these: Sequence[Statement], those: Sequence[Statement]) -> list[Stat
 
 
 def _shingles(statements: Sequence[Statement]) -> Iterator[str]:
-    """Runs of SHINGLE tokens within each block, so that the order of functions says nothing."""
+    """Runs of SHINGLE tokens within each block, so that the order of functions does not matter."""
     blocks: dict[int, list[str]] = defaultdict(list)
     seen: dict[int, dict[str, str]] = defaultdict(dict)
     for each in statements:
@@ -241,7 +241,7 @@ def _shingles(statements: Sequence[Statement]) -> Iterator[str]:
 def _numbered(
     tokens: Sequence[str], local: frozenset[str], seen: dict[str, str]
 ) -> tuple[str, ...]:
-    """The tokens with local names replaced by order of appearance; `seen` remembers them. An attribute is not a name."""
+    """The tokens with local names numbered by order of appearance, which `seen` remembers. An attribute is not a name."""
     return tuple(
         seen.setdefault(token, f"_{len(seen)}")
         if token in local and (place == 0 or tokens[place - 1] not in (".", "->", "::"))

@@ -1,4 +1,4 @@
-"""What works on one run, put together: from a run in the ledger to the parts that its loop, or a re-run of its champion, is made of."""
+"""Puts together what works on a run: the parts of which its loop, or a re-run of its champion, is made."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Site:
 
 
 def workshop(lab: Lab, run: Run, ledger: Ledger, judge: Judging, screen: Screen) -> Workshop:
-    """What a proposer may use. Nothing is written down yet; what killed runs left is removed."""
+    """What a proposer may use. Nothing is recorded yet; what killed runs left is removed."""
     for stays in clear_leftovers(lab.folder):
         screen.say(f"{stays} cannot be removed, and is left: what is in it may be another user's")
     return Workshop(
@@ -48,7 +48,7 @@ def workshop(lab: Lab, run: Run, ledger: Ledger, judge: Judging, screen: Screen)
 
 @contextmanager
 def at_work(lab: Lab, run: Run, shop: Workshop) -> Iterator[Site]:
-    """Work on a run that is in the ledger. Ctrl-C and a polite kill are a KeyboardInterrupt inside; at the end the trees are removed."""
+    """Work on a run that is in the ledger. Ctrl-C, SIGTERM and SIGHUP raise KeyboardInterrupt inside; at the end the trees are removed."""
     workspace = Workspace(shop.repository, lab.folder, run.id)
     if stays := workspace.advance(run.incumbent):
         shop.screen.say(stays)
@@ -65,10 +65,10 @@ def at_work(lab: Lab, run: Run, shop: Workshop) -> Iterator[Site]:
     champion = Champion(
         run, shop, workspace=workspace, trials=measured, hours=hours, verify=guard.verify
     )
-    # a shell starts a job in the background with SIGINT ignored
+    # SIGINT too: a shell starts a job in the background with SIGINT ignored.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
-    # nohup's wish is to outlive its terminal
+    # Under nohup SIGHUP stays ignored, so that the run outlives its terminal.
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _interrupt)
     try:

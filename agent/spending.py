@@ -1,6 +1,6 @@
-"""The purse of a run: no request is sent that could spend more than what is allowed.
+"""The purse of a run: no request is sent that could spend more than is allowed.
 
-Before a request goes out, the most that it can cost is written to the ledger; when it is answered, what it really cost takes that place.
+Before a request goes out, the most that it can cost is written to the ledger; when it is answered, its real cost takes that place.
 A request in flight when the loop is killed stays at its upper bound, since the provider may have billed it.
 """
 
@@ -38,7 +38,7 @@ class Calls(Protocol):
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that a run may spend, over all its stretches; None: as much as it likes."""
+    """The most that a run may spend, over all its stretches; None: no limit."""
 
     usd: float | None = None
     tokens: int | None = None  # in and out, cached ones included
@@ -66,9 +66,9 @@ class Purse:
         self._lock = threading.Lock()
 
     def reserve(self, model: str, tokens_in: int, max_output: int) -> int:
-        """Enter a call at the most that it can cost; its id. Raises BudgetSpent where that could pass a limit, UnknownPrice.
+        """Enter a call at the most that it can cost; its id. Raises BudgetSpent if that could pass a limit, and UnknownPrice.
 
-        `tokens_in` is the most that the prompt can have: a count that may be 5 % too low is raised by that before.
+        `tokens_in` is the most that the prompt can have: the caller has allowed for a count that may be 5 % too low.
         """
         if model not in self._prices:
             raise UnknownPrice(model)
@@ -80,7 +80,7 @@ class Purse:
         return call
 
     def settle(self, call: int, usage: Usage) -> float:
-        """The call was answered; what it cost, USD."""
+        """Enter that a call was answered; its cost in USD."""
         with self._lock:
             usd = self._prices[self._in_flight.pop(call)].cost(usage)
             self._calls.close_call(
@@ -94,7 +94,7 @@ class Purse:
         return usd
 
     def release(self, call: int, billed: Usage | None) -> float:
-        """The call failed, and only what is `billed` was used; what it cost, USD."""
+        """Enter that a call failed and used only what is `billed`; its cost in USD."""
         return self.settle(call, billed or Usage())
 
     def spent(self) -> Spent:

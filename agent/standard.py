@@ -1,8 +1,8 @@
-"""What a change has to show, which follows from who proposed it.
+"""What a change has to show, which depends on who proposed it.
 
-A proposal has to be better. A kept change that `prune` takes out again has to leave things no worse: its own rule is turned round, so
-that the keep has to win its place once more, by the verdict that gave it, on seeds that chose nothing. A placebo has to be better too,
-but is always measured to the end: what the timer says of it is written down and refuses it only after the verdict.
+A proposal has to be better. The removal of a keep, which `prune` proposes, has to leave things no worse: the rule is turned round, and
+the keep has to win its place once more, by the same verdict, on seeds that chose nothing. A placebo has to be better too, but is
+always measured to the end: what the timer says of it is recorded, and refuses it only after the verdict.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ TIMER_REFUSES = "timer_refuses"  # in the evidence of a placebo's microbench
 @dataclass(frozen=True)
 class Standard:
     must_win: bool = True  # in the microbench
-    # The incumbent, which has the change, takes the candidate's place in the verdict
+    # In the verdict, the incumbent (which has the keep) takes the candidate's place.
     turned_round: bool = False
-    may_repeat: bool = False  # a change that the run has seen
+    may_repeat: bool = False  # may be a change that the run has seen
     to_the_end: bool = False  # whatever the timer says
     fresh_seeds: bool = False
 
@@ -52,7 +52,7 @@ class Standard:
         *,
         lines: int,
     ) -> Verdict:
-        """What the paired trials say; `lines` is how many the change adds."""
+        """What the paired trials say; `lines` is how much code the change adds."""
         if self.turned_round:
             return _no_worse(judge.decide("model", None, candidate, incumbent, noise))
         return judge.decide(kind, comparison, incumbent, candidate, noise, lines=lines)
@@ -65,14 +65,14 @@ class Standard:
 
 
 def of(proposer: str) -> Standard:
-    """The standard of what this proposer proposes."""
+    """The standard for what this proposer proposes."""
     return {PRUNE: NO_WORSE, PLACEBO: MEASURED}.get(proposer, BETTER)
 
 
 def _no_worse(found: Verdict) -> Verdict:
-    """What is to be done without a change, of a verdict that says whether the change wins bits once more.
+    """The verdict on a removal, from the verdict on whether the keep wins bits once more.
 
-    Time it cannot win here: a kernel that is slower without the change has been refused by the microbench.
+    The keep cannot win time here: where the removal makes a kernel slower, the microbench has refused it.
     """
     if found.decision == "again":
         return found
@@ -82,7 +82,7 @@ def _no_worse(found: Verdict) -> Verdict:
 
 
 def _told(gate: gates.Gate) -> gates.Gate:
-    """The gate's finding as evidence, never as a refusal."""
+    """The gate, but with its finding as evidence and never as a refusal."""
 
     def measure(candidate: Candidate, context: gates.Context) -> Finding:
         found = gate(candidate, context)
@@ -95,7 +95,7 @@ def _told(gate: gates.Gate) -> gates.Gate:
 
 
 def timer_refuses(results: Sequence[GateResult]) -> str:
-    """Why a proposal would not have come this far, of a placebo that went on; empty where the microbench let it pass."""
+    """Of a placebo that went on, why a proposal would not have come this far; empty if the microbench passed it."""
     refused = any(TIMER_REFUSES in result.evidence for result in results)
     return "the microbench would have refused it; after it: " if refused else ""
 

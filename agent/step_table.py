@@ -1,7 +1,7 @@
-"""`python -m agent trial --profile`: where one step of the training loop spends its time, as a table a person reads in a minute.
+"""`python -m agent trial --profile`: where one step of the training loop spends its time, as a table that a person reads in a minute.
 
-The lab's ops come first, then torch's operators and Python, each the longest first; what takes less than LEAST of a step is one line.
-Forward is whatever is not the backward pass: the optimizer too.
+The lab's ops come first, then torch's operators and Python, in each group the longest first; what takes less than LEAST of a step is
+summed up in one line. Forward is everything but the backward pass, the optimizer included.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _ENGINE = "autograd::engine::evaluate_function: "  # its own time, without what 
 
 
 def table(profile: Mapping[str, Any]) -> str:
-    """What bench/step_profile.py found of a step."""
+    """What bench/step_profile.py found of a step, as a table."""
     rows: Sequence[Mapping[str, Any]] = profile["rows"]
     return "\n".join(
         [

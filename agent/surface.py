@@ -43,7 +43,7 @@ def is_kernel(path: str) -> bool:
 
 
 def sources(tree: Path) -> list[str]:
-    """The paths of a tree that a compiler has to build."""
+    """The paths in a tree that a compiler has to build."""
     return [
         f"csrc/{file.name}"
         for file in sorted((tree / "csrc").glob("*"))

@@ -18,7 +18,7 @@ from agent.screen import Screen
 if TYPE_CHECKING:
     from bench.trial import TrialResult
 
-# The names that autoresearch prints, so that its readers read ours.
+# Named as autoresearch prints them, so that whatever reads its output reads ours.
 _BLOCK = (
     ("val_bpb", "{:.6f}"),
     ("training_seconds", "{:.1f}"),
@@ -54,7 +54,7 @@ def profile(lab: Lab, judge: Judging, screen: Screen) -> Mapping[str, Any]:
 
 @contextmanager
 def _built(lab: Lab, judge: Judging, screen: Screen) -> Iterator[Path]:
-    """A copy of the working tree with its kernels built; the judge must be as it was when all is done."""
+    """A copy of the working tree with its kernels built. Raises Unusable in the end if the judge has changed meanwhile."""
     with tempfile.TemporaryDirectory(prefix="lab-trial-") as scratch:
         tree, seal = lab.copy_tree(Path(scratch)), integrity.of_judge(lab.root)
         # Into the shared cache, which the trial's own sandbox can only read.
@@ -70,7 +70,7 @@ def _built(lab: Lab, judge: Judging, screen: Screen) -> Iterator[Path]:
 
 
 def block(result: TrialResult) -> str:
-    """The figures, one a line; those of a failed trial that are unknown are left out."""
+    """The figures, one per line; those that a failed trial does not have are left out."""
     lines = [*_head(result)]
     for name, form in _BLOCK:
         value = getattr(result, name)

@@ -1,4 +1,4 @@
-"""Trials, measured once: the ledger remembers them, so an incumbent is not trained again for every candidate."""
+"""Trials, each measured once: the ledger remembers them, so an incumbent is not trained again for every candidate."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ class Trials:
         self._ledger, self._judge, self._screen, self._run = ledger, judge, screen, run
         self._key, self._tree_hash, self._machine = key, tree_hash, machine
         self.judge = key.judge  # the hash of its sources
-        self.seconds = 0.0  # spent on trials so far, those that were remembered left out
+        self.seconds = 0.0  # spent on trials so far; remembered ones take none
 
     def result(
         self, commit: str, tree: Path, seed: int, what: str, *, own: bool = False
     ) -> TrialResult:
         """The trial of the files of `commit`, which lie in `tree`: remembered if it is fresh, else run now.
 
-        `own`: what this run remembers alone. Another's good luck may be why these files are a candidate at all.
+        `own`: one of this run alone. A lucky trial of another run may be why these files are a candidate at all.
         """
         row = self._ledger.measured.find_trial(
             self._key_of(commit, seed), since=time.time() - FRESH_S, run=self._run if own else None
@@ -56,7 +56,7 @@ class Trials:
         return self._judge.revive(row) if row is not None else self.run(commit, tree, seed, what)
 
     def run(self, commit: str, tree: Path, seed: int, what: str, split: str = "val") -> TrialResult:
-        """The trial of the files of `commit`, run now, whatever is remembered."""
+        """The trial of the files of `commit`, run now even if one is remembered."""
         key = replace(self._key_of(commit, seed), split=split)
         with self._machine.hold(DEVICE):
             self._screen.stage(f"{what}, seed {seed}: trial", key.seconds)
@@ -72,7 +72,7 @@ class Trials:
         return result
 
     def recheck(self, commit: str, tree: Path, seed: int, older_s: float, start: str) -> str:
-        """Run a tree again if its last trial is older than that: in words, how the machine has changed since; "" if it has not.
+        """Run a tree again if its last trial is older than `older_s`; how the machine has changed since, in words, or "".
 
         All trials from before such a change are void.
         """
@@ -95,7 +95,7 @@ class Trials:
         return self._judge.noise(trees, self._tree_hash(start))
 
     def spread(self, of: Callable[[Mapping[str, Any]], float]) -> Spread:
-        """How far `of` of a trial's row moves from seed to seed, pooled over every tree that was trained with several."""
+        """Spread from seed to seed of a figure that `of` takes from a trial's row, pooled over every tree trained with several seeds."""
         from bench.interval import Spread
 
         groups: dict[str, list[float]] = defaultdict(list)
@@ -104,12 +104,12 @@ class Trials:
         return Spread.pooled(list(groups.values()))
 
     def typical_s(self) -> float:
-        """How long a trial of this run takes with all that belongs to it."""
+        """Seconds that a trial of this run takes in all, set-up and scoring included."""
         took = [row["total_seconds"] for _, row in self._rows()]
         return statistics.median(took) if took else self._key.seconds
 
     def _rows(self) -> list[tuple[str, dict[str, Any]]]:
-        """(tree, row) of every good trial that selected or was selected by."""
+        """(tree, row) of every good trial on the split that selects."""
         return self._ledger.measured.results(self._key, ("tree", "seed"))
 
     def _key_of(self, commit: str, seed: int) -> TrialKey:

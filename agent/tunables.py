@@ -9,9 +9,9 @@
     dim=512,  # tune on cuda: 512 640
     constexpr int kRows = 8;  // tune on avx512: 4 8
 
-The value is the constant between the last `=` (the key's colon, the name after #define) and the marker. Choices are numbers, true and false, or
-quoted strings; they end at the first word that is none of these, so a remark may follow them. `on` names where a
-constant is used and worth searching: a device (cpu, cuda), or a word of the hardware's name (bench/hardware.py).
+The value is the constant between the last `=` (or the colon after a key, or the name after #define) and the marker. Choices are numbers,
+true and false, or quoted strings; they end at the first word that is none of these, so a remark may follow them. `on` says where a
+constant is used and worth searching: on a device (cpu, cuda), or on hardware with this word in its name (bench/hardware.py).
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _NAME = re.compile(r"(?P<name>\w+)\s*(?::\s*[\w\[\]., |]+)?\s*$")
 _CHOICE = re.compile(
     r"""[-+]?(?:0[xX][\da-fA-F']+|\d[\d_'.]*(?:[eE][-+]?\d+)?|\.\d+)[fFuUlL]*|[tT]rue|[fF]alse|None|"[^"]*"|'[^']*'"""
 )
-MOST_SHIFT = 64  # any line may look like a constant, and 9**9**9 would be worked out for hours
+# The largest exponent and shift: any line may look like a constant, and 9**9**9 would take hours.
+MOST_SHIFT = 64
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.LShift: operator.lshift, ast.Mult: operator.mul, ast.Add: operator.add, ast.Sub: operator.sub,
     ast.Div: operator.truediv, ast.Pow: operator.pow, ast.FloorDiv: operator.floordiv,
@@ -44,7 +45,7 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True)
 class Tunable:
-    """One marked constant: its line (from 0), the columns of its value, the choices, the value as written among them, and where it counts."""
+    """One marked constant: its name, its line (from 0), the columns of its value, the value, the choices, and where it counts."""
 
     name: str
     line: int
@@ -55,13 +56,15 @@ class Tunable:
     where: str = ""  # everywhere
 
     def counts(self, hardware: str) -> bool:
-        """Whether it does anything on a device and hardware of this name."""
+        """Whether it has an effect on a device and hardware of this name."""
         return not self.where or self.where.lower() in re.findall(r"\w+", hardware.lower())
 
 
 def find(text: str) -> list[Tunable]:
-    """The marked constants of a source file, in order. One for somewhere is called `name on cuda`; a name that stands twice gets #2, #3, ...
-    from its second place on."""
+    """The marked constants of a source file, in order.
+
+    One that counts on cuda alone is called `name on cuda`; a name that occurs several times gets #2, #3, ... from its second place on.
+    """
     found: list[Tunable] = []
     seen: dict[str, int] = {}
     for number, line in enumerate(text.splitlines()):
@@ -103,7 +106,7 @@ def _place(code: str) -> tuple[str, int, str] | None:
 
 
 def rewrite(text: str, values: Mapping[str, str]) -> str:
-    """The text with these constants set; everything else, layout included, stays.
+    """The text with these constants set; everything else stays, layout included.
 
     Raises KeyError for a name that is not marked and ValueError for a value that is not among its choices.
     """
@@ -119,7 +122,7 @@ def rewrite(text: str, values: Mapping[str, str]) -> str:
 
 
 def template(text: str) -> str:
-    """A hash of the text with its marked constants left out: equal for files that differ in their settings alone."""
+    """A hash of the text without its marked constants: equal for files that differ only in these."""
     lines = text.splitlines()
     for at in find(text):
         lines[at.line] = lines[at.line][: at.begin] + "?" + lines[at.line][at.end :]
@@ -127,7 +130,7 @@ def template(text: str) -> str:
 
 
 def number_of(value: str) -> Any:
-    """A choice's value, so that `1 << 14` equals `16384`; the text itself where it is no constant."""
+    """A choice's value, so that `1 << 14` equals `16384`; the text itself if it is no constant."""
     plain = re.sub(r"(?<=\d)'(?=\d)", "", value.strip())
     plain = plain if plain.lower().startswith("0x") else re.sub(r"(?<=[\d.])[fFuUlL]+\b", "", plain)
     plain = {"true": "True", "false": "False"}.get(plain, plain)
@@ -146,7 +149,7 @@ def _evaluate(node: ast.expr) -> Any:
         left, right = _evaluate(node.left), _evaluate(node.right)
         steep = isinstance(node.op, ast.Pow | ast.LShift)
         if not (_is_sane(left) and _is_sane(right)) or (steep and not 0 <= right <= MOST_SHIFT):
-            raise ValueError("no constant of a kernel")
+            raise ValueError("not a sane constant")
         return _OPERATORS[type(node.op)](left, right)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
         return -_evaluate(node.operand)
@@ -156,7 +159,7 @@ def _evaluate(node: ast.expr) -> Any:
 
 
 def _is_sane(value: Any) -> bool:
-    """Whether it may be worked on: "-" * 9**9 is a gigabyte, and (9**64)**64 grows by a factor of 64 with every power."""
+    """Whether it may be computed with: "-" * 9**9 takes 387 MB, and each further power of (9**64)**64 makes 64 times as many digits."""
     return isinstance(value, int | float) and abs(value) <= 2**MOST_SHIFT
 
 

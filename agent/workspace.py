@@ -1,9 +1,9 @@
 """Where candidates live: plain files under .lab/runs/<run>/trees/<commit>/ and a branch lab/<run>; the user's own tree is never touched.
 
 A tree is written from a commit's own bytes and git knows nothing of it, so that no attribute, filter or hook comes between what is
-read and what runs; the branch is moved by plumbing, forwards alone, and stays where a person has it checked out or has gone on from it.
-Several threads may read a tree, so it never changes: one that was changed is left alone, and the commit is written anew beside it. What is
-kept is what the ledger says is kept: `advance` can be repeated, and a killed run leaves folders that `clear_leftovers` removes.
+read and what runs. The branch is moved by plumbing, only forwards, and not at all if a person has it checked out or has committed to it.
+Several threads may read a tree, so none is rewritten: one that something has changed is left alone, and the commit is written anew
+beside it. The ledger says what is kept: `advance` can be repeated, and `clear_leftovers` removes the folders that a killed run left.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Workspace:
         self.folder = lab / "runs" / run
         self.branch = f"lab/{run}"
         self._lock = threading.Lock()
-        self._trees: dict[str, list[integrity.Seal]] = {}  # by commit, the last is the one in use
+        self._trees: dict[str, list[integrity.Seal]] = {}  # by commit; the last one is in use
 
     def checkout(self, commit: str) -> Path:
         """A tree that holds exactly the editable files of `commit`, the same for every caller."""
@@ -75,7 +75,7 @@ class Workspace:
         return self.repository.content_hash(commit, FOLDERS)
 
     def advance(self, commit: str) -> str:
-        """Move the run's branch on to `commit`; why it stays where it is, where it does, and "" otherwise."""
+        """Move the run's branch forward to `commit`; "", or why it stays where it is."""
         tip = self.repository.tip(self.branch)
         if tip == commit:
             return ""
@@ -84,22 +84,23 @@ class Workspace:
         elif self.branch in self.repository.checked_out():
             why = f"{self.branch} is checked out"
         else:
-            # only from where it was seen: what a person commits meanwhile is not lost
+            # Only from where it was just seen: what a person commits in between is not lost.
             ref = f"refs/heads/{self.branch}"
             try:
                 self.repository.text("update-ref", ref, commit, tip or "")
-            except GitError as error:  # its lock, a full disk: the ledger has the keep, and the next keep moves the branch
+            except GitError as error:
+                # A lock, a full disk: the ledger has the keep, and the next keep moves the branch.
                 why = f"git does not move {self.branch} ({error})"
             else:
                 return ""
         return f"{why}: it is left alone; what the run has kept is commit {commit[:12]}, for `git merge {commit[:12]}`"
 
     def name(self, commit: str) -> str:
-        """By what a person finds a commit: the run's branch if it stands there, else the hash."""
+        """The name by which a person finds a commit: the run's branch if it stands there, else the hash."""
         return self.branch if self.repository.tip(self.branch) == commit else commit[:12]
 
     def hold(self, experiment: int, commit: str) -> None:
-        """Keep a commit that no branch holds: its trial may come later, its idea may be taken up again."""
+        """Keep a commit that no branch holds: its trial may come later, or its idea may be taken up again."""
         self.repository.text("update-ref", f"refs/lab/{self.folder.name}/{experiment}", commit)
 
     def close(self) -> None:
@@ -110,7 +111,7 @@ class Workspace:
 
 @contextmanager
 def lock(lab: Path) -> Iterator[None]:
-    """Hold the checkout for one loop. Raises Busy; the operating system lets go when the holder dies."""
+    """Hold the checkout for one loop. Raises Busy; the operating system releases the lock when its holder dies."""
     lab.mkdir(parents=True, exist_ok=True)
     with (lab / "lock").open("a+") as handle:
         try:
@@ -128,7 +129,7 @@ def lock(lab: Path) -> Iterator[None]:
 
 
 def tell_busy(lab: Path, say: Callable[[str], None]) -> None:
-    """Say that a loop runs in this checkout, to who is about to measure beside it."""
+    """Say so if a loop runs in this checkout, before something is measured beside it."""
     if is_held(lab):
         say("a loop is at work in this checkout: its timings and these spoil each other")
 
@@ -146,7 +147,7 @@ def is_held(lab: Path) -> bool:
 
 
 def clear_leftovers(lab: Path) -> list[Path]:
-    """Remove the trees that killed runs left; call under `lock`. Those that stay all the same."""
+    """Remove the trees that killed runs left; those that cannot be removed. To be called under `lock`."""
     left = [folder for name in (TREES, DRAFT) for folder in (lab / "runs").glob(f"*/{name}")]
     for folder in left:
         remove(folder)
@@ -154,19 +155,19 @@ def clear_leftovers(lab: Path) -> list[Path]:
 
 
 def make_way(tree: Path) -> None:
-    """Remove it. Raises FileExistsError where something stays, which would be taken for a part of what comes there."""
+    """Remove a tree, for another in its place. Raises FileExistsError if something stays, which would pass for a part of the new one."""
     remove(tree)
     if tree.exists():
         raise FileExistsError(f"{tree} cannot be removed: what is in it may be another user's")
 
 
 def remove(tree: Path) -> None:
-    """Also where folders in it were made read-only; what even then stays (another user's) must end no night, and is tried again by the next run."""
+    """Remove a tree, even where folders in it are read-only. What cannot be removed (another user's) ends no night; the next run tries again."""
     if tree.is_symlink():
         tree.unlink()
         return
     with suppress(OSError):
-        tree.chmod(0o700)  # what cannot be read is not walked
+        tree.chmod(0o700)  # os.walk passes over what it cannot read
     for folder, names, _ in os.walk(tree):
         for path in (Path(folder), *(Path(folder, name) for name in names)):
             if not path.is_symlink():

@@ -167,7 +167,7 @@ def test_the_proposer_starts_with_the_default_model(tmp_path, monkeypatch):
     ("settings", "said"),
     [
         (Settings(models=("claude-opus-9",)), r"--price claude-opus-9=IN/OUT"),
-        (Settings(models=("claude-opus-9",), prices=("claude-opus-9=1/2",)), r"--model, as"),
+        (Settings(models=("claude-opus-9",), prices=("claude-opus-9=1/2",)), r"--model, such as"),
         (Settings(prices=("claude",)), r"--price claude: expected"),
     ],
 )

@@ -127,8 +127,8 @@ class Timed(Stopping):
     ("worked_s", "why", "measured"),
     [
         (2900, "proposer sweep has nothing left to try", 3),
-        (3200, "1 hours are over, less 11:00 to run what was kept again", 3),
-        (3400, "1 hours are over, less 11:00 to run what was kept again", 0),
+        (3200, "1 hours are over, but for 11:00 to run what was kept again", 3),
+        (3400, "1 hours are over, but for 11:00 to run what was kept again", 0),
     ],
 )
 def test_the_re_run_belongs_to_the_hours_that_were_asked_for(

@@ -300,7 +300,7 @@ def test_another_schema_version_is_refused_by_name(tmp_path: Path) -> None:
     with sqlite3.connect(file) as db:
         db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
     with pytest.raises(
-        LedgerError, match=f"schema {SCHEMA_VERSION + 1}, expected {SCHEMA_VERSION}"
+        LedgerError, match=f"schema {SCHEMA_VERSION + 1}, expected at most {SCHEMA_VERSION}"
     ):
         Ledger(file)
 

@@ -56,7 +56,7 @@ ANTHROPIC = Api(
     limit="max_tokens",
     opening=3,
     new="cache_write",
-    offer="--model, as",
+    offer="--model, such as",
 )
 OPENAI = Api(
     server=ChatServer,

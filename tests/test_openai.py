@@ -211,7 +211,9 @@ def test_an_unlisted_model_is_said_to_be_taken_for_granted_and_costs_what_is_giv
             )
         )  # fmt: skip
     assert made.name == "openai"
-    assert "qwen3-coder is not in prices.toml: taken to have a window of 128,000" in out.getvalue()
+    assert (
+        "qwen3-coder is not in prices.toml: assumed to have a window of 128,000" in out.getvalue()
+    )
 
 
 def test_deepseek_tells_its_cache_in_its_own_word():

@@ -457,7 +457,7 @@ def test_a_repair_that_trips_is_no_fault_of_the_judge_and_one_that_git_refuses_i
     assert [first.outcome.status, second.outcome.status] == [REFUSE, REFUSE]
     assert [first.refused_by, second.refused_by] == ["build", "build"]
     assert second.cost_usd == 0.5
-    assert any("not mended: KeyError: 'usage'; see " in line for line in screen.lines)
+    assert any("not repaired: KeyError: 'usage'; see " in line for line in screen.lines)
 
 
 @dataclass

@@ -1,8 +1,8 @@
-"""The folder in which a coding agent works: plain copies of what it may change and of what it should read, and what became of them.
+"""The folder in which a coding agent works: plain copies of what it may change and of what it should read, and what it made of them.
 
     PROMPT.md  program.md  HYPOTHESIS.md (the agent writes it)
-    kernels/ csrc/ model/     the incumbent's
-    bench/contracts/          what each op has to compute, to be read
+    kernels/ csrc/ model/     the incumbent's files
+    bench/contracts/          what each op has to compute, for reading
 
 It is a git repository of its own, so that an agent which commits does so here and not in the lab's checkout around it.
 """
@@ -20,7 +20,7 @@ from agent.workspace import make_way
 
 PROMPT, HYPOTHESIS, PROGRAM = "PROMPT.md", "HYPOTHESIS.md", "program.md"
 MAX_BYTES = 1 << 20  # of a file; no source comes near it
-MAX_FILES = 5_000  # that are looked at
+MAX_FILES = 5_000  # that are looked at, at most
 _PASSING = frozenset({"__pycache__", "node_modules", "build", "dist"})  # what tools leave behind
 
 
@@ -45,7 +45,7 @@ class Desk:
         target: str,
         op: str | None,
     ) -> None:
-        """documents: further files by path, for reading."""
+        """`documents`: further files by path, for reading."""
         self.folder, self._target, self._op = folder, target, op
         self._incumbent = {f"{d}/{p}": t for d in surface.FOLDERS for p, t in _texts(incumbent / d)}
         placed: dict[str, str | None] = {**documents, **self._incumbent, **overlay}
@@ -64,13 +64,13 @@ class Desk:
         return self.folder / PROMPT
 
     def ask(self, prompt: str) -> None:
-        """Put the prompt into its place, whatever the agent has made of that."""
+        """Put the prompt in its place, whatever the agent has put there."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.prompt.unlink(missing_ok=True)
         self.prompt.write_text(prompt)
 
     def taken(self) -> Taken:
-        """What differs now. Links, files that are no UTF-8 text or larger than MAX_BYTES, and what lies outside the surface are not taken."""
+        """What differs now. Links, files that are no UTF-8 text or larger than MAX_BYTES, and files outside the surface are not taken."""
         found, odd = self._look()
         known = self._start.keys() | self._incumbent.keys()
         found |= {path: None for path in known if path not in found and path not in odd}
@@ -92,7 +92,7 @@ class Desk:
             return content.read(MAX_BYTES).decode(errors="replace").strip()
 
     def _look(self) -> tuple[dict[str, str | None], set[str]]:
-        """The texts below the folder, and the paths that are no plain, sane text."""
+        """The texts in the folder, and the paths of what is no plain text of a sane size."""
         texts: dict[str, str | None] = {}
         odd = set()
         for count, file in enumerate(_files(self.folder)):
@@ -108,7 +108,7 @@ class Desk:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files and links below a folder, sorted, without hidden ones and what tools leave behind."""
+    """Files and links in a folder and below, sorted, without hidden ones and what tools leave behind."""
     for top, folders, names in os.walk(folder):
         links = [name for name in folders if Path(top, name).is_symlink()]
         folders[:] = sorted(set(folders) - set(links) - _PASSING)

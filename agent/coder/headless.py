@@ -1,7 +1,7 @@
-"""A person's own program, run without a terminal until it ends, its time is over or the run stops; what it prints is kept, secrets left out.
+"""Runs a person's own program without a terminal until it ends, its time is over or the run stops; keeps what it prints, without secrets.
 
-It runs as the person: with the person's rights and environment, because it needs a key of its own. It is no sandbox; what comes
-of it is judged like any other proposal.
+It runs with the person's rights and environment, because it needs a key of its own. This is no sandbox; what comes of it is judged like
+any other proposal.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import IO
 
 from bench.sandbox import linux, processes
 
-MAX_LOG = 1 << 20  # bytes of a log; of what comes after only the end is kept
-# bytes of the end that are given back: an agent may end with one long line of JSON
+MAX_LOG = 1 << 20  # bytes of a log; of what comes after them only the end is kept
+# Bytes of the end that are given back: an agent may end with one long line of JSON.
 MAX_TAIL = 1 << 18
 GRACE_S = 3.0  # between asking the processes to end and ending them
 LOOK_S = 0.1
 _SECRET_NAMES = ("KEY", "TOKEN", "SECRET")
-_MIN_SECRET = 8  # characters; a shorter value is a switch or a number, which stands in any text
+_MIN_SECRET = 8  # characters; a shorter value is a switch or a number, which occurs in any text
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a program ended. `stopped`: why it was ended before it was done, empty if it was not."""
+    """How a program ended. `stopped`: why it was ended before it was done; empty if it was not."""
 
     status: int
     tail: str
@@ -50,18 +50,18 @@ class Secrets:
         self.longest = max((len(value) for value in named), default=0)
 
     def scrub(self, text: bytes) -> bytes:
-        """The text with the name of the variable in the place of each value."""
+        """The text with each value replaced by the name of its variable."""
         for value, name in self._named:
             text = text.replace(value, name)
         return text
 
     def named_in(self, text: str) -> list[str]:
-        """Names of the variables whose values stand in the text."""
+        """Names of the variables whose values occur in the text."""
         return [name.decode()[1:-1] for value, name in self._named if value in text.encode()]
 
 
 class Log:
-    """Output as it comes, into a file of bounded size and a bounded tail."""
+    """Writes output as it comes into a file of bounded size, and keeps a bounded tail."""
 
     def __init__(self, file: Path, secrets: Secrets) -> None:
         self._file, self._secrets = file, secrets
@@ -76,7 +76,7 @@ class Log:
 
     def _take(self, file: IO[bytes], piece: bytes) -> None:
         scrubbed = self._secrets.scrub(self._held + piece)
-        # A value may be cut by the end of what has come so far.
+        # A secret may be cut by the end of what has come so far.
         safe = len(scrubbed) - max(0, self._secrets.longest - 1)
         with self._lock:
             ready, self._held = scrubbed[: max(0, safe)], scrubbed[max(0, safe) :]
@@ -86,13 +86,13 @@ class Log:
         self._written += len(ready)
 
     def finish(self) -> str:
-        """Write what was held back, and the end of what was left out; the tail."""
+        """Write what was held back, and the end of what was left out; returns the tail."""
         with self._lock:
             rest = self._secrets.scrub(self._held)
             tail = (self._tail + rest)[-MAX_TAIL:]
         with self._file.open("ab") as file:
             if self._written + len(rest) > MAX_LOG:
-                file.write(f"\n[... of {self._written:,} bytes the last are:]\n".encode() + tail)
+                file.write(f"\n[... the end of {self._written:,} bytes:]\n".encode() + tail)
             else:
                 file.write(rest)
         return tail.decode(errors="replace")
@@ -113,10 +113,11 @@ def run(
     Raises OSError where there is no such program.
     """
     kept = Log(log, Secrets(environment))
+    # Git's variables may name another repository.
+    without_git = {k: v for k, v in environment.items() if not k.startswith("GIT_")}
     with prompt.open("rb") as text:
         process = subprocess.Popen(
-            arguments, cwd=folder, stdin=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={k: v for k, v in environment.items() if not k.startswith("GIT_")},  # which may name another repository
+            arguments, cwd=folder, stdin=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=without_git,
             start_new_session=True, preexec_fn=_die_with_the_parent,
         )  # fmt: skip
     assert process.stdout is not None
@@ -134,7 +135,7 @@ def run(
 
 
 def _wait(process: subprocess.Popen[bytes], deadline: float, stop: threading.Event) -> str:
-    """Until the program is done, without reaping it, so that its group's number stays its own. Why it is to be ended, or empty."""
+    """Wait until the program is done, without reaping it, so that the number of its group stays its own; why it is to be ended, or ""."""
     began = time.monotonic()
     while not _done(process):
         if time.monotonic() > deadline:
@@ -149,7 +150,7 @@ def _done(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the group, and what left the group but is still a descendant: agents start their shells in sessions of their own."""
+    """End the group, and descendants that have left it: agents start their shells in sessions of their own."""
     known = processes.descendants(process.pid)
     _signal_group(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
@@ -173,5 +174,5 @@ def _signal_group(group: int, number: int) -> None:
 
 
 def _die_with_the_parent() -> None:
-    """So that a loop that is killed leaves no agent behind that goes on spending."""
+    """A loop that is killed must not leave behind an agent that goes on spending."""
     linux.prctl(linux.SET_PDEATHSIG, signal.SIGKILL)

@@ -18,7 +18,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # colours and cursor moves 
 
 @dataclass(frozen=True)
 class Said:
-    """What an agent's output comes to: the first line of its last words, and what it says that it spent."""
+    """What an agent's output comes to: the first line of its last words, and what it says it spent."""
 
     words: str
     usd: float = 0.0
@@ -58,6 +58,6 @@ def parted(text: str) -> tuple[str, str]:
 
 
 def _number(value: Any) -> float:
-    """A figure that an agent prints; 0 for what is none."""
+    """A figure that an agent prints; 0 if it is none."""
     known = isinstance(value, int | float) and 0 <= value < math.inf
     return float(value) if known else 0.0

@@ -1,7 +1,7 @@
-"""What a night will cost before it is begun: experiments an hour, tokens and money of a proposal, and which limit ends it first.
+"""What a night will cost, before it is begun: experiments per hour, tokens and money per proposal, and which limit ends it first.
 
 Figures come from the ledger where it has enough of the same kind, and are assumptions where it has not; each says which. Low, expected
-and high are one kind of night each: proposers that are quick and brief, as usual, or slow and talkative. Nothing is sent anywhere.
+and high are three kinds of night: with a proposer that is quick and brief, as usual, or slow and talkative. Nothing is sent anywhere.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class End:
 
 
 def estimate(lab: Lab, settings: Settings) -> str:
-    """The table of a night with these settings. Raises Unusable where a model or its price is not known."""
+    """The table of a night with these settings. Raises Unusable if a model or its price is not known."""
     name, why = proposers.choose(settings)
     ledger = lab.ledger()
     runs = [run for run in ledger.runs() if _alike(run.settings, settings)]
@@ -51,7 +51,7 @@ def estimate(lab: Lab, settings: Settings) -> str:
 
 
 def what_is_left(ledger: Ledger, run: Run) -> Settings:
-    """The settings of a run with its limits less what it has used of them."""
+    """The settings of a run, its limits reduced by what it has used of them."""
     limits, spent = run.settings, ledger.accounts.spent(run.id)
     ended = ledger.finished(run.id)
 
@@ -69,20 +69,20 @@ def what_is_left(ledger: Ledger, run: Run) -> Settings:
 
 
 def _alike(past: Settings, settings: Settings) -> bool:
-    """Whether an earlier run went at the pace of this one, as far as it is the judge's."""
+    """Whether an earlier run had the pace of this one, the judge's part of it."""
     same = ("target", "device", "seconds")
     return all(getattr(past, name) == getattr(settings, name) for name in same)
 
 
 def _models(name: str, settings: Settings) -> Sequence[str]:
-    """The models that would be asked; none where no request is counted."""
+    """The models that would be asked; none if the proposer's requests are not counted."""
     if name not in MODELS:
         return ()
     if settings.models:
         return settings.models
     if settings.base_url:
         raise Unusable(
-            "which model an endpoint has is not asked for an estimate: name it with --model"
+            "an estimate does not ask the endpoint which model it has: name it with --model"
         )
     from agent.proposers import anthropic, openai
 
@@ -99,7 +99,7 @@ def ends(settings: Settings, tempo: Pace, interval: float, usd: float, tokens: f
     """
     once = (tempo.baseline + tempo.closing) / 3600
     spent: tuple[tuple[str, float | None, float, float], ...] = (
-        # limit, its value, what start and end take of it, what an experiment takes
+        # limit, its value, what start and end of the run take of it, what an experiment takes
         ("--experiments", settings.experiments, 0.0, 1.0),
         ("--hours", settings.hours, once, interval / 3600),
         ("--gpu-hours", settings.gpu_hours, once, tempo.device / 3600),
@@ -134,9 +134,7 @@ def _talk_table(of: Talk) -> list[str]:
     def row(name: str, figures: Iterable[float], form: str, note: str = "") -> None:
         rows.append([name, *(format(figure, form) for figure in figures), note])
 
-    every = range(len(CASES))
-    price = of.price
-    used = of.usage
+    every, price, used = range(len(CASES)), of.price, of.usage
     row(
         "tokens read from the cache",
         (u.cache_read for u in used),
@@ -167,11 +165,11 @@ def _night_table(settings: Settings, name: str, tempo: Pace, talks: Sequence[Tal
     lines = _table(rows)
     if name == "command":
         lines.append(
-            "what the command spends is not known before it says so, and is in none of these figures"
+            "what the command spends is not known before it says so, and is not in these figures"
         )
     if len(talks) > 1:
         lines.append(
-            "several models: taken to propose equally often; spending moves to the one whose proposals are kept"
+            "several models: assumed to propose equally often; in a run, spending moves to the one whose proposals are kept"
         )
     return lines
 
@@ -201,7 +199,7 @@ def _source(known: int) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]], notes: bool = False) -> list[str]:
-    """Columns under each other: figures to the right; the first, and the last if it holds notes, to the left."""
+    """Rows as lines, with aligned columns: figures to the right; the first column, and the last if it holds notes, to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     left = {0, len(widths) - 1} if notes else {0}
     return [

@@ -1,6 +1,6 @@
-"""How long an experiment takes on this machine: what the ledger has measured, or else what is assumed, and it says which.
+"""How long an experiment takes on this machine: as the ledger has measured it or, where it has not, as is assumed; each figure says which.
 
-An experiment goes through the gates one after another, each of which lets a share of them pass, and what is left is trained.
+Experiments go through the gates one after another. Each gate passes a share of them, and what is left is trained.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from agent.machine import DEVICE
 from agent.records import LOST, OPEN, Experiment, Settings
 from bench.plan import BASELINES
 
-ENOUGH = 10  # measurements, from which on they count and not the assumption
+ENOUGH = 10  # measurements, to take them and not the assumption
 TRIAL = "trial"
-# Seconds of a gate and the share that it lets pass; for a proposer that has read the agenda and may check its draft before.
+# Seconds of a gate and the share that it passes, for a proposer that has read the agenda and may check its draft first.
 ASSUMED = {
     "scope": (0.1, 0.95),
     "static": (1.0, 0.95),
@@ -25,7 +25,7 @@ ASSUMED = {
     "microbench": (20.0, 0.35),
     "parity": (20.0, 0.95),
 }
-# a model's change passes
+# Gates that pass a change of the model at once.
 KERNEL_GATES = frozenset({"build", "correctness", "microbench", "parity"})
 TRIALS = {"kernels": 1.1, "model": 1.7, "all": 1.4}  # of a candidate, until its verdict
 SET_UP_S = 45.0  # of a trial, beside its own length: start, compilation, scoring
@@ -45,7 +45,7 @@ AHEAD = frozenset({"anthropic", "openai", "command"})  # think while a trial run
 
 @dataclass(frozen=True)
 class Stage:
-    """A gate or the trial: the share of experiments that reach it, and its seconds when they do. `known`: measurements, 0 if assumed."""
+    """A gate or the trial: the share of experiments that reach it, and its seconds for one. `known`: measurements, 0 if assumed."""
 
     name: str
     reached: float
@@ -81,9 +81,9 @@ class Pace:
 
 
 def pace(settings: Settings, proposer: str, experiments: Iterable[Experiment]) -> Pace:
-    """The pace of a night with these settings. `experiments`: those of runs on the same device with the same target and trial length."""
+    """The pace of a night with these settings. `experiments`: those of runs with the same device, target and length of a trial."""
     ended = [e for e in experiments if e.outcome.status not in (LOST, *OPEN)]
-    judged = sum(bool(e.gates) for e in ended)  # of some nothing came to be judged
+    judged = sum(bool(e.gates) for e in ended)  # some rows hold no proposal
     stages, left = [], judged / len(ended) if len(ended) >= ENOUGH else 1.0
     for name, _ in gates.GATES:
         stage, passing = _gate(name, left, settings.target, ended)
@@ -106,16 +106,13 @@ def pace(settings: Settings, proposer: str, experiments: Iterable[Experiment]) -
 def _gate(
     name: str, reached: float, target: str, experiments: Sequence[Experiment]
 ) -> tuple[Stage, float]:
-    """A gate as a stage, and the share of what reaches it that passes in the end, repairs included."""
-    last = [
-        [result for result in e.gates if result.name == name]
-        for e in experiments
-        if any(result.name == name for result in e.gates)
-    ]
-    if len(last) >= ENOUGH:
-        seconds = sum(result.seconds for results in last for result in results) / len(last)
-        passing = sum(results[-1].passed for results in last) / len(last)
-        return Stage(name, reached, seconds, len(last)), passing
+    """A gate as a stage, and the share of what reaches it that passes in the end, after repairs."""
+    of_gate = [[result for result in e.gates if result.name == name] for e in experiments]
+    there = [results for results in of_gate if results]
+    if len(there) >= ENOUGH:
+        seconds = sum(result.seconds for results in there for result in results) / len(there)
+        passing = sum(results[-1].passed for results in there) / len(there)
+        return Stage(name, reached, seconds, len(there)), passing
     if target == "model" and name in KERNEL_GATES:
         return Stage(name, reached, 0.0, 0), 1.0
     seconds, passing = ASSUMED[name]

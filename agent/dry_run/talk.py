@@ -1,4 +1,4 @@
-"""What a proposal takes of a model: tokens and money, as the ledger has measured them, or else as a session of the usual length takes them."""
+"""What a proposal takes of a model, in tokens and money: as the ledger has measured it, or else as in a session of the usual length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from agent.prices import MTOK, Price, UnknownPrice, price_of, traits_of
 from agent.proposers import Context
 from agent.records import Settings, Usage
 
-CHARACTERS = 3.5  # of a token, in code and English
+CHARACTERS = 3.5  # per token, in code and English
 TURNS = (7, 16, 36)  # replies of a model for a proposal, repairs included
 OUTPUT = (500, 900, 1_400)  # tokens of a reply, its thinking included
 ANSWER = (900, 1_500, 2_000)  # tokens of what the tools answer to it
@@ -25,7 +25,7 @@ FIRST = 12_000  # characters of a first message: the task, a profile, the memory
 
 @dataclass(frozen=True)
 class Talk:
-    """What a proposal takes of a model, one figure a case. `known`: proposals that it was measured on, 0 if assumed."""
+    """What a proposal takes of a model, one figure per case. `known`: how many proposals were measured, 0 if it is assumed."""
 
     model: str
     usage: tuple[Usage, Usage, Usage]
@@ -36,7 +36,7 @@ class Talk:
         return self.price.cost(self.usage[case])
 
     def uncached(self, case: int) -> float:
-        """USD of the same requests if nothing of them were cached."""
+        """USD of the same requests if nothing were cached."""
         used = self.usage[case]
         tokens_in = used.input + used.cache_read + used.cache_write
         return (tokens_in * self.price.input + used.output * self.price.output) / MTOK
@@ -69,7 +69,7 @@ def talk(lab: Lab, ledger: Ledger, model: str, settings: Settings) -> Talk:
 def conversation(prefix: int, turns: int, output: int, answer: int, bound: int) -> Usage:
     """The tokens of a session: each request reads what the one before left in the cache, and writes what is new.
 
-    The prefix is written once a session, since a cache of five minutes does not outlive a trial; a conversation is compacted at `bound`.
+    The prefix is written once per session, since a cache of five minutes does not outlive a trial; at `bound` a conversation is compacted.
     """
     read = written = 0
     length, cached = prefix, 0
@@ -83,7 +83,7 @@ def conversation(prefix: int, turns: int, output: int, answer: int, bound: int) 
 
 
 def _measured(ledger: Ledger, model: str) -> tuple[Usage, int] | None:
-    """Mean tokens of a proposal in the runs that asked this model alone, and of how many; None where they are too few."""
+    """Mean tokens of a proposal in the runs that asked this model alone, and how many there were; None if too few."""
     total, known = Usage(), 0
     for run in ledger.runs():
         asked = [past for past in ledger.history(run.id) if past.model]

@@ -1,7 +1,7 @@
 """Proposers: one file each, found by its name, behind one small protocol.
 
 `agent/proposers/<name>.py` defines `create(workshop) -> Proposer`. A proposer learns how its proposals ended from `Context.history`, which
-is the ledger, so that a killed run forgets nothing.
+comes from the ledger, so that a killed run forgets nothing.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from agent.records import GateResult, Past, Proposal, Settings
 from agent.screen import Screen
 
 AUTO = "auto"
-REPAIRS = 2  # times a refused proposal goes back to who made it
+REPAIRS = 2  # times that a refused proposal goes back to its proposer
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a proposer is told, for one proposal."""
+    """What a proposer is told for one proposal."""
 
     run: str
     commit: str  # of the incumbent
@@ -39,18 +39,18 @@ class Context:
     seed: int
     history: Sequence[Past] = ()  # of all runs, oldest first
     agenda: str = ""  # program.md
-    brought: tuple[str, ...] = ()  # files of --start: what the person asks to refine
-    hardware: str = ""  # what is measured on, as bench/hardware.py names it
+    brought: tuple[str, ...] = ()  # files of --start, which the person asks to refine
+    hardware: str = ""  # of the measurements, as bench/hardware.py names it
 
 
 @dataclass(frozen=True)
 class Workshop:
-    """What the parts of one run share, proposers among them. `stop` is set when the run ends: what waits then has to give up."""
+    """What the parts of one run share, proposers included. `stop` is set when the run ends: whatever waits then has to give up."""
 
     settings: Settings
     run: str
     start: str  # the commit that the run began with
-    folder: Path  # for its own files; what it drafts there is removed when the run ends, logs stay
+    folder: Path  # of the run; drafts in it are removed when the run ends, logs stay
     ledger: Ledger
     repository: Repository
     judge: Judging
@@ -60,7 +60,7 @@ class Workshop:
 
 
 class NoProposal(Exception):
-    """Work was done and nothing to judge came of it: a row of the ledger, with what it cost."""
+    """Work was done and nothing to judge came of it; the ledger gets a row with what it cost."""
 
     def __init__(
         self,
@@ -90,12 +90,12 @@ class Proposer(Protocol):
     def propose(self, context: Context) -> Proposal | None:
         """The next proposal; None when there is nothing left to try.
 
-        Raises NoProposal where nothing came of it, Stopped when the run ended meanwhile, agent.spending.BudgetSpent to end the run.
+        Raises NoProposal if nothing came of it, Stopped if the run ended meanwhile, agent.spending.BudgetSpent to end the run.
         """
         ...
 
     def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
-        """The same idea, mended after a gate refused it; None gives it up. Raises as `propose` does."""
+        """The same idea, repaired after a gate refused it; None to give it up. Raises what `propose` raises."""
         ...
 
 
@@ -107,7 +107,7 @@ def names() -> list[str]:
 
 
 def choose(settings: Settings, environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """The proposer that `auto` means with what is configured here, and why. Raises Unusable for a name that there is none of."""
+    """The proposer of these settings, and why; `auto` takes what is configured here. Raises Unusable for an unknown name."""
     if settings.proposer != AUTO:
         if settings.proposer not in names():
             known = ", ".join([AUTO, *names()])
@@ -127,6 +127,6 @@ def choose(settings: Settings, environment: Mapping[str, str] = os.environ) -> t
 
 
 def create(name: str, workshop: Workshop) -> Proposer:
-    """The proposer of this name, ready to work. Raises what it needs and lacks: agent.lab.Unusable, in one line."""
+    """The proposer of this name, ready to work. Raises agent.lab.Unusable, in one line, if something that it needs is missing."""
     made: Proposer = importlib.import_module(f"agent.proposers.{name}").create(workshop)
     return made

@@ -1,6 +1,6 @@
 """The proposer that researches with Claude, through the official SDK of the Messages API.
 
-Answers are streamed, so that a slow one is seen to live: what times out is a silence, never a long answer. The system blocks and the
+Answers are streamed, so that a slow one shows that it is alive: a silence times out, a long answer never does. The system blocks and the
 conversation up to its last turn are cached. The SDK retries nothing itself: agent.research.patience waits, for as long as it takes.
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 NAME = "anthropic"
 DEFAULT_MODEL = "claude-opus-5-5"
 KEY = "ANTHROPIC_API_KEY"
-SILENCE_S = 300.0  # without a byte, pings included, after which a request is sent again
+SILENCE_S = 300.0  # without a byte, not even a ping, after which a request is sent again
 
 
 def create(workshop: Workshop) -> Researcher:
@@ -70,7 +70,7 @@ class MessagesModel:
         self._counts = True  # whether the server counts tokens
 
     def check(self) -> None:
-        """Ask for the model, which costs nothing; where a server does not list its models, ask it for a word."""
+        """Ask whether the model is there, which costs nothing; a server that does not list its models is asked for a word."""
         import anthropic
 
         try:
@@ -91,7 +91,7 @@ class MessagesModel:
             if names := self._names():
                 listed = ", ".join(names)
                 raise ModelUnusable(
-                    f"{self._line.url} has no {self.name}: choose one with --model, as {listed}"
+                    f"{self._line.url} has no {self.name}: choose one with --model, such as {listed}"
                 ) from None
             word: Any = [{"role": "user", "content": "Say yes."}]
             self._client.messages.create(model=self.name, max_tokens=16, messages=word)
@@ -109,7 +109,7 @@ class MessagesModel:
             return []
 
     def count(self, prompt: Prompt) -> int:
-        """As the server counts, or, where it does not, estimated from what it has billed."""
+        """Counted by the server or, if it does not count, estimated from what it has billed."""
         import anthropic
 
         body = self._body(prompt)
@@ -138,12 +138,14 @@ class MessagesModel:
                         answer.begin(stream.current_message_snapshot)
                     answer.take(event)
                     if self._stop.is_set():
-                        raise Transient("the run was stopped in an answer", billed=answer.billed())
+                        raise Transient(
+                            "the run was stopped during an answer", billed=answer.billed()
+                        )
         except anthropic.APIStatusError as error:
             raise self._failed(error, answer.billed()) from None
         except (anthropic.APIConnectionError, httpx2.TransportError) as error:
             raise self._line.broken(error, answer.billed()) from None
-        except (ValueError, LookupError) as error:  # what the SDK cannot put together, as it comes
+        except (ValueError, LookupError) as error:  # the SDK cannot put the answer together
             malformed = self._line.clean(str(error))
         reply = answer.reply(malformed)
         used = reply.usage
@@ -154,5 +156,5 @@ class MessagesModel:
         return self._line.failed(error.status_code, error.body, error.response.headers, billed)
 
     def _body(self, prompt: Prompt) -> dict[str, Any]:
-        """A request, but for the length of its answer."""
+        """A request without the limit of its answer."""
         return {"model": self.name, **self._request, **messages_wire.body(prompt)}

@@ -1,7 +1,7 @@
 """The proposer that researches with any model behind chat completions: OpenAI, DeepSeek, aggregators, vLLM, Ollama (--base-url).
 
-Plain HTTP, since what the endpoints have in common is the wire and not a library. It is lenient with servers that tell no usage (then
-estimated, and said so), number no tool calls, or answer whole instead of in a stream.
+Plain HTTP, since what the endpoints have in common is the wire and not a library. It accepts servers that do not tell their usage (it is
+then estimated, and the run says so), that do not number tool calls, or that answer in one piece instead of a stream.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NAME = "openai"
 OPENAI = "https://api.openai.com/v1"
 DEFAULT_MODEL = "gpt-6-sol"  # at OpenAI; elsewhere the one model that an endpoint has
 KEY = "OPENAI_API_KEY"
-# Without a byte: a local server reads a long prompt for minutes before its first word
+# Without a byte: a local server reads a long prompt for minutes before its first word.
 SILENCE_S = 600.0
 BROKEN_OFF = 5  # answers in a row that may end in an error without a status
 TRY = Prompt(
@@ -55,14 +55,14 @@ def create(workshop: Workshop) -> Researcher:
 
 
 def _status(chunk: Mapping[str, Any]) -> int:
-    """The status that an error inside an answer of status 200 gives itself, where it does."""
+    """The status that an error inside an answer of status 200 gives as its own; 200 if it gives none."""
     error = chunk.get("error")
     code = error.get("code") if isinstance(error, Mapping) else None
     return code if isinstance(code, int) and 400 <= code < 600 else 200
 
 
 def only_model(url: str) -> str:
-    """The one model of an endpoint; raises Unusable, with their names, where it has none or several."""
+    """The one model of an endpoint. Raises Unusable if it has none or several, which the message names."""
     names = ChatModel("", url).names()
     if len(names) != 1:
         listed = ", ".join(names[: wire.LISTED]) or "no model that it would list"
@@ -71,7 +71,7 @@ def only_model(url: str) -> str:
 
 
 class ChatModel:
-    """One model behind chat completions at `base_url` (which ends in /v1 as a rule); `key` is by default OPENAI_API_KEY.
+    """One model behind chat completions at `base_url` (which mostly ends in /v1); `key` is by default OPENAI_API_KEY.
 
     Once `stop` is set, an answer under way is given up. `say` gets a line if the server does not tell what it used.
     """
@@ -91,7 +91,7 @@ class ChatModel:
         traits = prices.traits_of(name)
         self.name, self.window, self.max_output = name, traits.window, traits.max_output
         self._url, self._request = base_url.rstrip("/"), traits.request
-        # OpenAI's models that reason take the newer word alone; other servers may know the older one alone.
+        # OpenAI's reasoning models take only the newer name; other servers may know only the older one.
         openai = urlsplit(base_url).hostname == urlsplit(OPENAI).hostname
         self._limit = "max_completion_tokens" if openai else "max_tokens"
         self._stop, self._say = stop or threading.Event(), say
@@ -109,7 +109,7 @@ class ChatModel:
         return str(self._client.headers["Authorization"]).removeprefix("Bearer ")
 
     def check(self) -> None:
-        """Have the model call a tool in 16 tokens: no listing shows that a key, a model and its tools work together."""
+        """Have the model call a tool within 16 tokens: no listing shows that a key, a model and its tools work together."""
         import httpx2
 
         try:
@@ -160,7 +160,7 @@ class ChatModel:
                     raise self._failed(chunk, self._billed(answer, body))
                 if self._stop.is_set():
                     billed = self._billed(answer, body)
-                    raise Transient("the run was stopped in an answer", billed=billed)
+                    raise Transient("the run was stopped during an answer", billed=billed)
         except httpx2.TransportError as error:
             raise self._line.broken(error, self._billed(answer, body)) from None
         self._broken_off = 0
@@ -183,7 +183,7 @@ class ChatModel:
                     yield {} if data == "[DONE]" else self._chunk(data)
 
     def _failed(self, chunk: Mapping[str, Any], billed: Usage | None) -> Exception:
-        """What to raise for an error inside an answer. One without a status may pass by itself; one that comes again and again does not."""
+        """What to raise for an error inside an answer. One without a status may be transient, but not after BROKEN_OFF in a row."""
         status = _status(chunk)
         self._broken_off += status == 200
         if status == 200 and self._broken_off > BROKEN_OFF:

@@ -1,9 +1,9 @@
 """The proposer of nothing: every proposal changes tokens and no behaviour, so that whatever is kept of it is a false keep.
 
 A local variable gets another name, half of the time two functions change places as well, and a comment says so. All of it follows from the
-seed and the proposal's number, so that a resumed run goes on with the next. The scope gate takes them as they are: a name is a token,
-so that none is idle; each name has letters of its own, so that none is the patch of another; and what similarity compares, names numbered
-and order left out, is empty, which it calls too little to be the same.
+seed and the proposal's number, so that a resumed run goes on with the next. The scope gate passes them all: a name is a token, so none is
+idle; each name has random letters, so none is the patch of another; and what similarity compares, with names numbered and order left out,
+is empty, which is too little to be called the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SWAPPED = 0.5  # share of the proposals
 
 class Placebo:
     name = standard.PLACEBO
-    ahead = 0  # nothing to gain: a proposal takes no time
+    ahead = 0  # a proposal takes no time, so there is nothing to gain
 
     def propose(self, context: Context) -> Proposal | None:
         mine = [p for p in context.history if p.run == context.run and p.proposer == self.name]
@@ -39,7 +39,7 @@ class Placebo:
         return None
 
     def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
-        """A placebo that is refused is counted, not mended."""
+        """A placebo that is refused is counted, not repaired."""
         return None
 
 
@@ -48,7 +48,7 @@ def create(workshop: Workshop) -> Placebo:
 
 
 def change(path: str, text: str, rng: random.Random) -> tuple[str, str] | None:
-    """The text with a null change, and what was done; None where the file offers none."""
+    """The text with a null change, and what was done; None if the file offers none."""
     null = placebo_python if path.endswith(".py") else placebo_cpp
     suffix = "".join(rng.choices(string.ascii_lowercase, k=SUFFIX))
     swap = rng.random() < _SWAPPED
@@ -66,9 +66,9 @@ def change(path: str, text: str, rng: random.Random) -> tuple[str, str] | None:
 def _paths(context: Context) -> list[str]:
     """Files of the surface whose code this device runs."""
     other = ".cu" if context.device == "cpu" else ".cpp"
-    found = (f"{folder}/{file.name}" for folder in surface.FOLDERS for file in _files(context.incumbent / folder))  # fmt: skip
+    there = (f"{folder}/{file.name}" for folder in surface.FOLDERS for file in _files(context.incumbent / folder))  # fmt: skip
     return [
-        path for path in found
+        path for path in there
         if surface.editable(path, context.target, context.op) and not path.endswith((other, ".h"))
     ]  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""A recorded night proposed again, without a model: for tests and demonstrations, and to judge old ideas by a judge that has changed.
+"""Proposes a recorded night again, without a model: for tests and demonstrations, and to put old ideas before a judge that has changed.
 
 A recording is JSON lines, one proposal a line, in the order in which they come:
 
@@ -7,8 +7,8 @@ A recording is JSON lines, one proposal a line, in the order in which they come:
      "repairs": [{"edits": [...]}]}
     {"hypothesis": "no idea", "gave_up": "the model declined"}
 
-The `old` of an edit stands exactly once in the incumbent's file, that of a repair in the proposal's. `python -m agent export --recording`
-writes a run so. The ledger remembers which lines it holds, so that a resumed run goes on behind them.
+The `old` of an edit occurs exactly once in the incumbent's file, that of a repair in the proposal's. `python -m agent export --recording`
+writes a run in this form. The ledger shows which lines were proposed, so that a resumed run goes on after them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Line:
-    """One recorded proposal, or the repair of one. `gave_up`: why nothing came of it; empty where something did."""
+    """One recorded proposal, or the repair of one. `gave_up`: why nothing came of it; empty if something did."""
 
     number: int  # from 1
     hypothesis: str
@@ -59,7 +59,7 @@ class Line:
 
 
 def read(file: Path) -> tuple[Line, ...]:
-    """The lines of a recording. Raises RecordingError, and OSError where there is no such file."""
+    """The lines of a recording. Raises RecordingError, and OSError if there is no such file."""
     rows = [row for row in enumerate(file.read_text().splitlines(), 1) if row[1].strip()]
     if not rows:
         raise RecordingError(f"{file}: empty; expected one JSON object a line")
@@ -74,7 +74,7 @@ def read(file: Path) -> tuple[Line, ...]:
 
 
 def _line(number: int, row: Mapping[str, Any], known: frozenset[str], name: str) -> Line:
-    """`name`: the hypothesis of a row that has none."""
+    """One line. `name` is the hypothesis of a row that has none."""
     if unknown := sorted(set(row) - known):
         raise ValueError(f"unknown {', '.join(unknown)}; expected {', '.join(sorted(known))}")
     files, gave_up = row.get("files", {}), row.get("gave_up", "")
@@ -91,13 +91,13 @@ def _line(number: int, row: Mapping[str, Any], known: frozenset[str], name: str)
 
 
 class Replay:
-    """Proposes the lines of a recording; nothing of it costs anything."""
+    """Proposes the lines of a recording, at no cost."""
 
     name = NAME
-    ahead = 0  # so that every edit meets the incumbent that it met when it was recorded
+    ahead = 0  # so that every edit is made on the incumbent that it was recorded on
 
     def __init__(self, lines: Sequence[Line], recording: str) -> None:
-        """recording: a name for these very lines, by which the ledger knows them again."""
+        """`recording`: a name for these very lines, by which they are known again in the ledger."""
         self._lines, self._recording = tuple(lines), recording
         self._given: set[int] = set()
         self._incumbent = Path()
@@ -111,7 +111,7 @@ class Replay:
         self._given.add(line.number)
         if line.gave_up:
             raise NoProposal(line.gave_up, hypothesis=line.hypothesis)
-        # The model stays a note: what is proposed again says nothing about what it would propose, or cost, tonight.
+        # The model is only a note: a replay says nothing about what it would propose, or cost, tonight.
         recorded = {"proposer": line.source, "model": line.model}
         notes = {"recording": self._recording, "line": line.number, "recorded": recorded}
         try:
@@ -140,7 +140,7 @@ class Replay:
         )
 
     def _held(self, context: Context) -> Iterator[int]:
-        """Numbers of the lines that the ledger holds: by its notes, and by the hypothesis where nothing came of a line."""
+        """Numbers of the lines that the ledger holds: known by its notes or, where nothing came of a line, by the hypothesis."""
         mine = [past for past in context.history if self._is_mine(past, context.run)]
         numbers = {past.notes.get("line") for past in mine}
         unnumbered = Counter(past.hypothesis for past in mine if "line" not in past.notes)
@@ -157,7 +157,7 @@ class Replay:
         return past.run == run and past.proposer == NAME and same and past.outcome.status != LOST
 
     def _files(self, line: Line, drafted: Mapping[str, str | None]) -> dict[str, str | None]:
-        """The files of a line: its whole texts, and its edits upon what was drafted, else upon the incumbent's.
+        """The files of a line: its whole texts, and its edits, applied to what was drafted or else to the incumbent's files.
 
         Raises ValueError for an edit that does not apply.
         """
@@ -179,7 +179,7 @@ class Replay:
 
 
 def create(workshop: Workshop) -> Replay:
-    """Raises Unusable where --recording is missing or names no recording."""
+    """Raises Unusable if --recording is missing or names no recording."""
     if workshop.settings.recording is None:
         raise Unusable(
             "--proposer replay: expected --recording FILE (python -m agent export --recording writes one)"

@@ -1,8 +1,8 @@
 """The proposer that needs no key: it searches the `# tune:` constants of one file at a time with Optuna's TPE sampler.
 
 It holds no state. Every call rebuilds the search from the ledger (agent/settings_found.py), so it goes on after a kill and learns from earlier
-runs. What an earlier run found best on this hardware is proposed first and measured again. What was best on another is offered next, once, as a
-setting of which nothing is known here: its figures count for nothing.
+runs. What an earlier run found best on this hardware is proposed first and measured again. What was best on other hardware is tried next,
+once, as a setting of which nothing is known here: its figures do not count.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from agent.settings_found import UNKNOWN, Setting, Space
 NAME = settings_found.SWEEP
 HEAD_START = 6  # experiments that a file of --start gets before the others have their turn
 WORTH = 0.01  # a remembered setting this much better than the incumbent is proposed again
-ASKS = 20  # times the sampler is asked for a setting that is not known yet, before one is drawn
+ASKS = 20  # times that the sampler is asked for a setting that is not known yet, before one is drawn at random
 
 
 class Sweep:
@@ -30,7 +30,7 @@ class Sweep:
     ahead = 0  # the next setting follows from how the last one ended
 
     def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
-        """A setting that fails is not mended: another one is tried."""
+        """A setting that fails is not repaired: another one is tried."""
         return None
 
     def propose(self, context: Context) -> Proposal | None:
@@ -84,7 +84,7 @@ def _choose(
     tried: set[Setting | None],
     seed: int,
 ) -> tuple[Setting | None, str]:
-    """A setting not yet tried in this run: the best remembered, else the best of other hardware, else a new one, else a remembered one again."""
+    """A setting not yet tried in this run, and why: the best remembered, or the best on other hardware, or a new one, or a remembered one again."""
     remembered = sorted(
         (score, setting) for setting, score in scores.items() if setting not in tried
     )
@@ -140,7 +140,7 @@ def _ask(
 def _draw(
     ranked: Sequence[Sequence[str]], known: set[Setting | None], rng: random.Random
 ) -> Setting:
-    """A setting that is not known, of which there is at least one."""
+    """A random setting that is not known; there has to be one."""
     if math.prod(len(choices) for choices in ranked) <= 10_000:
         return rng.choice([each for each in itertools.product(*ranked) if each not in known])
     while (setting := tuple(rng.choice(choices) for choices in ranked)) in known:

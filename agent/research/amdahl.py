@@ -14,7 +14,7 @@ NAME = 40  # characters
 
 
 def table(profile: Mapping[str, Any] | None) -> str:
-    """A line a row of a step's profile (bench/step_profile.py), the most to be won first; None says that there is none."""
+    """A line per row of a step's profile (bench/step_profile.py), first where most can be won; without a profile, a line that says so."""
     if profile is None:
         return "no profile of the training step: it could not be measured here"
     rows = sorted(profile["rows"], key=lambda row: -most(row))
@@ -31,7 +31,7 @@ def table(profile: Mapping[str, Any] | None) -> str:
 
 
 def most(row: Mapping[str, Any]) -> float:
-    """How many times as fast the step would be if this row ran at its limit; inf if the row is all of it."""
+    """How many times as fast the step would be if this row ran at its limit; inf if the row is the whole step and has no limit."""
     percent = row.get("percent_of_limit")
     reached = 0.0 if percent is None else min(max(float(percent) / 100, 0.0), 1.0)
     left = 1 - min(max(float(row["share"]), 0.0), 1.0) * (1 - reached)

@@ -63,7 +63,7 @@ def inspection(found: Mapping[str, Any]) -> str:
     if not parts:
         parts = [f"kernels/{found['op']}.py names no Triton kernel in AOT"]
     if found["loops"]:
-        parts.append("C++ loops, by g++ (how often: one for each instance of a template)")
+        parts.append("C++ loops, by g++ (x: how often, once for each instance of a template)")
         parts += [_loop(row) for row in found["loops"]]
     return "\n".join(parts)
 
@@ -86,12 +86,12 @@ def _loop(row: Mapping[str, Any]) -> str:
 
 
 def listed(found: Iterable[Past], run: str) -> str:
-    """A line an experiment."""
+    """A line per experiment."""
     return "\n".join(_short(past, run) for past in found)
 
 
 def experiment(found: Experiment, run: str) -> str:
-    """One experiment whole: what was expected, how it ended, what each gate said, and its patch."""
+    """One experiment: what was expected, how it ended, what each gate said, and its patch."""
     parts = [_short(found, run), f"expected: {_line(found.expected) or 'not said'}"]
     if found.outcome.bpb_change is not None:
         parts.append(
@@ -110,5 +110,5 @@ def _short(past: Past, run: str) -> str:
 
 
 def _line(text: Any) -> str:
-    """On one line, of bounded length."""
+    """The text on one line of bounded length."""
     return " ".join(str(text).split())[:MAX_LINE]

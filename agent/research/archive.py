@@ -1,7 +1,7 @@
 """What a proposal may start from beside the incumbent: near misses, and what other runs kept and this incumbent lacks.
 
-A near miss was measured better than its incumbent and not kept for want of certainty. Members are put on the incumbent by a three-way
-merge; those that do not merge, or bring nothing, are passed over by who asks.
+A near miss was measured better than its incumbent, and not kept for want of certainty. Members are put on the incumbent by a three-way
+merge; the caller passes over those that do not merge or bring nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from agent.records import DROP, KEEP, REFUSE, Past
 from bench.plan import PLAUSIBLE
 
 SIZE = 16  # members, the best ones
-BPB_WORTH = 20.0  # ranks the two kinds: a model better by 0.005 beside an op faster by a tenth
+# Ranks the two kinds: a model better by 0.005 is as good as an op faster by a tenth.
+BPB_WORTH = 20.0
 
 
 def gain(past: Past) -> float:
@@ -66,7 +67,7 @@ def _editable(past: Past, target: str, op: str | None) -> bool:
 
 
 def _lacking(keeps: Sequence[Past], incumbent: str, repository: Repository) -> set[str]:
-    """Those commits that are no ancestors of the incumbent; what git has pruned since is not among them."""
+    """Commits of the keeps that are no ancestors of the incumbent, without those that git has pruned since."""
     asked = "\n".join([*(past.commit for past in keeps), f"^{incumbent}"])
     return set(repository.text("rev-list", "--ignore-missing", "--stdin", stdin=asked.encode()).split())  # fmt: skip
 
@@ -74,7 +75,7 @@ def _lacking(keeps: Sequence[Past], incumbent: str, repository: Repository) -> s
 def merged(
     chosen: Sequence[Past], incumbent: str, repository: Repository
 ) -> dict[str, str | None] | None:
-    """The files that bring every one of them onto the incumbent; None where they meet or one brings nothing."""
+    """The files that put all the chosen changes on the incumbent; None if they overlap or one brings nothing."""
     files: dict[str, str | None] = {}
     target = incumbent
     for place, past in enumerate(chosen):
@@ -82,7 +83,7 @@ def merged(
             if place:
                 target = repository.commit(incumbent, files, "lab: half of a combination\n")
             found = merging.onto(repository, past.parent, past.commit, target) or {}
-        except (GitError, UnicodeDecodeError):  # pruned by git, or no text: no parent any more
+        except (GitError, UnicodeDecodeError):  # pruned by git, or no text
             return None
         found = {
             path: text for path, text in found.items() if text != _there(repository, target, path)

@@ -1,12 +1,12 @@
 """Which model proposes next: Thompson sampling (Thompson 1933) on keeps per USD.
 
-Keeps are taken for a Poisson process in the money spent, so that the rate of a model with k keeps for C USD has a Gamma(k + 1, C + c)
-posterior; the prior is one keep for c = PRIOR_USD. A rate is drawn for each model and the largest draw proposes: spending moves to
-the better one in proportion to the evidence, and a model that had bad luck is asked again.
+Keeps are modelled as a Poisson process in the money spent, so that the rate of a model with k keeps for C USD has a Gamma(k + 1, C + c)
+posterior; the prior is one keep for c = PRIOR_USD. A rate is drawn for each model, and the model with the largest draw proposes: spending
+moves to the better one in proportion to the evidence, and a model that had bad luck is asked again.
 
-A proposal costs its tokens and its trial, whose price is taken to be TRIAL_USD: without it a free model on one's own machine
-would win whatever it proposes. Only the last WINDOW proposals of models count, because what was easy to find is found: what has
-left the window is forgotten, so no model is given up for good.
+A proposal costs its tokens and its trial, whose price is taken to be TRIAL_USD: without that, a free model on one's own machine would win
+whatever it proposes. Only the last WINDOW proposals of models count, because what was easy to find has been found; what has left the
+window is forgotten, so no model is given up for good.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from agent.records import KEEP, OPEN, Past
 
-PRIOR_USD = 2.0  # for which a model that nobody knows is taken to win one keep
+PRIOR_USD = 2.0  # for which an unknown model is assumed to win one keep
 TRIAL_USD = 0.10  # of judging a proposal: about two minutes of a rented GPU, since most proposals end at a gate
 WINDOW = 200  # proposals
 

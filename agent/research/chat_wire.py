@@ -1,4 +1,4 @@
-"""Conversations as chat completions write them, and answers as the many servers that speak it stream them."""
+"""Conversations in the form of chat completions, and answers as the many servers of this form stream them."""
 
 from __future__ import annotations
 
@@ -99,18 +99,18 @@ def _assistant(text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
 
 
 def _text(content: Any) -> str:
-    """Content is text, or, with some servers, a list of parts of which those of type text are said."""
+    """The text of a content: a string or, with some servers, a list of parts, of which those of type text count."""
     if isinstance(content, str):
         return content
     return "".join(part["text"] for part in content if part.get("type") == "text")
 
 
 class Answer:
-    """What has come of an answer so far."""
+    """What has arrived of an answer so far."""
 
     def __init__(self) -> None:
         self.usage: Mapping[str, Any] | None = None
-        self.began = self.done = False  # by its first choice; by its stop or its [DONE]
+        self.began = self.done = False  # set by its first choice, and by its stop or its [DONE]
         self.bytes = 0  # of text, thoughts and arguments
         self._stop: str | None = None
         self._text = ""
@@ -140,7 +140,7 @@ class Answer:
             self._part(part)
 
     def _part(self, part: Mapping[str, Any]) -> None:
-        """A call, or more of one: of the last with its index, or of the last of all where there is none; a new id is a new call."""
+        """A call, or a further piece of one: of the last with this index or, without an index, of the last of all. A new id is a new call."""
         function = part.get("function") or {}
         index, id_ = part.get("index"), part.get("id")
         call = next(

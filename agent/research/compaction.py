@@ -1,8 +1,8 @@
 """What leaves a conversation that has grown too long, by rule and without asking a model.
 
-Oldest first, in one large step so that what a provider has cached stays valid for many turns: half of the old tool results, then all
-of them, then the old turns themselves. A result leaves a line that says what stood there. The first message and the last turns stay,
-and a call never parts from its result, which every provider would refuse.
+The oldest goes first, and in one large step, so that what a provider has cached stays valid for many turns: half of the old tool results,
+then all of them, then the old turns themselves. In the place of a result a line says what was there. The first message and the last turns
+stay, and a call is never parted from its result, which every provider would refuse.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from dataclasses import replace
 from agent.research.messages import Prompt, Reply, Results, ToolCall, ToolResult, Turn, User
 
 KEEP_TURNS = 6  # at the end, which stay as they are
-AIM = 0.6  # of the bound; what is dropped stays dropped, so a smaller step would break the cache again after a turn or two
+# Of the bound. What is dropped stays dropped, so a smaller step would break the cache again after a turn or two.
+AIM = 0.6
 SHORT = 200  # characters; a result no longer than this is not worth a line in its place
 LEFT_OUT = (
-    "The turns that stood here were left out to make room. Your edits stand in the draft: look at its diff, and read again what "
+    "The turns that stood here were left out to make room. Your edits are in the draft: look at its diff, and read again what "
     "you need."
 )
 
@@ -25,7 +26,7 @@ LEFT_OUT = (
 def compact(prompt: Prompt, bound: int, count: Callable[[Prompt], int]) -> tuple[Prompt, int]:
     """The prompt and its tokens, brought below `bound` tokens if any rule here can do that.
 
-    It is the prompt itself where that fits; otherwise the mildest step that comes below AIM of the bound, or the strongest.
+    A prompt that fits is returned as it is. Otherwise the mildest step is taken that comes below AIM of the bound, or the strongest.
     """
     tokens = count(prompt)
     if tokens <= bound:

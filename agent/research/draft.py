@@ -1,7 +1,7 @@
-"""The files that a researcher edits: an overlay on the incumbent's tree, written out when a gate, a compiler or a profiler needs it.
+"""The files that a researcher edits: an overlay on the incumbent's tree, written to disk when a gate, a compiler or a profiler needs it.
 
 Only plain files of the editable folders exist here, by paths of two parts, so that no path leads anywhere else. What cannot be done raises
-Mistake, in words for the model that asked for it.
+Mistake, with a message for the model that asked for it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from agent import surface
 from agent.records import Candidate, Change
 from agent.scope import MAX_BYTES
 
-NEAREST_LINES = 12  # of the file, in an error about a text that is not in it
-FEW_LINES = 8  # of a text, or places in a file, that are compared character by character
-FEW_CHARACTERS = 1_000  # of such a text; a longer one is compared line by line
+NEAREST_LINES = 12  # of the file, shown in an error about a text that is not in it
+# A text of more lines is first compared by the lines that it shares with each place; then so many places are compared closely.
+FEW_LINES = 8
+FEW_CHARACTERS = 1_000  # of a text that is compared character by character; a longer one is compared line by line
 _PATH = re.compile(r"(kernels|csrc|model)/[A-Za-z0-9_]+\.(py|cpp|cu|h)")
 _PLAIN, _ABSENT = "100644", "000000"
 
@@ -30,7 +31,7 @@ class Mistake(Exception):
 
 
 class Draft:
-    """The incumbent's files, and over them `files`: whole texts by path, None where one is deleted."""
+    """The incumbent's files, and over them `files`: whole texts by path, None for a deleted one."""
 
     def __init__(
         self,
@@ -45,7 +46,7 @@ class Draft:
         self._overlay: dict[str, str | None] = dict(files or {})
 
     def paths(self) -> list[str]:
-        """The files that are there, edited or not."""
+        """The files of the draft, edited or not."""
         there = {
             f"{folder}/{file.name}"
             for folder in surface.FOLDERS
@@ -69,7 +70,7 @@ class Draft:
         self._overlay[path] = text
 
     def replace(self, path: str, old: str, new: str) -> int:
-        """Put `new` in the one place where `old` stands; its first line."""
+        """Put `new` in the one place where `old` occurs; the line at which it begins."""
         self._require_editable(path)
         text = self.read(path)
         if not old or old == new:
@@ -107,7 +108,7 @@ class Draft:
         return "".join(parts)
 
     def tree(self) -> Path:
-        """A folder with the draft as files, written anew: what was made of it before may have changed it."""
+        """A folder with the draft as files, written anew: what ran on it before may have changed it."""
         shutil.rmtree(self._folder, ignore_errors=True)
         for folder in surface.FOLDERS:
             (self._folder / folder).mkdir(parents=True)
@@ -119,7 +120,7 @@ class Draft:
         return self._folder
 
     def candidate(self) -> Candidate:
-        """What the gates judge of it; the tree is written."""
+        """The draft as the gates judge it; its tree is written."""
         changes = tuple(
             Change(path, _mode(before), _mode(text), _bytes(before), _bytes(text))
             for path, text in self.files().items()
@@ -130,7 +131,7 @@ class Draft:
     def _require_editable(self, path: str) -> None:
         if not surface.editable(path, self.target, self.op):
             allowed = surface.describe(self.target, self.op)
-            raise Mistake(f"{path!r} cannot be changed; what can is {allowed}")
+            raise Mistake(f"{path!r} cannot be changed; expected one of {allowed}")
 
     def _text(self, path: str) -> str | None:
         return self._overlay[path] if path in self._overlay else self._incumbents(path)
@@ -143,12 +144,12 @@ class Draft:
 
 
 def lines_of(text: str) -> list[str]:
-    """As compilers and editors count them, without the ends."""
+    """The lines of a text as compilers and editors count them, without line ends."""
     return text.removesuffix("\n").split("\n")
 
 
 def _absent(text: str, old: str) -> str:
-    """What to say of a text that is not there: the nearest that is, with its lines."""
+    """What to say of a text that is not there: the nearest one that is, with line numbers."""
     wanted = lines_of(old)
     start, share = _nearest(lines_of(text), wanted)
     lines = lines_of(text)[start : start + min(NEAREST_LINES, len(wanted))]
@@ -158,12 +159,10 @@ def _absent(text: str, old: str) -> str:
 
 
 def _nearest(lines: list[str], wanted: list[str]) -> tuple[int, float]:
-    """Where the window of `lines` begins that is most like `wanted`, and how like it is, white space apart."""
-    stripped, target = (
-        ["".join(line.split()) for line in lines],
-        ["".join(w.split()) for w in wanted],
-    )
-    # the characters of 1,500 lines took more than two minutes of a core, beside a timed trial
+    """Where the window of `lines` begins that is most like `wanted`, and how alike they are, 0 to 1, white space apart."""
+    stripped = ["".join(line.split()) for line in lines]
+    target = ["".join(line.split()) for line in wanted]
+    # Comparing the characters of 1,500 lines took more than two minutes of a core, beside a timed trial.
     short = sum(map(len, target)) <= FEW_CHARACTERS
 
     def compared(these: list[str]) -> Sequence[str]:
@@ -189,7 +188,7 @@ def _nearest(lines: list[str], wanted: list[str]) -> tuple[int, float]:
 
 def _repeated(text: str, places: list[int]) -> str:
     lines = ", ".join(str(_line_of(text, place)) for place in places[:8])
-    return f"the old text is there {len(places)} times (lines {lines}); give more of what stands around the one place"
+    return f"the old text is there {len(places)} times (lines {lines}); give more of the text around the one place"
 
 
 def _line_of(text: str, place: int) -> int:

@@ -1,8 +1,8 @@
-"""What a researcher is told of earlier experiments: a page whose length does not grow with their number.
+"""What a researcher is told about earlier experiments: a page whose length does not grow with their number.
 
-The most useful comes first: what was kept and by how much, near misses worth combining, what failed and why (reasons that differ only in
-figures are one), what was tried for each op. Each section has its share of the page; what does not fit is counted, and the `history` tool has
-it. Hypotheses and reasons stem from models and candidates: they are cut to one line here, and agent/research/prompt.py quotes the page.
+The most useful comes first: what was kept and what it gained, near misses worth combining, what failed and why (reasons that differ only in
+figures count as one), what was tried for each op. Each section has its share of the page; what does not fit is counted, and the `history`
+tool has it. Hypotheses and reasons come from models and candidates: they are cut to one line here, and agent/research/prompt.py quotes the page.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from agent.research.archive import gain, is_kernel, is_near_miss
 from agent.research.search import since_keep
 
 MAX_MEMORY = 7_000  # characters, about 2,000 tokens
-# characters of a section; what was tried gets the rest of the page
+# Characters of a section; what was tried gets the rest of the page.
 KEPT, NEAR, FAILED = 2_000, 1_300, 2_000
-REASONS = 4  # a gate
-LAST = range(12, 1, -1)  # ideas an op: as many as fit for all ops
-IDEA, REASON = 130, 170  # characters of a line that a hypothesis or a reason gets
+REASONS = 4  # per gate
+LAST = range(12, 1, -1)  # ideas per op: the most that fit for all ops
+IDEA, REASON = 130, 170  # characters of a hypothesis, of a reason
 
 _NUMBERS = re.compile(r"\d[\d.,e+x%-]*")
 
 
 def digest(history: Sequence[Past], target: str, op: str | None, run: str) -> str:
-    """At most MAX_MEMORY characters on the judged experiments of all runs that touch the surface of `target` (and `op`)."""
+    """At most MAX_MEMORY characters about the judged experiments of all runs that touch the surface of `target` (and `op`)."""
     judged = [past for past in history if past.outcome.status in (KEEP, DROP, REFUSE, CRASH)]
     relevant = [past for past in judged if _concerns(past, target, op)]
     ours = [past for past in judged if past.run == run]
@@ -58,7 +58,7 @@ def digest(history: Sequence[Past], target: str, op: str | None, run: str) -> st
 
 
 def _concerns(past: Past, target: str, op: str | None) -> bool:
-    """A row without files (no proposal came of it) concerns everybody."""
+    """Whether an experiment touches the surface; one without files, of which no proposal came, counts everywhere."""
     if op is not None:
         return op in past.ops or (not past.paths and past.notes.get("op") in (op, None))
     if target == "all" or not past.paths:
@@ -72,7 +72,7 @@ def _counted(rows: Sequence[Past]) -> str:
 
 
 def _section(title: str, lines: Iterable[str], total: int, limit: int) -> str:
-    """As many lines as fit, and how many are left out; "" without any."""
+    """As many lines as fit, and how many are left out; "" if there are none."""
     if not total:
         return ""
     shown = [f"{title}:"]
@@ -117,7 +117,7 @@ def _grouped(
     reasons: dict[str, Counter[str]],
     wording: dict[tuple[str, str], str],
 ) -> Iterator[str]:
-    """A block of lines a gate, so that one gate's reasons do not push another out of the page."""
+    """A block of lines per gate, so that one gate's reasons do not push another's off the page."""
     for gate in gates:
         total, each = reasons[gate].total(), max(1, REASONS - (len(gates) > 3) - (len(gates) > 5))
         lines = [f"  {gate}: {total}"]

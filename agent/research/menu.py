@@ -1,4 +1,4 @@
-"""What the model is told of the researcher's tools: names, descriptions, arguments, and how much of each a session may have."""
+"""What the model is told about the researcher's tools: names, descriptions, arguments, and how much of each a session may use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from agent.research.messages import Tool
 
 MODEL = "model"  # the "op" of a submission that changes no kernel
 MAX_HYPOTHESIS = 400  # characters: the subject of a commit and a line of the memory
-PAST = 30  # experiments of a list
+PAST = 30  # experiments in a list
 MAX_COUNT = 10**9  # the ledger's integers end at 2^63
 _TEXT, _COUNT = {"type": "string"}, {"type": "integer"}
 
@@ -52,7 +52,7 @@ def menu(limits: ToolLimits, ops: list[str], editable: str) -> tuple[Tool, ...]:
             "additionalProperties": False,
         }
         calls, characters = limits.calls[name], limits.characters[name]
-        bounds = f"At most {calls} calls a session and {characters:,} characters an answer."
+        bounds = f"At most {calls} calls per session and {characters:,} characters per answer."
         return Tool(name, f"{description} {bounds}", schema)
 
     return (
@@ -64,15 +64,15 @@ def menu(limits: ToolLimits, ops: list[str], editable: str) -> tuple[Tool, ...]:
             "Lines that match a regular expression (grep -E) in the files that can be read; `files` is a glob such as csrc/*.",
             {"pattern": _TEXT}, {"files": _TEXT}),
         tool("edit",
-            f"Replace the one place where `old` stands, character by character, by `new`. Editable: {editable}.",
+            f"Replace `old`, which has to match exactly one place of the file, character by character, by `new`. Editable: {editable}.",
             {"path": _TEXT, "old": _TEXT, "new": _TEXT}),
         tool("write",
             f"Write a whole file; an empty text deletes it. Editable: {editable}.",
             {"path": _TEXT, "text": _TEXT}),
         tool("diff", "The draft against the incumbent.", {}),
         tool("check",
-            "Try the draft at the gates scope, static, build and correctness; a refusal says what would mend it. Nothing is recorded. "
-            "Takes about a minute for an op.",
+            "Put the draft through the gates scope, static, build and correctness; a refusal says how to repair it. Nothing is recorded. "
+            "Takes about a minute per op.",
             {}),
         tool("inspect",
             "What compilers make of an op of the draft: its Triton kernels for sm_90 (registers, spills, shared memory, instruction mix, "
@@ -84,12 +84,12 @@ def menu(limits: ToolLimits, ops: list[str], editable: str) -> tuple[Tool, ...]:
             "incumbent. Without: a training step of the draft by op and operator, with the share of each.",
             {}, {"op": _TEXT}),
         tool("history",
-            "Past experiments. With `number` (of this run, or of `run`): one whole, with gate evidence and patch. Without: a list, "
+            "Past experiments. With `number` (of this run, or of `run`): that one, with gate evidence and patch. Without: a list, "
             f"latest last, of those that fit `op`, `words` and `run`, at most `most` (up to {PAST}).",
             {}, past),
         tool("submit",
-            f"End with the draft as the proposal: one change; its `hypothesis` (what and why, up to {MAX_HYPOTHESIS} characters), the "
-            f"effect `expected`, and the `op` that it is about ({known} or {MODEL}). Check it first.",
+            f"End the session with the draft as the proposal, one change: its `hypothesis` (what and why, up to {MAX_HYPOTHESIS} "
+            f"characters), the effect `expected`, and the `op` that it is about ({known} or {MODEL}). Check it first.",
             {"hypothesis": _TEXT, "expected": _TEXT, "op": _TEXT}),
     )  # fmt: skip
 

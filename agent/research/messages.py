@@ -1,4 +1,4 @@
-"""A conversation with a model, as no provider in particular writes it.
+"""A conversation with a model, in the form of no particular provider.
 
 A session builds `Prompt`s and reads `Reply`s; a provider (agent/proposers/anthropic.py, openai.py) is a `Model` that carries them over
 its wire. A conversation only grows at its end, so that what a provider has cached of it stays valid.
@@ -27,7 +27,7 @@ class Tool:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """What the model calls; `arguments` are None where they are no JSON object, and `problem` says how."""
+    """What the model calls; `arguments` are None if they are no JSON object, and `problem` says what is wrong."""
 
     id: str
     name: str

@@ -1,7 +1,7 @@
-"""Conversations as the Messages API writes them, and answers as it streams them.
+"""Conversations in the form of the Messages API, and answers as it streams them.
 
-Thinking goes back with its signature as it came. Arguments of tools are read from the text that the model wrote, since the SDK reads half
-an object as a whole one.
+Thinking goes back with its signature as it came. Arguments of tools are read from the text that the model wrote, since the SDK takes half
+an object for a whole one.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
 
 
 def _content(turn: Turn) -> list[dict[str, Any]]:
-    """The blocks of a turn, which are new dicts; a reply of this provider goes back as it came."""
+    """The blocks of a turn, as new dicts; a reply of this provider goes back as it came."""
     if isinstance(turn, Reply):
         if turn.raw is not None:
             return [dict(block) for block in turn.raw]
@@ -96,7 +96,7 @@ def _tool_use(call: ToolCall) -> dict[str, Any]:
 
 
 class Answer:
-    """What has come of an answer so far; `gauge` estimates what an answer that breaks off has used."""
+    """What has arrived of an answer so far; `gauge` estimates what an answer that breaks off has used."""
 
     def __init__(self, gauge: wire.Gauge) -> None:
         self._gauge = gauge
@@ -105,7 +105,7 @@ class Answer:
         self._bytes = 0
 
     def begin(self, message: Message) -> None:
-        """`message` is what the SDK goes on filling."""
+        """`message` is the object that the SDK goes on filling."""
         self._message = message
 
     def take(self, event: Any) -> None:
@@ -141,13 +141,13 @@ class Answer:
         return Reply(text, tuple(calls), _usage(message, at_least), stop, _raw(message, calls))
 
     def _call(self, index: int, block: Any) -> ToolCall:
-        """With its arguments as they were written, or, where the block came whole, as they are."""
+        """A call, with its arguments from the text that the model wrote or, if the block came in one piece, from the block."""
         given, problem = wire.arguments(self._json.get(index) or json.dumps(block.input))
         return ToolCall(block.id, block.name, given, problem)
 
 
 def _usage(message: Message, output: int) -> Usage:
-    """What the server says was used, with at least so many tokens of output."""
+    """What the server says was used, but at least `output` tokens of output."""
     used = message.usage
     return Usage(
         input=used.input_tokens or 0,

@@ -32,7 +32,7 @@ class Stop(Protocol):
 
 
 class Patience:
-    """Carries requests through what is Transient. `say` gets a line at the first failure, then one a minute."""
+    """Repeats requests that fail with Transient. `say` gets a line at the first failure, then one a minute."""
 
     def __init__(
         self,
@@ -63,14 +63,14 @@ class Patience:
             spoke = self._wait(seconds, said, began, spoke)
 
     def pause(self, failures: int, asked: float | None) -> float:
-        """Seconds to wait after `failures` failures before this one, where the server asked for `asked`."""
+        """Seconds to wait after a failure that came after `failures` others; `asked`: what the server asked for, if anything."""
         if asked is not None and math.isfinite(asked) and asked > 0:
             return min(asked, LONGEST_ASKED_S) * self._rng.uniform(1.0, 1.1)
         step = min(FIRST_S * 2.0 ** min(failures, 16), LONGEST_S)
         return step * self._rng.uniform(0.5, 1.0)
 
     def _wait(self, seconds: float, said: str, began: float, spoke: float) -> float:
-        """Wait `seconds`, speaking once a minute; when it last spoke."""
+        """Wait `seconds`, speaking once a minute; the time at which it last spoke."""
         until = self._clock() + seconds
         while (left := until - self._clock()) > 0:
             if self._clock() - spoke >= SAY_EVERY_S:

@@ -1,6 +1,6 @@
-"""The proposer that all LLM providers share: plan, choose a model, research in one session, submit; mend what a gate refuses.
+"""The proposer that all LLM providers share: plan, choose a model, research in one session, submit; repair what a gate refuses.
 
-What it knows of earlier proposals comes from the ledger with every call, so a killed run forgets nothing. It holds the session of the
+What it knows of earlier proposals comes from the ledger at every call, so a killed run forgets nothing. It holds the session of the
 latest proposal, for its repairs, and the profile of one incumbent.
 """
 
@@ -24,7 +24,7 @@ from agent.research.session import BOUNDS, Bounds, Session
 from agent.research.tools import Submission, Toolbox
 from agent.spending import BudgetSpent, Limits, Purse
 
-LEAST_WINDOW = 24_000  # tokens; in less, rules and agenda leave no room for sources
+LEAST_WINDOW = 24_000  # tokens; with fewer, rules and agenda leave no room for sources
 
 Submitted = TypeVar("Submitted", bound=Submission | None)
 
@@ -32,7 +32,7 @@ Submitted = TypeVar("Submitted", bound=Submission | None)
 class Researcher:
     """Proposes what its models find; with several, a bandit moves the work to those whose proposals are kept.
 
-    Each model is asked once whether it can be used. Raises Unusable, in one line, where one cannot, or has no price.
+    Each model is tried once when this is made. Raises Unusable, in one line, if one cannot be used or has no price.
     """
 
     ahead = 1
@@ -44,7 +44,7 @@ class Researcher:
         self._models = {model.name: model for model in models}
         self._purse = _purse(workshop, models)
         self._patience = Patience(workshop.stop, workshop.screen.say)
-        self._failing: set[str] = set()  # models that said of themselves that they are unusable
+        self._failing: set[str] = set()  # models that were unusable in their last session
         self._spent: BudgetSpent | None = None
         self._profile: tuple[str, Mapping[str, Any] | None] | None = None
         self._latest: tuple[int, Session, search.Plan] | None = None
@@ -68,7 +68,7 @@ class Researcher:
         return self._proposal(submission, number, session, plan)
 
     def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
-        """The latest proposal, mended in the session that made it; None for any other, and after REPAIRS."""
+        """The latest proposal, repaired in the session that made it; None for any other, and after REPAIRS."""
         if self._latest is None or proposal.notes.get("session") != self._latest[0]:
             return None
         number, session, plan = self._latest
@@ -99,7 +99,7 @@ class Researcher:
         return Session(model, toolbox, self._purse, self._patience, system, first, self._bounds)
 
     def _profiled(self, context: Context) -> Mapping[str, Any] | None:
-        """The profile of a training step of the incumbent, measured once; None where it cannot be."""
+        """The profile of a training step of the incumbent, measured once; None if it cannot be measured."""
         if self._profile is None or self._profile[0] != context.commit:
             with self._workshop.machine.hold(DEVICE):
                 try:
@@ -111,7 +111,7 @@ class Researcher:
         return self._profile[1]
 
     def _carried(self, session: Session, work: Callable[[], Submitted]) -> Submitted:
-        """What `work` submits. An end of the money in mid-session is told at the next call, so that this one leaves its row."""
+        """What `work` submits. If the money ends in mid-session, BudgetSpent is raised at the next call, so that this session gets its row."""
         try:
             submission = work()
         except BudgetSpent as spent:

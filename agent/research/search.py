@@ -2,12 +2,12 @@
 
 Beside the incumbent there is the archive (agent/research/archive.py): near misses, and what other runs kept and this incumbent lacks.
 
-    combine   a quarter of the proposals, while there is a merge that this run has not tried: two members of the archive that touch the same
-              op (or the model), or one that another run kept. Needs no model of language.
+    combine   a quarter of the proposals, while there is a merge that this run has not tried: of two members of the archive that touch the
+              same op (or the model), or of one that another run kept. Needs no language model.
     explore   a share of the rest: 0.15 after a keep, rising as 0.15 + 0.45 (1 - 2^(-d / 10)) with the d experiments since, to 0.60. Goes
               where little was tried: an op is drawn with weight sqrt(share of the step) / (1 + tries).
-    improve   the others: weight share / sqrt(1 + tries). One in three starts from a member of the archive, drawn with weight
-              1 / ((1 + rank by gain) (1 + times used)), the others from the incumbent.
+    improve   the others: an op is drawn with weight share / sqrt(1 + tries). One in three starts from a member of the archive, drawn with
+              weight 1 / ((1 + rank by gain) (1 + times used)), the others from the incumbent.
 
 Everything is drawn from the seed and the ledger, so that a resumed run plans what the killed one would have planned.
 """
@@ -39,7 +39,7 @@ MODEL_SHARE = 0.5  # what the model counts for among the ops, where both may cha
 
 @dataclass(frozen=True)
 class Plan:
-    """What the next proposal is to be. `files` lie over the incumbent's: the start, or with COMBINE the whole proposal."""
+    """What the next proposal is to be. `files` go over the incumbent's: as the start of the draft, or with COMBINE as the whole proposal."""
 
     kind: str
     op: str | None  # None: the model, or several ops
@@ -89,7 +89,7 @@ def explore_share(dry: int) -> float:
 
 
 def since_keep(ours: Sequence[Past]) -> int:
-    """Judged experiments since the last keep."""
+    """How many experiments were judged since the last keep."""
     dry = 0
     for past in reversed(ours):
         if past.outcome.status == KEEP:
@@ -141,7 +141,7 @@ def _start(
     repository: Repository,
     rng: random.Random,
 ) -> tuple[Past, dict[str, str | None]] | None:
-    """A member of the archive to go on from, on the incumbent."""
+    """A member of the archive to go on from, and its files merged into the incumbent; None if none merges."""
     uses = Counter(parent for past in ours for parent in _parents(past))
     left = {rank: 1 / ((1 + rank) * (1 + uses[p.id])) for rank, p in enumerate(members)}
     for _ in range(min(MERGES, len(left))):

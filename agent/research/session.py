@@ -1,8 +1,8 @@
 """One research session: a conversation that starts with a task, works through tools and ends with a submission, or with nothing.
 
-A turn is one reply of the model. What the model does wrong is answered with what went wrong, a bounded number of times; what the server
-does wrong is waited out. A refusal of a gate comes back as the answer to the call that submitted, so that a repair goes on where the
-session left off.
+A turn is one reply of the model. A mistake of the model is answered with what went wrong, a bounded number of times; a failure of the
+server is waited out. A refusal of a gate comes back as the answer to the call that submitted, so that a repair goes on where the session
+left off.
 
 Raises, besides what `Session.run` says: agent.spending.BudgetSpent before a call that could cost more than is left, Stopped when the run
 ends, ModelUnusable when no request can succeed.
@@ -54,7 +54,7 @@ class Bounds:
     repairs: int = REPAIRS
     mishaps: int = 3  # replies that cannot be used
     output: int = 32_000  # tokens of one reply
-    context: int = 150_000  # tokens; a longer window is not used, it costs more than it helps
+    context: int = 150_000  # tokens; more of a window is not used: it costs more than it helps
     share: float = 0.7  # of the context, above which the conversation is compacted
 
     def longest(self, window: int) -> int:
@@ -66,7 +66,7 @@ BOUNDS = Bounds()
 
 
 class Tools(Protocol):
-    """What a session needs of agent.research.tools.Toolbox."""
+    """What a session needs from agent.research.tools.Toolbox."""
 
     tools: tuple[Tool, ...]
 
@@ -75,14 +75,14 @@ class Tools(Protocol):
 
 @dataclass(frozen=True)
 class _Submitted:
-    """A reply that submitted: what its calls before that gave, and the calls from the submission on."""
+    """A reply that submitted: the results of its calls before that, and its calls from the submission on."""
 
     results: tuple[ToolResult, ...]
     calls: tuple[ToolCall, ...]
 
 
 class Session:
-    """`cost_usd`, `tokens_in` (cached ones included) and `tokens_out` are what it took so far."""
+    """One session. `cost_usd`, `tokens_in` (cached ones included) and `tokens_out` are what it has taken so far."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class Session:
         raise self.nothing(f"nothing was submitted in {self.bounds.turns} turns")
 
     def repair(self, refusal: GateResult) -> Submission | None:
-        """The submission mended after a gate refused it; None once the repairs or the turns are used up. Raises as `run` does."""
+        """The submission, repaired after a gate refused it; None once the repairs or the turns are used up. Raises what `run` raises."""
         if self.repairs >= self.bounds.repairs or self.turns >= self.bounds.turns:
             return None
         if self._submitted is None:
@@ -125,14 +125,14 @@ class Session:
         left = self.bounds.repairs - self.repairs
         said = (
             f"Refused by the gate `{refusal.name}`: {refusal.reason[:MAX_REASON]}\n\n"
-            f"Mend it in the draft and submit again, with the same idea. Repairs left after this one: {left}."
+            f"Repair the draft and submit again, with the same idea. Repairs left after this one: {left}."
         )
         unrun = [ToolResult(c.id, "not run: it came after a submission", True) for c in after]
         self._tell((*done.results, ToolResult(submit.id, said, True), *unrun))
         return self.run()
 
     def nothing(self, reason: str) -> NoProposal:
-        """How the session ends without a submission."""
+        """What to raise when the session ends without a submission: the reason, and what the session cost."""
         return NoProposal(
             reason,
             model=self.model.name,
@@ -142,7 +142,7 @@ class Session:
         )
 
     def _ask(self) -> Reply:
-        """The model's next reply to the conversation, which is compacted first where it is too long."""
+        """The model's next reply to the conversation, which is compacted first if it is too long."""
         try:
             self._prompt, tokens = compaction.compact(self._prompt, self._bound, self._count)
             most = math.ceil(tokens / (1 - COUNT_ERROR))
@@ -157,7 +157,7 @@ class Session:
         return self._patience.until_answered(lambda: self.model.count(prompt))
 
     def _request(self, tokens: int, room: int) -> Reply:
-        """One request, paid for. One that ends in no way known here, or whose use nobody knows, stays in the purse at its upper bound."""
+        """One request, paid for. If it ends in a way not known here, or nobody knows what it used, it stays in the purse at its upper bound."""
         call = self._purse.reserve(self.model.name, tokens, room)
         try:
             reply = self.model.reply(self._prompt, room)
@@ -221,7 +221,7 @@ class Session:
         self._tell((), f"That answer called no tool. {SUBMIT}")
 
     def _tell(self, results: Sequence[ToolResult], note: str = "") -> None:
-        """Add what the lab has to say, and how many turns are left where that is news."""
+        """Add what the lab has to say, and near the end how many turns are left."""
         left = self.bounds.turns - self.turns
         if left in (self.bounds.remind, 1):
             turns = f"{left} turns are" if left > 1 else "One turn is"
@@ -245,9 +245,9 @@ def _unusable(reply: Reply) -> str | None:
 
 
 def _fitting(results: Sequence[ToolResult], bound: int) -> tuple[ToolResult, ...]:
-    """The results, cut where they are long together, so that the last turns, which compaction keeps, fit its bound with ease.
+    """The results, cut if they are too long together, so that the last turns, which compaction keeps, fit its bound with ease.
 
-    Three characters a token for dense code: three turns of results take three eighths of the bound.
+    At three characters per token, as in dense code, three turns of results take three eighths of the bound.
     """
     left = 3 * bound // 8
     fitting = []

@@ -1,8 +1,8 @@
-"""The researcher's tools: read, search and edit a draft, try it at the cheap gates, look into it, look up the past, submit.
+"""The researcher's tools: read, search and edit a draft, put it through the cheap gates, look into it, look up the past, submit.
 
 Each may be called a bounded number of times in a session and answers with a bounded number of characters (`ToolLimits`); its description
-says so, and so does an answer that is cut. What a model does wrong comes back to it as an answer that says what was expected. What
-builds or measures holds the machine (agent/machine.py); candidate code runs in the judge's sandbox alone.
+says so, and so does an answer that is cut. A mistake of the model comes back to it as an answer that says what was expected. What builds or
+measures holds the machine (agent/machine.py); candidate code runs only in the judge's sandbox.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Toolbox:
         self.tools = menu(self._limits, self._ops, editable)
 
     def call(self, call: ToolCall) -> ToolResult | Submission:
-        """Carry out a call; what is wrong with it becomes an answer that says what was expected."""
+        """Carry out a call; a mistake in it becomes an answer that says what was expected."""
         try:
             done = self._carry_out(call)
         except Mistake as mistake:
@@ -172,7 +172,7 @@ class Toolbox:
                 raise Mistake(f"the draft does not run: {unfit}") from None
 
     def _build(self, tree: Path) -> None:
-        """Into the cache that every runner reads and none can fill."""
+        """Build what the draft changes, into the cache that every runner can read and none can fill."""
         changed = [path for path in self._draft.files() if surface.is_kernel(path)]
         if changed:
             with self._workshop.machine.hold(CORES):
@@ -238,7 +238,7 @@ class Toolbox:
 
 
 def _references(workshop: Workshop, context: Context) -> dict[str, str]:
-    """What can be read beside the draft: the contracts, and the research agenda."""
+    """What can be read beside the draft: the contracts and the research agenda."""
     folder = workshop.repository.root / "bench" / "contracts"
     found = {
         f"bench/contracts/{file.name}": file.read_text()
@@ -249,7 +249,7 @@ def _references(workshop: Workshop, context: Context) -> dict[str, str]:
 
 
 def _grep(pattern: str, text: str) -> list[int]:
-    """Numbers from 0 of the lines that match. By grep and not `re`, which has no time limit: a pattern from outside could hang the loop."""
+    """Numbers, from 0, of the lines that match. By grep, since `re` has no time limit, and a pattern from outside could hang the loop."""
     command = ["grep", "-naE", "-e", pattern]
     environment = {"LC_ALL": "C.UTF-8", "PATH": "/usr/bin:/bin"}
     try:

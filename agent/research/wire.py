@@ -1,4 +1,4 @@
-"""What providers share at their wire: how a request fails, arguments that may be malformed, and tokens that no server counted."""
+"""What the providers' wires share: how a request fails, arguments that may be malformed, and tokens that no server counted."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from agent.records import Usage
 from agent.research.messages import ModelUnusable, Rejected, Transient
 
 CONNECT_S = 10.0
-LISTED = 12  # models that a message names
+LISTED = 12  # models that a message names at most
 NO_KEY = "no-key"  # what a server that asks for none is sent
 MAX_SAID = 300  # characters of a server's own words
-# Besides 5xx: these pass, or a person mends them while the run waits.
+# Statuses that are waited out, besides 5xx: they pass, or a person sees to them while the run waits.
 BUSY = (402, 408, 409, 425, 429)
-NO_CREDIT = "credit balance"  # what Anthropic says of 402, in an answer of status 400
-BYTES_PER_TOKEN = 2.0  # of code and figures at the least; text has 4
+NO_CREDIT = "credit balance"  # Anthropic's words for 402, in an answer of status 400
+BYTES_PER_TOKEN = 2.0  # at the least, in code and figures; prose has 4
 MEASURED = 8  # the last prompts that the rate of tokens is taken from
 LEAST_MEASURED = 4_000  # bytes; in a shorter prompt what the server adds on its own weighs too much
-ABOVE = 1.05  # between what was measured and what is estimated
+ABOVE = 1.05  # what is estimated / what was measured
 
 
 class Line:
-    """How requests to `url` fail, told in one line that never holds the key. `secret` gives the key from the client that has it."""
+    """How requests to `url` fail, in one line that never holds the key. `secret` gives the key, from the client that has it."""
 
     def __init__(self, url: str, model: str, key_name: str, secret: Callable[[], str]) -> None:
         self.url, self._model, self._key_name, self._secret = url, model, key_name, secret
@@ -69,7 +69,7 @@ class Line:
 
 
 def key_of(given: str | None, name: str) -> str:
-    """The key that was given, or the environment's of this name; without the line end that a file may have left on it."""
+    """The key that was given, or the environment variable of this name, without a line end that a file may have left on it."""
     return (given or os.environ.get(name) or "").strip() or NO_KEY
 
 
@@ -88,12 +88,12 @@ def words(body: Any) -> str:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """The error and what it came from; the last names the reason: `[Errno 111] Connection refused`."""
+    """The error and its causes; the last one names the reason: `[Errno 111] Connection refused`."""
     return [error, *(_causes(error.__cause__) if error.__cause__ is not None else [])]
 
 
 def _unanswered(error: BaseException) -> bool:
-    """Whether a request went out whole and the server was silent: it may have worked, and bill that."""
+    """Whether a request went out whole and the server stayed silent: it may have worked on it, and bill that."""
     import httpx2
 
     return any(isinstance(cause, httpx2.ReadTimeout) for cause in _causes(error))
@@ -113,12 +113,12 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 
 
 def whole(text: str) -> str:
-    """The text with halves of a character that came one by one put together; a half alone, which nothing can write down, becomes U+FFFD."""
+    """The text with the halves of surrogate pairs put together; a half alone, which cannot be encoded, becomes U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def arguments(text: str) -> tuple[Mapping[str, Any] | None, str]:
-    """(the arguments of a tool call, ""), or (None, what is wrong with them). No text is no arguments."""
+    """(the arguments of a tool call, ""), or (None, what is wrong with them). An empty text stands for no arguments."""
     text = whole(text)
     value, problem = read(text)
     try:
@@ -140,9 +140,9 @@ def read(text: str) -> tuple[Mapping[str, Any] | None, str]:
 
 
 class Gauge:
-    """Tokens of what no server counted, from its bytes: rather too many than too few.
+    """Estimates tokens that no server counted, from bytes: rather too many than too few.
 
-    The rate is the highest of the last prompts whose tokens the server told, and until there is one that of dense code.
+    The rate is the highest of the last prompts whose tokens the server told; until there is one, it is that of dense code.
     """
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
 """What a C++ or CUDA file of the surface may not contain: read as it is written, and as the preprocessor gives it to the compiler.
 
-The text as written shows every branch, for other machines too; the preprocessed text shows what macros and pasted words come to. Of the
-latter only the lines that stem from csrc/ are read (agent/static/preprocessed.py). Words and headers are listed in agent/static/cpp_names.py;
-what the object imports is read in agent/static/symbols.py.
+The text as written shows every branch, those for other machines too; the preprocessed text shows what macros and pasted words become. Of
+the latter only the lines that come from csrc/ are read (agent/static/preprocessed.py). Words and headers are listed in
+agent/static/cpp_names.py; what the object imports is read in agent/static/symbols.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from agent.static.python import Report
 
 
 def inspect(tree: Path, path: str, source: str) -> Report:
-    """Read a file of csrc/ as it is written and, if it is one that a compiler is given, preprocessed among the headers of `tree`."""
+    """Read a file of csrc/ as it is written and, unless it is a header, preprocessed with the headers of `tree`."""
     report = inspect_source(path, source)
     if report.refusals or not path.endswith((".cpp", ".cu")):
         return report
@@ -30,13 +30,11 @@ def inspect(tree: Path, path: str, source: str) -> Report:
         report.refusals.append((1, f"not through the preprocessor within {TIMEOUT_S} s"))
         return report
     if lines is None:
-        hidden = (
-            "and what comes of it cannot be seen: no compiler is here, or it does not get through"
-        )
+        hidden = "and what it becomes cannot be seen: no compiler is here, or it reports an error"
         report.refusals += [(line, f"{what}, {hidden}") for line, what in _pasted(source, tree)]
         return report
     for name, number, line in lines:
-        # A header's line is named with its header, at line 1 of the file that includes it.
+        # A line of a header is reported at line 1 of the file that includes it, with the header's name.
         place, prefix = (number, "") if name == path else (1, f"{name}:{number}: ")
         code = without_comments(line, strings=False)
         found = [*_words(code), *_whole_ops(line)]
@@ -76,7 +74,7 @@ def _line(text: str, match: re.Match[str]) -> int:
 
 
 def _spliced(source: str) -> str:
-    """Lines that end in a backslash joined with the next, as the compiler does; the newlines follow, so that counts agree."""
+    """Lines that end in a backslash joined with the next, as the compiler does; the newlines follow, so that line numbers stay."""
     lines: list[str] = []
     joined, owed = "", 0
     for line in source.split("\n"):
@@ -90,7 +88,7 @@ def _spliced(source: str) -> str:
 
 
 def _pasted(source: str, tree: Path | None) -> list[tuple[int, str]]:
-    """Where words are pasted together, in the file or in a header beside it."""
+    """(line, sentence) where words are pasted together, in the file or in a header of `tree`."""
     texts = [source]
     if tree is not None:
         texts += [h.read_text(errors="replace") for h in sorted((tree / "csrc").glob("*.h"))]
@@ -113,7 +111,7 @@ def _directives(code: str) -> Iterator[tuple[int, str]]:
         if re.search(r"__has_(include|embed)", directive[2]):
             yield number, "`__has_include`: what a machine has is no business of a kernel"
         if directive[1] in ("line", "ident"):
-            yield number, f"#{directive[1]}: lines keep their own names"
+            yield number, f"#{directive[1]}: lines keep their own numbers and names; leave it out"
         if directive[1] == "pragma" and re.match(
             r"(comment|redefine_extname|weak|init|fini|GCC\s+(system_header|pch_preprocess|dependency))",
             directive[2],
@@ -165,7 +163,7 @@ def _code(code: str) -> Iterator[tuple[int, str]]:
     for match in names.LASTING.finditer(code):
         yield (
             _line(code, match),
-            "a clock that is kept from call to call; time within one call alone",
+            "a clock that is kept from call to call; measure time within one call only",
         )
     for match in re.finditer(r"\\[uU][0-9a-fA-F]{4}", code):
         yield _line(code, match), "a universal character name in code; write the letter"
@@ -179,7 +177,7 @@ def _statements(code: str) -> list[str]:
 
 
 def _strings(path: str, code: str) -> Iterator[tuple[int, str]]:
-    """What strings decide: assembly, and operators that are called by name."""
+    """What is wrong with what stands in strings: assembly, and operators that are called by name."""
     if not path.endswith(".cu"):  # PTX is how a CUDA kernel reaches mma and cp.async
         for match in names.ASM.finditer(code):
             if problem := _assembly(match[1]):
@@ -203,7 +201,7 @@ def _whole_ops(line: str) -> Iterator[str]:
 
 
 def _assembly(text: str) -> str:
-    """What is wrong with a template of inline assembly, "" if nothing is."""
+    """What is wrong with a template of inline assembly; "" if nothing is."""
     if not text.strip():
         return "that cannot be read"
     template = "".join(

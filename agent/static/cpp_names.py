@@ -35,7 +35,7 @@ HINTS = {
     "future": "; torch::stable::parallel_for is the pool to use",
     "fstream": "; a kernel neither reads nor writes files",
 }
-# Whatever they are used for: calling, aliasing or declaring them.
+# Refused in any use: calling, aliasing or declaring them.
 WORDS = re.compile(
     r"\b(system|popen|v?fork|exec(?:l|le|lp|v|ve|vp|vpe)|posix_spawnp?|dlopen|dlm?open|dlsym|dlvsym|dladdr|dlinfo|getenv|secure_getenv|"
     r"setenv|putenv|environ|syscall|ptrace|process_vm_(?:read|write)v|mprotect|mremap|memfd_create|shm_open|fopen|freopen|fdopen|fmemopen|"
@@ -44,7 +44,7 @@ WORDS = re.compile(
     r"Py(?:Run|Eval|Object|Frame|Import|Err|Dict|Module|Thread|Sys|GIL|Code|Interp|List|Tuple|Call|Function|Gen|Type)\w*_\w+|pybind11|DynamicLibrary|tmpfile|tmpnam|mkstemp|intraop_launch|"
     r"timer_create|sched_setaffinity|pthread_setaffinity_np|setrlimit|prctl|random_device|sleep_for|sleep_until|LD_PRELOAD)\b"
 )
-# Common enough as names of one's own: only as a plain call.
+# Common enough as names of a kernel's own: refused only as a plain call.
 CALLS = re.compile(
     r"(?<![\w.>:])(?:::|std\s*::\s*)?(open|socket|connect|kill|signal|raise|exit|mmap|clone|async|u?sleep|nanosleep)\s*\("
 )
@@ -54,7 +54,7 @@ THREADS = re.compile(
 CLOCKS = re.compile(
     r"\b(steady_clock|high_resolution_clock|system_clock|clock_gettime|gettimeofday|__rdtscp?|_rdtsc|clock64|globaltimer)\b"
 )
-# A reading that outlives its call tells the first minutes of a process, when it is judged, from the rest.
+# A reading that outlives its call could tell the first minutes of a process, when it is judged, from the rest.
 LASTING = re.compile(
     r"\b(?:static|thread_local|inline)\b[^;{}]{0,200}(?:\bnow|\btime|\bclock|__rdtscp?|_rdtsc)\s*\("
 )
@@ -68,7 +68,7 @@ INSTRUCTION = re.compile(
 ATTRIBUTES = re.compile(
     r"(?:__attribute__|gnu\s*::)[^;{]*?\b(?:__)?(constructor|destructor|section|alias|ifunc|weak|weakref|init_priority)(?:__)?\b"
 )
-# Registering into a namespace of torch's own, written out or as LAB_KERNELS and its like come out of the preprocessor.
+# Registering into a namespace of torch's own, written out, or as LAB_KERNELS and the like leave the preprocessor.
 TORCH_OWN = re.compile(r"\b\w*TORCH_LIBRARY\w*\s*\(\s*(aten|prims?|_)\s*,")
 TORCH_OWN_STRING = re.compile(r"Library\w*\s*[({][^;]{0,200}?\"(aten|prims?|_)\"")
 WHOLE_OPS = re.compile(

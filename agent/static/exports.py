@@ -13,7 +13,7 @@ Parameter = tuple[str, str | None]
 def op_problems(
     source: str, op: str, public: inspect.Signature, complete: bool = True
 ) -> Iterator[str]:
-    """What is wrong with kernels/<op>.py; `complete`: it must offer IMPLEMENTATIONS too. The source has to parse."""
+    """What is wrong with kernels/<op>.py; with `complete` it must export IMPLEMENTATIONS too. The source has to parse."""
     tree = ast.parse(source)
     bound = [line for name, line in _module_bindings(tree) if name == op]
     functions = [n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == op]
@@ -26,7 +26,7 @@ def op_problems(
         yield f"`{op}({', '.join(name for name, _ in found)})` is not the public signature; write `def {op}{public}`"
     names = {name for name, _ in _module_bindings(tree)}
     if complete and "IMPLEMENTATIONS" not in names:
-        yield 'no IMPLEMENTATIONS; export a dict of name to function, as {"torch": ..., "cpp": ..., "triton": ...}'
+        yield 'no IMPLEMENTATIONS; export a dict from name to function, such as {"torch": ..., "cpp": ..., "triton": ...}'
 
 
 def trainer_problems(source: str) -> Iterator[str]:
@@ -49,7 +49,7 @@ def _parameters(function: ast.FunctionDef) -> list[Parameter]:
 
 
 def _same_signature(found: Sequence[Parameter], public: inspect.Signature) -> bool:
-    """Same names in the same order with the same defaults; more parameters may follow if they have defaults."""
+    """Whether the names, their order and the defaults agree; further parameters may follow if they have defaults."""
     wanted = list(public.parameters.values())
     if len(found) < len(wanted) or any(default is None for _, default in found[len(wanted) :]):
         return False
@@ -65,7 +65,7 @@ def _same_signature(found: Sequence[Parameter], public: inspect.Signature) -> bo
 
 
 def _module_bindings(tree: ast.Module) -> Iterator[tuple[str, int]]:
-    """(name, line) of whatever binds or deletes a name of the module, in a branch or in a function that says `global` too."""
+    """(name, line) of whatever binds or deletes a name of the module, also in a branch, or in a function that says `global`."""
     open_ends: list[tuple[ast.AST, bool]] = [(tree, True)]
     while open_ends:
         node, inside = open_ends.pop()

@@ -1,9 +1,9 @@
 """Silent fallbacks: a handler that answers with another computation where the kernel fails.
 
-What a kernel cannot do it says; the caller chooses by `impl`. So a handler of the errors that a kernel fails with may note, re-raise, or
-go on with the next setting of an autotuner, but it computes no result: it neither returns what a call gives, nor binds a name to a torch
-function, to a function of this file that computes with torch, or to what one of them returns. A lookup that misses (KeyError, IndexError,
-StopIteration, around statements that compute nothing) is no failure of a kernel, and its handler may compute.
+A kernel says what it cannot do, and the caller chooses by `impl`. So a handler of a kernel's errors may note, re-raise, or go on with
+the next setting of an autotuner, but it may compute no result: it neither returns what a call gives, nor binds a name to a torch
+function, to a function of this file that computes with torch, or to what one of these returns. A lookup that misses (KeyError,
+IndexError, StopIteration, around statements that compute nothing) is no failure of a kernel, and its handler may compute.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LOOKUP_ERRORS = frozenset({"KeyError", "IndexError", "LookupError", "StopIterat
 _PLAIN = frozenset(
     "str repr len format float int bool tuple list dict set min max sum print isinstance type range zip enumerate sorted".split()
 )
-# Of torch, what computes nothing.
+# What computes nothing in torch.
 _NO_COMPUTATION = ("torch.cuda.", "torch.get_", "torch.is_", "torch.finfo", "torch.iinfo", "torch.dtype", "torch.device", "torch.Size")  # fmt: skip
 _VALUES = frozenset(
     "inf nan pi e float bool half double bfloat16 float16 float32 float64 int8 int16 int32 int64 uint8 Tensor strided".split()
@@ -28,7 +28,7 @@ _REASON = (
 
 
 def fallbacks(tree: ast.Module, origin: Callable[[ast.AST], str]) -> list[tuple[int, str]]:
-    """(line, sentence) of each fallback. `origin` gives the dotted origin of an expression that is rooted in an import."""
+    """(line, sentence) of each fallback. `origin` gives the dotted origin of an expression that begins with an imported name."""
     computing = _computing(tree, origin)
     found = []
     for node in ast.walk(tree):
@@ -89,7 +89,7 @@ def _is_computation(node: ast.expr, computing: set[str], origin: Callable[[ast.A
 
 
 def _looks_up(body: list[ast.stmt], computing: set[str], origin: Callable[[ast.AST], str]) -> bool:
-    """Whether statements compute nothing: then a KeyError is that of a cache."""
+    """Whether the statements compute nothing: then a KeyError comes from a lookup, as in a cache."""
     return not any(
         _computes(node, computing, origin) for statement in body for node in ast.walk(statement)
     )
@@ -103,7 +103,7 @@ def _answers(
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield node.lineno
         elif isinstance(node, ast.ImportFrom):
-            # libdevice has had two places in triton: another import of triton's is no other computation.
+            # libdevice has had two places in triton: another import from triton is no other computation.
             if (node.module or "").startswith(("torch", "kernels")):
                 yield node.lineno
         elif isinstance(node, ast.Call | ast.BinOp) and _computes(node, computing, origin):

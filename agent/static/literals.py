@@ -1,7 +1,7 @@
 """How much knowledge a source file may carry: weights, tables and answers are learned in the trial, not brought along.
 
-A kernel's own settings are small: the longest table of this project has 15 numbers, its longest line of text 200 characters. What is
-limited is each literal, the sum of a file, and text without spaces, which is how data is packed into strings.
+A kernel's own settings are small: the longest table of this project has 15 numbers, its longest line of text 200 characters. There are
+limits for each literal, for the sum of a file, and for text without spaces, which is how data is packed into strings.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from collections.abc import Iterator
 
 from agent.scope import CPP_TOKENS, without_comments
 
-MAX_STRING = 2_000  # bytes of one string that is no docstring
+MAX_STRING = 2_000  # bytes of one string, if it is no docstring
 MAX_DOCSTRING = 20_000
-MAX_STRINGS = 16_000  # bytes of all strings of a file that are no docstrings
+MAX_STRINGS = 16_000  # bytes of all strings of a file, docstrings left out
 MAX_PACKED = 200  # characters of a string without a space
 MAX_NUMBERS = 512  # in one literal: a table of weights, not of settings
 MAX_ALL_NUMBERS = 4_096  # in a file
@@ -93,7 +93,7 @@ def _sums(strings: int, numbers: int) -> Iterator[tuple[int, str]]:
         yield 1, f"{numbers:,} numbers in one file, at most {MAX_ALL_NUMBERS:,}"
 
 
-# A number; what may stand between the numbers of a table; anything else, which ends it.
+# A number, what may stand between the numbers of a table, and anything else, which ends the table.
 _TOKENS = re.compile(
     r"(?P<number>(?:0[xX][\da-fA-F.']+(?:[pP][-+]?\d+)?|\.?\d(?:[eE][-+]|[\w.'])*)\w*)|(?P<between>[-+,{}()\s]+)|(?P<word>\w+)|(?P<other>.)",
     re.S,

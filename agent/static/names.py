@@ -13,25 +13,25 @@ KERNEL_MODULES = _STDLIB | {"torch", "triton", "numpy", "einops", "kernels"}
 MODEL_MODULES = KERNEL_MODULES | set(
     "concurrent threading queue json resource importlib model".split()
 )
-# Packages that are an op as a whole, and the file in which an implementation that says so by its name may call them. Which names those
-# are is in the contract; the correctness gate looks whether another one does.
+# Packages that do a whole op, each with the only file that may import it. An implementation that calls one has to say so by its name:
+# the contract has these names, and the correctness gate checks that no other implementation calls it.
 LIBRARIES = {"flash_attn": "kernels/attention.py"}
 _INSTEAD = {
     "os": "; for the number of threads ask torch.get_num_threads(), a setting is a constant of the file",
     "sys": "; torch.finfo and math have the limits of numbers",
-    "threading": "; work in parallel belongs into the kernel: torch::stable::parallel_for",
-    "concurrent": "; work in parallel belongs into the kernel: torch::stable::parallel_for",
-    "multiprocessing": "; work in parallel belongs into the kernel: torch::stable::parallel_for",
+    "threading": "; parallel work belongs in the kernel: torch::stable::parallel_for",
+    "concurrent": "; parallel work belongs in the kernel: torch::stable::parallel_for",
+    "multiprocessing": "; parallel work belongs in the kernel: torch::stable::parallel_for",
     "logging": "; use warnings.warn",
 }
 BUILTINS = frozenset(
     "exec eval compile __import__ open breakpoint globals locals vars setattr delattr exit quit SystemExit __builtins__ __loader__ "
     "__spec__ __doc__ __build_class__".split()
 )
-# Allowed where they are called with a name that is written out.
+# Allowed in a call with a name that is written out.
 LOOKUPS = frozenset({"getattr", "hasattr"})
 
-# The dunder attributes that a kernel has a use for; every other one leads into frames, classes and namespaces.
+# The dunder attributes that a kernel has a use for; all others lead into frames, classes and namespaces.
 DUNDERS = frozenset(
     "__init__ __post_init__ __name__ __qualname__ __version__ __len__ __getitem__ __setitem__ __contains__ __iter__ __next__ __call__ "
     "__enter__ __exit__ __hash__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __missing__ __wrapped__ __dataclass_fields__ "
@@ -40,7 +40,7 @@ DUNDERS = frozenset(
 )
 # Those that may be assigned, on a function of one's own.
 LABELS = frozenset({"__name__", "__qualname__"})
-# Methods that a class of a kernel does not define: they catch torch's functions, or run when nobody calls them.
+# Methods that a class in a kernel may not define: they catch torch's functions, or run without being called.
 HOOKS = frozenset(
     "__torch_function__ __torch_dispatch__ __array_function__ __array_ufunc__ __getattribute__ __del__ __init_subclass__ __set_name__ "
     "__prepare__ __instancecheck__ __subclasscheck__ __subclasshook__ __mro_entries__ __class_getitem__ __reduce__ __reduce_ex__ "
@@ -55,13 +55,13 @@ ATTRIBUTES = frozenset(
     "hub cpp_extension fork forkpty kill killpg memmap tofile fromfile from_file load_library _write_file fromhex share_memory_ "
     "_share_filename_cpu_ _share_fd_cpu_ _new_shared_filename_cpu _new_shared_fd_cpu".split()
 )
-# Modules that the allowed ones carry along, as in torch.os, collections._sys.
+# Modules that can be reached through the allowed ones, as in torch.os, collections._sys.
 PASSENGERS = frozenset(
     "os sys subprocess ctypes builtins importlib inspect gc socket shutil pathlib io pickle tempfile platform atexit "
     "threading multiprocessing posix mmap linecache runpy codecs marshal zlib base64 traceback "
     "fcntl resource tokenize ast dis zipfile tarfile glob fnmatch sysconfig site uuid hashlib".split()
 )
-# Parts of the allowed packages that reach files, processes, the network, code from text, other threads, or torch's own works.
+# Parts of the allowed packages that reach files, processes, the network, code from text, other threads, or torch's internals.
 _PARTS = {
     "torch": "_C hub package multiprocessing distributed load save from_file classes serialization futures export onnx fx overrides "
     "_export _utils_internal _appdirs _classes _lowrank _deploy _weights_only_unpickler _register_device_module",
@@ -98,7 +98,7 @@ _PARTS = {
     "triton.runtime": "build cache",
 }
 PARTS = {f"{package}.{part}" for package, parts in _PARTS.items() for part in parts.split()}
-# Of these a kernel file uses the parts that are named; the rest reaches far, or is the frame it runs in.
+# Of these packages a kernel file may use the named parts alone; the rest reaches too far, or is the frame that kernels run in.
 _OF = {
     "torch.utils": frozenset("checkpoint _pytree dlpack hooks weak _foreach_utils".split()),
     "kernels": frozenset(
@@ -120,12 +120,12 @@ _STATE = frozenset(
 )
 # Those that put back what they set, where `with` holds them.
 CONTEXTS = frozenset({"set_grad_enabled", "set_detect_anomaly", "set_stream"})
-# What reads a clock, or goes its own way on the device: right in an autotuner; the judge keeps its own time.
+# What reads a clock, or works beside the current stream: right in an autotuner; the judge keeps its own time.
 _CLOCKS = (
     "time.", "torch.cuda.Event", "torch.cuda.Stream", "torch.cuda.stream", "torch.profiler", "torch.autograd.profiler", "torch.cuda.nvtx",
     "torch.cuda.CUDAGraph", "torch.cuda.graph", "torch.cuda.make_graphed_callables", "triton.testing",
 )  # fmt: skip
-# Modules as such: they are used by their attributes, and go nowhere.
+# Names that are modules: they may be used by their attributes, and not handed around.
 MODULES = (
     frozenset(_PARTS)
     | frozenset(_OF)
@@ -174,7 +174,7 @@ def _instead(name: str) -> str:
     if name in ("torch.cuda._compile_kernel", "torch.cuda.jiterator"):
         return "; CUDA is built from csrc/<op>.cu, with kernels.jit"
     return (
-        ": it reaches files, processes, threads, the network, code from text or torch's own works"
+        ": it reaches files, processes, threads, the network, code from text or torch's internals"
     )
 
 

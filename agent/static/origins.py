@@ -1,4 +1,4 @@
-"""Where the names of a Python file come from: imports, other names for them, and what each node hangs on.
+"""Where the names of a Python file come from: imports, other names for them, and the parent of each node.
 
 Scopes are not told apart: a name has every origin that it has anywhere in the file, so that none can be hidden by another.
 """
@@ -9,13 +9,13 @@ import ast
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from agent.static import names as names
+from agent.static import names
 
-_MAX_ORIGINS = 8  # of one name; `a = a.b` would give it ever more
+_MAX_ORIGINS = 8  # of one name; `a = a.b` would add to them without end
 
 
 def written_annotations(tree: ast.Module) -> Iterator[ast.expr]:
-    """Annotations that are written as strings: typing and torch.library turn them into code."""
+    """Annotations that are written as strings, parsed: typing and torch.library turn them into code."""
     for node in ast.walk(tree):
         found: list[ast.expr | None] = []
         if isinstance(node, ast.arg | ast.AnnAssign):
@@ -27,7 +27,7 @@ def written_annotations(tree: ast.Module) -> Iterator[ast.expr]:
                 try:
                     parsed = ast.parse(part.value, mode="eval").body
                 except (SyntaxError, ValueError):
-                    # As jaxtyping's "batch time": not an expression, so nobody can run it.
+                    # Such as jaxtyping's "batch time": not an expression, so nobody can run it.
                     continue
                 for inner in ast.walk(parsed):
                     if hasattr(inner, "lineno"):
@@ -36,7 +36,7 @@ def written_annotations(tree: ast.Module) -> Iterator[ast.expr]:
 
 
 class Origins:
-    """The names of one file. `imports` are those that an import statement binds, `modules` those that are modules, `bound` all."""
+    """The names of one file: `imports` has those that an import statement binds, `modules` those that are modules, `bound` all."""
 
     def __init__(self, tree: ast.Module, annotations: Sequence[ast.expr]) -> None:
         self.parents = {
@@ -96,12 +96,12 @@ class Origins:
         return sorted(".".join([o, *reversed(parts)]) for o in self._found[node.id])
 
     def first(self, node: ast.AST | None) -> str:
-        """The first of the origins, which nearly always is the only one, or ""."""
+        """The first of the origins, nearly always the only one, or ""."""
         return next(iter(self.of(node)), "")
 
 
 def _bindings(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
-    """(target, value) of what a node binds, tuples taken apart where both sides show their parts."""
+    """(target, value) of what a node binds; tuples are taken apart if both sides are written as tuples."""
     pairs: list[tuple[ast.expr, ast.expr]] = []
     if isinstance(node, ast.Assign):
         pairs = [(target, node.value) for target in node.targets]
@@ -125,7 +125,7 @@ def _bindings(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
 
 
 def _references(value: ast.expr) -> Iterator[ast.expr]:
-    """The names that an expression may be itself, as either branch of a conditional."""
+    """The names that an expression may evaluate to, such as either branch of a conditional."""
     if isinstance(value, ast.Name | ast.Attribute):
         yield value
     elif isinstance(value, ast.IfExp):

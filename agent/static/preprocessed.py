@@ -1,6 +1,6 @@
 """A file of csrc/ as the preprocessor gives it to the compiler, under every set of flags that kernels/jit.py builds with.
 
-Only the lines that stem from csrc/ are handed on, told by the line markers.
+Only lines that come from csrc/ are handed on; the line markers tell which they are.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ JIT = Path(__file__).resolve().parents[2] / "kernels" / "jit.py"
 
 
 def preprocess(tree: Path, path: str, source: str) -> list[tuple[str, int, str]] | None:
-    """(file, line number, text) of each line that stems from csrc/, for every instruction set that kernels/jit.py builds for.
+    """(file, line number, text) of each line that comes from csrc/, for every instruction set that kernels/jit.py builds for.
 
-    None if there is no compiler, or if the file does not get through (the build gate then says why). Raises TimeoutExpired.
+    None if there is no compiler, or if it reports an error (the build gate then says which). Raises TimeoutExpired.
     """
     compiler = _compiler(path)
     if compiler is None:
@@ -84,7 +84,7 @@ def _limits() -> None:
 
 @functools.cache
 def _flags() -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """CXX_FLAGS and ISA_FLAGS of kernels/jit.py, which is read and not imported: the judge imports nothing from there."""
+    """CXX_FLAGS and ISA_FLAGS of kernels/jit.py, which is read and not imported: the judge imports no kernels."""
     found = {}
     for node in ast.parse(JIT.read_text()).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
@@ -104,7 +104,7 @@ def _includes() -> tuple[str, ...]:
 
 
 def _own_lines(text: str, path: str, folder: str) -> Iterator[tuple[str, int, str]]:
-    """Lines of a preprocessed file that stem from standard input or from csrc/, statements that were one line joined again."""
+    """Lines of a preprocessed file that come from standard input or from csrc/; a call that was broken before its parenthesis is joined."""
     name, number = "", 0
     held: tuple[str, int, str] | None = None
     for line in text.splitlines():

@@ -1,11 +1,11 @@
 """What a Python file of the surface may not contain, read from its syntax tree: nothing is imported or run.
 
 Two things are refused: what a kernel has no use for (files, processes, threads, frames, code from text, changing what is imported), and
-what hides from this reading (names put together at run time, modules handed around, classes made by call). What is right in one place and
-wrong in another, as a clock, is advice; the run-time gates decide there. A comment or a docstring may say anything.
+what hides from this reading (names put together at run time, modules handed around, classes made by a call). What is right in one place
+and wrong in another, such as a clock, is advice; the run-time gates decide there. A comment or a docstring may say anything.
 
-agent/static/names.py holds the names that are refused, agent/static/origins.py finds where a name comes from. What takes a whole function or
-file to see is read apart: agent/static/fallback.py, agent/static/clock.py.
+agent/static/names.py has the names that are refused, agent/static/origins.py finds where a name comes from. What shows only in a whole
+function or file is read by agent/static/fallback.py and agent/static/clock.py.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from agent.static import names as names
+from agent.static import names
 from agent.static.clock import lasting_readings
 from agent.static.fallback import fallbacks
 from agent.static.origins import Origins, written_annotations
@@ -24,7 +24,7 @@ _MODEL_MAY_ASSIGN = ("torch.backends.", "torch._dynamo.config.", "torch._inducto
 
 @dataclass
 class Report:
-    """(line, sentence) of each refusal, and of what a reviewer should look at."""
+    """(line, sentence) of each refusal, and of each thing that a reviewer should look at."""
 
     refusals: list[tuple[int, str]] = field(default_factory=list)
     advice: list[tuple[int, str]] = field(default_factory=list)
@@ -57,7 +57,7 @@ def inspect_source(path: str, source: str) -> Report:
 
 
 class _Reader:
-    """One file: what is wrong with a node, by the origin of its names."""
+    """Reads one file: what is wrong with a node, by the origin of its names."""
 
     def __init__(self, origins: Origins, path: str) -> None:
         self.origins, self.path, self.model = origins, path, path.startswith("model/")
@@ -94,7 +94,7 @@ class _Reader:
 
     def _import_from(self, node: ast.ImportFrom) -> Iterator[str]:
         if node.level:
-            yield "a relative import; name the module in full, as `from kernels import jit`"
+            yield "a relative import; name the module in full, such as `from kernels import jit`"
             return
         for alias in node.names:
             if alias.name == "*":
@@ -113,7 +113,7 @@ class _Reader:
             yield from self._module(node)
 
     def _module(self, node: ast.Name | ast.Attribute) -> Iterator[str]:
-        """A module is used by its attributes; where it is handed around, nobody can read what becomes of it."""
+        """A module is used by its attributes; if it is handed around, no reading shows what becomes of it."""
         parent = self.origins.parents.get(id(node))
         if self.model or self.origins.modules.isdisjoint(self.origins.of(node)):
             return
@@ -135,7 +135,7 @@ class _Reader:
         yield from self._module(node)
         if not (self.model and self.origins.first(node) == "importlib.import_module"):
             yield from _named(node.attr)
-        # Of torch.os.path.join only torch.os is reported.
+        # In torch.os.path.join only torch.os is reported.
         before = {names.path_error(each, self.model) for each in self.origins.of(node.value)}
         for each in self.origins.of(node):
             error = names.path_error(each, self.model)
@@ -143,7 +143,7 @@ class _Reader:
                 yield error
 
     def _in_with(self, node: ast.Attribute) -> bool:
-        """Whether this is `with torch.set_grad_enabled(...)`, which puts back what it sets."""
+        """Whether this is `with torch.set_grad_enabled(...)` or the like, which puts back what it sets."""
         call = self.origins.parents.get(id(node))
         return node.attr in names.CONTEXTS and isinstance(
             self.origins.parents.get(id(call)), ast.withitem
@@ -171,7 +171,7 @@ class _Reader:
         elif origin == "functools.wraps" and isinstance(
             self.origins.parents.get(id(node)), ast.Call
         ):
-            yield "`functools.wraps` outside a decorator changes the function that it is given"
+            yield "`functools.wraps` outside a decorator changes the function that it is given; use it as a decorator"
         elif origin.startswith("torch.library."):
             yield from self._library(node, origin)
 
@@ -182,14 +182,14 @@ class _Reader:
         name = str(node.args[1].value)  # type: ignore[attr-defined]
         yield from _named(name)
         if name in names.BUILTINS:
-            yield f"`{function}` of `{name}`"
+            yield f"`{function}` of `{name}`, which a kernel may not use"
         for origin in self.origins.of(node.args[0]):
             error = names.path_error(f"{origin}.{name}", self.model)
             if error:
                 yield error
 
     def _loads_kernel(self, node: ast.Call) -> bool:
-        """Whether the call is importlib.import_module of "kernels.<op>", perhaps an f-string that begins so."""
+        """Whether the call is importlib.import_module of "kernels.<op>", or of an f-string that begins so."""
         named = len(node.args) == 1 and not node.keywords
         return (
             self.origins.first(node.func) == "importlib.import_module"
@@ -222,12 +222,12 @@ class _Reader:
             yield f"defines `{node.name}` of the module: its names are then not what is written here"
 
     def _target(self, target: ast.expr) -> Iterator[str]:
-        """What an assignment or `del` changes: names and own objects may change, what is imported stays."""
+        """What an assignment or `del` changes: names and the file's own objects may change, what is imported stays."""
         if isinstance(target, ast.Name):
             imported = self.origins.imports.get(target.id, set())
-            # `triton = None` where it cannot be imported.
+            # A constant is allowed: `triton = None` where it cannot be imported.
             if imported & self.origins.modules and not self._is_constant(target):
-                yield f"binds `{target.id}` anew, which is imported; use another name"
+                yield f"rebinds `{target.id}`, which is imported; use another name"
             if target.id in names.HOOKS or target.id == "__getattr__":
                 yield f"assigns `{target.id}`, which runs without being called"
             return
@@ -321,7 +321,7 @@ def _is_text(values: list[ast.expr]) -> bool:
 
 
 def _beginning(node: ast.expr) -> str:
-    """The constant text that a string begins with, "" for what is no string."""
+    """The constant text that a string begins with; "" if it is no string."""
     if isinstance(node, ast.JoinedStr) and node.values:
         node = node.values[0]
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""

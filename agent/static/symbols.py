@@ -1,7 +1,8 @@
 """What a built object asks of the system and gives to it: its imported symbols, its libraries, and what runs when it is loaded.
 
-The source can be written so that no reading shows what it calls; the linker's table cannot. Each imported symbol has to be of a family
-that a kernel has a use for: arithmetic, memory, text, C++'s own runtime, torch and CUDA. The object is read as bytes and never loaded.
+A source can be written so that no reading shows what it calls; the object's table of symbols cannot. Each imported symbol has to belong
+to a family that a kernel has a use for: arithmetic, memory, text, C++'s own runtime, torch and CUDA. The object is read as bytes and
+never loaded.
 """
 
 from __future__ import annotations
@@ -45,14 +46,14 @@ _FAMILIES = re.compile(
     r"__\w*(?:sf|df|tf|hf|xf|bf|di|ti|si)[2-4]?|__pow[a-z]+2|"  # the compiler's own arithmetic
     r"_Z[NTKRVLGl]?\w*"  # C++ of std, c10, at and torch: see _FOREIGN
 )
-# C++ that is none of arithmetic's: threads, files, Python, other processes; and torch's switches.
+# C++ that has nothing to do with arithmetic: threads, files, Python, other processes, torch's switches.
 _FOREIGN = re.compile(
     r"_ZN?K?St6thread|_ZNSt\d*6thread|_ZNSt11this_thread|_ZNSt18condition_variable|_ZNSt13__future_base|_ZNSt10filesystem|"
     r"_ZNKSt10filesystem|_ZNS?t?\d*random_device|_ZNSt13random_device|_Z\w*basic_[iof]?filebuf|_Z\w*basic_[io]?fstream|_Z\w*8pybind11|"
     r"_ZN4c10d|_ZN5torch3jit|_ZN5torch4load|_ZN5torch4save|_ZN6caffe29serialize|_ZN2at1[45]set_num_(?:interop_)?threads|"
     r"_ZN2at7Context\d+set|_ZN2at11manual_seed|_ZN3c1013set_default|_ZN2at14DynamicLibrary|_ZN3c106thread"
 )
-# Names of the system's that an object may not define: whoever is loaded after it would get them.
+# Names of the system that an object may not define: whatever is loaded after it would get them.
 _SYSTEM = frozenset((_C + " " + _MATHS).split()) | set(
     "open close read write mmap ioctl getenv dlopen dlsym system exit".split()
 )
@@ -60,7 +61,7 @@ _MATHS_FAMILY = re.compile(
     rf"(?:__)?(?:{'|'.join(_MATHS.split())})[fl]?(?:_finite|f?\d+x?)?|j[01n]f?|y[01n]f?"
 )
 _C_NAMES = frozenset(_C.split())
-# What g++ and clang++ put into the list of functions that run at load time.
+# What g++ and clang++ themselves put into the list of functions that run at load time.
 _STARTERS = re.compile(
     r"frame_dummy|_GLOBAL__(?:sub_)?I_.*|__cxx_global_\w+|__cudaRegister\w*|_ZL24__sti____cudaRegisterAllv|register_tm_clones|__do_init"
 )
@@ -77,7 +78,7 @@ class Object:
 
 
 def problems(path: Path) -> list[str]:
-    """What is wrong with a built object, one sentence each; of a file that is no ELF object, that."""
+    """What is wrong with a built object, one sentence each; for a file that is no ELF object, just that."""
     try:
         found = read(path.read_bytes())
     except (ValueError, IndexError, struct.error) as error:
@@ -116,7 +117,7 @@ _NEEDED, _FUNCTION = 1, 2
 
 
 def read(data: bytes) -> Object:
-    """Read an object. Raises ValueError for what is none."""
+    """Read an object. Raises ValueError if it is none."""
     if data[:6] != b"\x7fELF\x02\x01":
         raise ValueError("no 64-bit ELF file")
     sections = list(_sections(data))
@@ -171,12 +172,12 @@ def _text(data: bytes, at: int) -> str:
 
 
 def _starters(data: bytes, sections: list[_Section]) -> Iterator[int]:
-    """Addresses in .init_array: what is stored there, or what a relocation will store there."""
+    """The addresses in .init_array: those stored there, or those that a relocation will store."""
     relocated: dict[int, int] = {}
     for kind, _, offset, size, link in sections:
         if kind == _RELA:
             for where, info, addend in struct.iter_unpack("<QQq", data[offset : offset + size]):
-                # A local function is an addend alone, an exported one the value of its symbol.
+                # A local function is given by the addend alone, an exported one by the value of its symbol.
                 symbol = sections[link][2] + 24 * (info >> 32)
                 value = struct.unpack_from("<Q", data, symbol + 8)[0] if info >> 32 else 0
                 relocated[where] = value + addend
