@@ -397,8 +397,13 @@ def driven(monkeypatch: pytest.MonkeyPatch, fails: str = "") -> Driver:
     return driver
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def descriptors() -> set[tuple[str, str]]:
+    """Those open in this process, each with what it is of; others' may be closed at any moment, by whoever collects garbage."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            found.add((name, os.readlink(f"/proc/self/fd/{name}")))
+    return found
 
 
 def test_a_block_is_held_by_its_mapping_and_its_descriptor_alone(
@@ -415,7 +420,7 @@ def test_a_block_is_held_by_its_mapping_and_its_descriptor_alone(
     assert len(driver.mapped) == 1
     memory.close()
     assert not driver.reserved | driver.mapped
-    assert descriptors() == before
+    assert descriptors() <= before
     memory.close()
 
 
@@ -430,7 +435,7 @@ def test_nothing_stays_of_a_block_that_cannot_be_made(
     with pytest.raises(Unavailable, match=rf"cuMem{fails}: CUDA_ERROR_OUT_OF_MEMORY \(2\)"):
         device_memory.allocate(GRAIN)
     assert not driver.handles | driver.reserved | driver.mapped
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 @pytest.mark.parametrize("fails", "ImportFromShareableHandle AddressReserve Map SetAccess".split())
