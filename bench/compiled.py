@@ -3,7 +3,7 @@
 What is kept was written by a candidate. So no other candidate gets it: the file is named by a digest of the tree's sources, of what was asked of
 the model and of the machine. The judge does not look inside: one runner packs it (bench/runner/keeping.py), and another unpacks it in its own
 sandbox. And it is taken before the bell, after a set-up that has seen nothing but random tokens: what a trial learns cannot come back with it.
-Only the first trial of a tree is charged for a long compilation.
+A profile (bench/step_profile.py), whose steps see random tokens alone, shares it. Only the first run of a tree is charged for a long compilation.
 """
 
 from __future__ import annotations
