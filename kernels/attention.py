@@ -213,11 +213,12 @@ def _forward_tiles(
     for t in range(lo, hi - gap, BLOCK_N):
         n0 = t + (t >= gap_at) * gap
         k = _load_rows(k_ptr, k_strides, n0, T, D, BLOCK_N, BLOCK_D, MASKED)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale  # [BLOCK_M, BLOCK_N]
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         if MASKED:
             scores = tl.where(_visible(m0, n0, i, j, T, before, after), scores, float("-inf"))
-        m_new = tl.maximum(m, tl.max(scores, 1))
-        p = tl.exp2(scores - m_new[:, None])
+        # scaled after the maximum, so that a score takes one fused multiply-add and not two operations
+        m_new = tl.maximum(m, tl.max(scores, 1) * scale)
+        p = tl.exp2(scores * scale - m_new[:, None])
         decay = tl.exp2(m - m_new)
         total = total * decay + tl.sum(p, 1)
         m = m_new
@@ -257,23 +258,6 @@ def _attention_forward_kernel(
 
 
 @triton.jit
-def _attention_delta_kernel(
-    o_ptr, do_ptr, delta_ptr, o_strides, do_strides, H, T,
-    D: tl.constexpr, SECTION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    tile, head = _place(BLOCK_M, T, SECTION)
-    m0 = tile * BLOCK_M
-    batch, h = head // H, head % H
-    o = _load_rows(_head(o_ptr, o_strides, batch, h), o_strides, m0, T, D, BLOCK_M, BLOCK_D, True)
-    do = _load_rows(
-        _head(do_ptr, do_strides, batch, h), do_strides, m0, T, D, BLOCK_M, BLOCK_D, True
-    )
-    rows = m0 + tl.arange(0, BLOCK_M)
-    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    tl.store(delta_ptr + head * T + rows, delta, mask=rows < T)
-
-
-@triton.jit
 def _dq_tiles(
     dq, q, do, lse, delta, k_ptr, v_ptr, k_strides, v_strides, lo, hi, gap_at, gap, m0, T, D, before, after, scale,
     MASKED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -295,11 +279,12 @@ def _dq_tiles(
 
 @triton.jit(do_not_specialize=BAND)
 def _attention_dq_kernel(
-    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, q_strides, k_strides, v_strides, do_strides, dq_strides,
-    H, T, before, after, scale,
+    q_ptr, k_ptr, v_ptr, do_ptr, o_ptr, lse_ptr, delta_ptr, dq_ptr,
+    q_strides, k_strides, v_strides, do_strides, o_strides, dq_strides, H, T, before, after, scale,
     GROUP: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, SECTION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    """dq, and delta, which the kernel after this one reads: here do is at hand, a kernel of its own would read it once more."""
     tile, head = _place(BLOCK_M, T, SECTION)
     m0 = (tl.cdiv(T, BLOCK_M) - 1 - tile) * BLOCK_M
     batch, h = head // H, head % H
@@ -309,9 +294,11 @@ def _attention_dq_kernel(
     do = _load_rows(
         _head(do_ptr, do_strides, batch, h), do_strides, m0, T, D, BLOCK_M, BLOCK_D, True
     )
+    o = _load_rows(_head(o_ptr, o_strides, batch, h), o_strides, m0, T, D, BLOCK_M, BLOCK_D, True)
     rows = m0 + tl.arange(0, BLOCK_M)
     lse = tl.load(lse_ptr + head * T + rows, mask=rows < T, other=0.0) * LOG2E
-    delta = tl.load(delta_ptr + head * T + rows, mask=rows < T, other=0.0)
+    delta = tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
+    tl.store(delta_ptr + head * T + rows, delta, mask=rows < T)
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     lo, a, b, hi = _key_tiles(m0, T, before, after, BLOCK_M, BLOCK_N)
     dq = _dq_tiles(
@@ -383,7 +370,7 @@ def _attention_dkv_kernel(
 
 
 # Tiles for rows of up to 256 bytes (bf16, D = 128); _tiles shrinks them for longer ones. They were chosen by the code that ptxas makes of them: with
-# these no inner loop of the three large kernels spills a register on sm_90 or sm_100. The side whose gradient is summed (queries for dq, keys for
+# these no inner loop of the three kernels spills a register on sm_90 or sm_100. The side whose gradient is summed (queries for dq, keys for
 # dk and dv) has 128 rows, 64 for each of sm_90's two warpgroups; with 64 rows each warpgroup would compute the whole tile (dq: 72 narrow wgmma a
 # round and not 20 wide ones). With 64 queries at a time dk and dv spill 36 registers a round; with 4 warps they spill too.
 FORWARD_M = 128  # tune: 64 128
@@ -398,7 +385,6 @@ DKV_M = 32  # tune: 32 64 128
 DKV_N = 128  # tune: 64 128
 DKV_WARPS = 8  # tune: 4 8
 DKV_STAGES = 2  # tune: 1 2 3
-DELTA_M = 64  # tune: 32 64 128
 # Heads whose programs run beside each other: 16 MB of keys and values at T = 2048 and D = 128, of an H100's 50 MB L2.
 SECTION = 16  # tune: 8 16 32 64
 
@@ -458,9 +444,6 @@ def _triton_backward(
     dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
     do, q, k, v = _operands(do, q, k, v)
     delta = torch.empty_like(lse)
-    _attention_delta_kernel[(triton.cdiv(T, DELTA_M) * B * H,)](
-        o, do, delta, o.stride(), do.stride(), H, T, D=D, SECTION=SECTION, BLOCK_M=DELTA_M, BLOCK_D=_block_d(D)
-    )  # fmt: skip
     scale, inputs = 1 / math.sqrt(D), [x.stride() for x in (q, k, v, do)]
     shared = {
         "GROUP": H // k.shape[1],
@@ -470,7 +453,8 @@ def _triton_backward(
     }
     tiles = _tiles(D, q.element_size(), DQ_M, DQ_N, DQ_WARPS, DQ_STAGES)
     _attention_dq_kernel[(triton.cdiv(T, tiles["BLOCK_M"]) * B * H,)](
-        q, k, v, do, lse, delta, dq, *inputs, dq.stride(), H, T, before, after, scale, **shared, **tiles
+        q, k, v, do, o, lse, delta, dq, *inputs, o.stride(), dq.stride(), H, T, before, after, scale,
+        **shared, **tiles,
     )  # fmt: skip
     tiles = _tiles(D, q.element_size(), DKV_M, DKV_N, DKV_WARPS, DKV_STAGES)
     _attention_dkv_kernel[(triton.cdiv(T, tiles["BLOCK_N"]) * B * k.shape[1],)](
@@ -510,13 +494,7 @@ def _aot(
         elif name.endswith("_strides"):
             types[name] = ("i32", "i32", "i32", "constexpr")
             constants[i, 3] = 1  # the fourth stride
-    known = set(kernel.arg_names)
-    return (
-        kernel,
-        {name: t for name, t in types.items() if name in known},
-        {name: c for name, c in constants.items() if name in known or isinstance(name, tuple)},
-        options,
-    )
+    return kernel, types, constants, options
 
 
 # The specialisations of the default model on a GPU (bf16, D = 128), and what differs most from them, for compiling ahead of time.
@@ -525,7 +503,6 @@ _DQ = (_attention_dq_kernel, DQ_M, DQ_N, DQ_WARPS, DQ_STAGES)
 _DKV = (_attention_dkv_kernel, DKV_M, DKV_N, DKV_WARPS, DKV_STAGES)
 AOT = [
     _aot(*_FORWARD),
-    _aot(_attention_delta_kernel, DELTA_M, 16, 4, 1),
     _aot(*_DQ),
     _aot(*_DKV),
     _aot(*_FORWARD, D=96, dtype=torch.float32, group=2),

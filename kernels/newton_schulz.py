@@ -5,7 +5,7 @@ singular values brought near one by an odd polynomial a step, X <- (a I + b X X^
     cpp      products whose result is symmetric only up to the diagonal, in tiles that stay in registers (csrc/product.h; bfloat16 where the
              processor has AVX512-BF16), and, where a float32 G is much longer than wide, steps taken on the Gram matrix R = X X^T, n x n,
              alone: with P = a I + b R + c R^2 a step is Q <- P Q, R <- P R P, and X <- Q X is made good at the end of a segment
-    triton   the symmetric products by their lower tiles, each stored twice; polynomials in the products' epilogues; steps on the Gram matrix
+    triton   the symmetric products by their lower tiles, each stored twice; polynomials added up inside the products; steps on the Gram matrix
              too. A bfloat16 G is multiplied in float16, as fast and eight times as fine: X has norm 1, no product leaves float16's range,
              and 0.2 to 1 % of the result lies off G's singular vectors where bfloat16 leaves 0.8 to 8 %, with steps on R up to 3 %
 
@@ -210,6 +210,33 @@ def _cpp(G: Tensor, steps: int) -> Tensor:
 
 
 @triton.jit
+def _squares_kernel(g_ptr, sums_ptr, size, PARTS: tl.constexpr, BLOCK: tl.constexpr):
+    """sums (B, PARTS) of the squares of g (B, size): a program takes every PARTS-th block of a matrix."""
+    part, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    acc = tl.zeros([BLOCK], tl.float32)
+    for begin in range(part * BLOCK, size, PARTS * BLOCK):
+        offs = begin + tl.arange(0, BLOCK)
+        g = tl.load(g_ptr + batch * size + offs, mask=offs < size, other=0.0).to(tl.float32)
+        acc += g * g
+    tl.store(sums_ptr + batch * PARTS + part, tl.sum(acc, axis=0))
+
+
+@triton.jit
+def _normalise_kernel(
+    g_ptr, sums_ptr, x_ptr, size, safety, tiny, PARTS: tl.constexpr, BLOCK: tl.constexpr
+):
+    """x = g / (safety |g|) of each matrix g (B, size), or zero. Each program adds up its matrix's sums again, rather than wait for another launch."""
+    batch = tl.program_id(1).to(tl.int64)
+    sums = tl.load(sums_ptr + batch * PARTS + tl.arange(0, PARTS))
+    norm = tl.sqrt(tl.sum(sums, axis=0)) * safety
+    # not tl.maximum: a NaN stays one
+    scale = 1.0 / tl.where(norm < tiny, tiny, norm)
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    g = tl.load(g_ptr + batch * size + offs, mask=offs < size, other=0.0).to(tl.float32)
+    tl.store(x_ptr + batch * size + offs, g * scale, mask=offs < size)
+
+
+@triton.jit
 def _symmetric_kernel(
     left_ptr, right_ptr, out_ptr, in_strides, out_strides, n, m, b, c, d,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
@@ -284,6 +311,11 @@ def _apply_kernel(
     tl.store(out_ptr + batch * x_strides[0] + offs, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+# Programs that share a matrix's squares: 512 of them for a bank of eight, four for each multiprocessor of an H100.
+PARTS = 64  # tune: 32 64 128
+# Elements of a program's block before the products: 16 a thread.
+NORM_BLOCK = 2048  # tune: 1024 2048 4096
+NORM_WARPS = 4  # tune: 4 8
 # Side of an output tile: 10 tiles of a 512 x 512 symmetric product, 320 programs for a batch of 32.
 BLOCK = 128  # tune: 64 128
 BLOCK_K = 64  # tune: 32 64 128
@@ -332,24 +364,39 @@ class _Products:
         )
         return out
 
-    def apply(self, P: Tensor, X: Tensor, a: float) -> Tensor:
-        """a X + P X, of X's strides."""
-        out = torch.empty_like(X)
+    def apply(self, P: Tensor, X: Tensor, a: float, dtype: torch.dtype) -> Tensor:
+        """a X + P X in `dtype`, of X's strides."""
+        out = torch.empty_like(X, dtype=dtype)
         _apply_kernel[self.apply_grid](
             P, X, out, P.stride(), X.stride(), *X.shape[1:], a, **self.apply_tiling
         )
         return out
 
 
+def _triton_normalised(G: Tensor, dtype: torch.dtype) -> Tensor:
+    """What _normalised makes, in two launches where torch takes seven."""
+    G = G.reshape(math.prod(G.shape[:-2]), *G.shape[-2:]).contiguous()
+    batch, size = G.shape[0], G[0].numel()
+    sums, X = G.new_empty(batch, PARTS, dtype=torch.float32), torch.empty_like(G, dtype=dtype)
+    _squares_kernel[(PARTS, batch)](G, sums, size, PARTS, NORM_BLOCK, num_warps=NORM_WARPS)
+    _normalise_kernel[(triton.cdiv(size, NORM_BLOCK), batch)](
+        G, sums, X, size, SAFETY, TINY, PARTS, NORM_BLOCK, num_warps=NORM_WARPS
+    )
+    return X
+
+
 def _triton(G: Tensor, steps: int) -> Tensor:
     if not G.numel():
         return G.new_empty(G.shape)
-    X = _normalised(G, torch.float32 if G.dtype == torch.float32 else torch.float16)
+    X = _triton_normalised(G, torch.float32 if G.dtype == torch.float32 else torch.float16)
     tall = X.shape[-2] > X.shape[-1]
     X = X.mT if tall else X
     products = _Products(X)
     step = iter(coefficients(steps))
-    for segment in _segments(steps, *X.shape[1:], X.dtype):
+    *between, last = _segments(steps, *X.shape[1:], X.dtype)
+    # the last product writes G's dtype
+    ends = [(segment, X.dtype) for segment in between] + [(last, G.dtype)]
+    for segment, dtype in ends:
         R = products.symmetric(X, X)
         a, b, c = next(step)
         Q = products.symmetric(R, R, b, c)  # less a I
@@ -361,18 +408,21 @@ def _triton(G: Tensor, steps: int) -> Tensor:
             P = products.symmetric(R, R, b, c)
             Q = products.symmetric(Q, P, a, 1.0, whole)
             whole *= a
-        X = products.apply(Q, X, whole)
-    return (X.mT if tall else X).to(G.dtype).view(G.shape)
+        X = products.apply(Q, X, whole, dtype)
+    return (X.mT if tall else X).view(G.shape)
 
 
 # The specialisations of the default model's matrices (512 wide, square, wide and tall), and of float32, for compiling ahead of time.
 def _aot(
-    kernel: Any, constants: Mapping[str, Any], given: str = "", *, tall: bool = False, pointer: str = "*fp16"
+    kernel: Any, constants: Mapping[str, Any], given: str = "", *, tall: bool = False, pointer: str = "*fp16", out: str | None = None
 ) -> tuple[Any, ...]:  # fmt: skip
-    """`given`: which of b and d are. `tall`: X is the transpose of what is in memory, so that its rows are what lies side by side."""
+    """`given`: which of b and d are. `tall`: X is the transpose of what is in memory, so that its rows are what lies side by side. `out`: type of the
+    result, where it is not that of the factors.
+    """
     types: dict[str, Any] = {"n": "i32", "m": "i32", "a": "fp32", "c": "fp32"}
     types |= {name: "fp32" if name in given else "constexpr" for name in "bd"}
-    types |= dict.fromkeys(("left_ptr", "right_ptr", "x_ptr", "p_ptr", "out_ptr"), pointer)
+    types |= dict.fromkeys(("left_ptr", "right_ptr", "x_ptr", "p_ptr"), pointer)
+    types["out_ptr"] = out or pointer
     contiguous, transposed = ("i32", "i32", "constexpr"), ("i32", "constexpr", "i32")
     types |= dict.fromkeys(("in_strides", "x_strides"), transposed if tall else contiguous)
     types |= dict.fromkeys(("out_strides", "s_strides"), contiguous)
@@ -388,13 +438,19 @@ def _aot(
 
 _SYMMETRIC, _APPLY = _tiling(512, 512, torch.float16)
 _SYMMETRIC_32, _APPLY_32 = _tiling(512, 512, torch.float32)
+_NORM = {"PARTS": PARTS, "BLOCK": NORM_BLOCK}, {"num_warps": NORM_WARPS}
+_NORM_TYPES = {"g_ptr": "*bf16", "sums_ptr": "*fp32", "x_ptr": "*fp16", "size": "i32", "safety": "fp32", "tiny": "fp32"}  # fmt: skip
 AOT = [
+    (_squares_kernel, {name: _NORM_TYPES[name] for name in ("g_ptr", "sums_ptr", "size")}, *_NORM),
+    (_normalise_kernel, _NORM_TYPES, *_NORM),
     _aot(_symmetric_kernel, _SYMMETRIC),
     _aot(_symmetric_kernel, _SYMMETRIC, "b"),
     _aot(_symmetric_kernel, _SYMMETRIC, "bd"),
     _aot(_apply_kernel, _APPLY),
+    _aot(_apply_kernel, _APPLY, out="*bf16"),
     _aot(_symmetric_kernel, _SYMMETRIC, tall=True),
     _aot(_apply_kernel, _APPLY, tall=True),
+    _aot(_apply_kernel, _APPLY, tall=True, out="*bf16"),
     _aot(_symmetric_kernel, _SYMMETRIC_32, "bd", pointer="*fp32"),
     _aot(_apply_kernel, _APPLY_32, pointer="*fp32"),
 ]

@@ -94,12 +94,13 @@ def _cpp_backward(
 
 
 # ---- triton ----
-# Strides come as tuples (B, T, H, D), of which Triton makes a 1 a constant. Row numbers are int64 from the program id on.
+# Strides come as tuples (B, T, H, D), of which Triton makes a 1 a constant. A token's number is int32, since a 64-bit division takes about a hundred
+# instructions, a third of all that a tile has; offsets are int64.
 
 
 @triton.jit
 def _token_offsets(tokens, T, strides):
-    return (tokens // T) * strides[0] + (tokens % T) * strides[1]
+    return (tokens // T).to(tl.int64) * strides[0] + (tokens % T).to(tl.int64) * strides[1]
 
 
 @triton.jit
@@ -127,7 +128,7 @@ def _forward_heads(
         a, b = _load_halves(x_ptr, offs + h * strides[2], pairs, strides, HALF, mask)
         rstd = 1.0 / tl.sqrt(tl.sum(a * a + b * b, axis=1) / (2 * HALF) + eps)
         a, b = a * rstd[:, None], b * rstd[:, None]
-        to = (tokens * H + h) * (2 * HALF)
+        to = (tokens.to(tl.int64) * H + h) * (2 * HALF)
         _store_halves(y_ptr, to, pairs, HALF, a * cos - b * sin, b * cos + a * sin, mask)
 
 
@@ -144,13 +145,14 @@ def _backward_heads(
         c = tl.sum(ga * a + gb * b, axis=1) * rstd * rstd / (2 * HALF)
         ga = rstd[:, None] * (ga - a * c[:, None])
         gb = rstd[:, None] * (gb - b * c[:, None])
-        _store_halves(dx_ptr, (tokens * H + h) * (2 * HALF), pairs, HALF, ga, gb, mask)
+        to = (tokens.to(tl.int64) * H + h) * (2 * HALF)
+        _store_halves(dx_ptr, to, pairs, HALF, ga, gb, mask)
 
 
 @triton.jit
 def _load_turns(cos_ptr, sin_ptr, N, T, HALF: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     """This program's tokens, its pairs of channels, their mask, and their cos and sin."""
-    tokens = tl.program_id(0).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)
+    tokens = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     pairs = tl.arange(0, BLOCK)
     mask = (tokens < N)[:, None] & (pairs < HALF)[None, :]
     at = (tokens % T)[:, None] * HALF + pairs[None, :]

@@ -204,10 +204,7 @@ def test_result_does_not_depend_on_threads():
     q, k, v = random(1, 2, 300, 16), random(1, 1, 300, 16, seed=1), random(1, 1, 300, 16, seed=2)
     seen, before = [], torch.get_num_threads()
     try:
-        for threads in (
-            1,
-            3,
-        ):  # 3: more threads than key heads, so the tiles of queries are dealt out
+        for threads in (1, 3):  # 3: more than key heads, so the tiles of queries are dealt out
             torch.set_num_threads(threads)
             leaves = [x.clone().requires_grad_() for x in (q, k, v)]
             o = attention(*leaves, impl="cpp")

@@ -274,7 +274,7 @@ def test_a_product_of_any_size_and_strides_is_that_of_float64(
     if transposed:
         left, right = left.mT.contiguous().mT, right.mT.contiguous().mT
     out = torch.full_like(add, float("nan"))
-    module.jit.load("newton_schulz").product(left, right, add, 0.5, -2.0, False, out)
+    jit.load("newton_schulz").product(left, right, add, 0.5, -2.0, False, out)
     expected = 0.5 * add.double() - 2.0 * left.double() @ right.double()
     assert (out - expected).abs().max() < 1e-5 * max(1, K) ** 0.5 * 4
 
@@ -283,7 +283,7 @@ def test_a_product_of_any_size_and_strides_is_that_of_float64(
 def test_a_mirrored_product_is_whole_and_symmetric_to_the_bit(n: int) -> None:
     X = matrix((2, n, 70)).float()
     out = torch.full((2, n, n), float("nan"))
-    ops = module.jit.load("newton_schulz")
+    ops = jit.load("newton_schulz")
     ops.product(X, X.mT, None, 0.0, 1.0, True, out)
     ops.mirror(out, 3.0)
     expected = X.double() @ X.double().mT + 3 * torch.eye(n, dtype=torch.float64)
@@ -294,4 +294,4 @@ def test_a_mirrored_product_is_whole_and_symmetric_to_the_bit(n: int) -> None:
 def test_factors_that_do_not_fit_are_refused() -> None:
     X = torch.randn(2, 4, 5)
     with pytest.raises(RuntimeError, match="do not fit together"):
-        module.jit.load("newton_schulz").product(X, X, None, 0.0, 1.0, False, torch.empty(2, 4, 5))
+        jit.load("newton_schulz").product(X, X, None, 0.0, 1.0, False, torch.empty(2, 4, 5))
