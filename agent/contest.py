@@ -110,7 +110,7 @@ class Contest:
                 return Outcome(CRASH, f"trial: {theirs[-1].failure}: {theirs[-1].detail}")
             ours.append(self._incumbent_trial(prepared, seed))
             noise = self.trials.noise(self.start)
-            verdict = asked.decide(self.judge, kind, claim, ours, theirs, noise, lines=added)
+            verdict = asked.decide(self.judge, kind, claim, ours, theirs, noise, words=added)
             if verdict.decision != "again":
                 break
             if kind == "model":

@@ -7,8 +7,8 @@
     microbench   faster on the trial's shapes, beyond the measurement's own interval
     parity       the first training steps go as before, and no slower
 
-A new gate is a function here, its place in GATES (and in USES, if it builds, runs or times), and a cheat in tests/cheats/ that only it
-stops.
+A new gate is a function here, its place in GATES (and in USES, if it builds, runs or times), a row of ASSUMED in agent/dry_run/pace.py, its name
+in agent/gate_command.py if `agent gate` is to ask it, and a cheat in tests/cheats/ that only it stops.
 """
 
 from __future__ import annotations
@@ -116,6 +116,8 @@ def static(candidate: Candidate, context: Context) -> Finding:
         said = sorted([*report.refusals, *literals.oversized(path, source)])
         refusals += [f"{path}:{line}: {text}" for line, text in said]
         advice += [f"{path}:{line}: {text}" for line, text in report.advice]
+    texts = [(c.path, (c.before or b"").decode(errors="replace"), (c.after or b"").decode(errors="replace")) for c in judged]  # fmt: skip
+    refusals += literals.too_much_added(texts)
     if any(change.path.endswith(".h") for change in judged):
         refusals += _including(candidate, {change.path for change in judged})
     if refusals:

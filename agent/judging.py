@@ -81,9 +81,9 @@ class Judging(Protocol):
         candidate: Sequence[TrialResult],
         noise: Spread,
         *,
-        lines: int = 0,
+        words: int = 0,
     ) -> Verdict:
-        """The verdict on paired trials. `comparison`: a Comparison as the ledger keeps it, a dict; `lines`: how much code the candidate adds."""
+        """The verdict on paired trials. `comparison`: a Comparison as the ledger keeps it, a dict; `words`: of code that the candidate adds."""
         ...
 
 
@@ -192,13 +192,13 @@ class Bench:
         candidate: Sequence[TrialResult],
         noise: Spread,
         *,
-        lines: int = 0,
+        words: int = 0,
     ) -> Verdict:
         from bench import verdict
         from bench.speed import Comparison
 
         measured = None if comparison is None else Comparison(**comparison)
-        return verdict.decide(target, measured, incumbent, candidate, noise, lines=lines)
+        return verdict.decide(target, measured, incumbent, candidate, noise, words=words)
 
     def _chosen(self) -> dict[str, str] | None:
         return None if self.impl is None else dict.fromkeys(self.ops(), self.impl)

@@ -84,9 +84,10 @@ def without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-# The comments and strings of C++; what lies between them is code.
+# The comments, numbers and strings of C++; what lies between them is code. A quote within a number (1'000) opens nothing, one behind a word
+# (return'"') does, and the R of BAR"(" is no prefix.
 CPP_TOKENS = re.compile(
-    r"""(?P<comment>//[^\n]*|/\*.*?(?:\*/|\Z))|(?P<raw>R"(?P<tag>[^\s()\\]{0,16})\(.*?(?:\)(?P=tag)"|\Z))|(?P<string>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])+')""",
+    r"""(?P<comment>//[^\n]*|/\*.*?(?:\*/|\Z))|(?P<number>(?<!\w)\.?\d(?:[eEpP][-+]|'\w|[\w.])*)|(?P<raw>(?<!\w)(?:u8|[uUL])?R"(?P<tag>[^\s()\\]{0,16})\(.*?(?:\)(?P=tag)"|\Z))|(?P<string>"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])+')""",
     re.S,
 )
 
@@ -96,7 +97,7 @@ def without_comments(text: str, strings: bool = True) -> str:
 
     def blank(match: re.Match[str]) -> str:
         found = match.group()
-        if match["comment"] is None and (strings or found[0] == "'"):
+        if match["comment"] is None and (strings or match["number"] or found[0] == "'"):
             return found
         return (" " if match["comment"] else '""') + "\n" * found.count("\n")
 

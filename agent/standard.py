@@ -50,12 +50,12 @@ class Standard:
         candidate: Sequence[TrialResult],
         noise: Spread,
         *,
-        lines: int,
+        words: int,
     ) -> Verdict:
-        """What the paired trials say; `lines` is how much code the change adds."""
+        """What the paired trials say; `words` is how much code the change adds."""
         if self.turned_round:
             return _no_worse(judge.decide("model", None, candidate, incumbent, noise))
-        return judge.decide(kind, comparison, incumbent, candidate, noise, lines=lines)
+        return judge.decide(kind, comparison, incumbent, candidate, noise, words=words)
 
     def seeds(self, first: int, count: int, *purpose: object) -> Sequence[int]:
         """Seeds for the paired trials."""

@@ -10,14 +10,14 @@ FOLDERS = ("kernels", "csrc", "model")  # everything that a trial runs
 JUDGE = ("bench", "agent")  # everything that decides about it
 FROZEN = ("kernels/__init__.py", "kernels/jit.py")
 
-_NAME = r"[A-Za-z0-9_]+"
+_NAME = r"[A-Za-z0-9_]{1,100}"  # no file system takes more than 255 bytes
 _KERNELS = re.compile(rf"kernels/{_NAME}\.py|csrc/{_NAME}\.(cpp|cu|h)")
 _MODEL = re.compile(rf"model/{_NAME}\.py")
-_IMPORTS = re.compile(
-    r"^\s*(?:from\s+kernels\.(\w+)\s+import|import\s+kernels\.(\w+)|from\s+kernels\s+import\s+(\([^)]*\)|.+))",
-    re.M,
+# Whatever could be one of these: an op too many is examined, an op too few would change unseen.
+_IMPORTS = re.compile(r"\bkernels\s*\.\s*(\w+)|\bkernels\s+import\s+(\([^)]*\)|.+)")
+_LIBRARIES = re.compile(
+    r"""\bload\(\s*(?:\w+\s*=\s*)?["'](\w+)["']|(?:\#|%:)\s*include(?:_next)?\s*"(?:[^"]*/)?(\w+)\.\w+\""""
 )
-_LIBRARIES = re.compile(r"""\bload\(\s*["'](\w+)["']|#include\s+"(\w+)\.\w+\"""")
 
 
 def editable(path: str, target: str, op: str | None = None) -> bool:
@@ -76,6 +76,6 @@ def uses_of(op: str, tree: Path) -> set[str]:
 def named(source: str) -> set[str]:
     """Stems of the files that a source imports, includes or loads."""
     names = {name for groups in _LIBRARIES.findall(source) for name in groups if name}
-    for one, other, several in _IMPORTS.findall(source):
-        names |= {one, other} if not several else set(re.findall(r"\w+", several))
+    for one, several in _IMPORTS.findall(source):
+        names |= {one, *re.findall(r"\w+", several)}
     return names - {"", "jit", "choose"}

@@ -1,9 +1,10 @@
-"""What a tree's set-up compiled, kept for the next run of the same tree: caches of torch.compile and Triton, which would go with the runner.
+"""What a tree's set-up compiled, kept for the next set-up of the same tree: caches of torch.compile and Triton, which would go with the runner.
 
 What is kept was written by a candidate. So no other candidate gets it: the file is named by a digest of the tree's sources, of what was asked of
 the model and of the machine. The judge does not look inside: one runner packs it (bench/runner/keeping.py), and another unpacks it in its own
 sandbox. And it is taken before the bell, after a set-up that has seen nothing but random tokens: what a trial learns cannot come back with it.
-A profile (bench/step_profile.py), whose steps see random tokens alone, shares it. Only the first run of a tree is charged for a long compilation.
+A profile (bench/step_profile.py), whose steps see random tokens alone, shares it. A trial whose set-up took long sets up again with it, and only the
+second counts (bench/trial.py): so compiling what is kept here is charged to no trial.
 """
 
 from __future__ import annotations

@@ -24,12 +24,16 @@ def own_work(subject: Subject, impl: str | None) -> None:
     exam.rng.shuffle(trial)
     launched = named == "triton" and exam.judge.device == "cuda"
     if named not in contract.library_names or launched:
-        laid = exam.lay(trial[0] if impl is None else contract.large(exam.rng))
-        seen = exam.judge.ask("trace", op=contract.name, impl=impl, call=laid.call)
+        # of several kinds: a library may be called for some of them alone
+        cases = [contract.large(exam.rng), *contract.corners(exam.rng), *(() if impl else trial)]
+        seen = [
+            exam.judge.ask("trace", op=contract.name, impl=impl, call=exam.lay(case).call)
+            for case in cases
+        ]
         if named not in contract.library_names:
-            _no_library(subject, map(str, seen["operators"]), impl)
+            _no_library(subject, (str(name) for each in seen for name in each["operators"]), impl)
         if launched:
-            _ours_launched(subject, set(map(str, seen["launches"])), impl)
+            _ours_launched(subject, {str(name) for each in seen for name in each["launches"]}, impl)
     if named in LANGUAGES:
         spoiled = (exam.ask(exam.lay(case), impl, "spoil") for case in trial)
         if all(bool(torch.isfinite(t).all()) for each in spoiled for t in each.values()):
@@ -42,7 +46,7 @@ def own_work(subject: Subject, impl: str | None) -> None:
 
 def _no_library(subject: Subject, operators: Iterable[str], impl: str | None) -> None:
     contract = subject.contract
-    whole = [name for name in operators if name.startswith(contract.library)]
+    whole = sorted({name for name in operators if name.startswith(contract.library)})
     if contract.library and whole:
         names = ", ".join(contract.library_names)
         mend = f"name the implementation one of {names}" if names else "compute it here"

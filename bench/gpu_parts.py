@@ -43,8 +43,9 @@ from bench.timing import Arm, measure, runners_of
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("facts", "ceilings", "build", "check", "sanitize", "time", "judge", "profile")
 FAILED = 3
-# Kinds of a refusal that another run may not meet: another part's runners may have held the memory.
+# Kinds of a refusal that another run may not meet, and words of CUDA, Triton and cuBLAS in its reason: other parts' runners may have held the memory.
 BROKE = ("crash", "timeout", "OutOfMemoryError")
+FULL = ("out of memory", "alloc_failed")
 PACKAGES = ("torch", "triton", "flash-attn-4", "liger-kernel", "quack-kernels")
 WARM_S, EVENTS_S = 120.0, 30.0  # the first call compiles
 CASE_S = 1.5  # of interleaved blocks
@@ -79,9 +80,10 @@ def sanitize(op: str, device: str) -> Iterator[Record]:
 
 
 def _verdict(op: str, finding: Finding) -> Record:
-    """Raises Refused where the runner broke, which says nothing of the op."""
-    if finding.evidence.get("kind") in BROKE:
-        raise Refused(finding.evidence["kind"], finding.reason)
+    """Raises Refused where the runner broke or the device was full, which says nothing of the op."""
+    kind, said = finding.evidence.get("kind"), finding.reason.lower()
+    if kind in BROKE or (not finding.passed and any(words in said for words in FULL)):
+        raise Refused(str(kind), finding.reason)
     return {"op": op, "passed": finding.passed, "reason": finding.reason}
 
 

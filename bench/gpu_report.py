@@ -1,13 +1,13 @@
 """What the kernels reach on this GPU, in runs of under nine minutes: `python -m bench.gpu_report --out results/gpu`, again until nothing is left.
 
 Its parts are facts of the device, ceilings, builds, the shapes of every op timed beside every peer that is installed, a training step under the
-profiler, every op through the correctness gate, and its shapes once more by the judge's clock. Each part is a process (bench/gpu_parts.py) with
-a limit on its time. What it finds goes into OUT/raw.jsonl line by line, and OUT/report.md is written anew after each (bench/gpu_table.py), so
-that whatever ends the run leaves what was measured. The same command goes on with the parts that have not come to an end; to measure again
-those that have, give another --out.
+profiler, every op through the correctness gate and under compute-sanitizer, and its shapes once more by the judge's clock. Each part is a process
+(bench/gpu_parts.py) with a limit on its time. What it finds goes into OUT/raw.jsonl line by line, and OUT/report.md is written anew after each
+group of parts (bench/gpu_table.py), so that whatever ends the run leaves what was measured. The same command goes on with the parts that have not
+come to an end; to measure again those that have, give another --out.
 
-Builds and checks run WORKERS at a time; what is timed runs alone. What the budget does not reach is named, and left to the next call.
-`--device cpu` rehearses the whole on a CPU, with the CPU's shapes.
+Builds run all at once, checks and sanitizers half of them at a time; what is timed runs alone. What the budget does not reach is named, and left
+to the next call. `--device cpu` rehearses the whole on a CPU, with the CPU's shapes.
 
 Exit status: 0 everything was measured and no op refused, 1 an op was refused or a part failed, 2 nothing could be measured, 130 Ctrl-C.
 """
@@ -36,7 +36,7 @@ from bench.jsonl import whole_lines
 ROOT = Path(__file__).resolve().parent.parent
 BUDGET_S = 530.0
 WORKERS = 10
-# Checks that run at once: each takes 5 GiB of the GPU for what it lends, and float64 references of up to 26 GB.
+# Groups of checks, one after the other; those of a group run at once, each with 5 GiB of the GPU that it lends, and float64 references of up to 26 GB.
 CHECKS = 2
 # Time limits (for an op, and for each of its shapes), estimated and not yet measured on a GPU. An op's part is for its runners and compilers. A
 # shape's is in `time` for calls on the device alone, in `judge` for five rounds or more, in each of which three to seven runners get a GB of

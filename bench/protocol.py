@@ -66,7 +66,7 @@ class Channel:
         line, self._buffer = self._buffer.split(b"\n", 1)
         try:
             message = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ProtocolError(f"a message is not JSON: {error}") from None
         if not isinstance(message, dict):
             raise ProtocolError("a message is not a JSON object")

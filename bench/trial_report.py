@@ -4,9 +4,9 @@
 
 DATA is a folder that `python -m agent prepare` made: of the embedded corpus, or of your own text with `--data DIR`. For each seed the same model
 is trained and scored, by turns, with the kernels as shipped, with every op in plain torch (AdamW in torch's fused kernel), and with forward and
-backward of that under torch.compile. On a GPU there are more arms to ask for: `cudnn` and `fa4` are as shipped but for attention, which is
-theirs, where installed; `autoresearch` has the shipped kernels in a model of autoresearch's size, depth 8 with half a million tokens a step,
-whose tokens/s and BPB are published.
+backward of that under torch.compile. On a GPU there are more arms to ask for: `fa4` is as shipped but for attention, which is flash-attn-4's, where
+that is installed (cuDNN knows no window, and most layers have one); `autoresearch` has the shipped kernels in a model of autoresearch's size,
+depth 8 with half a million tokens a step, whose tokens/s and BPB are published.
 
 With more than one seed, means come with their 95 % interval over seeds (bench/interval.py), and so does what the shipped kernels gain, seed by
 seed. Each trial is at once a line of the .jsonl beside FILE: a run that was ended goes on where it was, and one of more seeds or arms adds to it.
@@ -44,7 +44,6 @@ ANYWHERE: dict[str, dict[str, Any]] = {
 # What `run_trial` is told for each arm.
 ARMS: dict[str, dict[str, Any]] = {
     **ANYWHERE,
-    "cudnn": {"impl": {"attention": "cudnn"}},
     "fa4": {"impl": {"attention": "fa4"}},
     "autoresearch": {"size": "autoresearch"},
 }

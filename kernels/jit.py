@@ -137,11 +137,12 @@ def _require_cuda(path: Path) -> None:
 
 
 def _digest(path: Path, flags: tuple[str, ...]) -> str:
-    parts = [p.read_bytes() for p in (path, *sorted(path.parent.glob("*.h")))]
+    files = (path, *sorted(path.parent.glob("*.h")))
+    parts = [part for file in files for part in (file.name.encode(), file.read_bytes())]
     made_with = [flags, torch.__version__, platform.machine(), _compiler_version()]
     if path.suffix == ".cu":
         made_with += [CUDA_FLAGS, _cuda_architectures()]
-    return hashlib.sha256(b"\0".join([*parts, repr(made_with).encode()])).hexdigest()[:12]
+    return hashlib.sha256(b"\0".join([*parts, repr(made_with).encode()])).hexdigest()[:16]
 
 
 def _cuda_architectures() -> str:

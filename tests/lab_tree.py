@@ -1,7 +1,7 @@
 """A small checkout for the tests of the loop: git, one kernel with a tunable constant, a model file, and a judge that plays by rules.
 
 `Rules` is a judge for the loop: an op's time and a model's BPB follow from the constants in the tree, so what the loop ought to keep is
-known beforehand. It stands in for `agent.judging.Bench` through the constructor.
+known beforehand. It is given to the loop in the place of `agent.judging.Bench`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agent.judging import Progress, Unfit
+from agent.judging import Progress
 from agent.records import DROP, Outcome, Past
 from bench.drift import drifted
 from bench.finding import Finding
@@ -133,8 +133,6 @@ class Rules:
         before, after = (
             seconds[int(constant(t, "csrc/scale.cpp", "kRows"))] for t in (incumbent, candidate)
         )
-        if after < 0:
-            raise Unfit("never")
         ratio = after / before
         return compared(ratio, ratio * 0.98, ratio * 1.02)
 
@@ -199,10 +197,10 @@ class Rules:
         candidate: Sequence[TrialResult],
         noise: Spread,
         *,
-        lines: int = 0,
+        words: int = 0,
     ) -> Verdict:
         measured = None if comparison is None else Comparison(**comparison)
-        return decide(target, measured, incumbent, candidate, noise, lines=lines)
+        return decide(target, measured, incumbent, candidate, noise, words=words)
 
 
 def impatient(rules: Rules, at: int) -> Rules:

@@ -1,8 +1,6 @@
-"""The static gate as a whole: the public function, weights in the source, and every honest file that the project has."""
+"""The static gate as a whole: the public function, weights in the source, and this project's own files. Honest oddities: test_honest.py."""
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import pytest
 from lab_tree import CPP, PY, TRAIN
@@ -11,7 +9,6 @@ from static_gate import ROOT, judged
 from agent import gates
 from agent.judging import Bench
 from agent.records import Candidate, Change
-from bench import contracts
 
 
 @pytest.mark.parametrize(
@@ -66,6 +63,14 @@ def test_weights_in_the_source_are_refused_with_their_line(path: str, text: str)
     assert "learned in the trial" in found.reason
 
 
+def test_weights_that_are_spread_over_files_are_refused() -> None:
+    text = f"W = {list(range(200))}\n".encode()
+    parts = tuple(Change(f"model/part{n}.py", "000000", "100644", None, text) for n in range(12))
+    found = gates.static(Candidate("all", ROOT, ROOT, parts), gates.Context(Bench()))
+    assert not found.passed
+    assert any("all files together" in refusal for refusal in found.evidence["refusals"])
+
+
 def test_an_autotune_table_is_no_table_of_weights() -> None:
     configs = ", ".join(f"({m}, {n}, 4, 3)" for m in (16, 32, 64, 128) for n in (16, 32, 64, 128))
     assert judged("kernels/scale.py", f"{PY}CONFIGS = [{configs}]\n").passed
@@ -108,20 +113,10 @@ def test_this_project_s_own_files_pass() -> None:
         if file.suffix in (".py", ".cpp", ".cu", ".h")
     ]
     changes = [
-        Change(str(file.relative_to(ROOT)), "100644", "100644", b"", file.read_bytes())
+        Change(
+            str(file.relative_to(ROOT)), "100644", "100644", file.read_bytes(), file.read_bytes()
+        )
         for file in files
     ]
     found = gates.static(Candidate("all", ROOT, ROOT, tuple(changes)), gates.Context(Bench()))
-    assert found.passed, found.reason
-
-
-@pytest.mark.parametrize(
-    "file", sorted((ROOT / "tests/honest").glob("*.*")), ids=lambda path: path.stem
-)
-def test_honest_oddities_pass(file: Path) -> None:
-    op = max((op for op in contracts.ops() if file.stem.startswith(op)), key=len)
-    path = f"kernels/{op}.py" if file.suffix == ".py" else f"csrc/{op}.cpp"
-    change = Change(path, "100644", "100644", b"", file.read_bytes())
-    candidate = Candidate("kernels", ROOT, ROOT, (change,))
-    found = gates.static(candidate, gates.Context(Bench(), complete=False))
     assert found.passed, found.reason

@@ -54,6 +54,9 @@ from agent.records import Candidate, Change
         "TORCH_LIBRARY_IMPL(aten, CPU, m) {}",
         "STABLE_TORCH_LIBRARY_IMPL(aten, CPU, m) {}",
         "void f() { \\u0073ystem(0); }",
+        '#define BAR\nconst char* s = BAR"("; static long start = time(0); // )"',
+        """int tens = 1'0 + '"'; static long start = time(0); // ' \"""",
+        """char f() { return'"'; static long start = time(0); return 0; } // \"""",
     ],
 )
 def test_cpp_that_reaches_out_is_refused_with_its_line(line: str) -> None:
@@ -73,6 +76,7 @@ def test_cpp_that_reaches_out_is_refused_with_its_line(line: str) -> None:
         "alignas(64) float x[4]; __attribute__((aligned(64))) float y[4];",
         "#pragma omp simd reduction(+ : sum)\nint z;",
         "#define UNROLL 4",
+        "template <typename F> static double time(F&& f) { f(); return 0; }",
         "int systematic = 1, executor = 2, forked = 3, timer = 4;",
         "#include <sys/mman.h>\nvoid f(void* p) { madvise(p, 1, MADV_HUGEPAGE); }",
         "int x = 1'000'000; char c = '\"'; char d = '\\'';",

@@ -163,6 +163,15 @@ def test_python_that_only_looks_odd_passes(line: str) -> None:
         "import torch\ntorch.library.register_fake(torch.ops.aten.mm.default)",
         "import torch\nname = 'at' + 'en'\ntorch.library.Library(name, 'IMPL')",
         "import triton\ntriton.knobs.runtime.launch_enter_hook = None",
+        # texts that are code to somebody else
+        "def f(e): return '{0.__traceback__.tb_frame.f_back.f_locals[keep]}'.format(e)",
+        "import torch\ntorch._utils._import_dotted_name('builtins.exec')('1')",
+        "import torch\ntorch._dynamo.trace_rules.load_object('builtins.exec')",
+        "from torch.utils._pytree import GetAttrKey",
+        "import torch\ntorch.utils._pytree.GetAttrKey('__globals__').get(scale)",
+        "import torch\ntorch.library.impl('at' + 'en::clone', 'CPU', scale)",
+        "import torch\nname = 'at' + 'en::clone'\ntorch.library.impl(name, 'CPU', scale)",
+        "import torch\nname = torch.library.Library('mine', 'DEF')\nname = 'at' + 'en::clone'\ntorch.library.impl(name, 'CPU', scale)",
         # the process
         "import torch\ntorch._C._set_grad_enabled(False)",
         "import torch\ntorch.set_grad_enabled(False)",
@@ -202,6 +211,13 @@ def test_python_that_hides_or_changes_its_surroundings_is_refused(line: str) -> 
         "import torch\nlib = torch.library.Library('mine', 'DEF')\nlib.define('f(Tensor x) -> Tensor')",
         "import torch\n@torch.library.custom_op('mine::f', mutates_args=())\ndef f(x: torch.Tensor) -> torch.Tensor: ...\n"
         "@f.register_fake\ndef _(x): return x",
+        "import torch\nlib = torch.library.Library('mine', 'DEF')\ntorch.library.impl(lib, 'f', 'CPU', scale)",
+        "import torch\n@torch.library.triton_op('mine::f', mutates_args=())\ndef f(x: torch.Tensor) -> torch.Tensor: ...\n"
+        "torch.library.register_fake(f)\ntorch.library.wrap_triton(scale)",
+        "from triton.tools.tensor_descriptor import TensorDescriptor",
+        "import torch, triton\nassert torch.__version__ and triton.__version__",
+        "import torch\nif torch.cpu._is_avx512_bf16_supported(): torch.ops.mkldnn._linear_pointwise",
+        "import torch\nrows = {'AVX2': 4}\ntry: n = rows[torch.backends.cpu.get_cpu_capability()]\nexcept KeyError: n = torch.ones(1)",
         "import torch\nF = torch.nn.functional\nF.silu\nmm = torch.mm\nops = torch.ops.mine",
         "import torch\ndef f(x, dtype=torch.float32): return x.to(dtype)\nfor d in (torch.float32, torch.float16): f(1, d)",
         "import torch\nhasattr(torch, 'float8_e4m3fn') and getattr(torch, 'float8_e4m3fn', None)",

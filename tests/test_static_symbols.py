@@ -112,6 +112,8 @@ def plain_object(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     [
         ('extern "C" int f(const char*) asm("system"); int g() { return f("ls"); }', "system"),
         ('extern "C" long syscall(long, ...); long g() { return syscall(39); }', "syscall"),
+        ('extern "C" int dl_iterate_phdr(void*, void*); int g() { return dl_iterate_phdr(nullptr, nullptr); }', "dl_iterate_phdr"),
+        ("namespace at { void launch(int); } void g() { using namespace at; launch(1); }", "launch"),
         ('extern "C" int socket(int, int, int); int g() { return socket(2, 1, 0); }', "socket"),
         ('#include <fstream>\nvoid g() { std::ofstream("/tmp/x") << 1; }', "filebuf"),
         ("#include <thread>\nvoid g() { std::thread([] {}).detach(); }", "thread"),

@@ -42,6 +42,25 @@ def test_a_header_that_a_header_includes_and_a_kernel_file_that_another_imports_
     assert surface.touched_ops(["csrc/inner.h"], tmp_path, ["a", "b", "c"]) == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("text", "stem"),
+    [
+        ('#include"inner.h"', "inner"),
+        ('#  include  "inner.h"', "inner"),
+        ('%:include "inner.h"', "inner"),
+        ('#include "./inner.h"', "inner"),
+        ("jit.load('inner').f", "inner"),
+        ("jit.load(op='inner')", "inner"),
+        ("import torch, kernels.inner", "inner"),
+        ("import kernels.inner as i", "inner"),
+        ("from kernels import (choose,\n    inner)", "inner"),
+        ("    from kernels.inner import half", "inner"),
+    ],
+)
+def test_every_spelling_of_a_dependency_is_seen(text: str, stem: str) -> None:
+    assert stem in surface.named(text)
+
+
 def judged(tree: Path, *paths: str) -> tuple[bool, str]:
     changes = tuple(Change(path, "0" * 6, "100644", None, b"x") for path in paths)
     found = gates.correctness(Candidate("kernels", tree, tree, changes), gates.Context(Rules()))

@@ -335,7 +335,7 @@ def test_no_text_is_readable_before_the_bell(tmp_path: Path, dataset: Dataset) -
     assert run(put(tmp_path, honest(hunt)), dataset, steps=2, score=False).ok
 
 
-def test_set_up_beyond_its_allowance_is_taken_from_the_training(
+def test_set_up_beyond_its_allowance_is_done_anew_and_taken_from_the_training(
     tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(trial.SETUP_FREE_S, "cpu", 1.0)
@@ -348,7 +348,8 @@ def test_set_up_beyond_its_allowance_is_taken_from_the_training(
     tree = put(tmp_path, honest(body))
     told = run(tree, dataset, steps=2, seconds=100.0, score=False)
     assert told.ok, told.detail
-    assert told.peak_memory_mb == pytest.approx(101.0 - told.setup_seconds)
+    # Each of the two set-ups takes 2.5 s at least; of the second all but one second is taken away, of the first nothing.
+    assert 103.5 - told.setup_seconds < told.peak_memory_mb < 98.6
     assert run(tree, dataset, steps=2, seconds=1.0, score=False).failure == "late"
 
 
@@ -441,6 +442,34 @@ def test_a_look_ahead_in_a_few_rows_of_many_is_seen(peeking: int) -> None:
         with pytest.raises(Refused) as refused:
             scoring.mark(judge, exam, limit_s=60.0, tell=lambda _: None)
         assert refused.value.kind == "leak"
+    arena.close()
+
+
+def test_a_look_ahead_at_few_positions_is_seen_where_there_is_time_to_ask() -> None:
+    """By a model that sees the next token at one position of fifty, where it is hard, and makes it no easier than others are."""
+    generator = torch.Generator().manual_seed(7)
+    V, T, R = 64, 32, 64
+    stream = torch.randint(1, V, (R * T + 1,), generator=generator)
+    inputs, targets = scoring.rows(stream.numpy(), T, bos=0)
+    exam = scoring.Exam(inputs, targets, torch.ones(V, dtype=torch.int64), len(stream) - 1)
+    arena = Arena(64 << 20)
+
+    def logits(do: str, *, rows: Where, out: Where, **_: object) -> dict[str, object]:
+        wanted, into = arena.view(rows), arena.view(out)
+        into.zero_()
+        peeks = (wanted[:, :-1] * 31 + torch.arange(T - 1)) % 50 == 0
+        ahead = torch.nn.functional.one_hot(wanted[:, 1:], V) * peeks[..., None]
+        into[:, :-1] += 0.5 * ahead
+        return {}
+
+    judge = SimpleNamespace(arena=arena, ask=logits)
+    seen = 0
+    for _ in range(10):
+        try:
+            scoring.mark(judge, exam, limit_s=60.0, tell=lambda _: None, probe_s=2.0)
+        except Refused as refused:
+            seen += refused.kind == "leak"
+    assert seen == 10
     arena.close()
 
 
@@ -557,7 +586,7 @@ ODDITIES = {
     """,
     "stops_early": """
         def train(self, tokens, seed, seconds, report, steps=None):
-            return super().train(tokens, seed, seconds, report, 20)
+            return super().train(tokens, seed, seconds, report, 10)
     """,
     "has_an_odd_batch": """
         rows = 3

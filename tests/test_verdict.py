@@ -11,7 +11,7 @@ from bench.noise import UNKNOWN
 from bench.plan import MAX_PAIRS
 from bench.speed import Comparison
 from bench.trial import TrialResult
-from bench.verdict import ALPHA, FUTILE, SPEND, Verdict, decide
+from bench.verdict import ALPHA, FUTILE, SHORTER, SPEND, Verdict, decide
 
 NOISE = Spread(0.002, 30)
 SIGMA = 2**0.5 * NOISE.deviation  # of a paired difference
@@ -25,11 +25,11 @@ def trial(bpb: float, tokens: float = 4.0, slope: float = -0.5) -> TrialResult:
     return TrialResult(True, val_bpb=bpb, total_tokens_M=tokens, losses=points)
 
 
-def judged(*differences: float, target: str = "model", noise: Spread = NOISE, lines: int = 0) -> Verdict:  # fmt: skip
+def judged(*differences: float, target: str = "model", noise: Spread = NOISE, words: int = 0) -> Verdict:  # fmt: skip
     claim = FASTER if target == "kernels" else None
     incumbent = [trial(1.8) for _ in differences]
     candidate = [trial(1.8 + d) for d in differences]
-    return decide(target, claim, incumbent, candidate, noise, lines=lines)
+    return decide(target, claim, incumbent, candidate, noise, words=words)
 
 
 def test_the_error_is_spent_over_as_many_looks_as_there_are_pairs() -> None:
@@ -104,21 +104,21 @@ def test_a_kernel_that_gains_more_than_its_tokens_explain_is_flagged() -> None:
     assert "the same mathematics learns no faster" in verdict.flag
 
 
-def test_a_tie_goes_to_fewer_lines_and_to_no_others() -> None:
+def test_a_tie_goes_to_less_code_and_to_no_other() -> None:
     flat = [0.0] * MAX_PAIRS
-    assert judged(*flat, lines=0).decision == "drop"
-    assert judged(*flat, lines=+3).decision == "drop"
-    shorter = judged(*[-0.2 * SIGMA] * MAX_PAIRS, lines=-3)
+    for words in (0, +30, 1 - SHORTER):
+        assert judged(*flat, words=words).decision == "drop"
+    shorter = judged(*[-0.2 * SIGMA] * MAX_PAIRS, words=-30)
     assert shorter.decision == "keep"
-    assert "no worse, and 3 lines shorter" in shorter.reason
+    assert "no worse, and 30 words shorter" in shorter.reason
 
 
-def test_fewer_lines_do_not_pay_for_a_loss() -> None:
-    assert judged(*[1.0 * SIGMA] * MAX_PAIRS, lines=-100).decision == "drop"
-    assert judged(3 * SIGMA, lines=-100).decision == "drop"
+def test_less_code_does_not_pay_for_a_loss() -> None:
+    assert judged(*[1.0 * SIGMA] * MAX_PAIRS, words=-500).decision == "drop"
+    assert judged(3 * SIGMA, words=-500).decision == "drop"
 
 
-def test_fewer_lines_that_lose_a_sigma_are_seldom_kept() -> None:
+def test_less_code_that_loses_a_sigma_is_seldom_kept() -> None:
     rng = random.Random(5)
     kept = 0
     for _ in range(500):
@@ -126,7 +126,7 @@ def test_fewer_lines_that_lose_a_sigma_are_seldom_kept() -> None:
         verdict = Verdict("again", "")
         while verdict.decision == "again":
             differences.append(rng.gauss(SIGMA, SIGMA))
-            verdict = judged(*differences, lines=-1)
+            verdict = judged(*differences, words=-SHORTER)
         kept += verdict.decision == "keep"
     assert kept / 500 <= 0.12  # 5 % at each of three looks, and they are not independent
 

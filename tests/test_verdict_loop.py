@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_tree import Rules, Transcript, constant, make
+from lab_tree import Rules, Transcript, constant
 
 from agent import added_code, campaign
 from agent.judging import Progress
@@ -22,11 +22,6 @@ from bench.verdict import Verdict
 
 MODEL = Settings(proposer="sweep", target="model", seconds=5.0, data="corpus-1", experiments=2)
 KERNEL = replace(MODEL, target="kernels", experiments=1)
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(make(tmp_path / "checkout"))
 
 
 def statuses(lab: Lab) -> list[str]:
@@ -171,15 +166,18 @@ def change(path: str, before: str, after: str) -> Change:
 @pytest.mark.parametrize(
     ("path", "before", "after", "added"),
     [
-        ("model/a.py", "x = 1\ny = 2\n", "x = 1\n", -1),
+        ("model/a.py", "x = 1\ny = 2\n", "x = 1\n", -2),
+        ("model/a.py", "x = 1\ny = 2\n", "x, y = 1, 2\n", 0),
+        ("model/a.py", "f('a b c', f'{x} d')\n", "f('', f'{x}')\n", 0),
         ("model/a.py", "x = 1  # one\n\n\ny = 2\n", "y = 2\nx = 1\n", 0),
         ("model/a.py", 'def f():\n    """Long."""\n    return 1\n', "def f():\n    return 1\n", 0),
         ("model/a.py", "f(a,\n  b)\n", "f(a, b)\n", 0),
-        ("csrc/a.cpp", "int a; // first; second\nint b;\n", "int a;\n", -1),
-        ("csrc/a.cpp", "int a;\n", "int a;\nint b;\n", 1),
+        ("model/a.py", "x = 1\n", f"x = {' + '.join('1' * 1000)}\n", 999),
+        ("csrc/a.cpp", "int a; // first; second\nint b;\n", "int a;\n", -2),
+        ("csrc/a.cpp", "int a;\n", "int a;\nint b;\n", 2),
     ],
 )
-def test_lines_are_statements_and_not_their_layout(
+def test_words_of_code_are_counted_and_not_their_layout(
     path: str, before: str, after: str, added: int
 ) -> None:
     assert added_code.added([change(path, before, after)]) == added

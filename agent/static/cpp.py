@@ -40,6 +40,10 @@ def inspect(tree: Path, path: str, source: str) -> Report:
         found = [*_words(code), *_whole_ops(line)]
         found += [what for _, what in _directives(line)]
         report.refusals += [(place, f"{prefix}{text}, after the preprocessor") for text in found]
+    if not path.endswith(".cu"):
+        text = without_comments("\n".join(line for _, _, line in lines))
+        found_there = [what for _, what in _assemblies(text)]
+        report.refusals += [(1, f"{what}, after the preprocessor") for what in found_there]
     report.refusals = sorted(set(report.refusals))
     return report
 
@@ -110,8 +114,14 @@ def _directives(code: str) -> Iterator[tuple[int, str]]:
             yield from ((number, text) for text in _include(directive[1], directive[2].strip()))
         if re.search(r"__has_(include|embed)", directive[2]):
             yield number, "`__has_include`: what a machine has is no business of a kernel"
-        if directive[1] in ("line", "ident"):
+        # GNU writes `#line 7` as `# 7`.
+        if directive[1] in ("line", "ident") or directive[1].isdigit():
             yield number, f"#{directive[1]}: lines keep their own numbers and names; leave it out"
+        if directive[1] == "shadows":  # agent/static/preprocessed.py puts it there
+            yield (
+                number,
+                f"headers of the system include {directive[2]} of csrc/ in place of their own; name it otherwise",
+            )
         if directive[1] == "pragma" and re.match(
             r"(comment|redefine_extname|weak|init|fini|GCC\s+(system_header|pch_preprocess|dependency))",
             directive[2],
@@ -160,6 +170,11 @@ def _code(code: str) -> Iterator[tuple[int, str]]:
             _line(code, match),
             f"registers into `{match[1]}`: torch's own operators stay as they are",
         )
+    for match in names.REGISTERS.finditer(code):
+        yield (
+            _line(code, match),
+            f"`{match[1]}`: register by LAB_SCHEMAS and LAB_KERNELS (csrc/lab.h), in the file's own namespace",
+        )
     for match in names.LASTING.finditer(code):
         yield (
             _line(code, match),
@@ -179,9 +194,7 @@ def _statements(code: str) -> list[str]:
 def _strings(path: str, code: str) -> Iterator[tuple[int, str]]:
     """What is wrong with what stands in strings: assembly, and operators that are called by name."""
     if not path.endswith(".cu"):  # PTX is how a CUDA kernel reaches mma and cp.async
-        for match in names.ASM.finditer(code):
-            if problem := _assembly(match[1]):
-                yield _line(code, match), f"inline assembly {problem}; use intrinsics (immintrin.h)"
+        yield from _assemblies(code)
     yield from (
         (n, text) for n, line in enumerate(code.splitlines(), 1) for text in _whole_ops(line)
     )
@@ -200,13 +213,26 @@ def _whole_ops(line: str) -> Iterator[str]:
         yield f"`{match[1]}` of torch: a library's whole op is an implementation of its own; name it in IMPLEMENTATIONS"
 
 
+def _assemblies(code: str) -> Iterator[tuple[int, str]]:
+    """Inline assembly that is not plain arithmetic, or that cannot be read, in code with its strings."""
+    for match in names.ASM.finditer(code):
+        if problem := _assembly(match[1]):
+            yield _line(code, match), f"inline assembly {problem}; use intrinsics (immintrin.h)"
+    bare = without_comments(code, strings=False)
+    for match in names.ASM_UNREAD.finditer(bare):
+        yield (
+            _line(bare, match),
+            "inline assembly that cannot be read: its text has to be written out; use intrinsics (immintrin.h)",
+        )
+
+
 def _assembly(text: str) -> str:
     """What is wrong with a template of inline assembly; "" if nothing is."""
-    if not text.strip():
+    parts = re.findall(r'"(?:\\.|[^"\\])*"', text)
+    # C++ ends a number such as \x00a elsewhere than Python.
+    if not parts or any(re.search(r"[\r\n]|\\[^nt\"\\]", part) for part in parts):
         return "that cannot be read"
-    template = "".join(
-        str(ast.literal_eval(part)) for part in re.findall(r'"(?:\\.|[^"\\])*"', text)
-    )
+    template = "".join(str(ast.literal_eval(part)) for part in parts)
     for instruction in re.split(r"[\n;]", template):
         words = instruction.split()
         if words and not names.INSTRUCTION.fullmatch(words[0]):

@@ -42,7 +42,8 @@ WORDS = re.compile(
     r"openat|opendir|ifstream|ofstream|basic_[io]?fstream|filebuf|pthread_create|pthread_kill|jthread|thrd_create|quick_exit|_exit|_Exit|"
     r"at_quick_exit|atexit|dup[23]?|setsid|pwrite|pread|unlink|readlink|sigaction|sigprocmask|setjmp|longjmp|setitimer|"
     r"Py(?:Run|Eval|Object|Frame|Import|Err|Dict|Module|Thread|Sys|GIL|Code|Interp|List|Tuple|Call|Function|Gen|Type)\w*_\w+|pybind11|DynamicLibrary|tmpfile|tmpnam|mkstemp|intraop_launch|"
-    r"timer_create|sched_setaffinity|pthread_setaffinity_np|setrlimit|prctl|random_device|sleep_for|sleep_until|LD_PRELOAD)\b"
+    r"timer_create|sched_setaffinity|pthread_setaffinity_np|setrlimit|prctl|random_device|sleep_for|sleep_until|LD_PRELOAD|"
+    r"from_file|(?:Refcounted)?MapAllocator|aoti_torch_save_tensor_handle|pickle_(?:save|load))\b"
 )
 # Common enough as names of a kernel's own: refused only as a plain call.
 CALLS = re.compile(
@@ -55,25 +56,34 @@ CLOCKS = re.compile(
     r"\b(steady_clock|high_resolution_clock|system_clock|clock_gettime|gettimeofday|__rdtscp?|_rdtsc|clock64|globaltimer)\b"
 )
 # A reading that outlives its call could tell the first minutes of a process, when it is judged, from the rest.
+# Its first half ends where a value begins: `static double time(F&& f)` is a function of one's own.
 LASTING = re.compile(
-    r"\b(?:static|thread_local|inline)\b[^;{}]{0,200}(?:\bnow|\btime|\bclock|__rdtscp?|_rdtsc)\s*\("
+    r"\b(?:static|thread_local|inline)\b(?:[^;{}]{0,200}[=(,]|[^;{}()]{0,200}\{)[^;{}]{0,200}(?:\bnow|\btime|\bclock|__rdtscp?|_rdtsc)\s*\("
 )
 ASM = re.compile(
-    r"\b(?:asm|__asm__|__asm)\b(?:\s*(?:volatile|__volatile__|inline|goto))*\s*\(\s*((?:\"(?:\\.|[^\"\\])*\"\s*)*)"
+    r"\b(?:asm|__asm__|__asm)\b(?:\s*(?:__)?(?:volatile|inline|goto)(?:__)?)*\s*\(\s*((?:\"(?:\\.|[^\"\\])*\"\s*)*)"
+)
+# The same in code whose strings are emptied, where anything but a template that is written out follows.
+ASM_UNREAD = re.compile(
+    r"\b(?:asm|__asm__|__asm)\b(?!(?:\s*(?:__)?(?:volatile|inline|goto)(?:__)?)*\s*\(\s*(?:\"\"\s*)+[:)])"
 )
 # Arithmetic on vector registers, fences and hints; the rest can call anything.
 INSTRUCTION = re.compile(
     r"v[a-z0-9]+|prefetch\w+|[a-z0-9]+[ps][sd]|nop|pause|[lsm]fence|tdp\w+|tile\w+"
 )
 ATTRIBUTES = re.compile(
-    r"(?:__attribute__|gnu\s*::)[^;{]*?\b(?:__)?(constructor|destructor|section|alias|ifunc|weak|weakref|init_priority)(?:__)?\b"
+    r"(?:__attribute\w*|gnu(?:__)?\s*::?)[^;{]*?\b(?:__)?(constructor|destructor|section|alias|ifunc|weak|weakref|init_priority)(?:__)?\b"
 )
 # Registering into a namespace of torch's own, written out, or as LAB_KERNELS and the like leave the preprocessor.
 TORCH_OWN = re.compile(r"\b\w*TORCH_LIBRARY\w*\s*\(\s*(aten|prims?|_)\s*,")
-TORCH_OWN_STRING = re.compile(r"Library\w*\s*[({][^;]{0,200}?\"(aten|prims?|_)\"")
+TORCH_OWN_STRING = re.compile(r"Library\w*[^;]{0,400}?\"(aten|prims?|_)\"")
+# What LAB_SCHEMAS and LAB_KERNELS are made of: used by name, it registers into any namespace.
+REGISTERS = re.compile(
+    r"\b(StableLibrary|StableTorchLibraryInit|aoti_torch_library_\w+|torch_library_\w+|RegisterOperators|Dispatcher\s*::\s*\w*[sS]ingleton)\b"
+)
 WHOLE_OPS = re.compile(
     r"\b(?:aten::|aoti_torch_\w*?_?|at::(?:native::)?)(_?\w*(?:scaled_dot_product|flash_attention|efficient_attention|"
-    r"rms_norm|layer_norm|linalg_svd|linalg_qr|linalg_eigh|linalg_polar|flex_attention|linear_cross_entropy)\w*)"
+    r"rms_norm|layer_norm|linalg_svd|linalg_qr|linalg_eigh|linalg_polar|flex_attention|linear_cross_entropy|from_file)\w*)"
 )
 DISPATCH = re.compile(
     r"\b(torch_call_dispatcher|aoti_torch_call_dispatcher|findSchemaOrThrow|findOp)\s*\(\s*([^,)]*)"

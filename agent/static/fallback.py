@@ -17,7 +17,10 @@ _PLAIN = frozenset(
     "str repr len format float int bool tuple list dict set min max sum print isinstance type range zip enumerate sorted".split()
 )
 # What computes nothing in torch.
-_NO_COMPUTATION = ("torch.cuda.", "torch.get_", "torch.is_", "torch.finfo", "torch.iinfo", "torch.dtype", "torch.device", "torch.Size")  # fmt: skip
+_NO_COMPUTATION = (
+    "torch.cuda.", "torch.backends.", "torch.compiler.", "torch.get_", "torch.is_", "torch.finfo", "torch.iinfo", "torch.dtype", "torch.device",
+    "torch.Size", "torch.promote_types", "torch.result_type",
+)  # fmt: skip
 _VALUES = frozenset(
     "inf nan pi e float bool half double bfloat16 float16 float32 float64 int8 int16 int32 int64 uint8 Tensor strided".split()
 )

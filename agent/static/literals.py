@@ -1,14 +1,15 @@
 """How much knowledge a source file may carry: weights, tables and answers are learned in the trial, not brought along.
 
-A kernel's own settings are small: the longest table of this project has 15 numbers, its longest line of text 200 characters. There are
-limits for each literal, for the sum of a file, and for text without spaces, which is how data is packed into strings.
+A kernel's own settings are small: the longest table of this project has 15 numbers, its longest line of text 200 characters, and all its files
+together 1,700 numbers. There are limits for each literal, for the sum of a file, for what a change adds to all files together, and for text
+without spaces, which is how data is packed into strings.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from agent.scope import CPP_TOKENS, without_comments
 
@@ -17,9 +18,10 @@ MAX_DOCSTRING = 20_000
 MAX_STRINGS = 16_000  # bytes of all strings of a file, docstrings left out
 MAX_PACKED = 200  # characters of a string without a space
 MAX_NUMBERS = 512  # in one literal: a table of weights, not of settings
-MAX_ALL_NUMBERS = 4_096  # in a file
+MAX_ALL_NUMBERS = 1_024  # in a file
+MAX_ADDED = 16_000  # bytes that a change may add over all its files, a number counted as eight
 MAX_FILE = 200_000  # bytes
-MAX_BITS = 512  # of one integer
+MAX_BITS = 64  # of one integer; more would hold as much as a table
 _SAYS = "weights and tables are learned in the trial, not brought along"
 _Docstringed = ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 _Table = ast.List | ast.Tuple | ast.Set | ast.Dict
@@ -34,16 +36,43 @@ def oversized(path: str, source: str) -> Iterator[tuple[int, str]]:
     yield from ((line, f"{what}; {_SAYS}") for line, what in found)
 
 
+def too_much_added(files: Iterable[tuple[str, str, str]]) -> Iterator[str]:
+    """What is wrong with a change of files, each (path, before, after), if all of them together carry more than MAX_ADDED: no one file shows that."""
+    added = sum(_carried(path, after) - _carried(path, before) for path, before, after in files)
+    if added > MAX_ADDED:
+        yield f"{added:,} bytes of numbers and strings are added to all files together, at most {MAX_ADDED:,}; {_SAYS}"
+
+
+def _carried(path: str, source: str) -> int:
+    """Bytes of a file's strings, docstrings left out, and eight for each number; 0 for Python that does not parse."""
+    if not path.endswith(".py"):
+        bare = without_comments(source, strings=False)
+        numbers = sum(bool(match["number"]) for match in _TOKENS.finditer(bare))
+        return len(without_comments(source)) - len(bare) + 8 * numbers
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return 0
+    docstrings = _docstrings(tree)
+    values = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in docstrings]  # fmt: skip
+    return sum(len(v) if isinstance(v, str | bytes) else 8 for v in values)
+
+
+def _docstrings(tree: ast.Module) -> set[int]:
+    """The ids of the nodes that are docstrings."""
+    return {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, _Docstringed) and node.body and isinstance(node.body[0], ast.Expr)
+    }
+
+
 def _python(source: str) -> Iterator[tuple[int, str]]:
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
-    docstrings = {
-        id(node.body[0].value)
-        for node in ast.walk(tree)
-        if isinstance(node, _Docstringed) and node.body and isinstance(node.body[0], ast.Expr)
-    }
+    docstrings = _docstrings(tree)
     strings = numbers = 0
     tables: set[int] = set()
     for node in ast.walk(tree):
@@ -108,6 +137,8 @@ def _cpp(source: str) -> Iterator[tuple[int, str]]:
         return text.count("\n", 0, match.start()) + 1
 
     for match in CPP_TOKENS.finditer(code):
+        if match["number"]:
+            continue
         size = len(match.group())
         strings += size
         for what in _text(match.group(), size, MAX_STRING):

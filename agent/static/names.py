@@ -5,6 +5,8 @@ A name is judged by its origin: `import torch as t; t.os` and `from torch import
 
 from __future__ import annotations
 
+import re
+
 _STDLIB = frozenset(
     "__future__ abc array bisect cmath collections contextlib copy dataclasses enum fractions functools heapq itertools math numbers "
     "operator random re statistics string struct textwrap time types typing typing_extensions warnings weakref".split()
@@ -46,13 +48,14 @@ HOOKS = frozenset(
     "__prepare__ __instancecheck__ __subclasscheck__ __subclasshook__ __mro_entries__ __class_getitem__ __reduce__ __reduce_ex__ "
     "__setstate__ __getstate__".split()
 )
-# Attributes that are refused whatever they hang on.
+# Attributes that are refused whatever they hang on. `format` is one: "{0.__traceback__.tb_frame}".format(error) looks at a frame, and no reading
+# of the tree shows it. An f-string is read as the code that it is.
 ATTRIBUTES = frozenset(
-    "f_back f_globals f_locals f_builtins tb_frame tb_next gi_frame cr_frame ag_frame co_code co_consts func_globals "
+    "format format_map f_back f_globals f_locals f_builtins tb_frame tb_next gi_frame cr_frame ag_frame co_code co_consts func_globals "
     "attrgetter methodcaller system popen Popen check_output environ getenv putenv execv execve execvp _exit _getframe "
     "settrace setprofile addaudithook import_module load_module exec_module CDLL PyDLL dump dlopen LoadLibrary get_objects get_referrers "
     "get_referents os sys subprocess ctypes builtins importlib inspect gc socket shutil pathlib pickle tempfile atexit _os _sys _C "
-    "hub cpp_extension fork forkpty kill killpg memmap tofile fromfile from_file load_library _write_file fromhex share_memory_ "
+    "hub cpp_extension GetAttrKey fork forkpty kill killpg memmap tofile fromfile from_file load_library _write_file fromhex share_memory_ "
     "_share_filename_cpu_ _share_fd_cpu_ _new_shared_filename_cpu _new_shared_fd_cpu".split()
 )
 # Modules that can be reached through the allowed ones, as in torch.os, collections._sys.
@@ -63,10 +66,8 @@ PASSENGERS = frozenset(
 )
 # Parts of the allowed packages that reach files, processes, the network, code from text, other threads, or torch's internals.
 _PARTS = {
-    "torch": "_C hub package multiprocessing distributed load save from_file classes serialization futures export onnx fx overrides "
+    "torch": "_C ao quantization numa monitor contrib hub package multiprocessing distributed load save from_file classes serialization futures export onnx fx overrides "
     "_export _utils_internal _appdirs _classes _lowrank _deploy _weights_only_unpickler _register_device_module",
-    "torch._inductor": "codecache async_compile cpp_builder select_algorithm package utils runtime compile_fx cudagraph_trees aot_compile "
-    "aoti_load_package aoti_compile_and_package standalone_compile",
     "torch.jit": "load save CompilationUnit fork wait _fork _wait",
     "torch.ops": "load_library",
     "torch.testing": "_internal",
@@ -94,13 +95,20 @@ _PARTS = {
     "random": "seed setstate SystemRandom",
     "resource": "setrlimit prlimit",
     "concurrent.futures": "ProcessPoolExecutor process",
-    "triton": "profiler tools compile backends knobs compiler",
+    "triton": "profiler compile backends knobs compiler",
     "triton.runtime": "build cache",
 }
 PARTS = {f"{package}.{part}" for package, parts in _PARTS.items() for part in parts.split()}
 # Of these packages a kernel file may use the named parts alone; the rest reaches too far, or is the frame that kernels run in.
 _OF = {
     "torch.utils": frozenset("checkpoint _pytree dlpack hooks weak _foreach_utils".split()),
+    "torch.utils._pytree": frozenset("tree_map tree_flatten tree_unflatten tree_leaves".split()),
+    "torch._dynamo": frozenset(
+        "config disable allow_in_graph mark_dynamic mark_static graph_break".split()
+    ),
+    "torch._inductor": frozenset({"config"}),
+    "triton.tools": frozenset({"tensor_descriptor"}),
+    "triton.tools.tensor_descriptor": frozenset({"TensorDescriptor"}),
     "kernels": frozenset(
         "jit choose custom_op overwrite product_dtype INTERPRETED AVX512_BF16 AMX CPU_MULTIPLIES_BF16 MKL_KNOWS_CPU".split()
     ),
@@ -109,6 +117,13 @@ _OF = {
     "flash_attn.cute": frozenset({"interface"}),
     "flash_attn.cute.interface": frozenset({"_flash_attn_fwd", "_flash_attn_bwd"}),
 }
+# Private names of these packages that a kernel may use: functions of tensors, and what _OF restricts. The others are modules in which anything
+# can be reached, such as a function that imports by text.
+_OPEN = frozenset({"torch", "triton", "numpy"})
+_PRIVATE = re.compile(
+    r"_(?:foreach|fused|scaled|grouped|int|weight|convert_weight|is|assert|check|experimental)(?:_\w+)?|_(?:log_)?softmax|"
+    r"_dynamo|_inductor|_pytree|_foreach_utils"
+)
 # Switches of the whole process: a kernel that sets one changes what it is compared with.
 _STATE = frozenset(
     "set_default_dtype set_default_device set_default_tensor_type set_num_threads set_num_interop_threads manual_seed manual_seed_all seed "
@@ -163,6 +178,9 @@ def path_error(name: str, model: bool) -> str:
         package = parts[0] if n == 2 else ".".join(parts[: n - 1])
         if package in _OF and part not in _OF[package] and not (model and parts[0] == "kernels"):
             return f"`{prefix}`: of {package} a kernel uses {', '.join(sorted(_OF[package]))}{_instead(prefix)}"
+        private = part.startswith("_") and not (part in DUNDERS or _PRIVATE.fullmatch(part))
+        if private and parts[0] in _OPEN and not prefix.startswith("torch.ops."):
+            return f"`{prefix}`, a private name of {parts[0]}{_instead(prefix)}"
         if not model and parts[0] == "torch" and part in _STATE:
             return f"`{prefix}` sets state of the whole process; a kernel leaves it as it is"
     return ""

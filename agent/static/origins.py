@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from agent.static import names
 
 _MAX_ORIGINS = 8  # of one name; `a = a.b` would add to them without end
+_MAKERS = ("torch.library.custom_op", "torch.library.triton_op", "torch.library.Library")
 
 
 def written_annotations(tree: ast.Module) -> Iterator[ast.expr]:
@@ -36,7 +37,11 @@ def written_annotations(tree: ast.Module) -> Iterator[ast.expr]:
 
 
 class Origins:
-    """The names of one file: `imports` has those that an import statement binds, `modules` those that are modules, `bound` all."""
+    """The names of one file.
+
+    `imports` has those that an import statement binds, `modules` those that are modules, `libraries` those of ops and libraries that torch.library
+    has made, `bound` all.
+    """
 
     def __init__(self, tree: ast.Module, annotations: Sequence[ast.expr]) -> None:
         self.parents = {
@@ -53,6 +58,23 @@ class Origins:
         self.bound |= set(self._found)
         self.imports = {name: set(found) for name, found in self._found.items()}
         self._follow_aliases(tree)
+        self.libraries = set(self._made_by_torch_library(tree))
+
+    def _made_by_torch_library(self, tree: ast.Module) -> Iterator[str]:
+        """Names of ops and libraries: each is bound once, by a call or a decorator of torch.library."""
+        stored = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]  # fmt: skip
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                name, makers = node.targets[0].id, [node.value]
+            elif isinstance(node, ast.FunctionDef):
+                name, makers = node.name, node.decorator_list
+            else:
+                continue
+            made = any(
+                isinstance(each, ast.Call) and self.first(each.func) in _MAKERS for each in makers
+            )
+            if made and stored.count(name) <= isinstance(node, ast.Assign):
+                yield name
 
     def _imported(self, tree: ast.Module) -> dict[str, set[str]]:
         """Local name -> dotted origins, for every import of the file."""

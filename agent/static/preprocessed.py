@@ -31,7 +31,7 @@ def preprocess(tree: Path, path: str, source: str) -> list[tuple[str, int, str]]
     if compiler is None:
         return None
     own = [source, *(h.read_text(errors="replace") for h in sorted((tree / "csrc").glob("*.h")))]
-    branches = any(re.search(r"#\s*(if|elif)", text) for text in own)
+    branches = any(re.search(r"(?:#|%:)[\s\\]*(?:if|elif)", text) for text in own)
     targets = list(_flags()[1].values()) if branches else [()]
     found: set[tuple[str, int, str]] = set()
     for target in targets:
@@ -108,10 +108,13 @@ def _own_lines(text: str, path: str, folder: str) -> Iterator[tuple[str, int, st
     name, number = "", 0
     held: tuple[str, int, str] | None = None
     for line in text.splitlines():
-        marker = re.match(r'#(?:line)? (\d+) "(.*?)"', line)
+        marker = re.match(r'#(?:line)? (\d+) "(.*?)"( 1\b)?', line)
         if marker:
             file = marker[2]
             own = file == "<stdin>" or file.startswith(folder)
+            if own and marker[3] and not name:
+                # Entered from a header that is not of csrc/, by the name of one of the system.
+                yield f"csrc/{Path(file).name}", 1, f"#shadows {Path(file).name}"
             name = "" if not own else path if file == "<stdin>" else f"csrc/{Path(file).name}"
             number = int(marker[1])
             continue

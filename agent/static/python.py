@@ -19,6 +19,8 @@ from agent.static.clock import lasting_readings
 from agent.static.fallback import fallbacks
 from agent.static.origins import Origins, written_annotations
 
+# Functions of torch.library whose first argument says which op is meant.
+_TAKE_A_NAME = ("custom_op", "Library", "triton_op", "impl", "define", "register_")
 _MODEL_MAY_ASSIGN = ("torch.backends.", "torch._dynamo.config.", "torch._inductor.config.")
 
 
@@ -203,8 +205,11 @@ class _Reader:
             text, called = _beginning(value), self.origins.first(value)
             if text.split("::")[0] in names.OWN_OPERATORS or called.startswith("torch.ops.aten"):
                 yield f"registers `{text or called}`: torch's own operators stay as they are; use a namespace of your own"
-        makes_namespace = origin.split(".")[-1] in ("custom_op", "Library", "triton_op")
-        if makes_namespace and node.args and not _beginning(node.args[0]):
+        first = node.args[0] if node.args else None
+        # an op or a Library of this file has been made by a name that was written out
+        made = isinstance(first, ast.Name) and first.id in self.origins.libraries
+        takes_name = origin.split(".")[-1].startswith(_TAKE_A_NAME)
+        if takes_name and first is not None and not made and not _beginning(first):
             yield f"`{origin}` of a name that is not written out; begin it with your own namespace"
 
     def _class(self, node: ast.ClassDef) -> Iterator[str]:

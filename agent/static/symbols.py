@@ -25,14 +25,14 @@ _MATHS = (
 )
 _C = (
     "malloc calloc realloc reallocarray free posix_memalign aligned_alloc memalign malloc_usable_size madvise sysconf getpagesize munmap "
-    "memcpy memmove memset memcmp memchr memrchr mempcpy memmem strlen strnlen strcmp strncmp strcasecmp strcpy strncpy strcat strncat "
+    "memcpy memmove memset memcmp bcmp memchr memrchr mempcpy memmem strlen strnlen strcmp strncmp strcasecmp strcpy stpcpy strncpy strcat strncat "
     "strchr strrchr strstr strdup strtol strtoul strtoll strtoull strtod strtof strerror "
     "printf fprintf vprintf vfprintf snprintf sprintf vsnprintf puts putchar putc fputs fputc fwrite fflush stdout stderr "
     "qsort bsearch rand srand rand_r abort isalpha isdigit isspace tolower toupper errno "
     "time clock clock_gettime gettimeofday localtime localtime_r gmtime strftime difftime "
     "pthread_mutex_lock pthread_mutex_trylock pthread_mutex_unlock pthread_mutex_init pthread_mutex_destroy pthread_once pthread_self "
     "pthread_rwlock_rdlock pthread_rwlock_wrlock pthread_rwlock_unlock pthread_key_create pthread_getspecific pthread_setspecific "
-    "pthread_key_delete sched_yield sched_getcpu dl_iterate_phdr omp_get_thread_num omp_get_num_threads omp_get_max_threads "
+    "pthread_key_delete sched_yield sched_getcpu omp_get_thread_num omp_get_num_threads omp_get_max_threads "
     "omp_in_parallel omp_get_wtime"
 )
 _FAMILIES = re.compile(
@@ -51,7 +51,8 @@ _FOREIGN = re.compile(
     r"_ZN?K?St6thread|_ZNSt\d*6thread|_ZNSt11this_thread|_ZNSt18condition_variable|_ZNSt13__future_base|_ZNSt10filesystem|"
     r"_ZNKSt10filesystem|_ZNS?t?\d*random_device|_ZNSt13random_device|_Z\w*basic_[iof]?filebuf|_Z\w*basic_[io]?fstream|_Z\w*8pybind11|"
     r"_ZN4c10d|_ZN5torch3jit|_ZN5torch4load|_ZN5torch4save|_ZN6caffe29serialize|_ZN2at1[45]set_num_(?:interop_)?threads|"
-    r"_ZN2at7Context\d+set|_ZN2at11manual_seed|_ZN3c1013set_default|_ZN2at14DynamicLibrary|_ZN3c106thread"
+    r"_ZN2at6launch|_ZN2at4impl|_ZN3c104impl|_ZN3c1015SetCPUAllocator|_ZN3c1012SetAllocator|_ZN3c1014TaskThreadPool|_ZN3c1010ThreadPool|"
+    r"_ZN5torch7Library|_ZN5torch17CapturedTraceback|_ZN2at7Context\d+set|_ZN2at11manual_seed|_ZN3c1013set_default|_ZN2at14DynamicLibrary|_ZN3c106thread"
 )
 # Names of the system that an object may not define: whatever is loaded after it would get them.
 _SYSTEM = frozenset((_C + " " + _MATHS).split()) | set(

@@ -58,12 +58,12 @@ def draw(rng: random.Random) -> Case:
     layouts = LAYOUTS if len(shape) > 1 else OWN_MEMORY
     grad = draw_float(rng, shape, rng.choice(STATES), layout=rng.choice(layouts))
     scalars = {
-        "lr": 10 ** rng.uniform(-4, -0.5),
+        "lr": 10 ** rng.uniform(-4, 0.3),
         "beta1": rng.choice((0.0, 0.8, 0.9, 0.96)),
         "beta2": rng.choice((0.95, 0.99, 0.999)),
         "eps": rng.choice((1e-10, 1e-8, 1e-6)),
         "weight_decay": rng.choice((0.0, 0.003, 0.1)),
-        "step": rng.choice((1, 2, 10, 1000)),
+        "step": rng.choice((1, 2, 10, 1_000, 30_000)),
     }
     return _case(rng, grad, scalars)
 

@@ -41,17 +41,21 @@ def draw(rng: random.Random) -> Case:
     dtype = rng.choice(FLOATS)
     B, Hkv, group = rng.randint(1, 2), rng.choice((1, 2, 3)), rng.choice((1, 2, 4))
     T, D = draw_size(rng, 160), rng.choice((8, 16, 32, 64, 128))
-    layout = rng.choice(("contiguous", "transposed", "padded", "offset", "expanded"))
+    layouts = ("contiguous", "transposed", "padded", "offset", "expanded")
+    layout = {name: rng.choice(layouts) for name in "qkv"}
     window = rng.choice((None, None, 1, rng.randint(1, T), rng.randint(1, T + 8)))
     family = rng.choice(("normal", "offset", "heavy_tail"))
-    fixed = {"layout": layout, "family": family}
     # Scores of up to about thirty: beyond that a softmax is one-hot, and every float32 kernel loses digits of it alike.
     scale = 10 ** rng.uniform(-2, -0.5 if family == "offset" else 0.5)
     return Case(
         {
-            "q": draw_float(rng, (B, Hkv * group, T, D), dtype, **{**fixed, "scale": scale}),
-            "k": draw_float(rng, (B, Hkv, T, D), dtype, **{**fixed, "scale": 1.0}),
-            "v": draw_float(rng, (B, Hkv, T, D), dtype, layout=layout),
+            "q": draw_float(
+                rng, (B, Hkv * group, T, D), dtype, layout=layout["q"], family=family, scale=scale
+            ),
+            "k": draw_float(
+                rng, (B, Hkv, T, D), dtype, layout=layout["k"], family=family, scale=1.0
+            ),
+            "v": draw_float(rng, (B, Hkv, T, D), dtype, layout=layout["v"]),
         },
         {"causal": rng.random() < 0.8, "window": window},
         forward_only=T == 1 or window == 1,  # one key a query: its weight is one whatever the score
@@ -119,10 +123,9 @@ def _terms(
 def _pairs(case: Case) -> int:
     """Query-key pairs that the mask lets through, over batch and heads."""
     B, H, T, _ = case.inputs["q"].shape
-    w = case.scalars.get("window") or T
-    if not case.scalars.get("causal", True):
-        return B * H * sum(min(T, i + w) - max(0, i - w + 1) for i in range(T))
-    return B * H * sum(min(i + 1, w) for i in range(T))
+    w: int = min(case.scalars.get("window") or T, T)
+    causal = w * (w + 1) // 2 + (T - w) * w
+    return B * H * (causal if case.scalars.get("causal", True) else 2 * causal - T)
 
 
 CONTRACT = Contract(

@@ -33,6 +33,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bench.protocol import Channel
 from bench.runner import lives
 from bench.runner.blocks import Blocks
@@ -106,6 +108,9 @@ class Runner:
         return {}
 
     def do_load(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        if self.device.type == "cuda":
+            # Else it would start between two snapshots.
+            torch.cuda.init()  # type: ignore[no-untyped-call]
         self.before = snapshot()
         sys.path.insert(0, request["tree"])
         if "op" not in request:

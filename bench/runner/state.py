@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-_generator_state = torch.get_rng_state
+_generator_state, _gpu_generator_state = torch.get_rng_state, torch.cuda.get_rng_state
+_on_gpu: Callable[[], bool] = torch.cuda.is_initialized
 
 
 def snapshot() -> dict[str, Any]:
-    """The state now, as plain JSON; two snapshots of a process that was left alone are equal."""
+    """The state now, as plain JSON; two snapshots of a process that was left alone, with CUDA started in both or in neither, are equal."""
+    generators = [_generator_state(), *([_gpu_generator_state()] if _on_gpu() else [])]
+    states = b"".join(each.numpy().tobytes() for each in generators)
     return {
         "threads of torch": torch.get_num_threads(),
         "grad mode": torch.is_grad_enabled(),
@@ -23,6 +27,6 @@ def snapshot() -> dict[str, Any]:
         "anomaly mode": torch.is_anomaly_enabled(),
         "subnormals": float(torch.tensor(1e-40).mul(1.0)) != 0,
         "mkldnn": torch.backends.mkldnn.enabled,
-        "autocast": torch.is_autocast_enabled("cpu"),
-        "global random generator": hashlib.sha256(_generator_state().numpy().tobytes()).hexdigest(),
+        "autocast": [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")],
+        "global random generator": hashlib.sha256(states).hexdigest(),
     }

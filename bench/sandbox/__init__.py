@@ -340,7 +340,8 @@ def _environment(
     kept = ["CXX", "CC", "OMP_NUM_THREADS"]
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu.visible
-        kept.append("LD_LIBRARY_PATH")
+        # The assembler that Triton brings may be older than the kernels need; the path must be one that a runner can read, such as the toolkit's.
+        kept += ["LD_LIBRARY_PATH", "TRITON_PTXAS_PATH"]
     # For all runners, also those without a GPU's nodes, which build: what they compile is found by a name that contains the architecture.
     if "CUDA_HOME" in os.environ:
         environment["CUDA_HOME"] = os.path.realpath(os.environ["CUDA_HOME"])
