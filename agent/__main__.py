@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
+import os
 import sqlite3
 import sys
 import traceback
@@ -15,7 +17,7 @@ from agent.lab import Lab, Unusable
 from agent.ledger import LedgerError
 from agent.options import parser
 from agent.records import BEST_EFFORT, Settings
-from agent.screen import Screen, open_screen
+from agent.screen import Screen, open_screen, printable
 
 # Errors of the machine, not of the lab: no space, no permission.
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -33,6 +35,9 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
         loop.error(
             "say what to improve: --target kernels, --target model or --target all (or a command: see --help)"
         )
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # An arrow in a model's words ends no night where the terminal speaks Latin-1.
+        sys.stdout.reconfigure(errors="backslashreplace")
     quiet_output = asked.command in ("gate", "trial", "export", "status", "report", "doctor")
     screen = open_screen(sys.stderr if quiet_output else sys.stdout)
     try:
@@ -45,7 +50,7 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
         screen.close()
         if not _is_told(error):
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}{_remedy(error, lab)}"), file=sys.stderr)
         return 2
     finally:
         screen.close()
@@ -67,6 +72,27 @@ def _is_told(error: Exception) -> bool:
     return damaged or full or isinstance(error, tuple(known))
 
 
+def _remedy(error: Exception, lab: Lab) -> str:
+    """What helps against a fault of the machine, whose message does not say it; "" for any other."""
+    if isinstance(error, sqlite3.OperationalError):
+        return (
+            f"; {lab.folder / 'ledger.sqlite'} has to be writable, on a local disk with space, and open for writing nowhere else; "
+            "a run goes on with python -m agent --resume"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return "; free space; a run goes on with python -m agent --resume"
+    return ""
+
+
+def _show(text: str, end: str = "\n") -> None:
+    """Print on standard output, to a terminal without what it would obey. A reader that has had enough, such as `| head`, is no error."""
+    try:
+        print(printable(text) if sys.stdout.isatty() else text, end=end, flush=True)
+    except BrokenPipeError:
+        # What is left goes nowhere: Python would fail once more when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     from agent import campaign, doctor, dry_run
     from agent.lab import device
@@ -83,7 +109,7 @@ def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
             run = ledger.run(given["resume"] or None)
             changed = replace(run, settings=replace(run.settings, **chosen))
             settings = dry_run.what_is_left(ledger, changed)
-        print(dry_run.estimate(lab, replace(settings, device=device(settings.device))))
+        _show(dry_run.estimate(lab, replace(settings, device=device(settings.device))))
         return 0
     mode = _held_to(lab, given, given["resume"]) if resumed else settings.isolation
     doctor.insist(mode, screen)
@@ -92,7 +118,7 @@ def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     else:
         summary = campaign.run(lab, settings, screen)
     screen.close()
-    print(summary, flush=True)
+    _show(summary)
     return 0
 
 
@@ -115,7 +141,7 @@ def _prune(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     doctor.insist(_held_to(lab, given, given["run"]), screen)
     summary = campaign.prune(lab, given["run"], screen)
     screen.close()
-    print(summary, flush=True)
+    _show(summary)
     return 0
 
 
@@ -129,14 +155,14 @@ def _report(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
         ledger = lab.ledger()
         said = report.of_run(ledger, ledger.run(given["run"]))
     screen.close()
-    print(said)
+    _show(said)
     return 0
 
 
 def _prepare(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     dataset = lab.prepare(given.get("data"), given["vocab"], screen)
     screen.close()
-    print(
+    _show(
         f"{dataset.directory}: {dataset.train_tokens:,} training tokens, vocabulary {dataset.vocab_size:,}, "
         f"{dataset.val_bytes:,} bytes to validate on; the default from now on"
     )
@@ -162,7 +188,7 @@ def _gate(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
         results = gate_command.judge_working_tree(lab, base, speed, screen, judge)
     screen.close()
     if given["json"]:
-        print(gate_command.as_json(results))
+        _show(gate_command.as_json(results))
     return gate_command.PASSED if results[-1].passed else gate_command.REFUSED
 
 
@@ -182,11 +208,11 @@ def _trial(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     if given["profile"]:
         found = trial_command.profile(lab, judge, screen)
         screen.close()
-        print(json.dumps(found, indent=2) if given["json"] else step_table.table(found))
+        _show(json.dumps(found, indent=2) if given["json"] else step_table.table(found))
         return 0
     result = trial_command.run(lab, judge, seconds, seed, screen)
     screen.close()
-    print(trial_command.as_json(result) if given["json"] else trial_command.block(result))
+    _show(trial_command.as_json(result) if given["json"] else trial_command.block(result))
     return 0 if result.ok else 1
 
 
@@ -194,7 +220,7 @@ def _doctor(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     from agent import doctor
 
     rows = doctor.examine(lab)
-    print(doctor.as_json(rows) if given["json"] else doctor.table(rows))
+    _show(doctor.as_json(rows) if given["json"] else doctor.table(rows))
     return 0 if doctor.healthy(rows) else 1
 
 
@@ -202,7 +228,7 @@ def _status(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     from agent import report, workspace
 
     running = workspace.is_held(lab.folder)
-    print(report.status(lab.ledger(), lab.folder / "ledger.sqlite", lab.root, running))
+    _show(report.status(lab.ledger(), lab.folder / "ledger.sqlite", lab.root, running))
     return 0
 
 
@@ -216,7 +242,7 @@ def _export(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
         text = export.recording(ledger, lab.repository(), run)
     else:
         text = export.tsv(ledger, run) if given["tsv"] else export.as_json(ledger, run)
-    print(text, end="")
+    _show(text, end="")
     return 0
 
 

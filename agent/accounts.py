@@ -73,7 +73,7 @@ class Accounts:
 
     def last_at_work(self) -> str | None:
         """The run that was worked on last, which is the one at work, if any is."""
-        rows = self._database.rows("SELECT run FROM stretches ORDER BY until DESC, id DESC LIMIT 1")
+        rows = self._database.rows("SELECT run FROM stretches ORDER BY id DESC LIMIT 1")
         return rows[0]["run"] if rows else None
 
     def tick(self, stretch: int, device_seconds: float) -> None:

@@ -195,10 +195,11 @@ def _go(
     """
     workshop = site.workshop(lab, run, ledger, judge, screen)
     proposer = make(workshop) if make else _chosen(workshop)
+    agenda = lab.agenda()
     begin()
     with site.at_work(lab, run, workshop) as here:
         brings = brought(run.settings)
-        loop = Loop(run, here, proposer=proposer, agenda=lab.agenda(), brought=brings)
+        loop = Loop(run, here, proposer=proposer, agenda=agenda, brought=brings)
         what = describe(run.settings, proposer.name)
         screen.say(f"run {run.id}: {what}; Ctrl-C ends it with a summary")
         try:
@@ -210,7 +211,8 @@ def _go(
         incumbent = ledger.run(run.id).incumbent
         if stays := here.workspace.advance(incumbent):
             screen.say(stays)
-        _measured_again(here, incumbent, train=why != STOPPED)
+        with here.guard.spare("the gain", screen.say):
+            _measured_again(here, incumbent, train=why != STOPPED)
         kept_as = here.workspace.name(incumbent)
     ledger.end_run(run.id)
     return report.summary(ledger, ledger.run(run.id), why, lab.folder / "ledger.sqlite", kept_as)
@@ -247,6 +249,8 @@ def describe(settings: Settings, proposer: str) -> str:
 
 
 def brought(settings: Settings) -> tuple[str, ...]:
-    """The paths that the files of --start have in the tree; none if the folder is gone."""
-    folder = Path(settings.start) if settings.start else None
-    return tuple(overlay(folder)) if folder is not None and folder.is_dir() else ()
+    """The paths that the files of --start have in the tree; none if the folder is gone, or holds none any more."""
+    try:
+        return tuple(overlay(Path(settings.start))) if settings.start else ()
+    except Unusable:
+        return ()

@@ -61,17 +61,19 @@ class Database:
     def transaction(self) -> Iterator[None]:
         """What is executed inside is synced to disk as a whole, or not at all."""
         with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield
+                self._db.execute("COMMIT")
             except BaseException:
-                self._db.execute("ROLLBACK")
+                # SQLite itself ends a transaction when the disk is full; that error is the one to show.
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
                 raise
-            self._db.execute("COMMIT")
 
     def execute(self, query: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
         """Change rows, inside a transaction."""
-        return self._db.execute(query, values)
+        return self._db.execute(query, [_storable(value) for value in values])
 
     def rows(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         with self._lock:
@@ -80,7 +82,10 @@ class Database:
     def insert(self, table: str, row: Mapping[str, Any]) -> int:
         """Add a row, inside a transaction; its id."""
         names, marks = ", ".join(row), ", ".join("?" * len(row))
-        done = self._db.execute(
-            f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(row.values())
-        )
+        done = self.execute(f"INSERT INTO {table} ({names}) VALUES ({marks})", tuple(row.values()))
         return int(done.lastrowid or 0)
+
+
+def _storable(value: Any) -> Any:
+    """The value; in a text, ? for half of a surrogate pair, which is no UTF-8: a candidate's last words may hold one."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value

@@ -6,6 +6,7 @@ Exit status 0 if all that is needed is there, 1 otherwise.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -106,6 +107,7 @@ def _software() -> Iterator[Row]:
     yield _command(part, "C++ compiler", os.environ.get("CXX", "c++"), what)
     yield _command(part, "git", "git", "git")
     yield _command(part, "nvcc", "nvcc", "the CUDA toolkit, for .cu files", needed=False)
+    yield _assembler(part)
 
 
 def _machine(lab: Lab) -> Iterator[Row]:
@@ -165,6 +167,16 @@ def _command(part: str, name: str, command: str, what: str, *, needed: bool = Tr
     return Row(part, name, done.returncode == 0, f"{lines[0] if lines else '?'} ({found})", needed)
 
 
+def _assembler(part: str) -> Row:
+    """What makes a GPU's code of Triton's PTX. Some versions made wrong code of some kernels, so a report of such a fault has to name the one in use."""
+    triton = importlib.util.find_spec("triton")
+    if triton is None or triton.origin is None:
+        return Row(part, "ptxas", False, "unknown without triton", False)
+    brought = Path(triton.origin).parent / "backends" / "nvidia" / "bin" / "ptxas"
+    chosen = os.environ.get("TRITON_PTXAS_PATH", str(brought))
+    return _command(part, "ptxas", chosen, "triton, or unset TRITON_PTXAS_PATH", needed=False)
+
+
 def _gpu(part: str) -> Row:
     try:
         import torch
@@ -180,10 +192,12 @@ def _gpu(part: str) -> Row:
 
 def _judging_on_gpu() -> Iterator[Row]:
     """How the judge's tensors reach a candidate on the GPU, whether kernels run there, and whether compute-sanitizer checks them."""
-    from bench import first_kernels, judge, sanitizer
+    from bench import device_memory, first_kernels, judge, sanitizer
 
     try:
-        lends, able = judge.lending("cuda"), True
+        lends = judge.lending("cuda")
+        # Where tensors travel through the host, bench/timing.py refuses to time anything.
+        able = lends == device_memory.DeviceMemory.words
     except judge.Refused as refused:  # CUDA does not start in the sandbox
         lends, able = f"a runner does not start: {judge.last_line(refused)}", False
     yield Row("machine", "tensors lent", able, lends)

@@ -8,7 +8,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from agent.git import Repository
+from agent.git import GitError, Repository
 from agent.ledger import Ledger
 from agent.records import LOST, OPEN, Experiment, Past
 
@@ -82,7 +82,13 @@ def _line(past: Past, repository: Repository) -> dict[str, Any]:
     if past.commit == past.parent:
         reason = past.outcome.reason.removeprefix("no proposal: ")
         return row | {"gave_up": reason or "no reason given"}
-    changes = repository.changes(past.parent, past.commit)
+    try:
+        changes = repository.changes(past.parent, past.commit)
+    except GitError as error:
+        raise GitError(
+            f"experiment {past.number} of run {past.run}: {error}; git may have deleted a commit that nothing points to: "
+            "its patch is in export --json"
+        ) from None
     paths = past.paths or tuple(change.path for change in changes)
     present = set(repository.files(past.commit, paths))
     texts = {p: repository.read(past.commit, p) if p in present else None for p in paths}

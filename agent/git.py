@@ -34,6 +34,7 @@ _OFF = (
 )
 _PLAIN = ("100644", "100755")
 _WHO = ("AUTHOR", "COMMITTER")
+MAX_PATH = 255  # bytes; no file system takes a longer name
 
 
 class GitError(RuntimeError):
@@ -135,6 +136,10 @@ class Repository:
             index = Path(scratch) / "index"
             self.text("read-tree", parent, index=index)
             for path, text in files.items():
+                if len(path.encode()) > MAX_PATH:
+                    raise GitError(
+                        f"{path[:60]!r}... is a path of {len(path.encode()):,} bytes: expected at most {MAX_PATH}"
+                    )
                 if text is None:
                     self.text("update-index", "--force-remove", "--", path, index=index)
                     continue

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from agent import integrity
+from agent.git import GitError
 from agent.ledger import Ledger
 from agent.proposers import Stopped
 from agent.records import CRASH, KEEP, LOST, UNFINISHED, Outcome
 
-MAX_FAILURES = 3  # in a row, of the judge or of a proposer, after which the run ends
+MAX_FAILURES = 3  # in a row, of the judge, of a proposer or of git, after which the run ends
 
 
 class LoopError(RuntimeError):
-    """The loop cannot go on: its start does not train, or the judge is broken."""
+    """The loop cannot go on: its start does not train, judge or proposer is broken, or the disk is full; the message says which."""
 
 
 class MachineFault(RuntimeError):
@@ -67,11 +69,26 @@ class Guard:
         except KeyboardInterrupt:
             self._ledger.close_experiment(experiment, Outcome(LOST, "stopped by Ctrl-C"))
             raise
-        # The boundary of an experiment: an error is the candidate's fault until it repeats; a full disk or a MachineFault never is.
+        # The boundary of an experiment: an error is the candidate's fault until it repeats. A full disk never is, nor a MachineFault, nor
+        # what git or the ledger cannot do.
         except Exception as error:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            machine = full or isinstance(error, MachineFault)
+            machine = full or isinstance(error, MachineFault | GitError | sqlite3.OperationalError)
             watched.outcome = self._failed(experiment, stage, error, LOST if machine else CRASH)
+
+    @contextmanager
+    def spare(self, what: str, say: Callable[[str], None]) -> Iterator[None]:
+        """Measure inside what `report --rerun` can measure later: a fault in it is said, and ends no night."""
+        try:
+            yield
+        except LoopError:
+            raise
+        except Exception as error:
+            log = self.keep(what, error)
+            say(
+                f"{what} is not measured to the end: {type(error).__name__}: {error}; see {log}; "
+                f"to measure it later: python -m agent report --rerun {self._folder.name}"
+            )
 
     def verify(self) -> None:
         """Raises LoopError if the judge's files have changed since the run was opened."""
@@ -85,7 +102,7 @@ class Guard:
         """Write the traceback of an error into a log; the log."""
         log = self._folder / f"error-{name.replace(' ', '-')}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("".join(traceback.format_exception(error)))
+        log.write_text("".join(traceback.format_exception(error)), errors="replace")
         return log
 
     def _failed(self, experiment: int, stage: str, error: Exception, status: str) -> Outcome:
@@ -96,6 +113,7 @@ class Guard:
         if self._failures[stage] >= MAX_FAILURES:
             self._ledger.close_experiment(experiment, outcome)
             raise LoopError(
-                f"the judge failed {self._failures[stage]} times in a row: {outcome.reason}"
+                f"the judge failed {self._failures[stage]} times in a row: {outcome.reason}; "
+                "mend that, then python -m agent --resume"
             ) from error
         return outcome

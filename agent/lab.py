@@ -51,7 +51,10 @@ class Lab:
 
     def agenda(self) -> str:
         file = self.root / "program.md"
-        return file.read_text() if file.is_file() else ""
+        try:
+            return file.read_text() if file.is_file() else ""
+        except UnicodeDecodeError as error:
+            raise Unusable(f"{file} is no UTF-8 text ({error}): save it as UTF-8") from None
 
     def prepare(self, source: str | None, vocab_size: int, screen: Screen) -> Dataset:
         """Prepare the data from a source, or verify it, and remember it as the default."""

@@ -81,8 +81,8 @@ class Ledger:
             self._database.execute("UPDATE runs SET ended = ? WHERE id = ?", (time.time(), run))
 
     def runs(self) -> list[Run]:
-        """Every run, oldest first."""
-        rows = self._database.rows("SELECT * FROM runs ORDER BY started, rowid")
+        """Every run, oldest first, whatever the clock said."""
+        rows = self._database.rows("SELECT * FROM runs ORDER BY rowid")
         return [
             Run(**{**row, "settings": Settings.from_json(json.loads(row["settings"]))})
             for row in map(dict, rows)
@@ -93,7 +93,10 @@ class Ledger:
         runs = self.runs()
         found = [run for run in runs if name is None or run.id == name]
         if not found:
-            names = ", ".join(run.id for run in runs) or "none yet"
+            names = (
+                ", ".join(run.id for run in runs)
+                or "none yet (to begin one: python -m agent --target kernels)"
+            )
             raise LedgerError(f"no run{f' {name}' if name else ''} in {self.path}; runs: {names}")
         return found[-1]
 

@@ -106,7 +106,8 @@ class Loop:
         said = "" if outcome.status == REFUSE else f": {outcome.reason}"
         self.screen.say(f"  {outcome.status}{said}  ({prepared.hypothesis})")
         if outcome.status == KEEP:
-            self.champion.keep(self.incumbent)
+            with self.guard.spare("the gain", self.screen.say):
+                self.champion.keep(self.incumbent)
 
     def _decide(self, prepared: Prepared) -> Outcome:
         asked = standard.of(prepared.proposer)

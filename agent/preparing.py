@@ -93,8 +93,8 @@ class Preparing:
         self.workspace, self.proposer, self.guard = workspace, proposer, guard
         self.agenda, self.brought, self.steps = agenda, tuple(brought), steps
         self.hardware = hardware.name(run.settings.device)
-        # In a row: calls of the proposer that gave no proposal, and its errors.
-        self._empty = self._failures = 0
+        # In a row: calls of the proposer that gave no proposal, its errors, and proposals that git did not take.
+        self._empty = self._failures = self._unwritten = 0
 
     # ---- from idea to candidate
 
@@ -126,6 +126,7 @@ class Preparing:
         except (GitError, ValueError) as error:
             self._not_applied(parent, proposal, error)
             return None
+        self._unwritten = 0
         return self._judge(proposal, parent, commit)
 
     def _judge(self, proposal: Proposal, parent: str, commit: str) -> Prepared | None:
@@ -228,7 +229,9 @@ class Preparing:
         reason = f"{self.proposer.name} failed: {type(error).__name__}: {error}; see {log}"
         self._nothing(parent, NoProposal(reason))
         if self._failures >= MAX_FAILURES:
-            raise LoopError(f"{self._failures} times in a row {reason}") from error
+            raise LoopError(
+                f"{self._failures} times in a row {reason}; mend that, then python -m agent --resume"
+            ) from error
 
     def _not_applied(self, parent: str, proposal: Proposal, error: GitError | ValueError) -> None:
         """Record a proposal whose files git does not take."""
@@ -247,6 +250,11 @@ class Preparing:
         self.screen.say(f"  {outcome.status}: {outcome.reason}")
         if FULL in str(error):
             raise LoopError(f"{error}; free space, then python -m agent --resume") from None
+        self._unwritten += 1
+        if self._unwritten >= MAX_FAILURES:
+            raise LoopError(
+                f"{self._unwritten} times in a row git did not take what was proposed: {error}; mend that, then python -m agent --resume"
+            ) from error
 
     # ---- what waits for its trial
 
@@ -256,13 +264,18 @@ class Preparing:
             self.screen.say(f"{self._named(past.id)} was ready: {past.hypothesis}")
             prepared = self._of(past)
             ready = False
-            with self.guard.watch(prepared.experiment, "gates") as watched:
-                context = gates.Context(self.judge, self.settings.op, earlier={})
-                results = self._gates(prepared.experiment, prepared.candidate, context)
-                refusal = next((result for result in results if not result.passed), None)
-                ready = refusal is None
-                if refusal is not None:
-                    watched.outcome = Outcome(REFUSE, f"{refusal.name}: {refusal.reason}")
+            try:
+                with self.guard.watch(prepared.experiment, "gates") as watched:
+                    context = gates.Context(self.judge, self.settings.op, earlier={})
+                    results = self._gates(prepared.experiment, prepared.candidate, context)
+                    refusal = next((result for result in results if not result.passed), None)
+                    ready = refusal is None
+                    if refusal is not None:
+                        watched.outcome = Outcome(REFUSE, f"{refusal.name}: {refusal.reason}")
+            except KeyboardInterrupt:
+                # Its trial has not begun: it waits for the next life of the run, as after a kill.
+                self.ledger.ready_experiment(past.id)
+                raise
             if ready:
                 yield prepared
                 continue

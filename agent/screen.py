@@ -132,7 +132,8 @@ class Live:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-        self._console = Console(file=stream, highlight=False)
+        # Without emoji, or the :m: in x[:m:2] would be one.
+        self._console = Console(file=stream, highlight=False, emoji=False)
         self._bar = Progress(
             SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), TimeElapsedColumn(),
             TextColumn("{task.fields[note]}", markup=False), console=self._console, transient=True, refresh_per_second=4,

@@ -74,9 +74,11 @@ def at_work(lab: Lab, run: Run, shop: Workshop) -> Iterator[Site]:
     try:
         yield Site(shop, workspace, measured, hours, guard, champion)
     finally:
-        hours.tick()
         shop.stop.set()
-        workspace.close()
+        try:
+            workspace.close()  # first, since it makes room where a full disk ended the run
+        finally:
+            hours.tick()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""Where candidates live: plain files under .lab/runs/<run>/trees/<commit>/ and a branch lab/<run>; the user's own tree is never touched.
+"""Where candidates live: plain files under .lab/runs/<run>/trees/<commit>-<n>/ and a branch lab/<run>; the user's own tree is never touched.
 
 A tree is written from a commit's own bytes and git knows nothing of it, so that no attribute, filter or hook comes between what is
 read and what runs. The branch is moved by plumbing, only forwards, and not at all if a person has it checked out or has committed to it.

@@ -176,3 +176,19 @@ def test_what_cannot_start_is_one_line(settings, said, tmp_path, monkeypatch):
     with MessagesServer() as server, pytest.raises(Unusable, match=said) as raised:
         create(workshop(tmp_path, replace(settings, base_url=server.url)))
     assert "\n" not in str(raised.value)
+
+
+def test_a_page_in_place_of_a_count_is_an_estimate_until_a_count_comes():
+    class Gateway(MessagesServer):
+        pages = 1
+
+        def post(self, path, body):
+            if path.endswith("count_tokens") and self.pages:
+                self.pages -= 1
+                return 200, "<html>we will be back soon</html>"
+            return super().post(path, body)
+
+    with Gateway() as server:
+        claude = model(server)
+        estimated = claude.count(PROMPT)
+        assert 0 < claude.count(PROMPT) < estimated

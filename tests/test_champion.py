@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab_tree import Rules, Transcript, constant, make
+from lab_tree import Rules, Transcript, constant
 
 from agent import campaign, champion, gain_report
 from agent.__main__ import main
@@ -22,11 +22,6 @@ from bench.trial import TrialResult
 
 MODEL = Settings(target="model", proposer="sweep", seconds=5.0, data="corpus-1", experiments=2)
 LUCK = 0.05
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(make(tmp_path / "checkout"))
 
 
 class Lucky(Rules):
@@ -255,3 +250,26 @@ def test_pairs_that_another_judge_scored_are_run_again_and_never_pooled(lab: Lab
     assert [split for split, _ in judge.asked] == ["test"] * 2 * PAIRS
     ledger = lab.ledger()
     assert len({pair.judge for pair in ledger.measured.pairs(ledger.run().id)}) == 1
+
+
+def test_a_re_run_that_trips_is_said_and_ends_no_night(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tripping(Lucky):
+        def trial(
+            self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+        ) -> TrialResult:
+            if split == "test":
+                raise OSError("no file descriptors are left")
+            return super().trial(tree, seed, progress, split)
+
+    monkeypatch.setattr(champion, "EVERY", 1)
+    screen = Transcript()
+    summary = campaign.run(lab, MODEL, screen, Tripping())
+    ledger = lab.ledger()
+    assert ledger.finished(ledger.run().id) == 2
+    assert "gain: not known" in summary
+    words = "the gain is not measured to the end: OSError: no file descriptors are left; see "
+    said = [line for line in screen.lines if line.startswith(words)]
+    assert len(said) == 2  # after the keep, and at the end
+    assert said[0].endswith(f"report --rerun {ledger.run().id}")

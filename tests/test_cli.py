@@ -10,6 +10,7 @@ import random
 import re
 import select
 import signal
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -320,11 +321,12 @@ def test_a_long_stage_of_a_log_says_how_far_it_is(monkeypatch: pytest.MonkeyPatc
     ("raised", "status", "said", "traced"),
     [
         (KeyboardInterrupt(), 130, "stopped", False),
-        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: [Errno 28] No space left", False),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: [Errno 28] No space left on device; free space", False),
+        (sqlite3.OperationalError("database is locked"), 2, "error: database is locked; ", False),
         (Unusable("give it a file"), 2, "error: give it a file", False),
         (RuntimeError("a fault of ours"), 2, "error: a fault of ours", True),
     ],
-    ids=["ctrl-c", "full-disk", "unusable", "fault"],
+    ids=["ctrl-c", "full-disk", "locked-ledger", "unusable", "fault"],
 )  # fmt: skip
 def test_whatever_ends_a_command_has_a_status_that_is_not_refused(
     lab: Lab,
@@ -466,3 +468,41 @@ def test_figures_of_a_candidate_that_are_none_end_no_trial(
 def test_durations_read_well(seconds: float, text: str) -> None:
     assert duration(seconds) == text
     assert describe({}) == ""
+
+
+def test_a_reader_that_has_had_enough_is_no_error(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in `python -m agent export --tsv | head`."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    with os.fdopen(writes, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main(["status"], lab) == 0
+        monkeypatch.undo()
+
+
+def test_words_that_a_terminal_cannot_spell_end_nothing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    terminal = io.TextIOWrapper(written, encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setitem(_COMMANDS, "status", lambda *_: print("1 \u2192 4") or 0)
+    assert main(["status"], lab) == 0
+    terminal.flush()
+    assert written.getvalue() == b"1 \\u2192 4\n"
+
+
+def test_a_slice_is_no_emoji() -> None:
+    out = io.StringIO()
+    shown = Live(out)
+    shown.say("x[:m:2]")
+    shown.close()
+    assert "x[:m:2]" in out.getvalue()
+
+
+def test_an_agenda_that_is_no_utf_8_is_named(lab: Lab) -> None:
+    (lab.root / "program.md").write_bytes(b"sch\xf6n")
+    with pytest.raises(Unusable, match="program.md is no UTF-8 text"):
+        lab.agenda()

@@ -189,6 +189,7 @@ def test_no_agent_is_started_when_what_they_said_has_come_to_a_limit(
 @pytest.mark.parametrize(
     ("line", "usd"),
     [('{"total_cost_usd": "much"}', 0), ('{"total_cost_usd": Infinity}', 0), ('{"total_cost_usd": -1}', 0),
+     ('{"total_cost_usd": 1e30}', 0), (f'{{"total_cost_usd": 1{"0" * 400}}}', 0),
      ('{"total_cost_usd": 2, "usage": [1]}', 2), ("[" * 10_000, 0), ("[1]", 0), ("", 0)],
 )  # fmt: skip
 def test_figures_that_make_no_sense_count_as_nothing(line: str, usd: float) -> None:
@@ -486,3 +487,9 @@ def test_a_night_with_a_coding_agent_keeps_what_it_mended_and_records_what_came_
     (run,) = (lab.folder / "runs").iterdir()
     assert {file.name for file in run.iterdir()} >= {"command-1.log", "repair-1-1.log"}
     assert not (run / "draft").exists()
+
+
+def test_half_a_character_in_its_last_words_costs_no_proposal(bench: Bench) -> None:
+    said = json.dumps({"result": "Four rows \ud83d"})
+    script = put(*FASTER) + f"print({said!r})\n"
+    assert proposed(bench.agent(script), bench.context()).hypothesis == "Four rows ?"

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab_tree import Rules, make
+from lab_tree import Rules, Transcript
 
 from agent import campaign, doctor
 from agent.__main__ import main
@@ -19,25 +19,6 @@ from bench.sandbox import isolation
 from bench.sandbox.isolation import Layer
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-class Heard:
-    """A screen that remembers what was said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
-
-    def stage(self, text: str, seconds: float | None = None) -> None:
-        pass
-
-    def progress(self, event: object) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 @pytest.fixture
@@ -57,7 +38,7 @@ def with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("without_landlock")
 def test_strict_refuses_and_names_what_is_missing_and_why() -> None:
-    heard = Heard()
+    heard = Transcript()
     with pytest.raises(Unusable, match="does not give landlock\n  landlock: an old kernel"):
         doctor.insist("strict", heard)
     assert heard.lines == []
@@ -65,7 +46,7 @@ def test_strict_refuses_and_names_what_is_missing_and_why() -> None:
 
 @pytest.mark.usefixtures("without_landlock")
 def test_best_effort_warns_in_one_line() -> None:
-    heard = Heard()
+    heard = Transcript()
     doctor.insist("best-effort", heard)
     (line,) = heard.lines
     assert line.startswith("warning: ")
@@ -75,7 +56,7 @@ def test_best_effort_warns_in_one_line() -> None:
 @pytest.mark.usefixtures("with_everything")
 @pytest.mark.parametrize("mode", ["strict", "best-effort"])
 def test_nothing_is_said_where_every_layer_holds(mode: str) -> None:
-    heard = Heard()
+    heard = Transcript()
     doctor.insist(mode, heard)
     assert heard.lines == []
 
@@ -101,10 +82,9 @@ def test_a_strict_command_ends_with_status_2_before_it_does_anything(
 @pytest.mark.usefixtures("without_landlock")
 @pytest.mark.parametrize("arguments", [["--resume"], ["prune"], ["report", "--rerun"]])
 def test_a_strict_run_goes_on_strictly(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], lab: Lab, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lab = Lab(make(tmp_path / "checkout"))
-    campaign.run(lab, Settings(experiments=1, isolation="strict"), Heard(), Rules())
+    campaign.run(lab, Settings(experiments=1, isolation="strict"), Transcript(), Rules())
     assert main(arguments, lab) == 2
     assert "--isolation strict: this machine does not give landlock" in capsys.readouterr().err
 
@@ -159,9 +139,8 @@ def test_a_container_without_privileges_is_seen_and_a_candidate_still_held(tmp_p
     )
     script = f"""
 import json, pathlib
-from bench import first_kernels, judge
-from bench.sandbox import isolation
 from bench.judge import Judge, Refused
+from bench.sandbox import isolation
 folder = pathlib.Path({str(tmp_path)!r})
 with Judge(folder) as judge:
     try:
@@ -189,6 +168,7 @@ print(json.dumps(told))
     assert told["became"] == "PermissionError"
 
 
+@pytest.mark.usefixtures("built")
 def test_what_a_runner_runs_is_tried_and_what_it_cannot_is_said() -> None:
     assert first_kernels._why_not("cpp", "eager", "cpu") == ""
     assert "expected one of torch, cpp, triton" in first_kernels._why_not("none", "eager", "cpu")

@@ -352,3 +352,61 @@ def test_a_file_that_is_no_ledger_is_named_with_what_helps(tmp_path: Path) -> No
     with pytest.raises(LedgerError, match="no ledger, or a damaged one: move it away"):
         Ledger(file)
     assert file.read_bytes().startswith(b"not a database")
+
+
+def test_a_full_disk_is_told_as_such_and_leaves_the_ledger_usable(ledger: Ledger) -> None:
+    database = ledger._database
+    ((pages,),) = database.rows("PRAGMA page_count")
+    database.rows(f"PRAGMA max_page_count = {pages}")
+    long = Proposal("x" * 1_000_000, {}, "sweep")
+    with pytest.raises(sqlite3.OperationalError, match="disk is full"):
+        ledger.open_experiment("r1", long, "p", "c", "", "")
+    database.rows("PRAGMA max_page_count = 1000000")
+    assert propose(ledger) == 1
+
+
+class Pressed:
+    """A connection during which Ctrl-C comes: SQLite has done what it was asked, and only then does Python hear of it."""
+
+    def __init__(self, connection: sqlite3.Connection, at: str) -> None:
+        self.connection, self.at = connection, at
+
+    def execute(self, query: str, *values: object) -> sqlite3.Cursor:
+        done = self.connection.execute(query, *values)
+        if query.startswith(self.at):
+            self.at = "once"
+            raise KeyboardInterrupt
+        return done
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.connection, name)
+
+
+@pytest.mark.parametrize(("at", "written"), [("BEGIN", 0), ("COMMIT", 1)])
+def test_ctrl_c_at_an_edge_of_a_transaction_leaves_it_whole_and_the_next_one_free(
+    ledger: Ledger, at: str, written: int
+) -> None:
+    ledger._database._db = Pressed(ledger._database._db, at)  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        propose(ledger)
+    assert len(ledger.history()) == written
+    assert propose(ledger, "d2") == written + 1
+
+
+def test_half_of_a_surrogate_pair_is_written_down_as_a_question_mark(ledger: Ledger) -> None:
+    number = propose(ledger)
+    ledger.add_gate(number, GateResult("build", False, "error: \ud83d", {"said": "\ud83d"}, 0.1))
+    ledger.close_experiment(number, Outcome(REFUSE, "build: \ud83d"))
+    found = ledger.experiment(number)
+    assert (found.outcome.reason, found.gates[0].reason) == ("build: ?", "error: ?")
+
+
+def test_the_latest_run_is_the_one_begun_last_though_the_clock_went_back(ledger: Ledger) -> None:
+    ledger.start_run(Run("r2", Settings(), "base", "start", "start", 0.0))
+    assert [run.id for run in ledger.runs()] == ["r1", "r2"]
+    assert ledger.run().id == "r2"
+    ledger.accounts.begin_stretch("r1")
+    with sqlite3.connect(ledger.path) as db:
+        db.execute("UPDATE stretches SET until = until + 86400")
+    ledger.accounts.begin_stretch("r2")
+    assert ledger.accounts.last_at_work() == "r2"

@@ -369,7 +369,7 @@ def test_a_judge_that_trips_in_every_measurement_ends_the_run_though_the_first_g
         campaign.run(lab, replace(SETTINGS, experiments=9), Transcript(), BrokenClock())
 
 
-@pytest.mark.parametrize("path", ["../outside.py", "kernels/a\0b.py"])
+@pytest.mark.parametrize("path", ["../outside.py", "kernels/a\0b.py", f"kernels/{'a' * 300}.py"])
 def test_a_path_that_git_does_not_take_is_a_refusal(
     path: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -439,3 +439,57 @@ def test_a_branch_named_lab_is_named_before_a_run_is_begun(lab: Lab) -> None:
     with pytest.raises(Unusable, match="git branch -m lab"):
         campaign.run(lab, SETTINGS, Transcript(), Rules())
     assert lab.ledger().runs() == []
+
+
+def test_a_ledger_that_is_locked_is_no_fault_of_the_candidate(lab: Lab) -> None:
+    class Locked(Rules):
+        locked = True
+
+        def compare(self, op: str, incumbent: Path, candidate: Path) -> Comparison:
+            if self.locked:
+                self.locked = False
+                raise sqlite3.OperationalError("database is locked")
+            return super().compare(op, incumbent, candidate)
+
+    campaign.run(lab, SETTINGS, Transcript(), Locked())
+    found = statuses(lab.ledger())
+    assert (found.count(LOST), len(found)) == (1, 8)
+
+
+def test_git_that_takes_nothing_ends_the_run_before_its_money(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = Fixed({"../outside.py": "x"})
+    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: outside)
+    with pytest.raises(LoopError, match="3 times in a row git did not take what was proposed"):
+        campaign.run(lab, replace(SETTINGS, experiments=9), Transcript(), Rules())
+    assert statuses(lab.ledger()) == [REFUSE] * 3
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_half_a_character_in_a_candidate_s_last_words_ends_no_night(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, raises: bool
+) -> None:
+    class Odd(Rules):
+        def trial(
+            self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+        ) -> TrialResult:
+            found = super().trial(tree, seed, progress, split)
+            if not found.ok and raises:
+                raise ValueError("\ud83d")
+            return found if found.ok else replace(found, detail="\ud83d")
+
+    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: Fixed(ROWS_8))
+    campaign.run(lab, replace(SETTINGS, experiments=1), Transcript(), Odd(fail_trial="nan"))
+    (experiment,) = lab.ledger().experiments()
+    assert experiment.outcome.status == CRASH
+    assert ("ValueError: ?" if raises else "trial: nan: ?") in experiment.outcome.reason
+
+
+def test_a_run_goes_on_though_the_folder_that_it_started_from_is_empty_now(lab: Lab) -> None:
+    write(lab.root / "mine", {"scale.cpp": CPP.replace("kRows = 1", "kRows = 8")})
+    settings = replace(SETTINGS, start=str(lab.root / "mine"), experiments=1)
+    campaign.run(lab, settings, Transcript(), Rules())
+    (lab.root / "mine" / "scale.cpp").unlink()
+    campaign.resume(lab, None, {"experiments": 2}, Transcript(), Rules())
+    assert len(statuses(lab.ledger())) == 2

@@ -300,3 +300,9 @@ def test_a_request_that_is_never_answered_may_have_been_worked_on(api):
             api.model(server, silence_s=0.3).reply(PROMPT, 1000)
     assert raised.value.billed is None
     assert raised.value.unknown
+
+
+def test_an_answer_that_cannot_be_unpacked_is_to_be_sent_again(api):
+    with api.server([Fail(200, headers={"content-encoding": "gzip"})]) as server:
+        with pytest.raises(Transient):
+            api.model(server).reply(PROMPT, 1000)

@@ -183,11 +183,6 @@ def night(
     return screen
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(make(tmp_path / "checkout"))
-
-
 class SlowTrials(Rules):
     """Long enough that whatever works ahead has worked."""
 
@@ -485,3 +480,23 @@ def test_a_change_of_several_ops_claims_the_time_of_one_that_is_surely_faster(
     assert "compare shift" in judge.calls
     assert experiment.outcome.status == KEEP, experiment.outcome.reason
     assert experiment.gates[-1].evidence["ratio"] == [0.95, 0.92, 0.98]
+
+
+class PressedAtTheGates(Rules):
+    """Ctrl-C while the gates look once more at what was ready."""
+
+    def build(self, tree: Path, changed: Sequence[str]) -> Finding:
+        if "kRows = 4" in (tree / "csrc/scale.cpp").read_text():
+            raise KeyboardInterrupt
+        return super().build(tree, changed)
+
+
+def test_ctrl_c_before_its_trial_leaves_what_was_ready_waiting(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    night(lab, monkeypatch, Scripted([idea(rows(2)), idea(rows(4))]), PressedLate())
+    monkeypatch.setattr(proposers, "create", lambda name, workshop: Scripted([]))
+    campaign.resume(lab, None, {}, Transcript(), PressedAtTheGates())
+    assert lab.ledger().experiments()[-1].outcome.status == READY
+    campaign.resume(lab, None, {}, Transcript(), Rules())
+    assert lab.ledger().experiments()[-1].outcome.status == KEEP

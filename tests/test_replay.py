@@ -12,7 +12,7 @@ import pytest
 from lab_tree import CPP, make, past
 
 from agent import export
-from agent.git import Repository
+from agent.git import GitError, Repository
 from agent.ledger import Ledger
 from agent.proposers import Context, NoProposal
 from agent.proposers.replay import RecordingError, Replay, read
@@ -203,3 +203,16 @@ def test_an_exported_run_reads_as_the_proposals_it_was(tree: Path, tmp_path: Pat
     assert [dict(line.files) for line in lines] == [dict(one.files), dict(two.files), {}]
     assert (lines[0].source, lines[0].model, lines[0].expected) == ("anthropic", "m-1", "half")
     assert lines[2].gave_up == "the model declined"
+
+
+def test_an_export_of_what_git_has_deleted_says_which_and_where_its_patch_is(
+    tree: Path, tmp_path: Path
+) -> None:
+    repository, ledger = Repository(tree), Ledger(tmp_path / "ledger.sqlite")
+    base = repository.resolve("HEAD")
+    ledger.start_run(Run("night", Settings(), base, base, base, 0.0))
+    gone = Proposal("rows", {"csrc/scale.cpp": CPP}, "anthropic")
+    opened = ledger.open_experiment("night", gone, base, "1" * 40, "patch", "hash")
+    ledger.close_experiment(opened, Outcome(DROP, "why"))
+    with pytest.raises(GitError, match="(?s)experiment 1 of run night: .*in export --json"):
+        export.recording(ledger, repository, "night")

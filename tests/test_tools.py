@@ -113,6 +113,7 @@ OUTSIDE = (
     "../secret.txt", "kernels/../../secret.txt", "/etc/passwd", "/proc/self/environ", ".git/config", ".lab/secret.txt",
     ".lab/ledger.sqlite", "results/a.py", "bench/rule.py", "README.md", "kernels", "kernels/", "", ".", "kernels/./scale.py",
     "kernels//scale.py", "kernels/sub/scale.py", "csrc/scale.so", "kernels/link.py", "bench/contracts/../rule.py",
+    f"kernels/{'a' * 300}.py",
 )  # fmt: skip
 
 

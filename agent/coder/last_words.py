@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from agent.records import Usage
 
 MAX_HYPOTHESIS = 500  # characters
+MOST = 1e15  # the largest figure that is believed; the ledger's integers end at 2^63
 _EXPECTED = "expected:"
 _USAGE = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # colours and cursor moves of a terminal
@@ -59,5 +59,5 @@ def parted(text: str) -> tuple[str, str]:
 
 def _number(value: Any) -> float:
     """A figure that an agent prints; 0 if it is none."""
-    known = isinstance(value, int | float) and 0 <= value < math.inf
+    known = isinstance(value, int | float) and 0 <= value < MOST
     return float(value) if known else 0.0

@@ -115,13 +115,15 @@ class MessagesModel:
         body = self._body(prompt)
         if self._counts:
             try:
-                return self._client.messages.count_tokens(**body).input_tokens
+                return int(self._client.messages.count_tokens(**body).input_tokens)
             except anthropic.NotFoundError:
                 self._counts = False
             except anthropic.APIStatusError as error:
                 raise self._failed(error) from None
             except anthropic.APIConnectionError as error:
                 raise self._line.broken(error) from None
+            except (AttributeError, TypeError, ValueError):
+                pass  # a gateway's page in place of a count: the next answer may be one
         return self._gauge.tokens(wire.size(body))
 
     def reply(self, prompt: Prompt, max_output: int) -> Reply:
@@ -143,7 +145,7 @@ class MessagesModel:
                         )
         except anthropic.APIStatusError as error:
             raise self._failed(error, answer.billed()) from None
-        except (anthropic.APIConnectionError, httpx2.TransportError) as error:
+        except (anthropic.APIConnectionError, httpx2.RequestError) as error:
             raise self._line.broken(error, answer.billed()) from None
         except (ValueError, LookupError) as error:  # the SDK cannot put the answer together
             malformed = self._line.clean(str(error))

@@ -8,8 +8,8 @@ standard input too. It runs in that folder, so other paths in it have to be abso
     --command 'aider --yes --message-file {prompt}'
 
 The agent runs as the person does, with the person's environment and rights, because it needs a key of its own. What it leaves is read
-as data and judged like any other proposal. Its output stays in .lab/runs/<run>/command-<n>.log. What it spends is known only if its last
-line is a JSON object with `total_cost_usd`, as the first of these commands prints it.
+as data and judged like any other proposal. Its output stays in .lab/runs/<run>/command-<n>.log, that of its repairs in repair-<n>-<repair>.log.
+What it spends is known only if its last line is a JSON object with `total_cost_usd`, as the first of these commands prints it.
 """
 
 from __future__ import annotations
@@ -141,8 +141,9 @@ class Command:
         if self._workshop.stop.is_set():
             raise Stopped("the run was stopped")
         taken = desk.taken()
-        text = self._secrets.scrub((desk.hypothesis() or said.words).encode())
-        hypothesis, expected = parted(text.decode())
+        # Half of a surrogate pair, which JSON can spell, has no bytes.
+        words = (desk.hypothesis() or said.words).encode(errors="replace")
+        hypothesis, expected = parted(self._secrets.scrub(words).decode())
         proposal = replace(
             began,
             hypothesis=hypothesis or began.hypothesis or f"{self._program} gave no hypothesis",

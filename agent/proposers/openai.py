@@ -125,7 +125,7 @@ class ChatModel:
                 raise ModelUnusable(
                     f"{self._url} answers, and not as a chat: is --base-url right? Most end in /v1"
                 )
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise ModelUnusable(f"no answer from {self._line.broken(error)}") from None
         except (ModelUnusable, Rejected) as error:
             names = [] if (listed := self.names()) and self.name in listed else listed
@@ -141,7 +141,7 @@ class ChatModel:
         try:
             answer = self._client.get(f"{self._url}/models")
             return [str(model["id"]) for model in answer.json()["data"]]
-        except (httpx2.TransportError, ValueError, KeyError, TypeError):
+        except (httpx2.RequestError, ValueError, KeyError, TypeError):
             return []
 
     def count(self, prompt: Prompt) -> int:
@@ -161,7 +161,7 @@ class ChatModel:
                 if self._stop.is_set():
                     billed = self._billed(answer, body)
                     raise Transient("the run was stopped during an answer", billed=billed)
-        except httpx2.TransportError as error:
+        except httpx2.RequestError as error:
             raise self._line.broken(error, self._billed(answer, body)) from None
         self._broken_off = 0
         if answer.usage is None and self._told:

@@ -22,7 +22,7 @@ NEAREST_LINES = 12  # of the file, shown in an error about a text that is not in
 # A text of more lines is first compared by the lines that it shares with each place; then so many places are compared closely.
 FEW_LINES = 8
 FEW_CHARACTERS = 1_000  # of a text that is compared character by character; a longer one is compared line by line
-_PATH = re.compile(r"(kernels|csrc|model)/[A-Za-z0-9_]+\.(py|cpp|cu|h)")
+_PATH = re.compile(r"(kernels|csrc|model)/[A-Za-z0-9_]{1,100}\.(py|cpp|cu|h)")
 _PLAIN, _ABSENT = "100644", "000000"
 
 

@@ -49,14 +49,15 @@ scope        refuses paths outside the surface, binaries, links, changes of more
 names, order or layout.
 static       refuses what does not parse, a missing function, a signature other than the contract's, and what a kernel has no business with: \
 files, processes, network, environment, threads of its own, a clock that it acts on later, frames, modules' namespaces, text run as code, \
-patches of torch or of another module, tables of constants as large as weights, a broad except, and a fallback to a library that does the whole op.
+`.format` (write an f-string), patches of torch or of another module, tables of constants as large as weights, a broad except, and a fallback to a \
+library that does the whole op.
 build        refuses what does not compile: C++ and CUDA through torch's JIT, each Triton kernel ahead of time for sm_80, sm_90, sm_100 (AOT in the \
 kernel's file lists what to compile: keep it up to date).
 correctness  refuses values or gradients whose error against float64 exceeds a small multiple of plain torch's own error in the same dtype, over \
 secret shapes (1, primes, tile - 1, tile + 1, the trial's), dtypes, strides, scales, NaN and infinity, masks; an ignored argument; changed inputs; \
 reused outputs; results that vary; a graph break under torch.compile; an answer kept from an earlier call.
 microbench   kernels: refuses what is not faster than the incumbent on the trial's shapes, timed in turn with fresh inputs: the 99.7 % interval of \
-the ratio of times, candidate to incumbent, has to lie below 1 for at least one op of the change, and above 1 for none.
+the ratio of times, candidate to incumbent, has to lie below 1 for at least one op of the change, and above 1 for none; no shape may become 5 % slower.
 parity       kernels: refuses a training curve that the change should not have moved, and a step that became slower.
 trial        trains for a fixed wall-clock time, paired with the incumbent by seed; the judge computes validation bits per byte (BPB). A kernel must \
 not lose BPB; a model must win more than the noise.
