@@ -1,11 +1,21 @@
-"""What the tests of the correctness gate share."""
+"""What tests share: a small checkout for the loop, and a runner for the correctness gate."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from lab_tree import make
 from warm import Warm
+
+from agent.lab import Lab
+
+
+@pytest.fixture
+def lab(tmp_path: Path) -> Lab:
+    """A lab on the small checkout of tests/lab_tree.py."""
+    return Lab(make(tmp_path / "checkout"))
 
 
 @pytest.fixture(scope="session")

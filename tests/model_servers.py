@@ -26,7 +26,7 @@ from typing import Any
 KEY = "sk-loopback-0123456789"
 BYTES_PER_TOKEN = 4
 PIECE = 12  # characters of text or arguments in one event
-END_OF_STREAM, RESET = "end", "reset"
+RESET = "reset"
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Say:
     """A model's answer; `stop` is the server's own word, by default the one that fits.
 
     `calls` are (tool, arguments); arguments that are a text are sent as it stands. With `cut_after` events the connection ends as
-    `cut` says: as if all were said, or by a reset. With `fail_after` events an error event follows.
+    `cut` says: as if all were said ("end"), or by a reset. With `fail_after` events an error event follows.
     """
 
     text: str = ""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import naive
 import pytest
-from calibrate import honest_files, op_of
+from calibrate import honest_files, op_of, place_of
 from warm import Warm
 
 from agent import gates
@@ -25,12 +25,11 @@ from agent.judging import Bench
 from agent.lab import Lab
 from agent.records import Candidate, Change
 from bench import builds
-from bench.contracts import ops
 from bench.finding import Finding
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "cheats"
-# trial_* are judged by tests/test_trial.py, *_timed_* by tests/test_measuring_gates.py
+# trial_* are judged by tests/test_trial.py, *_timed_* by tests/test_timed_cheats.py
 KERNELS = [
     path
     for path in sorted((*FOLDER.glob("*.py"), *FOLDER.glob("*.cpp")))
@@ -55,13 +54,11 @@ class Cheat:
 
     @property
     def op(self) -> str:
-        return next(
-            op for op in sorted(ops(), key=len, reverse=True) if self.path.stem.startswith(op)
-        )
+        return op_of(self.path)
 
     @property
     def place(self) -> str:
-        return f"csrc/{self.op}.cpp" if self.path.suffix == ".cpp" else f"kernels/{self.op}.py"
+        return place_of(self.path)
 
     def put(self, tree: Path) -> Path:
         """The project's kernels with one file replaced."""
@@ -71,7 +68,7 @@ class Cheat:
 
 
 def read(path: Path) -> Cheat:
-    """What a cheat says of itself. Raises AttributeError where it does not."""
+    """What a cheat says of itself. Raises AssertionError where it leaves something out."""
     head = path.read_text()[:1500]
     assert re.search(r"Row: [A-Z]\d\d", head), f"{path.name} names no row of the catalogue"
     gate = re.search(r"Gate: (\w+)(?: \((\w+)\))?\.", head)
@@ -139,8 +136,7 @@ def by_static(cheat: Cheat, tree: Path) -> Finding:
 
 def by_correctness(cheat: Cheat, warm: Warm) -> Finding:
     if cheat.path.suffix == ".cpp":
-        built = builds.build(warm.tree, [cheat.place])
-        assert built.passed, built.reason
+        warm.build(cheat.place)
     return warm.check(cheat.op, SEED)
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab_tree import make, write
+from lab_tree import write
 
 from agent.dry_run import ends, estimate, what_is_left
 from agent.dry_run.pace import ASSUMED, Pace, Stage, pace
@@ -22,11 +22,6 @@ from agent.records import DROP, REFUSE, GateResult, Outcome, Proposal, Run, Sett
 
 NIGHT = Settings(proposer="anthropic", models=("m",), prices=("m=2/10/0.2/2.5",), seconds=300.0)
 PACE = Pace((Stage("scope", 1.0, 4.0, 0), Stage("trial", 0.25, 384.0, 0)), (50.0, 200.0, 400.0), True, 480.0, 240.0)  # fmt: skip
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(make(tmp_path / "checkout"))
 
 
 def figures(text: str, name: str) -> list[float]:

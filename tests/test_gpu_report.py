@@ -123,7 +123,6 @@ def test_what_takes_too_long_is_ended_and_keeps_what_it_had_found(tmp_path):
     assert "the budget was spent before it began" in told[0]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
 def test_a_run_that_was_cut_keeps_the_shapes_that_only_an_earlier_one_had_measured(tmp_path):
     def begun(*found):
         return [
@@ -148,6 +147,7 @@ def test_a_part_that_the_budget_cuts_or_whose_runner_dies_is_run_again_with_no_m
     assert not journal.has_ended(Part("slow", None, 2.0))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
 def test_without_a_gpu_it_says_so_and_measures_nothing(tmp_path, capsys):
     assert main(["--out", str(tmp_path)]) == 2
     assert "no GPU: torch sees no CUDA device" in capsys.readouterr().err

@@ -15,7 +15,6 @@ from warm import Warm
 from agent import gates
 from agent.judging import Bench
 from agent.records import Candidate, Change
-from bench.builds import build
 from bench.contracts import ops
 
 FILES = honest_files()
@@ -53,10 +52,9 @@ def test_the_static_gate_lets_it_pass(file: Path) -> None:
 
 @pytest.mark.parametrize("file", CHECKED, ids=lambda f: f.name)
 def test_the_correctness_gate_lets_it_pass(file: Path, warm: Warm) -> None:
-    with warm.replaced(place_of(file), file.read_bytes()) as tree:
+    with warm.replaced(place_of(file), file.read_bytes()):
         if file.suffix == ".cpp":
-            built = build(tree, [place_of(file)])
-            assert built.passed, built.reason
+            warm.build(place_of(file))
         finding = warm.check(op_of(file), SEED)
     assert finding.passed, finding.reason
 

@@ -21,11 +21,6 @@ SETTINGS = Settings(proposer="sweep", seconds=5.0, data="corpus-1", experiments=
 RULE = "bench/rule.py"
 
 
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(make(tmp_path / "checkout"))
-
-
 class Meddling(Rules):
     """Edits `file` when it has been asked to build for the nth time; `within` the tree under judgement, or else the checkout."""
 

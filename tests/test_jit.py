@@ -96,10 +96,9 @@ def test_compiler_error_is_shown_with_its_source_line(source):
     assert "ninja" not in message
     assert not list(jit.cache_directory().glob("*.scratch"))
 
+    # the failure leaves nothing behind that disturbs the next build
     source.write_text(SOURCE)
-    assert jit.build(
-        source
-    ).is_file()  # the failure leaves nothing behind that disturbs the next build
+    assert jit.build(source).is_file()
 
 
 def test_building_does_not_run_the_source(source, tmp_path):

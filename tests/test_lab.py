@@ -12,10 +12,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from lab_tree import git
 from model_servers import KEY, MessagesServer, Say
 
 from agent.lab import Lab
 from bench.data import prepare
+from bench.judge import CACHE
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT_BYTES = 1 << 20  # all of the validation text takes longer to score than a trial here
@@ -38,7 +40,7 @@ def run(
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A clone with the working tree's files, so that a run cannot touch this one."""
     clone = tmp_path_factory.mktemp("lab") / "clone"
-    subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
+    git(ROOT, "clone", "-q", str(ROOT), str(clone))
     for folder in ("kernels", "csrc", "model", "bench", "agent", "examples"):
         shutil.copytree(
             ROOT / folder,
@@ -46,16 +48,12 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
             dirs_exist_ok=True,
             ignore=shutil.ignore_patterns("build", "__pycache__"),
         )
-    for part in ("cache", "data"):  # what earlier tests have compiled and prepared
-        if (ROOT / ".lab" / part).is_dir():
-            shutil.copytree(ROOT / ".lab" / part, clone / ".lab" / part)
+    if CACHE.is_dir():  # what earlier tests have compiled
+        shutil.copytree(CACHE, clone / ".lab" / "cache")
     data = Lab(clone).data
     dataset = prepare(None, root=data, limit_bytes=TEXT_BYTES)
     (data / "default").write_text(dataset.directory.name)
-    who = ("-c", "user.name=a person", "-c", "user.email=person@example.org")
-    subprocess.run(
-        ["git", *who, "commit", "-qam", "as it is", "--allow-empty"], cwd=clone, check=True
-    )
+    git(clone, "commit", "-qam", "as it is", "--allow-empty")
     return clone
 
 
@@ -102,7 +100,7 @@ def test_a_model_improves_a_plain_kernel_through_the_tools_from_reading_to_a_kep
     checkout: Path,
 ) -> None:
     """What `make lab` types, with a model in the place of the sweep, shorter trials, less text to score, and Ctrl-C in the re-run of the champion."""
-    before = run_git(checkout, "status", "--porcelain")
+    before = git(checkout, "status", "--porcelain")
     with MessagesServer(scripted()) as server:
         words = "-m agent --target kernels --op linear_cross_entropy --start examples --experiments 1 --seconds 3 --device cpu"
         model = f"--proposer anthropic --base-url {server.url} --usd 5"
@@ -122,7 +120,7 @@ def test_a_model_improves_a_plain_kernel_through_the_tools_from_reading_to_a_kep
     assert "correctness" in mended
     for part in ("1 kept", "confirmed: linear_cross_entropy", "gain: not known", "report --rerun", "ledger", "git merge"):  # fmt: skip
         assert part in said, said
-    assert run_git(checkout, "status", "--porcelain") == before, "the loop touched the working tree"
+    assert git(checkout, "status", "--porcelain") == before, "the loop touched the working tree"
 
     exported = json.loads(run("-m", "agent", "export", "--json", cwd=checkout).stdout)
     (found,) = exported["runs"]
@@ -132,9 +130,9 @@ def test_a_model_improves_a_plain_kernel_through_the_tools_from_reading_to_a_kep
     assert [gate["passed"] for gate in experiment["gates"]] == [True] * 7
     assert experiment["model"] == "claude-opus-5-5"
     assert 0 < experiment["cost_usd"] <= found["spent"]["usd"] < 5
-    kept = run_git(checkout, "show", f"lab/{found['id']}:{SOURCE}")
-    assert kept == (ROOT / SOURCE).read_text()
-    subject = run_git(checkout, "log", "-1", "--format=%s", f"lab/{found['id']}")
+    kept = git(checkout, "show", f"lab/{found['id']}:{SOURCE}")
+    assert kept == (ROOT / SOURCE).read_text().strip()
+    subject = git(checkout, "log", "-1", "--format=%s", f"lab/{found['id']}")
     assert subject.startswith("lab: one pass fewer")
     left = subprocess.run(["grep", "-rlF", KEY, ".lab"], cwd=checkout, capture_output=True, text=True)  # fmt: skip
     assert left.stdout == "", "the key is written down"
@@ -142,11 +140,6 @@ def test_a_model_improves_a_plain_kernel_through_the_tools_from_reading_to_a_kep
     tsv = run("-m", "agent", "export", "--tsv", cwd=checkout).stdout
     columns = ["commit", "val_bpb", "memory_gb", "status", "description"]
     assert tsv.splitlines()[0].split("\t")[:5] == columns
-
-
-def run_git(checkout: Path, *words: str) -> str:
-    done = subprocess.run(["git", *words], cwd=checkout, capture_output=True, text=True, check=True)
-    return done.stdout
 
 
 @pytest.mark.alone

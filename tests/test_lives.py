@@ -46,7 +46,7 @@ def test_each_life_is_one_more_process_that_has_not_seen_the_candidate(runner: C
     assert len(lived) == 3
 
 
-@pytest.mark.parametrize("code", [0, 1, 9])
+@pytest.mark.parametrize("code", [0, 9])
 @pytest.mark.parametrize("runner", [""], indirect=True)
 def test_a_process_that_ends_itself_is_a_crash_at_once(runner: Conduct, code: int) -> None:
     (runner.judge.tree / "kernels" / "rms_norm.py").write_text(f"import os\nos._exit({code})\n")

@@ -55,7 +55,6 @@ def test_eight_times_the_work_is_judged_slower(tree: Callable[..., Path]) -> Non
     found = compare("rms_norm", once, eight, limit_s=4.0)
     assert found.slower, found
     assert 1.1 < found.ratio < 9
-    assert compare("rms_norm", eight, once, limit_s=4.0).ratio < 0.9
 
 
 @pytest.mark.alone
@@ -67,12 +66,11 @@ def test_the_interval_of_equal_files_holds_one(tree: Callable[..., Path]) -> Non
     assert not found.slower, found
 
 
-@pytest.mark.alone
 def test_a_kernel_that_is_right_only_while_it_is_checked_is_refused(
     tree: Callable[..., Path],
 ) -> None:
     honest = tree("honest", kernels__rms_norm=NORM.format(repeats=1, honest_calls=10**9))
-    sly = tree("sly", kernels__rms_norm=NORM.format(repeats=1, honest_calls=60))
+    sly = tree("sly", kernels__rms_norm=NORM.format(repeats=1, honest_calls=20))
     with pytest.raises(Refused, match="timed call"):
         compare("rms_norm", honest, sly, limit_s=1.0)
 
@@ -80,9 +78,9 @@ def test_a_kernel_that_is_right_only_while_it_is_checked_is_refused(
 def test_triton_kernels_are_compiled_ahead_of_time_and_their_cost_reported(
     tree: Callable[..., Path],
 ) -> None:
-    found = build(tree("as-it-is"), ["kernels/rms_norm.py"])
+    found = build(tree("as-it-is"), ["kernels/nesterov.py"])
     assert found.passed, found.reason
-    rows = found.evidence["triton"]["rms_norm"]
+    rows = found.evidence["triton"]["nesterov"]
     assert {row["arch"] for row in rows} == {80, 90, 100}
     assert all(
         row["registers"] > 0 and row["stack_bytes"] == 0 and row["shared_bytes"] >= 0

@@ -35,7 +35,7 @@ def model(**options) -> GPT:
     return gpt
 
 
-def trained(steps: int = 2, **options) -> GPT:
+def trained(**options) -> GPT:
     """A model whose zero-initialised projections have left zero, so that every path carries signal."""
     gpt = model(**options)
     with torch.no_grad():

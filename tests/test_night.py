@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from lab_tree import Rules, Transcript, constant, git, make
+from lab_tree import Rules, Transcript, constant, git, impatient, make
 
 from agent import campaign, export
 from agent.judging import Progress, Unfit
@@ -201,23 +201,8 @@ def test_a_repair_takes_the_place_of_what_was_refused(night: Ran) -> None:
     assert [gate.name for gate in given_up.gates if not gate.passed] == ["static"] * 3
 
 
-class Impatient(Night):
-    """Someone presses Ctrl-C during the n-th trial."""
-
-    left = 6
-
-    def trial(
-        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-    ) -> TrialResult:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
-        return super().trial(tree, seed, progress, split)
-
-
-def test_a_night_that_was_stopped_goes_on_to_the_same_end(tmp_path: Path) -> None:
-    lab = Lab(make(tmp_path / "checkout"))
-    assert "ended: stopped" in campaign.run(lab, SETTINGS, Transcript(), Impatient())
+def test_a_night_that_was_stopped_goes_on_to_the_same_end(lab: Lab) -> None:
+    assert "ended: stopped" in campaign.run(lab, SETTINGS, Transcript(), impatient(Night(), 6))
     before = lab.ledger().history()
     assert before[-1].outcome.status == LOST
     campaign.resume(lab, None, {}, Transcript(), Night())

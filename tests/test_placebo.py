@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab_tree import Rules, Transcript, compared, impatient, make, write
+from lab_tree import Rules, Transcript, compared, git, impatient, make, write
 
 from agent import campaign, gates, placebo_cpp, placebo_python, scope, standard
 from agent.judging import Progress
@@ -67,8 +67,6 @@ float second(float x) {
 def lab(tmp_path: Path) -> Lab:
     root = make(tmp_path / "checkout")
     write(root, LOCALS)
-    from lab_tree import git
-
     git(root, "commit", "-qam", "with locals")
     return Lab(root)
 

@@ -81,11 +81,11 @@ def test_backward_is_the_ops_own_and_every_microsecond_is_counted_once() -> None
 def test_a_loop_that_waits_for_its_batches_shows_and_what_is_drawn_ahead_does_not() -> None:
     module = ModuleType("loop")
     watch_data(module)
-    slow = (time.sleep(0.02) for _ in range(3))
+    batches = (time.sleep(0.02) for _ in range(3))
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         with ThreadPoolExecutor(1) as ahead:
-            ahead.submit(module.next, slow).result()
-        module.next(slow)
+            ahead.submit(module.next, batches).result()
+        module.next(batches)
     events = list(profiler.events() or ())
     us, draws = waited(events)
     assert us > 15_000

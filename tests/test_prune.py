@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab_tree import CPP, Rules, Transcript, constant, git, impatient, make, past
+from lab_tree import CPP, Rules, Transcript, constant, git, impatient, past
 
 from agent import campaign, claims
 from agent.__main__ import main
@@ -33,11 +33,6 @@ from bench.trial import TrialResult
 SETTINGS = Settings(target="all", proposer="sweep", seconds=5.0, data="corpus-1", experiments=2)
 ROWS = {"csrc/scale.cpp": CPP.replace("kRows = 1", "kRows = 4")}
 RATE = {"model/optim.py": "LR = 0.02  # tune: 0.02 0.04 0.08\n"}
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(make(tmp_path / "checkout"))
 
 
 class Scripted:
@@ -188,6 +183,6 @@ def test_the_command_takes_the_latest_run_and_says_why_there_is_nothing_to_do(
 
 
 def test_a_removal_that_failed_before_it_was_made_is_asked_for_again(lab: Lab) -> None:
-    kept = past(1, KEEP)
-    failed = replace(kept, id=2, number=2, proposer="prune", outcome=Outcome(CRASH, "disk full"))
-    assert list(due([kept, failed])) == [kept]
+    keep = past(1, KEEP)
+    failed = replace(keep, id=2, number=2, proposer="prune", outcome=Outcome(CRASH, "disk full"))
+    assert list(due([keep, failed])) == [keep]
