@@ -2,8 +2,9 @@
 
 trainer = Trainer(spec)         the model on its device, weights not yet drawn
 trainer.model                   the nn.Module whose state_dict() holds all that is learned: a second process scores from it
+trainer.describe()              its size, and which implementation of each op runs
 trainer.warm_up(tokens)         build, compile and run a few steps on random tokens; nothing of it stays
-trainer.train(tokens, seed, seconds, report)
+trainer.train(tokens, seed, seconds, report, steps)
 trainer.logits(rows)            a function of each row and of the state alone
 """
 
