@@ -105,4 +105,4 @@ def test_on_a_gpu_a_call_launches_a_triton_kernel_of_the_file(
     )
     with contextlib.nullcontext() if honest else pytest.raises(Refused, match="does not run"):
         correctness_origin.own_work(subject, None)
-    assert asked == ["trace"]
+    assert set(asked) == {"trace"}
