@@ -34,7 +34,7 @@ _OFF = (
 )
 _PLAIN = ("100644", "100755")
 _WHO = ("AUTHOR", "COMMITTER")
-MAX_PATH = 255  # bytes; no file system takes a longer name
+MAX_PATH = 255  # bytes: as long as a name alone may be on most file systems
 
 
 class GitError(RuntimeError):

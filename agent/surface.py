@@ -10,7 +10,7 @@ FOLDERS = ("kernels", "csrc", "model")  # everything that a trial runs
 JUDGE = ("bench", "agent")  # everything that decides about it
 FROZEN = ("kernels/__init__.py", "kernels/jit.py")
 
-_NAME = r"[A-Za-z0-9_]{1,100}"  # no file system takes more than 255 bytes
+_NAME = r"[A-Za-z0-9_]{1,100}"  # longer ones are of no use, and beyond 255 bytes no file system takes them
 _KERNELS = re.compile(rf"kernels/{_NAME}\.py|csrc/{_NAME}\.(cpp|cu|h)")
 _MODEL = re.compile(rf"model/{_NAME}\.py")
 # Whatever could be one of these: an op too many is examined, an op too few would change unseen.

@@ -36,7 +36,7 @@ FUTILE = (0.25, 0.10)  # above these a gain of three sigma has become unlikely
 NOT_WORSE = 0.05
 # Losses, in sigmas of a paired difference.
 MARGIN, TIE = 3.0, 1.0
-# Words of code (agent/added_code.py) that count as less: some four statements. A renamed temporary saves two.
+# Words of code (agent/added_code.py) that count as less: some four statements. A temporary that is written in place saves two.
 SHORTER = 20
 
 

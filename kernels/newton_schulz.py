@@ -374,7 +374,7 @@ class _Products:
 
 
 def _triton_normalised(G: Tensor, dtype: torch.dtype) -> Tensor:
-    """What _normalised makes, in two launches where torch takes seven."""
+    """What _normalised makes, in two launches where torch takes six."""
     G = G.reshape(math.prod(G.shape[:-2]), *G.shape[-2:]).contiguous()
     batch, size = G.shape[0], G[0].numel()
     sums, X = G.new_empty(batch, PARTS, dtype=torch.float32), torch.empty_like(G, dtype=dtype)
