@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+import string
+
 import pytest
 from lab_tree import CPP, PY, TRAIN
 from static_gate import ROOT, judged
@@ -63,12 +66,32 @@ def test_weights_in_the_source_are_refused_with_their_line(path: str, text: str)
     assert "learned in the trial" in found.reason
 
 
-def test_weights_that_are_spread_over_files_are_refused() -> None:
-    text = f"W = {list(range(200))}\n".encode()
-    parts = tuple(Change(f"model/part{n}.py", "000000", "100644", None, text) for n in range(12))
+def added(*files: tuple[str, str]) -> list[str]:
+    """What the gate says of new files that regards all of them together."""
+    parts = tuple(Change(p, "000000", "100644", None, text.encode()) for p, text in files)
     found = gates.static(Candidate("all", ROOT, ROOT, parts), gates.Context(Bench()))
-    assert not found.passed
-    assert any("all files together" in refusal for refusal in found.evidence["refusals"])
+    refusals = found.evidence.get("refusals", [])
+    return [each for each in refusals if "all files together" in each]
+
+
+def test_weights_that_are_spread_over_files_are_refused() -> None:
+    text = f"W = {list(range(200))}\n"
+    assert added(*((f"model/part{n}.py", text) for n in range(12)))
+
+
+def test_data_in_names_is_refused_and_so_is_data_in_their_order() -> None:
+    draw = random.Random(1)
+    new = ["".join(draw.choices(string.ascii_letters, k=40)) for _ in range(900)]
+    known = [draw.choice(("left", "right", "up", "down")) for _ in range(100_000)]
+    for words in (new, known):
+        assert "compressed" in added(("model/words.py", f"WORDS = [{', '.join(words)}]\n"))[0]
+        text = f"#define TEXT(...) #__VA_ARGS__\nconst char* w = TEXT({' '.join(words)});\n"
+        assert "compressed" in added(("csrc/words.h", text))[0]
+
+
+def test_an_op_may_be_written_anew_in_one_change() -> None:
+    paths = ("kernels/attention.py", "csrc/attention.cpp")  # the longest
+    assert added(*((path, (ROOT / path).read_text()) for path in paths)) == []
 
 
 def test_an_autotune_table_is_no_table_of_weights() -> None:

@@ -2,13 +2,15 @@
 
 A kernel's own settings are small: the longest table of this project has 15 numbers, its longest line of text 200 characters, and all its files
 together 1,700 numbers. There are limits for each literal, for the sum of a file, for what a change adds to all files together, and for text
-without spaces, which is how data is packed into strings.
+without spaces, which is how data is packed into strings. Data can take other forms, such as names or the order of lines: whatever the form, a
+compressor finds how much of it is new.
 """
 
 from __future__ import annotations
 
 import ast
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 
 from agent.scope import CPP_TOKENS, without_comments
@@ -20,6 +22,7 @@ MAX_PACKED = 200  # characters of a string without a space
 MAX_NUMBERS = 512  # in one literal: a table of weights, not of settings
 MAX_ALL_NUMBERS = 1_024  # in a file
 MAX_ADDED = 16_000  # bytes that a change may add over all its files, a number counted as eight
+MAX_NEW = 24_000  # bytes of a change's code, compressed beside what was there: 2,000 lines of this project take 20,000
 MAX_FILE = 200_000  # bytes
 MAX_BITS = 64  # of one integer; more would hold as much as a table
 _SAYS = "weights and tables are learned in the trial, not brought along"
@@ -37,10 +40,33 @@ def oversized(path: str, source: str) -> Iterator[tuple[int, str]]:
 
 
 def too_much_added(files: Iterable[tuple[str, str, str]]) -> Iterator[str]:
-    """What is wrong with a change of files, each (path, before, after), if all of them together carry more than MAX_ADDED: no one file shows that."""
+    """What is wrong with a change of files, each (path, before, after), if all of them together carry too much: no one file shows that."""
+    files = list(files)
     added = sum(_carried(path, after) - _carried(path, before) for path, before, after in files)
     if added > MAX_ADDED:
         yield f"{added:,} bytes of numbers and strings are added to all files together, at most {MAX_ADDED:,}; {_SAYS}"
+    new = sum(_new(_code(path, before), _code(path, after)) for path, before, after in files)
+    if new > MAX_NEW:
+        yield f"the code of all files together takes {new:,} bytes more when compressed, names included, at most {MAX_NEW:,}; {_SAYS}"
+
+
+def _new(before: bytes, after: bytes) -> int:
+    """Bytes that `after` takes when it is compressed by one who knows `before`."""
+    compressor = zlib.compressobj(level=9, zdict=before)
+    return len(compressor.compress(after) + compressor.flush())
+
+
+def _code(path: str, source: str) -> bytes:
+    """A file without what a program cannot read: comments and docstrings. Nothing for Python that does not parse."""
+    if not path.endswith(".py"):
+        return without_comments(source).encode(errors="replace")
+    tree = _parsed(source)
+    if tree is None:
+        return b""
+    for node in ast.walk(tree):
+        if isinstance(node, _Docstringed) and _docstring(node):
+            node.body[:1] = [ast.Pass()]
+    return ast.unparse(tree).encode(errors="replace")
 
 
 def _carried(path: str, source: str) -> int:
@@ -49,28 +75,37 @@ def _carried(path: str, source: str) -> int:
         bare = without_comments(source, strings=False)
         numbers = sum(bool(match["number"]) for match in _TOKENS.finditer(bare))
         return len(without_comments(source)) - len(bare) + 8 * numbers
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = _parsed(source)
+    if tree is None:
         return 0
     docstrings = _docstrings(tree)
     values = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and id(n) not in docstrings]  # fmt: skip
     return sum(len(v) if isinstance(v, str | bytes) else 8 for v in values)
 
 
+def _parsed(source: str) -> ast.Module | None:
+    try:
+        return ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _docstring(node: ast.AST) -> ast.Constant | None:
+    if isinstance(node, _Docstringed) and node.body:
+        match node.body[0]:
+            case ast.Expr(value=ast.Constant(value=str()) as text):
+                return text
+    return None
+
+
 def _docstrings(tree: ast.Module) -> set[int]:
     """The ids of the nodes that are docstrings."""
-    return {
-        id(node.body[0].value)
-        for node in ast.walk(tree)
-        if isinstance(node, _Docstringed) and node.body and isinstance(node.body[0], ast.Expr)
-    }
+    return {id(text) for node in ast.walk(tree) if (text := _docstring(node))}
 
 
 def _python(source: str) -> Iterator[tuple[int, str]]:
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = _parsed(source)
+    if tree is None:
         return
     docstrings = _docstrings(tree)
     strings = numbers = 0
