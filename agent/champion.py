@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from agent import claims, surface
 from agent.hours import Hours
 from agent.judging import Unfit
-from agent.machine import DEVICE
+from agent.machine import CORES, DEVICE
 from agent.proposers import Workshop
 from agent.records import Confirmation, Pair, Run
 from agent.screen import duration
@@ -46,6 +46,7 @@ class Champion:
         self._screen, self._machine = workshop.screen, workshop.machine
         self._workspace, self._trials, self._hours = workspace, trials, hours
         self._verify = verify
+        self._built: set[str] = set()  # commits
 
     def cost_s(self, incumbent: str) -> float:
         """About how long it takes to run this incumbent again."""
@@ -75,6 +76,8 @@ class Champion:
             )
             return
         self._screen.say(f"the gain: {what}")
+        if not self._ready(incumbent):
+            return
         for place, seed in missing:
             trained = self._pair(incumbent, seed, start_first=place % 2 == 0)
             self._hours.tick()
@@ -84,7 +87,7 @@ class Champion:
     def time_again(self, incumbent: str) -> None:
         """Time each kernel that the run has changed once more, champion against start, with fresh inputs."""
         paths = [change.path for change in self._repository.changes(self._start, incumbent)]
-        if not any(surface.is_kernel(path) for path in paths):
+        if not any(surface.is_kernel(path) for path in paths) or not self._ready(incumbent):
             return
         start, tree = self._workspace.checkout(self._start), self._workspace.checkout(incumbent)
         for op in surface.touched_ops(paths, tree, self._judge.ops()):
@@ -101,6 +104,25 @@ class Champion:
             )
             self._ledger.measured.add_confirmation(self._run, incumbent, confirmed)
             self._hours.tick()
+
+    def _ready(self, incumbent: str) -> bool:
+        """Build start and champion; whether both build.
+
+        What the cache lacks, a runner compiles for itself, in the time of its trial.
+        """
+        for what, commit in (("start", self._start), ("champion", incumbent)):
+            if commit in self._built:
+                continue
+            self._screen.stage(f"building the {what}'s kernels")
+            tree = self._workspace.checkout(commit)
+            with self._machine.hold(CORES):
+                built = self._judge.build(tree, surface.sources(tree))
+            if not built.passed:
+                said = f"the {what} does not build any more: {built.reason}"
+                self._screen.say(f"  the gain is not known: {said}")
+                return False
+            self._built.add(commit)
+        return True
 
     def _missing(self, incumbent: str) -> Sequence[tuple[int, int]]:
         """(place, seed) of the pairs yet to run; none if its files are those of the start, as when all keeps were taken out."""

@@ -34,14 +34,19 @@ class Database:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
             self._db.execute("PRAGMA foreign_keys = ON")
-            with self.transaction():
-                self._prepare(self._db.execute("PRAGMA user_version").fetchone()[0])
+            # Most openings only read: they take no lock, and sync nothing beside a timed trial.
+            if self._version() != SCHEMA_VERSION:
+                with self.transaction():
+                    self._prepare(self._version())
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):  # it is locked, or the disk is full
                 raise
             raise LedgerError(
                 f"{path}: {error}; this is no ledger, or a damaged one: move it away, and a new one is begun"
             ) from None
+
+    def _version(self) -> int:
+        return int(self._db.execute("PRAGMA user_version").fetchone()[0])
 
     def _prepare(self, version: int) -> None:
         """Make the tables of a new file, or bring those of an older version up to date."""

@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import sysconfig
@@ -145,10 +146,14 @@ def _contents(lab: Lab) -> Iterator[Row]:
         yield Row(part, "ledger", False, "none: the first run begins one", False)
         return
     try:
-        runs, tried = len(lab.ledger().runs()), len(lab.ledger().experiments())
+        ledger = lab.ledger()
+        runs, tried = len(ledger.runs()), len(ledger.history())
         yield Row(part, "ledger", True, f"runs: {runs}, experiments: {tried}, in {file}")
     except LedgerError as error:
         yield Row(part, "ledger", False, str(error))
+    except sqlite3.OperationalError as error:
+        text = f"{file}: {error}; you have to be able to write it, on a local disk with space"
+        yield Row(part, "ledger", False, text)
 
 
 def _package(part: str, name: str, without: str) -> Row:

@@ -52,14 +52,19 @@ def _cells(experiment: Experiment) -> list[str]:
 
 
 def as_json(ledger: Ledger, run: str | None = None) -> str:
-    """Runs with their experiments, gates, evidence and patches."""
+    """Runs with experiments, gates, evidence and patches, and what was run or timed again."""
     runs: list[dict[str, Any]] = []
     for each in ledger.runs():
         if run in (None, each.id):
             experiments = [asdict(experiment) for experiment in ledger.experiments(each.id)]
-            runs.append(
-                asdict(each) | {"spent": ledger.accounts.spent(each.id), "experiments": experiments}
-            )
+            again = ledger.measured.confirmations(each.id, each.incumbent)
+            more = {
+                "spent": ledger.accounts.spent(each.id),
+                "pairs": [asdict(pair) for pair in ledger.measured.pairs(each.id)],
+                "confirmations": [asdict(found) for found in again],
+                "experiments": experiments,
+            }
+            runs.append(asdict(each) | more)
     return json.dumps({"runs": runs}, indent=2)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from agent import claims
+from agent import claims, gains
 from agent.claims import Again
 from agent.figures import bits, pairs, ratio
 from agent.ledger import Ledger
@@ -50,8 +50,9 @@ def _timed(confirmed: Confirmation, keeps: list[Experiment]) -> Iterator[str]:
     word = "confirmed" if confirmed.faster else "not confirmed"
     shown = ratio(confirmed.ratio, confirmed.low, confirmed.high)
     yield f"{word}: {confirmed.op} takes {shown} the time of the start, {confirmed.blocks} blocks of calls, fresh inputs"
-    claimed, found = claims.op_time(keeps, confirmed.op), claims.confirmed(confirmed)
-    yield _curse(keeps, _ratio(claimed), f"{claimed.runs} blocks", _ratio(minus(found, claimed)))
+    timed = [keep for keep in keeps if confirmed.op in gains.comparisons(keep.gates)]
+    claimed, found = claims.op_time(timed, confirmed.op), claims.confirmed(confirmed)
+    yield _curse(timed, _ratio(claimed), f"{claimed.runs} blocks", _ratio(minus(found, claimed)))
 
 
 def _claimed(keeps: list[Experiment]) -> Iterator[str]:

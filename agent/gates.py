@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent import integrity, similarity, surface
 from agent import scope as rules
+from agent.guard import MachineFault
 from agent.judging import Judging, Unfit
 from agent.machine import CORES, DEVICE, NOTHING, Machine
 from agent.records import Candidate, Change, GateResult
@@ -273,7 +274,10 @@ def parity(candidate: Candidate, context: Context) -> Finding:
         return Finding(
             True, "the model is changed too: its curve may differ, and the trial decides"
         )
-    return context.judge.parity(candidate.incumbent, candidate.tree)
+    found = context.judge.parity(candidate.incumbent, candidate.tree)
+    if found.evidence.get("untrained") == "incumbent":
+        raise MachineFault(found.reason)  # it has trained before
+    return found
 
 
 Steps = Sequence[tuple[str, Gate]]

@@ -110,7 +110,7 @@ def overlay(folder: Path) -> dict[str, str | None]:
         raise Unusable(f"--start {folder}: no such folder")
     files: dict[str, str | None] = {}
     for file in sorted(folder.iterdir()):
-        if file.suffix in places:
+        if file.suffix in places and file.is_file():
             try:
                 files[f"{places[file.suffix]}/{file.name}"] = file.read_text()
             except UnicodeDecodeError as error:

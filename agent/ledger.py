@@ -65,20 +65,27 @@ class Ledger:
         An experiment that waited for its trial is not lost: it still waits.
         """
         with self._database.transaction():
-            done = self._database.execute(
-                "UPDATE experiments SET status = ?, reason = 'the loop was stopped while it ran', ended = ? "
-                "WHERE run = ? AND status = ?",
-                (LOST, time.time(), run, RUNNING),
-            )
+            lost = self._lose(run)
             values = (json.dumps(asdict(settings)), run)
             self._database.execute(
                 "UPDATE runs SET ended = NULL, settings = ? WHERE id = ?", values
             )
-            return done.rowcount
+            return lost
 
     def end_run(self, run: str) -> None:
+        """Record that a run has ended; an experiment that is still in flight is lost."""
         with self._database.transaction():
+            self._lose(run)
             self._database.execute("UPDATE runs SET ended = ? WHERE id = ?", (time.time(), run))
+
+    def _lose(self, run: str) -> int:
+        """Mark what is in flight as lost, inside a transaction; how many experiments that were."""
+        done = self._database.execute(
+            "UPDATE experiments SET status = ?, reason = 'the loop was stopped while it ran', "
+            "ended = ? WHERE run = ? AND status = ?",
+            (LOST, time.time(), run, RUNNING),
+        )
+        return done.rowcount
 
     def runs(self) -> list[Run]:
         """Every run, oldest first, whatever the clock said."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.records import BEST_EFFORT
+from agent.seeds import FIRST
 
 _EPILOG = """\
 examples
@@ -210,7 +211,7 @@ def _trial_options(to: argparse.ArgumentParser) -> None:
         help="prepared data, or text to prepare (default: what was prepared last)",
     )
     _device_option(to)
-    to.add_argument("--seed", type=int, default=unset, help="first seed (default 0)")
+    to.add_argument("--seed", type=_seed, default=unset, help="first seed (default 0)")
 
 
 def _device_option(to: argparse.ArgumentParser) -> None:
@@ -229,6 +230,13 @@ def _isolation_option(to: argparse.ArgumentParser) -> None:
         default=argparse.SUPPRESS,
         help="if a layer of the sandbox is missing: strict refuses to run candidates, best-effort (default) warns",
     )
+
+
+def _seed(text: str) -> int:
+    """What counts up from it has to stay below the seeds that choose nothing (agent/seeds.py)."""
+    if not text.isdecimal() or int(text) > FIRST:
+        raise argparse.ArgumentTypeError(f"expected 0 to {FIRST:,}, got {text}")
+    return int(text)
 
 
 def _positive(kind: type[int] | type[float]) -> Any:

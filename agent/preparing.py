@@ -30,6 +30,7 @@ from agent.screen import Screen, duration
 from agent.spending import BudgetSpent
 from agent.workspace import Workspace
 from bench import hardware
+from bench.finding import Finding
 
 FULL = "No space left on device"  # as git says it
 LONGEST_PAUSE_S = 300.0  # between attempts of a proposer that gives no proposal
@@ -91,7 +92,8 @@ class Preparing:
         self.ledger, self.repository, self.judge = workshop.ledger, workshop.repository, workshop.judge  # fmt: skip
         self.screen, self.machine, self.stop = workshop.screen, workshop.machine, workshop.stop
         self.workspace, self.proposer, self.guard = workspace, proposer, guard
-        self.agenda, self.brought, self.steps = agenda, tuple(brought), steps
+        self.agenda, self.brought = agenda, tuple(brought)
+        self.steps = [(name, self._while_it_lasts(gate)) for name, gate in steps]
         self.hardware = hardware.name(run.settings.device)
         # In a row: calls of the proposer that gave no proposal, its errors, and proposals that git did not take.
         self._empty = self._failures = self._unwritten = 0
@@ -165,6 +167,16 @@ class Preparing:
         self.screen.say(f"  {watched.close().status}")
         return None
 
+    def _while_it_lasts(self, gate: gates.Gate) -> gates.Gate:
+        """The gate, unless the run has ended when its turn on the machine comes."""
+
+        def asked(candidate: Candidate, context: gates.Context) -> Finding:
+            if self.stop.is_set():
+                raise Stopped("the run ended")
+            return gate(candidate, context)
+
+        return asked
+
     def _gates(
         self, experiment: int, candidate: Candidate, context: gates.Context
     ) -> list[GateResult]:
@@ -235,8 +247,11 @@ class Preparing:
 
     def _not_applied(self, parent: str, proposal: Proposal, error: GitError | ValueError) -> None:
         """Record a proposal whose files git does not take."""
-        outcome = Outcome(
-            REFUSE, f"the files cannot be written: {error}; name paths of the surface"
+        full = FULL in str(error)
+        outcome = (
+            Outcome(LOST, f"git could not write the files: {error}")
+            if full
+            else Outcome(REFUSE, f"the files cannot be written: {error}; name paths of the surface")
         )
         # These texts may be what cannot be written.
         texts = {
@@ -248,7 +263,7 @@ class Preparing:
         self.ledger.close_experiment(experiment, outcome)
         self.screen.say(f"{self._named(experiment)}: {proposal.hypothesis}")
         self.screen.say(f"  {outcome.status}: {outcome.reason}")
-        if FULL in str(error):
+        if full:
             raise LoopError(f"{error}; free space, then python -m agent --resume") from None
         self._unwritten += 1
         if self._unwritten >= MAX_FAILURES:

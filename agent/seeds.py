@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 SELECTING = 1 << 20  # selection counts up from --seed and stays below
+FIRST = 1_000_000  # the largest --seed
 _BITS = 31
 
 

@@ -11,7 +11,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +43,28 @@ def build(tree: Path, changed: Sequence[str]) -> Finding:
     return Finding(True, _summary(evidence), evidence)
 
 
+def build_all(tree: Path) -> Finding:
+    """Build every source of a tree into the cache, which runners can only read."""
+    return build(tree, [f"csrc/{path.name}" for path in (tree / "csrc").glob("*")])
+
+
 def _compiled(tree: Path, sources: Sequence[Path]) -> dict[str, Any]:
     """Seconds and shared object of each source. A compiler uses one core, so the sources are dealt out to one runner for each core."""
     runners = min(len(sources), len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(runners) as pool:
-        answers = list(pool.map(partial(_compile, tree), (sources[i::runners] for i in range(runners))))  # fmt: skip
+    # Left in this order, the runners end before the pool waits for those who ask them.
+    with ThreadPoolExecutor(runners) as pool, ExitStack() as stack:
+        judges = [stack.enter_context(Judge(tree, cache_writable=True)) for _ in range(runners)]
+        shares = [sources[i::runners] for i in range(runners)]
+        answers = list(pool.map(_compile, judges, shares))
     return {
         "build_seconds": {name: s for answer in answers for name, s in answer["seconds"].items()},
         "objects": {name: path for answer in answers for name, path in answer["objects"].items()},
     }
 
 
-def _compile(tree: Path, sources: Sequence[Path]) -> dict[str, Any]:
-    with Judge(tree, cache_writable=True) as judge:
-        judge.ask("load", tree=str(judge.tree))
-        return judge.ask("build", timeout=TIMEOUT_S, sources=[str(s) for s in sources])
+def _compile(judge: Judge, sources: Sequence[Path]) -> dict[str, Any]:
+    judge.ask("load", tree=str(judge.tree))
+    return judge.ask("build", timeout=TIMEOUT_S, sources=[str(s) for s in sources])
 
 
 def _sources(tree: Path, changed: Sequence[str]) -> list[Path]:

@@ -62,17 +62,27 @@ class Compiled:
         if self.file.exists():
             return
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self.file.parent) as packed:
-            judge.ask("pack", timeout=TRAVEL_S, fd=packed.fileno(), most=MOST_BYTES)
-            size = os.fstat(packed.fileno()).st_size
+        # Memory and no file: on a full disk the runner would fail, and its candidate be blamed.
+        packed = os.memfd_create("packed")
+        try:
+            judge.ask("pack", timeout=TRAVEL_S, fd=packed, most=MOST_BYTES)
+            size = os.fstat(packed).st_size
             if 0 < size <= MOST_BYTES:
-                # A copy: the runner may have kept the descriptor, and write on when it has seen text.
-                fd, own = tempfile.mkstemp(dir=self.file.parent)
-                with open(fd, "wb") as file:
-                    for at in range(0, size, PIECE):
-                        file.write(os.pread(packed.fileno(), min(PIECE, size - at), at))
-                os.rename(own, self.file)
+                self._copy(packed, size)
+        finally:
+            os.close(packed)
         _forget(self.file.parent)
+
+    def _copy(self, packed: int, size: int) -> None:
+        """A copy: the runner may have kept the descriptor, and write on when it has seen text."""
+        fd, own = tempfile.mkstemp(dir=self.file.parent)
+        try:
+            with open(fd, "wb") as file:
+                for at in range(0, size, PIECE):
+                    file.write(os.pread(packed, min(PIECE, size - at), at))
+            os.rename(own, self.file)
+        finally:
+            Path(own).unlink(missing_ok=True)
 
 
 def _forget(store: Path) -> None:

@@ -91,15 +91,17 @@ def examined(op: str, judge: Judge, seed: int | None = None) -> Finding:
             names = [str(name) for name in loaded["implementations"]]
             exam = Examination(contract(op), judge, secrets.randbits(48) if seed is None else seed)
             subject = Subject(exam, str(loaded["default"] or ""))
-            for impl in [None, *runnable(names, judge.device)]:
-                _examine(subject, impl)
-                evidence["implementations"].append(
-                    {"impl": impl or "default", "tensors": _shares(exam)}
-                )
-            for each in LAST_CHECKS:
-                each(subject, None)
-            Conduct("candidate", judge).unchanged()
-            evidence["cases"] = exam.cases
+            try:
+                for impl in [None, *runnable(names, judge.device)]:
+                    _examine(subject, impl)
+                    evidence["implementations"].append(
+                        {"impl": impl or "default", "tensors": _shares(exam)}
+                    )
+                for each in LAST_CHECKS:
+                    each(subject, None)
+                Conduct("candidate", judge).unchanged()
+            finally:
+                evidence["cases"] = exam.cases
     except Refused as refused:
         return Finding(False, str(refused), {**evidence, "kind": refused.kind, "op": op})
     return Finding(True, f"{exam.cases} cases agree with float64", evidence)

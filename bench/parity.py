@@ -62,11 +62,17 @@ def probe(
     }
     with ThreadPoolExecutor(BESIDE[device]) as pool:
         asked = {name: pool.submit(first_steps, *of) for name, of in trees.items()}
-        runs = {name: run.result() for name, run in asked.items()}
+        try:
+            runs = {name: run.result() for name, run in asked.items()}
+        finally:  # after Ctrl-C what has not begun does not begin
+            pool.shutdown(wait=False, cancel_futures=True)
+    if not runs["incumbent"].ok:  # which has trained before: alone it may again
+        runs["incumbent"] = first_steps(*trees["incumbent"])
     for name in ("incumbent", "candidate"):
         if not runs[name].ok:
             said = f"{runs[name].failure}): {runs[name].detail}"
-            return Finding(False, f"the {name} did not train {STEPS} steps ({said}", {})
+            reason = f"the {name} did not train {STEPS} steps ({said}"
+            return Finding(False, reason, {"untrained": name})
     parted = _distance(runs["candidate"], runs["incumbent"])
     if math.isinf(parted):
         return Finding(

@@ -10,9 +10,11 @@ from __future__ import annotations
 import array
 import json
 import mmap
+import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 import torch
@@ -47,8 +49,17 @@ class Channel:
         self._socket.sendall(data)
 
     def receive(self, timeout: float | None = None) -> tuple[dict[str, Any], int | None]:
-        """The next message, and the descriptor that it carried. Raises TimeoutError if it is not whole in time, ProtocolError if it is malformed."""
-        received: int | None = None
+        """The next message, and the descriptor that it carried. Raises TimeoutError if it is not whole in time, ProtocolError if it is malformed;
+        then no descriptor stays open."""
+        fds: list[int] = []
+        with ExitStack() as unless_read:
+            unless_read.callback(lambda: [os.close(fd) for fd in fds])
+            message = _parsed(self._line(timeout, fds))
+            unless_read.pop_all()
+        return message, fds[0] if fds else None
+
+    def _line(self, timeout: float | None, fds: list[int]) -> bytes:
+        """The next line; a descriptor that comes with it is added to `fds`."""
         deadline = None if timeout is None else time.monotonic() + timeout
         while b"\n" not in self._buffer:
             left = None if deadline is None else deadline - time.monotonic()
@@ -57,20 +68,15 @@ class Channel:
             self._socket.settimeout(left)
             if len(self._buffer) > MAX_LINE:
                 raise ProtocolError(f"a message is longer than {MAX_LINE} bytes")
-            data, fds, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)
-            if fds:
-                received = fds[0]
+            data, received, _, _ = socket.recv_fds(self._socket, 1 << 16, 1)
+            fds += received
+            if len(fds) > 1:
+                raise ProtocolError("a message carries more than one descriptor")
             if not data:
                 raise ProtocolError("the other side closed the connection")
             self._buffer += data
         line, self._buffer = self._buffer.split(b"\n", 1)
-        try:
-            message = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ProtocolError(f"a message is not JSON: {error}") from None
-        if not isinstance(message, dict):
-            raise ProtocolError("a message is not a JSON object")
-        return message, received
+        return line
 
     def pending(self) -> bool:
         """Whether anything has arrived that nobody has read: between two requests, an answer to none."""
@@ -82,6 +88,16 @@ class Channel:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"a message is not JSON: {error}") from None
+    if not isinstance(message, dict):
+        raise ProtocolError("a message is not a JSON object")
+    return message
 
 
 def describe(

@@ -64,6 +64,15 @@ def floor_seconds(bytes_moved: float, flops: float, device: str, *, again: bool 
     return max(bytes_moved / found["bytes_per_s"], flops / rate) / BEYOND
 
 
+def _copied_bytes(device: str) -> int:
+    """Bytes of a copy: of a GPU a quarter of what is free at most, since runners may hold the rest."""
+    import torch
+
+    if device != "cuda":
+        return COPY_BYTES[device]
+    return min(COPY_BYTES[device], torch.cuda.mem_get_info()[0] // 4)
+
+
 def _measure(device: str) -> dict[str, float]:
     import torch
 
@@ -79,7 +88,7 @@ def _measure(device: str) -> dict[str, float]:
             times.append(time.perf_counter() - started)
         return min(times[2:])  # the best: a ceiling is what the machine does when nothing else runs
 
-    source = torch.zeros(COPY_BYTES[device] // 4, device=device)
+    source = torch.zeros(_copied_bytes(device) // 4, device=device)
     target = torch.empty_like(source)
     # A processor first fetches the target of a copy, which is a third of the traffic; what is overwritten in place it need not.
     fastest = min(seconds(lambda: target.copy_(source)), seconds(lambda: source.mul_(1.0)))

@@ -59,6 +59,11 @@ def byte_sizes(dataset: Dataset, number: NDArray[np.int64]) -> Tensor:
     return sizes
 
 
+def counted(targets: Tensor, sizes: Tensor) -> Tensor:
+    """Which targets stand for bytes: a document's start does not, and -1 is none."""
+    return (targets >= 0) & (sizes[targets.clamp(min=0)] > 0)
+
+
 @dataclass(frozen=True)
 class Exam:
     """Rows (R, T) of a split in the numbers of one trial, their targets (-1: none), and the bytes that each token spells."""
@@ -93,12 +98,13 @@ class Exam:
     def told(self, batch: Tensor, marks: Tensor) -> Tensor:
         """(B, T): by how many nats the rows' targets were predicted better than by their frequency; `marks` are the nats of each."""
         targets = self.targets[batch]
-        return (self.rarity[targets.clamp(min=0)] - marks).masked_fill(targets < 0, -math.inf)
+        told = self.rarity[targets.clamp(min=0)] - marks
+        return told.masked_fill(~counted(targets, self.sizes), -math.inf)
 
     def best_told(self, marks: Tensor, count: int) -> Tensor:
         """The rows whose targets were predicted best on average."""
         told = self.told(torch.arange(len(marks)), marks)
-        known = self.targets >= 0
+        known = counted(self.targets, self.sizes)
         mean = told.masked_fill(~known, 0.0).sum(1) / known.sum(1).clamp(min=1)
         return mean.topk(min(count, len(mean))).indices
 
@@ -152,13 +158,12 @@ def ask(
 
 def nats(logits: Tensor, targets: Tensor, sizes: Tensor) -> Tensor:
     """(B, T): -log p of each target that stands for bytes (a document's start does not), 0 elsewhere."""
-    counted = (targets >= 0) & (sizes[targets.clamp(min=0)] > 0)
     # row by row: the intermediate of one fits the cache
     found = [
         torch.nn.functional.cross_entropy(row, wanted, ignore_index=-1, reduction="none")
         for row, wanted in zip(logits, targets, strict=True)
     ]
-    return torch.stack(found).masked_fill(~counted, 0.0)
+    return torch.stack(found).masked_fill(~counted(targets, sizes), 0.0)
 
 
 def mark(
@@ -176,28 +181,32 @@ def mark(
     batches = torch.split(order, at_once)
     probed = set(torch.randperm(len(batches), generator=generator)[:PROBED_BATCHES].tolist())
     marks = torch.zeros(exam.inputs.shape)
+
+    def asked(wanted: Tensor) -> Tensor:
+        left = min(ASK_S, max(0.001, deadline - time.monotonic()))
+        return ask(scorer, wanted, exam.vocab_size, timeout=left)
+
     began = time.monotonic()
     for i, batch in enumerate(batches):
-        left = min(ASK_S, max(0.001, deadline - time.monotonic()))
-        logits = ask(scorer, exam.inputs[batch], exam.vocab_size, timeout=left)
+        logits = asked(exam.inputs[batch])
         marks[batch] = nats(logits, exam.targets[batch], exam.sizes)
         if i in probed:
             told = exam.told(batch, marks[batch])
-            _other_future(scorer, exam, batch, logits.clone(), told, generator)
+            _other_future(asked, exam, batch, logits.clone(), told, generator)
         tell({"phase": "scoring", "fraction": (i + 1) / len(batches)})
     batch_s = (time.monotonic() - began) / len(batches)
     for batch in torch.split(exam.best_told(marks, BATCH_ROWS), at_once):
-        before = ask(scorer, exam.inputs[batch], exam.vocab_size).clone()
-        _other_future(scorer, exam, batch, before, exam.told(batch, marks[batch]), generator)
+        before = asked(exam.inputs[batch]).clone()
+        _other_future(asked, exam, batch, before, exam.told(batch, marks[batch]), generator)
     for _ in range(int(probe_s / (2 * batch_s))):
         batch = torch.randint(len(order), (at_once,), generator=generator)
-        before = ask(scorer, exam.inputs[batch], exam.vocab_size).clone()
-        _other_future(scorer, exam, batch, before, None, generator)
+        before = asked(exam.inputs[batch]).clone()
+        _other_future(asked, exam, batch, before, None, generator)
     return float(marks.double().sum()) / math.log(2) / exam.total_bytes, marks
 
 
 def _other_future(
-    scorer: Judge,
+    asked: Callable[[Tensor], Tensor],
     exam: Exam,
     batch: Tensor,
     before: Tensor,
@@ -206,11 +215,11 @@ def _other_future(
 ) -> None:
     """The same rows in the same places, with other tokens from a cut on: not one logit before it may move."""
     altered, late = _altered(exam, batch, told, generator)
-    after = ask(scorer, altered, exam.vocab_size)
+    after = asked(altered)
     moved = after.sub_(before).abs_().amax(-1).masked_fill(late, 0.0)
     if float(moved.max()) <= MOVED:
         return
-    once_more = ask(scorer, exam.inputs[batch], exam.vocab_size)
+    once_more = asked(exam.inputs[batch])
     by = float(once_more.sub_(before).abs_().max())
     if by > MOVED:
         raise Refused(

@@ -80,6 +80,8 @@ def alike(
     `split` (N,) as from `assign`; `text(i)` gives document i; `progress` hears the fraction done.
     """
     held = {i: shingles(text(i)) for i in np.flatnonzero(split != TRAIN).tolist()}
+    if not held:
+        return []
     known = np.unique(np.concatenate(list(held.values())))
     seen = np.zeros(len(known), np.bool_)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from bench import hardware
-from bench.builds import build
+from bench.builds import build_all
 from bench.contracts import contract, ops
 from bench.judge import Refused
 from bench.speed import CONFIDENCE
@@ -231,7 +231,7 @@ def _tree(folder: Path, passes: int) -> Path:
 
 
 def _build(tree: Path) -> None:
-    built = build(tree, [f"csrc/{path.name}" for path in (tree / "csrc").glob("*.cpp")])
+    built = build_all(tree)
     if not built.passed:
         raise RuntimeError(f"{tree} does not build: {built.reason}")
 

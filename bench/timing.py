@@ -8,8 +8,8 @@ suspicious of those are compared with float64 (bench/audit.py). Training ops are
 
 A comparison is the candidate's time over the incumbent's, with an interval (bench/ratio.py) for each case and for their mix, in which a case
 counts as often as a step of the model calls it. The incumbent runs twice, in two runners: the candidate is compared with both, and where they
-differ by more than noise the interval is widened accordingly. Because processes of one kernel differ, all three go on as new processes some 16
-times (bench/runner/lives.py), and the interval comes from how much these parts differ; a GPU's processes cannot be forked, and its parts are
+differ by more than noise the interval is widened accordingly. Because processes of one kernel differ, all three go on as new processes 8 to 15
+times in 13 s (bench/runner/lives.py), and the interval comes from how much these parts differ; a GPU's processes cannot be forked, and its parts are
 stretches of time. Runners take precedence over other work of the machine where the user may give it to them, with a core for each thread
 (bench/sandbox/precedence.py). A comparison stops early where the answer is clear, or where nothing will be shown in time, and goes on for as
 long again where it is nearly shown at the end (bench/speed.py).

@@ -44,7 +44,8 @@ SETUP_LIMIT_S = {"cpu": 240.0, "cuda": 900.0}
 SETUP_FREE_S = {"cpu": 20.0, "cuda": 60.0}
 GRACE_S = 0.5  # for the answer to travel; training itself must end before the bell
 # Time, and processor time of the runner, that handing over the weights may take beside the copying itself: the model's own code runs then.
-TAKEN_S, TAKEN_CPU_S, COPIED_BYTES_S = 2.0, 0.3, 250e6
+TAKEN_S, TAKEN_CPU_S, COPIED_BYTES_S = 2.0, 0.3, 500e6
+COPYING_FREE_S = 0.5  # for 250 MB of weights; what more of them may take is taken from the training
 GUESSED_ROWS, MEASURED_ROWS = 4, 8  # of the shard: before any training, and after it
 # Processor time that a runner may use between the end of its training and the last score, and as a share of that time. Where it uses a tick
 # or two, it is watched for LOOK_S at least.
@@ -219,13 +220,15 @@ class _Trial:
         return taken
 
     def begin(self, trainer: Judge, taken: float) -> None:
-        """Take from the training what a set-up of `taken` seconds had beyond its allowance, and check that the model knows nothing."""
-        self.seconds -= max(0.0, taken - SETUP_FREE_S[self.device])
+        """Take from the training what set-up (`taken` seconds) and handing over the weights, in which the model's own code runs, may take beyond
+        their allowances, and check that the model knows nothing."""
+        free, copying = SETUP_FREE_S[self.device], self.state_bytes / COPIED_BYTES_S
+        self.seconds -= max(0.0, taken - free) + max(0.0, copying - COPYING_FREE_S)
         if self.seconds <= 0:
             raise Refused(
                 "late",
-                f"set-up took {taken:.0f} s: what it takes beyond {SETUP_FREE_S[self.device]:.0f} s is taken from the "
-                "training, and nothing is left",
+                f"set-up took {taken:.0f} s, and handing over {self.state_bytes >> 20} MB of weights may take {copying:.1f} s: what is beyond "
+                f"{free:.0f} s and {COPYING_FREE_S} s is taken from the training, and nothing is left",
             )
         # In the data set's own numbers, in which a table or a checkpoint from elsewhere would be written.
         loss = self.loss(trainer, np.arange(self.dataset.vocab_size), GUESSED_ROWS)
@@ -410,12 +413,13 @@ def _require_idle(judge: Judge, cpu: float, since: float) -> None:
         )
 
 
+# Words of torch, of its CPU allocator, and of what ends a sandbox (cgroup.py, watchdog.py).
+NO_MEMORY = ("out of memory", "can't allocate memory", "it used more memory than", "mib of memory")
+
+
 def _classify(refused: Refused) -> str:
     text = str(refused).lower()
-    if (
-        refused.kind in ("OutOfMemoryError", "MemoryError")
-        or "out of memory" in text
-        or "can't allocate memory" in text
-    ):
+    known = refused.kind in ("OutOfMemoryError", "MemoryError")
+    if known or any(words in text for words in NO_MEMORY):
         return "out_of_memory"
     return refused.kind

@@ -11,7 +11,7 @@ depth 8 with half a million tokens a step, whose tokens/s and BPB are published.
 With more than one seed, means come with their 95 % interval over seeds (bench/interval.py), and so does what the shipped kernels gain, seed by
 seed. Each trial is at once a line of the .jsonl beside FILE: a run that was ended goes on where it was, and one of more seeds or arms adds to it.
 
-Exit status: 0 the report is written, 1 a trial failed, 2 what was asked for cannot be reported or added to FILE.
+Exit status: 0 the report is written, 1 a trial failed or the kernels do not build, 2 what was asked for cannot be reported or added to FILE.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import hardware
+from bench.builds import build_all
 from bench.contracts import ops
 from bench.corpus import DataError
 from bench.data import Dataset, open_dataset
@@ -178,6 +179,10 @@ def main() -> None:
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     kept = asked.out.with_suffix(".jsonl")
     arms = [arm for arm in ARMS if arm in asked.arms]
+    # What the cache lacks each runner would compile in its set-up, at the expense of its training.
+    built = build_all(ROOT)
+    if not built.passed:
+        raise SystemExit(f"the kernels do not build: {built.reason}")
     try:
         found = trials(dataset, asked.seconds, asked.seeds, arms, asked.device, kept)
     except Mixed as mixed:

@@ -7,12 +7,12 @@
 
 namespace {
 
-constexpr int64_t kRows = 8;  // tune: 1 8 64
 // Rows a thread takes at a time.
-constexpr int kAccumulators = 4;  // tune: 1 4 8 16 32
+constexpr int64_t kRows = 8;  // tune: 1 8 64
 // Independent maxima and sums in a row: a single one would wait for itself at every logit.
-constexpr bool kKeep = false;  // tune: false true
+constexpr int kAccumulators = 4;  // tune: 1 4 8 16 32
 // Whether the second loop leaves its exponentials in a row of floats for the third, or the third makes them again.
+constexpr bool kKeep = false;  // tune: false true
 
 constexpr int64_t kIgnored = -100;
 

@@ -73,7 +73,7 @@ def choose(
             raise RuntimeError(
                 f"none of {', '.join(implementations)} is the choice for {device.type} tensors ({', '.join(order)}): name one by impl="
             )
-        return found
+        impl = found
     if impl not in implementations:
         raise ValueError(f"impl={impl!r}: expected one of {', '.join(implementations)}")
     runs_on = _RUNS_ON.get(impl, (device.type,))
@@ -82,6 +82,13 @@ def choose(
         raise RuntimeError(
             f"impl={impl!r} runs on {' or '.join(runs_on)} tensors, got a {device.type} tensor{hint}"
         )
+    if impl == "triton" and device.type == "cuda" and device.index is not None:
+        current = torch.cuda.current_device()
+        if device.index != current:
+            raise RuntimeError(
+                f"impl='triton' runs on tensors of the current device, cuda:{current}, got one of "
+                f"{device}: call it under torch.cuda.device({device.index})"
+            )
     return impl
 
 

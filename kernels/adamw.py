@@ -8,7 +8,7 @@
     cpp      csrc/adamw.cpp: a single pass, each tensor in its own type
     triton   the same, a block of elements a program
 
-Bound: memory. N float32 elements: 16 N bytes in (w, g, m, v), 12 N out (w, m, v). With moments and gradient in bfloat16 14 N and 8 N.
+Bound: memory. N float32 elements: 16 N bytes in (w, g, m, v), 12 N out (w, m, v). With moments and gradient in bfloat16 10 N and 8 N.
 
 A call updates one tensor: a model has few that matter, its embeddings and its head, and beside the millisecond that one takes a call's
 own 10 us are nothing that a list of tensors would save.

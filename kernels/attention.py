@@ -12,7 +12,7 @@ rebuild P = exp(scores - lse) in the backward (Dao et al. 2022, arXiv 2205.14135
 
     dv = P^T do     dP = do v^T     delta = sum(do * o, -1)     dS = P * (dP - delta)     dq = dS k / sqrt(D)     dk = dS^T q / sqrt(D)
 
-Bound: arithmetic. 4 B H D flops a visible pair forward, 10 backward (Triton: 14, as dq and dk rebuild P apart and need no atomics);
+Bound: arithmetic. 4 D flops a visible pair forward, 10 D backward (Triton: 14 D, as dq and dk rebuild P apart and need no atomics);
 B H T^2 / 2 pairs if causal, B H T w with a window. Least traffic of b-byte elements: 4 B H T D b forward, 8 backward, plus lse.
 """
 
@@ -51,7 +51,7 @@ def attention(
     do not fit together; of LIBRARIES ValueError for what one does not do, RuntimeError where it is not installed.
     """
     _check(q, k, v, window)
-    table = LIBRARIES if impl in LIBRARIES else IMPLEMENTATIONS
+    table = {**IMPLEMENTATIONS, **LIBRARIES}
     return table[choose(table, impl, q.device)](q, k, v, causal, window)
 
 

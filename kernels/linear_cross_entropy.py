@@ -34,7 +34,7 @@ def linear_cross_entropy(
     """Loss (...) float32 of predicting targets (...) int64 from h (..., D) through the head W (V, D).
 
     A target of -100 is ignored: loss 0, gradient 0. W is taken in h's dtype; its gradient comes in its own. Any other target outside
-    0..V-1 raises IndexError on the CPU. On a GPU a check would have to wait for the device: 'triton' makes the loss NaN, and with 'torch' an
+    0..V-1 raises IndexError on the CPU. On a GPU a check would have to wait for the device: 'triton' makes the loss and its gradients NaN, and with 'torch' an
     assertion of torch's own kernel ends the process's use of the device.
     """
     if h.shape[:-1] != targets.shape or W.ndim != 2 or h.shape[-1] != W.shape[1]:
@@ -165,7 +165,7 @@ def _linear_cross_entropy_kernel(
             if not BOUNDED:
                 top = tl.max(y, axis=0)
             p = tl.exp2(y - top)
-            total = tl.sum(p, axis=0)
+            total = tl.where(known, tl.sum(p, axis=0), float("nan"))
             tl.store(loss_ptr + row, (top + tl.log2(total) - y_target) * LN2)
             if GRADIENT:
                 dz = p * slope * (1.0 / total) - tl.where(offs == target, slope_target, 0.0)
@@ -184,6 +184,7 @@ def _linear_cross_entropy_kernel(
                 tops = higher
             top = tl.max(tops, axis=0)
             lse = top + tl.log2(tl.sum(totals * tl.exp2(tops - top), axis=0))
+            lse = tl.where(known, lse, float("nan"))
             tl.store(loss_ptr + row, (lse - y_target) * LN2)
             if GRADIENT:
                 for start in range(0, V, BLOCK_V):

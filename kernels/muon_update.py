@@ -161,6 +161,11 @@ def _triton(
     if not weight.numel():
         return
     M, N = weight.shape[-2:]
+    if M * N >= 2**31:
+        raise ValueError(
+            "muon_update: impl='triton' counts a matrix's elements in 32 bits, "
+            f"got {(M, N)}; use impl='torch'"
+        )
     by_rows, batch = _by_rows(weight, size), weight.numel() // (M * N)
     form = (M, N, N, 1) if by_rows else (N, M, 1, N)
     tile, square = _tile(by_rows), torch.empty_like(size)

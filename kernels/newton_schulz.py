@@ -27,14 +27,18 @@ from torch import Tensor
 from kernels import AMX, AVX512_BF16, choose, custom_op, jit, product_dtype
 
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
 def newton_schulz(G: Tensor, steps: int = 5, *, impl: str | None = None) -> Tensor:
     """Orthogonalise each matrix of G (..., M, N), tall or wide; result contiguous, in G's dtype. Zeros stay zeros.
 
     For an optimizer: no gradient flows through it, and RuntimeError says so where one would be asked for.
     """
-    if G.ndim < 2 or not G.is_floating_point():
+    if G.ndim < 2 or G.dtype not in DTYPES:
         raise ValueError(
-            f"newton_schulz: expected floating matrices (..., M, N), got {G.dtype} of shape {tuple(G.shape)}"
+            "newton_schulz: expected matrices (..., M, N) of float32, bfloat16 or float16, "
+            f"got {G.dtype} of shape {tuple(G.shape)}"
         )
     if steps < 1:
         raise ValueError(f"newton_schulz: expected steps >= 1, got {steps}")
@@ -388,6 +392,11 @@ def _triton_normalised(G: Tensor, dtype: torch.dtype) -> Tensor:
 def _triton(G: Tensor, steps: int) -> Tensor:
     if not G.numel():
         return G.new_empty(G.shape)
+    if G.shape[-2] * G.shape[-1] >= 2**31 - PARTS * NORM_BLOCK:
+        raise ValueError(
+            "newton_schulz: impl='triton' counts a matrix's elements in 32 bits, "
+            f"got {tuple(G.shape[-2:])}; use impl='torch'"
+        )
     X = _triton_normalised(G, torch.float32 if G.dtype == torch.float32 else torch.float16)
     tall = X.shape[-2] > X.shape[-1]
     X = X.mT if tall else X

@@ -125,7 +125,8 @@ def _forward_heads(
 ):  # fmt: skip
     offs = _token_offsets(tokens, T, strides)
     for h in range(H):
-        a, b = _load_halves(x_ptr, offs + h * strides[2], pairs, strides, HALF, mask)
+        a, b = _load_halves(x_ptr, offs, pairs, strides, HALF, mask)
+        offs += strides[2]  # a sum in 64 bits, where h * strides[2] is a product in 32
         rstd = 1.0 / tl.sqrt(tl.sum(a * a + b * b, axis=1) / (2 * HALF) + eps)
         a, b = a * rstd[:, None], b * rstd[:, None]
         to = (tokens.to(tl.int64) * H + h) * (2 * HALF)
@@ -138,8 +139,10 @@ def _backward_heads(
 ):  # fmt: skip
     offs, dy_offs = _token_offsets(tokens, T, strides), _token_offsets(tokens, T, dy_strides)
     for h in range(H):
-        a, b = _load_halves(x_ptr, offs + h * strides[2], pairs, strides, HALF, mask)
-        da, db = _load_halves(dy_ptr, dy_offs + h * dy_strides[2], pairs, dy_strides, HALF, mask)
+        a, b = _load_halves(x_ptr, offs, pairs, strides, HALF, mask)
+        da, db = _load_halves(dy_ptr, dy_offs, pairs, dy_strides, HALF, mask)
+        offs += strides[2]
+        dy_offs += dy_strides[2]
         ga, gb = da * cos + db * sin, db * cos - da * sin
         rstd = 1.0 / tl.sqrt(tl.sum(a * a + b * b, axis=1) / (2 * HALF) + eps)
         c = tl.sum(ga * a + gb * b, axis=1) * rstd * rstd / (2 * HALF)
@@ -292,7 +295,7 @@ _op.register_autograd(_gradient, setup_context=_save)
 
 def _kernel(impl: str):
     def run(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        if cos.requires_grad or sin.requires_grad:
+        if torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad):
             raise ValueError(
                 f"qk_norm_rope: impl={impl!r} has no gradient of cos and sin; detach them, or use impl='torch'"
             )

@@ -272,7 +272,7 @@ def test_wrong_dtype_window_and_impl_are_named():
         attention(x.double(), x.double(), x.double())
     with pytest.raises(ValueError, match="at least 1, got 0"):
         attention(x, x, x, window=0)
-    with pytest.raises(ValueError, match="expected one of torch, cpp, triton"):
+    with pytest.raises(ValueError, match="expected one of torch, cpp, triton, cudnn, flex, fa4"):
         attention(x, x, x, impl="fa3")
 
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from lab_tree import Rules, Transcript, constant
+from lab_tree import Rules, Transcript, compared, constant
 
 from agent import campaign, champion, gain_report
 from agent.__main__ import main
 from agent.champion import PAIRS
 from agent.judging import Progress
 from agent.lab import Lab
+from agent.ledger import Ledger
 from agent.proposers import Context
-from agent.records import KEEP, GateResult, Proposal, Settings
+from agent.records import KEEP, Confirmation, GateResult, Outcome, Proposal, Run, Settings
 from agent.seeds import SELECTING, fresh
+from bench.finding import Finding
 from bench.trial import TrialResult
 
 MODEL = Settings(target="model", proposer="sweep", seconds=5.0, data="corpus-1", experiments=2)
@@ -273,3 +276,43 @@ def test_a_re_run_that_trips_is_said_and_ends_no_night(
     said = [line for line in screen.lines if line.startswith(words)]
     assert len(said) == 2  # after the keep, and at the end
     assert said[0].endswith(f"report --rerun {ledger.run().id}")
+
+
+class Emptied(Lucky):
+    """A judge whose cache of built objects was deleted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.built: set[str] = set()
+
+    def build(self, tree: Path, changed: Sequence[str]) -> Finding:
+        self.built.add(tree.name)
+        return super().build(tree, changed)
+
+    def trial(
+        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
+    ) -> TrialResult:
+        assert tree.name in self.built
+        return super().trial(tree, seed, progress, split)
+
+
+def test_start_and_champion_are_built_before_they_are_run_again(lab: Lab) -> None:
+    campaign.run(lab, MODEL, Transcript(), Stopping(at=0))
+    judge = Emptied()
+    campaign.rerun(lab, None, Transcript(), judge)
+    assert [split for split, _ in judge.asked] == ["test"] * 2 * PAIRS
+
+
+def test_what_an_op_s_keeps_claimed_is_told_with_their_number_alone(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    ledger.start_run(Run("r", Settings(), "b", "b", "b", 0.0))
+    for op in ("norm", "loss"):
+        opened = ledger.open_experiment("r", Proposal(op, {}, "sweep"), "b", op, "", op)
+        evidence = {op: asdict(compared(0.8, 0.7, 0.9))}
+        ledger.add_gate(opened, GateResult("microbench", True, "", evidence, 1.0))
+        ledger.close_experiment(opened, Outcome(KEEP, ""), op)
+    found = Confirmation("loss", 0.9, 0.8, 0.95, 50, True)
+    ledger.measured.add_confirmation("r", "loss", found)
+    lines = gain_report.lines(ledger, ledger.run())
+    (line,) = (line for line in lines if "blocks; winner's curse" in line)
+    assert "1 keep claimed 0.800x" in line

@@ -75,6 +75,7 @@ def test_help_names_every_command() -> None:
     [
         ((), "--target kernels"),
         (("--target", "everything"), "choose from"),
+        (("--target", "kernels", "--seed", "-100"), "expected 0 to 1,000,000, got -100"),
         (("--target", "kernels", "--experiments", "0"), "expected more than 0"),
         (("gate", "--op", "rms_norm"), "--op OP with --candidate FILE"),
         (("gate", "--op", "rms_norm", "--candidate", "absent.py"), "no such file"),

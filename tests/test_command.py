@@ -493,3 +493,19 @@ def test_half_a_character_in_its_last_words_costs_no_proposal(bench: Bench) -> N
     said = json.dumps({"result": "Four rows \ud83d"})
     script = put(*FASTER) + f"print({said!r})\n"
     assert proposed(bench.agent(script), bench.context()).hypothesis == "Four rows ?"
+
+
+def test_a_library_that_an_agent_unpacks_deletes_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.coder.desk.MAX_FILES", 20)
+    many = "for n in range(30): pathlib.Path(f'cutlass/{n}.h').touch()\n"
+    script = put(*FASTER) + "os.makedirs('cutlass')\n" + many
+    assert list(proposed(bench.agent(script), bench.context()).files) == ["csrc/scale.cpp"]
+
+
+def test_what_came_to_nothing_says_what_it_was_about(bench: Bench) -> None:
+    agent = bench.agent("print('no idea')", plan=Plan(IMPROVE, "scale", (7,)))
+    with pytest.raises(NoProposal) as raised:
+        agent.propose(bench.context())
+    assert (raised.value.notes["op"], raised.value.notes["parents"]) == ("scale", [7])

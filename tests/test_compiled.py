@@ -294,3 +294,15 @@ def test_what_a_trial_learns_does_not_come_back_with_what_its_set_up_made(
     (kept,) = (tmp_path / "store").iterdir()
     assert b"made" in kept.read_bytes()
     assert b"learned" not in kept.read_bytes()
+
+
+def test_a_runner_packs_into_memory_so_that_a_full_disk_is_none_of_its_faults(
+    tmp_path: Path,
+) -> None:
+    def pack(do: str, *, fd: int, **_: object) -> None:
+        assert os.readlink(f"/proc/self/fd/{fd}").startswith("/memfd:")
+        os.write(fd, b"made")
+
+    kept = Compiled(tmp_path / "store" / "key")
+    kept.take(SimpleNamespace(ask=pack))
+    assert kept.file.read_bytes() == b"made"

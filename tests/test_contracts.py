@@ -30,3 +30,9 @@ def test_the_references_results_have_the_shapes_and_dtypes_that_the_contract_sta
                 # an argument that a call overwrites keeps its own, whatever the reference computes in
                 if not asked.in_place:
                     assert str(result.dtype) == f"torch.{stated.dtype}", case.label()
+
+
+@pytest.mark.parametrize("op", ["muon_update", "nesterov", "newton_schulz"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_op_of_muon_is_called_for_each_of_the_models_three_banks(op: str, device: str) -> None:
+    assert sum(case.calls for case in contract(op).trial[device]) == 3

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from warm import Warm
 
-from bench import correctness_origin
+from bench import correctness, correctness_origin
 from bench.contracts import captured, contract, ops
 from bench.finding import Finding
 from bench.judge import Refused
@@ -106,3 +106,13 @@ def test_on_a_gpu_a_call_launches_a_triton_kernel_of_the_file(
     with contextlib.nullcontext() if honest else pytest.raises(Refused, match="does not run"):
         correctness_origin.own_work(subject, None)
     assert set(asked) == {"trace"}
+
+
+def test_a_refusal_says_how_many_cases_were_asked(tmp_path: Path) -> None:
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").touch()
+    text = "def rms_norm(x, weight=None, eps=1e-6):\n    return x * 1.0\n"
+    (tmp_path / "kernels" / "rms_norm.py").write_text(text)
+    found = correctness.values_of("rms_norm", tmp_path, seed=0)
+    assert not found.passed
+    assert found.evidence["cases"] > 0

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels import CustomOp, overwrite
+from kernels import CustomOp, choose, overwrite
 
 
 class Seen(TorchDispatchMode):
@@ -81,3 +81,15 @@ def test_what_is_overwritten_is_known_to_autograd_whatever_its_strides() -> None
     transposed = torch.ones(3, 4).T
     overwrite(double, (transposed,))
     assert transposed.tolist() == [[2.0] * 3] * 4
+
+
+def test_triton_refuses_tensors_of_another_than_the_current_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    known = dict.fromkeys(("torch", "triton"))
+    assert choose(known, None, torch.device("cuda:0")) == "triton"
+    assert choose(known, "torch", torch.device("cuda:1")) == "torch"
+    for impl in (None, "triton"):
+        with pytest.raises(RuntimeError, match="current device, cuda:0"):
+            choose(known, impl, torch.device("cuda:1"))

@@ -494,3 +494,13 @@ def test_a_hub_dataset_without_extra_network_or_text_is_refused(tmp_path, monkey
         DataError, match="hf:some/tales, row 1: expected a column `text`; it has: story"
     ):
         prepare("hf:some/tales", root=tmp_path)
+
+
+def test_a_given_split_without_held_out_text_is_an_error_in_words(tmp_path, texts):
+    folder = tmp_path / "text"
+    folder.mkdir()
+    jsonl(folder / "train.jsonl", texts)
+    for name in ("val.txt", "test.txt"):
+        (folder / name).write_text("\n")
+    with pytest.raises(DataError, match="meant for val"):
+        prepare(str(folder), vocab_size=300, root=tmp_path / "data")

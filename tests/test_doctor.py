@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from lab_tree import Rules, Transcript
@@ -185,3 +187,18 @@ def test_a_gpu_on_which_no_kernel_runs_is_not_all_that_is_needed(
     lacking = [(row.name, row.text) for row in rows if row.needed and not row.ok]
     assert ("torch.compile runs", "RuntimeError: cuInit") in lacking
     assert not any(name == "triton runs" for name, _ in lacking)
+
+
+def test_a_ledger_that_cannot_be_opened_is_a_row_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".lab").mkdir()
+    (tmp_path / ".lab" / "ledger.sqlite").touch()
+
+    def closed(lab: Lab) -> NoReturn:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(Lab, "ledger", closed)
+    row = next(row for row in doctor.examine(Lab(tmp_path)) if row.name == "ledger")
+    assert (row.ok, row.needed) == (False, True)
+    assert "unable to open" in row.text

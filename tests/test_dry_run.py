@@ -229,3 +229,15 @@ def test_nobody_is_asked_and_nothing_heavy_is_loaded(lab: Lab) -> None:
         [sys.executable, "-c", QUIET, str(lab.root)], cwd=root, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_placebos_which_are_measured_to_the_end_say_nothing_of_a_night(lab: Lab) -> None:
+    ledger = lab.ledger()
+    began(ledger, NIGHT)
+    for _ in range(10):
+        proposal = Proposal("h", {}, "placebo")
+        number = ledger.open_experiment("before", proposal, "c", "c", "", "")
+        for gate in ASSUMED:
+            ledger.add_gate(number, GateResult(gate, True, "", {}, 2.0))
+        ledger.close_experiment(number, Outcome(DROP, "", device_seconds=700.0))
+    assert "10 in the ledger" not in estimate(lab, NIGHT)

@@ -292,3 +292,29 @@ def test_a_group_without_a_kill_file_is_ended_process_by_process(tmp_path: Path)
         threading.Timer(0.2, lambda: joins.write_text("")).start()
         cgroup.Group(2, (tmp_path,)).kill()
         assert process.wait(10) == -signal.SIGKILL
+
+
+def test_the_watchdog_holds_where_the_parent_is_out_of_sight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in `docker exec`, and as the first process of a container: the parent's number is 0."""
+    monkeypatch.setattr(os, "getppid", lambda: 0)
+    assert isolation._watchdog().holds
+
+
+def test_processes_that_may_not_be_read_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for pid, parent in ((7, 1), (8, 7), (9, 1)):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (x) S {parent} 0\n")
+    plain = Path.read_text
+
+    def read(path: Path) -> str:
+        if path.parent.name == "9":
+            raise PermissionError
+        return plain(path)
+
+    monkeypatch.setattr(processes, "_PROC", tmp_path)
+    monkeypatch.setattr(Path, "read_text", read)
+    assert processes.tree(7) == [7, 8]

@@ -199,3 +199,12 @@ def test_editable_install_compiles_nothing_and_needs_no_torch(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "kernel-lab\n"
+
+
+def test_the_folder_that_must_hold_the_object_is_not_replaced(source, tmp_path, monkeypatch):
+    def refuse(dir):
+        raise PermissionError(f"{dir} is read-only")
+
+    monkeypatch.setattr(jit.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(jit.tempfile, "gettempdir", lambda: str(tmp_path))
+    assert jit.build(source, into=tmp_path / "held").parent == tmp_path / "held"

@@ -186,3 +186,13 @@ def test_a_request_that_the_runner_does_not_take_is_a_time_out() -> None:
     with pytest.raises(TimeoutError):
         Channel(ours).send({"calls": "x" * (8 << 20)}, None, 0.3)
     theirs.close()
+
+
+def test_descriptors_that_come_with_an_answer_do_not_stay_open() -> None:
+    ours, theirs = socket.socketpair()
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        socket.send_fds(theirs, [b" "], [ours.fileno()])
+    with pytest.raises(ProtocolError, match="more than one descriptor"):
+        Channel(ours).receive(1.0)
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -410,3 +410,22 @@ def test_the_latest_run_is_the_one_begun_last_though_the_clock_went_back(ledger:
         db.execute("UPDATE stretches SET until = until + 86400")
     ledger.accounts.begin_stretch("r2")
     assert ledger.accounts.last_at_work() == "r2"
+
+
+def test_a_run_that_has_ended_has_nothing_at_work(ledger: Ledger) -> None:
+    propose(ledger)
+    ledger.end_run("r1")
+    assert ledger.counts("r1") == {LOST: 1}
+
+
+def test_opening_a_ledger_of_this_version_writes_nothing(ledger: Ledger) -> None:
+    log = ledger.path.with_name(f"{ledger.path.name}-wal")
+    before = log.stat().st_size
+    Ledger(ledger.path).close()
+    assert log.stat().st_size == before
+
+
+def test_json_export_holds_the_gain(ledger: Ledger) -> None:
+    ledger.measured.add_pair("r1", Pair("start", 1, 7, 2.0, 1.9, 10.0, 11.0, "judge"))
+    (run,) = json.loads(export.as_json(ledger))["runs"]
+    assert (run["pairs"][0]["after_bpb"], run["confirmations"]) == (1.9, [])

@@ -13,7 +13,7 @@ from lab_tree import CPP, PY, Rules, Transcript, constant, git, impatient, make,
 
 from agent import campaign, gates
 from agent.judging import Progress
-from agent.lab import Lab, Unusable
+from agent.lab import Lab, Unusable, overlay
 from agent.ledger import Ledger
 from agent.loop import LoopError
 from agent.proposers import Context
@@ -493,3 +493,9 @@ def test_a_run_goes_on_though_the_folder_that_it_started_from_is_empty_now(lab: 
     (lab.root / "mine" / "scale.cpp").unlink()
     campaign.resume(lab, None, {"experiments": 2}, Transcript(), Rules())
     assert len(statuses(lab.ledger())) == 2
+
+
+def test_an_editor_s_lock_among_the_files_of_start_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "scale.cpp").write_text("int x;\n")
+    (tmp_path / ".#scale.cpp").symlink_to("person@host.123:456")
+    assert list(overlay(tmp_path)) == ["csrc/scale.cpp"]

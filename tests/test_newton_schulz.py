@@ -295,3 +295,14 @@ def test_factors_that_do_not_fit_are_refused() -> None:
     X = torch.randn(2, 4, 5)
     with pytest.raises(RuntimeError, match="do not fit together"):
         jit.load("newton_schulz").product(X, X, None, 0.0, 1.0, False, torch.empty(2, 4, 5))
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
+def test_float64_is_refused_by_name(impl):
+    with pytest.raises(ValueError, match="float32, bfloat16 or float16, got torch.float64"):
+        newton_schulz(torch.randn(4, 6).double(), impl=impl)
+
+
+def test_triton_refuses_a_matrix_that_it_cannot_count():
+    with pytest.raises(ValueError, match="32 bits"):
+        module._triton(torch.empty(1, 46341, 46341, dtype=torch.bfloat16, device="meta"), 5)

@@ -10,7 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from agent import gates
+from agent.guard import MachineFault
+from agent.records import Candidate
 from bench import parity
+from bench.finding import Finding
 from bench.trial import TrialResult
 
 INCUMBENT, CANDIDATE = Path("incumbent"), Path("candidate")
@@ -132,3 +136,25 @@ def test_curves_are_compared_where_both_have_a_point(
     found = parity.probe(INCUMBENT, CANDIDATE, SimpleNamespace(), device="cpu")
     assert found.passed == passes, found.reason
     assert ("no point in common" in found.reason) == (curve[0][0] == 1.0)
+
+
+def test_an_incumbent_that_fails_beside_the_others_is_run_again_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failed: list[Path] = []
+
+    def trial(tree: Path, *_: object, impl: object, **__: object) -> TrialResult:
+        if tree == INCUMBENT and impl is None and not failed:
+            failed.append(tree)
+            return TrialResult(False, "crash", "no memory was left")
+        return TrialResult(True, training_seconds=1.0, losses=CURVE)
+
+    monkeypatch.setattr(parity, "run_trial", trial)
+    assert parity.probe(INCUMBENT, CANDIDATE, SimpleNamespace(), device="cpu").passed
+
+
+def test_an_incumbent_that_does_not_train_is_no_fault_of_the_candidate() -> None:
+    finding = Finding(False, "no memory was left", {"untrained": "incumbent"})
+    context = gates.Context(SimpleNamespace(parity=lambda *_: finding))
+    with pytest.raises(MachineFault, match="no memory"):
+        gates.parity(Candidate("kernels", INCUMBENT, CANDIDATE, ()), context)

@@ -13,7 +13,7 @@ import pytest
 from lab_tree import CPP, MODEL, PY, Rules, Transcript, compared, git, make, write
 
 from agent import campaign, loop, merging, preparing, proposers
-from agent.git import Repository
+from agent.git import GitError, Repository
 from agent.guard import LoopError
 from agent.judging import Progress
 from agent.lab import Lab
@@ -22,6 +22,7 @@ from agent.pipeline import Ahead
 from agent.proposers import Context, NoProposal, Stopped
 from agent.records import CRASH, DROP, KEEP, LOST, READY, REFUSE, GateResult, Proposal, Settings
 from agent.spending import BudgetSpent
+from agent.workspace import Workspace
 from bench.finding import Finding
 from bench.speed import Comparison
 from bench.trial import TrialResult
@@ -500,3 +501,34 @@ def test_ctrl_c_before_its_trial_leaves_what_was_ready_waiting(
     assert lab.ledger().experiments()[-1].outcome.status == READY
     campaign.resume(lab, None, {}, Transcript(), Rules())
     assert lab.ledger().experiments()[-1].outcome.status == KEEP
+
+
+def test_no_gate_is_asked_for_a_proposal_that_comes_when_the_run_has_ended(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposer = Scripted([idea(rows(2))])
+
+    def create(name: str, workshop: proposers.Workshop) -> Scripted:
+        def late(context: Context) -> Proposal:
+            assert workshop.stop.wait(20)
+            return idea(rows(8))
+
+        proposer.moves.append(late)
+        return proposer
+
+    monkeypatch.setattr(proposers, "create", create)
+    campaign.run(lab, replace(SETTINGS, proposer="sweep"), Transcript(), Pressed())
+    last = lab.ledger().experiments()[-1]
+    assert (last.outcome.status, last.gates) == (LOST, ())
+
+
+def test_a_full_disk_is_no_fault_of_the_proposal(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Workspace, parent: str, proposal: Proposal) -> str:
+        raise GitError("git hash-object: error: No space left on device")
+
+    monkeypatch.setattr(Workspace, "commit", full)
+    with pytest.raises(LoopError, match="free space"):
+        night(lab, monkeypatch, Scripted([idea(rows(4))]))
+    assert [e.outcome.status for e in lab.ledger().experiments()] == [LOST]

@@ -142,13 +142,28 @@ def test_a_line_lost_in_flight_comes_again_though_a_later_one_is_held(tree: Path
     assert [proposed(again, after).hypothesis for _ in range(2)] == ["whole", "mended"]
 
 
-def test_a_line_that_came_to_nothing_is_known_again_by_its_hypothesis(tree: Path) -> None:
-    nothing = row(Proposal("nothing", {}, "replay"), DROP)
+def test_a_line_that_came_to_nothing_is_known_again_by_its_number(tree: Path) -> None:
+    first, second = (
+        row(Proposal("nothing", {}, "replay", notes={"recording": "this one", "line": n}), CRASH)
+        for n in (1, 2)
+    )
     maker = replay(tree, NOTHING, NOTHING, EDITED)
-    with pytest.raises(NoProposal):
-        maker.propose(context(tree, [nothing]))
-    after = context(tree, [nothing, nothing])
+    with pytest.raises(NoProposal) as raised:
+        maker.propose(context(tree, [first]))
+    assert raised.value.notes["line"] == 2
+    after = context(tree, [first, second])
     assert proposed(replay(tree, NOTHING, NOTHING, EDITED), after).hypothesis == "edited"
+
+
+def test_a_lost_line_is_not_taken_for_one_of_its_name_that_came_to_nothing(tree: Path) -> None:
+    rows = ({**EDITED, "hypothesis": "nothing"}, NOTHING)
+    maker, given = replay(tree, *rows), context(tree)
+    lost = row(proposed(maker, given), LOST)
+    with pytest.raises(NoProposal) as raised:
+        maker.propose(given)
+    gone = row(Proposal("nothing", {}, "replay", notes=raised.value.notes), CRASH)
+    again = proposed(replay(tree, *rows), context(tree, [lost, gone]))
+    assert list(again.files) == ["csrc/scale.cpp"]
 
 
 def test_rows_of_other_runs_and_other_recordings_hold_no_line(tree: Path) -> None:

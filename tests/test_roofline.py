@@ -53,3 +53,8 @@ def test_a_bound_is_the_larger_of_traffic_and_arithmetic_in_the_faster_dtype(
     assert roofline.bound_seconds(1e6, 4e11, "bfloat16", "cpu") == 1.0
     assert roofline.peak_flops("cpu") == 4e11
     assert roofline.floor_seconds(1e6, 4e11, "cpu") == 1.0 / roofline.BEYOND
+
+
+def test_a_copy_fits_beside_what_runners_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda: (2 << 30, 24 << 30))
+    assert roofline._copied_bytes("cuda") == 512 << 20

@@ -430,3 +430,10 @@ def test_a_runner_that_builds_compiles_for_the_gpu_that_it_does_not_see(
     body = "import os\nraise RuntimeError(os.environ['TORCH_CUDA_ARCH_LIST'] + ' ' + os.environ['CUDA_HOME'])\n"
     with Judge(tree(tmp_path, body)) as judge, pytest.raises(Refused, match=f"9.0 {tmp_path}"):
         judge.ask("load", op="rms_norm", tree=str(judge.tree))
+
+
+def test_the_scratch_folder_may_lie_in_shared_memory(
+    layers: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox.tempfile, "tempdir", "/dev/shm")
+    load(tree(tmp_path, ""), layers)

@@ -146,6 +146,8 @@ def test_a_combination_is_tried_once_a_run(checkout: Checkout) -> None:
     assert checkout.combinations(history) == []
     elsewhere = [*history[:2], replace(history[2], run="then")]
     assert checkout.combinations(elsewhere)
+    interrupted = tried(3, LOST, notes=history[2].notes)
+    assert checkout.combinations([*history[:2], interrupted])
 
 
 def test_a_commit_that_git_has_pruned_is_no_parent(checkout: Checkout) -> None:

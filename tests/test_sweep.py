@@ -331,3 +331,10 @@ def test_auto_takes_what_is_configured_and_says_why() -> None:
     assert "sweep" in names()
     with pytest.raises(Unusable, match="expected one of auto, .*sweep"):
         choose(Settings(proposer="oracle"), {})
+
+
+def test_a_value_outside_its_choices_leaves_all_of_them_to_be_tried(tmp_path: Path) -> None:
+    write(tmp_path, {"csrc/scale.cpp": "constexpr int kRows = 3;  // tune: 2 4 8\n"})
+    night = Night(tmp_path)
+    night.sleep({"kRows": {"3": 2.0, "2": 1.9, "4": 1.8, "8": 1.7}}, 10)
+    assert {e.notes["values"]["kRows"] for e in night.history} == {"2", "4", "8"}

@@ -353,6 +353,19 @@ def test_set_up_beyond_its_allowance_is_done_anew_and_taken_from_the_training(
     assert run(tree, dataset, steps=2, seconds=1.0, score=False).failure == "late"
 
 
+def test_a_large_state_buys_no_time_after_the_bell(tmp_path: Path, dataset: Dataset) -> None:
+    body = """
+    def __init__(self, spec):
+        super().__init__(spec)
+        self.model.register_buffer("ballast", torch.zeros(512 << 20, dtype=torch.uint8))
+    def train(self, tokens, seed, seconds, *a, **k):
+        return {**super().train(tokens, seed, seconds, *a, **k), "peak_memory_mb": seconds}
+    """
+    told = run(put(tmp_path, honest(body)), dataset, steps=2, seconds=100.0, score=False)
+    assert told.ok, told.detail
+    assert told.peak_memory_mb < 99.5
+
+
 @pytest.mark.alone
 def test_work_in_a_child_process_after_the_bell_is_seen(tmp_path: Path, dataset: Dataset) -> None:
     body = """
@@ -479,6 +492,42 @@ def test_a_look_ahead_at_few_positions_is_seen_where_there_is_time_to_ask() -> N
 def test_as_many_rows_are_asked_at_once_as_the_arena_holds(vocab_size: int, rows: int) -> None:
     judge = SimpleNamespace(arena=SimpleNamespace(size=ARENA_BYTES))
     assert scoring.rows_at_once(judge, 2048, vocab_size) == rows
+
+
+def test_no_question_of_an_exam_outlasts_its_time_limit() -> None:
+    inputs, targets = scoring.rows(np.arange(1, 40 * 32 + 2) % 64, 32, bos=0)
+    exam = scoring.Exam(inputs, targets, torch.ones(64, dtype=torch.int64), 40 * 32)
+    arena, limits = Arena(64 << 20), []
+
+    def logits(do: str, *, out: Where, timeout: float, **_: object) -> dict[str, object]:
+        limits.append(timeout)
+        arena.view(out).zero_()
+        return {}
+
+    judge = SimpleNamespace(arena=arena, ask=logits)
+    scoring.mark(judge, exam, limit_s=5.0, tell=lambda _: None, probe_s=0.05)
+    assert max(limits) <= 5.0
+    arena.close()
+
+
+def test_a_document_s_start_is_no_good_prediction() -> None:
+    targets, sizes = torch.tensor([[0, 1, 2, -1]]), torch.tensor([3, 2, 0])
+    exam = scoring.Exam(torch.zeros_like(targets), targets, sizes, 5)
+    told = exam.told(torch.tensor([0]), torch.zeros(1, 4))
+    assert told[0].isinf().tolist() == [False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    "excess",
+    [
+        "it used more memory than its cgroup allows",
+        "it used more than 12288 MiB of memory",
+        "the machine had less than 256 MiB of memory left",
+    ],
+)
+def test_a_runner_that_was_ended_for_its_memory_is_out_of_memory(excess: str) -> None:
+    said = f"the runner died during 'train': closed\nstopped: {excess}"
+    assert trial._classify(Refused("crash", said)) == "out_of_memory"
 
 
 def test_a_long_curve_is_thinned_evenly_and_keeps_its_ends() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bench import trial_report
+from bench.finding import Finding
 from bench.identity import Mixed
 from bench.trial import TrialResult
 
@@ -112,3 +113,18 @@ def test_trials_of_something_else_are_not_mixed_with_these(asked, tmp_path):
     with pytest.raises(Mixed, match="give another --out"):
         trial_report.trials(DATASET, 6.0, (0,), ["shipped"], "cpu", kept)
     assert asked == [("shipped", 0)]
+
+
+def test_kernels_are_built_before_a_trial_which_else_pays_for_the_compiler(
+    asked, tmp_path, monkeypatch
+):
+    built = []
+    build_all = lambda _: built.append(len(asked)) or Finding(True, "")  # noqa: E731
+    monkeypatch.setattr(trial_report, "build_all", build_all)
+    monkeypatch.setattr(trial_report, "open_dataset", lambda _: DATASET)
+    monkeypatch.setattr(trial_report, "ceilings", lambda _: {})
+    out = str(tmp_path / "x.json")
+    monkeypatch.setattr(sys, "argv", ["trial_report", "data", "--out", out, "--arms", "torch"])
+    trial_report.main()
+    assert built == [0]
+    assert asked == [("torch", 0)]

@@ -73,7 +73,9 @@ class Desk:
         """What differs now. Links, files that are no UTF-8 text or larger than MAX_BYTES, and files outside the surface are not taken."""
         found, odd = self._look()
         known = self._start.keys() | self._incumbent.keys()
-        found |= {path: None for path in known if path not in found and path not in odd}
+        unseen = (path for path in known if path not in found and path not in odd)
+        # Behind the first MAX_FILES a file is not looked at, and is not gone for that.
+        found |= dict.fromkeys(path for path in unseen if not (self.folder / path).is_file())
         files, outside = {}, set(odd)
         for path, text in found.items():
             if surface.editable(path, self._target, self._op):
@@ -108,10 +110,14 @@ class Desk:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files and links in a folder and below, sorted, without hidden ones and what tools leave behind."""
+    """Files and links in a folder and below, without hidden ones and what tools leave behind.
+
+    Sorted, but the folders of the surface come first: they are what has to be looked at.
+    """
     for top, folders, names in os.walk(folder):
         links = [name for name in folders if Path(top, name).is_symlink()]
-        folders[:] = sorted(set(folders) - set(links) - _PASSING)
+        kept = set(folders) - set(links) - _PASSING
+        folders[:] = sorted(kept, key=lambda name: (name not in surface.FOLDERS, name))
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(top, name) for name in sorted([*names, *links]) if name[0] != ".")
 

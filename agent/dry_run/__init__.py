@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from agent import proposers
+from agent import proposers, standard
 from agent.dry_run.pace import CLOSING, Pace, pace
 from agent.dry_run.talk import Talk, talk
 from agent.lab import Lab, Unusable
@@ -36,7 +36,14 @@ def estimate(lab: Lab, settings: Settings) -> str:
     name, why = proposers.choose(settings)
     ledger = lab.ledger()
     runs = [run for run in ledger.runs() if _alike(run.settings, settings)]
-    tempo = pace(settings, name, (e for run in runs for e in ledger.experiments(run.id)))
+    asked = standard.of(name)
+    known = (
+        e
+        for run in runs
+        for e in ledger.experiments(run.id)
+        if standard.of(e.proposer) == asked
+    )
+    tempo = pace(settings, name, known)
     talks = [talk(lab, ledger, model, settings) for model in _models(name, settings)]
     return "\n".join(
         [

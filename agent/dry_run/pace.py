@@ -81,7 +81,11 @@ class Pace:
 
 
 def pace(settings: Settings, proposer: str, experiments: Iterable[Experiment]) -> Pace:
-    """The pace of a night with these settings. `experiments`: those of runs with the same device, target and length of a trial."""
+    """The pace of a night with these settings.
+
+    `experiments`: those judged by the same standard, in runs with the same device, target and
+    length of a trial.
+    """
     ended = [e for e in experiments if e.outcome.status not in (LOST, *OPEN)]
     judged = sum(bool(e.gates) for e in ended)  # some rows hold no proposal
     stages, left = [], judged / len(ended) if len(ended) >= ENOUGH else 1.0

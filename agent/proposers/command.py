@@ -159,8 +159,8 @@ class Command:
             last = plain(ended.tail)[-MAX_TAIL:].strip() or "none"
             raise NoProposal(
                 f"{problem}; its whole output: {file}; the end of it: {last}",
-                hypothesis=proposal.hypothesis, model=proposal.model, cost_usd=proposal.cost_usd,
-                tokens_in=proposal.tokens_in, tokens_out=proposal.tokens_out,
+                hypothesis=proposal.hypothesis, model=proposal.model, notes=proposal.notes,
+                cost_usd=proposal.cost_usd, tokens_in=proposal.tokens_in, tokens_out=proposal.tokens_out,
             )  # fmt: skip
         return proposal
 

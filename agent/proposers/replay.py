@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -104,20 +103,20 @@ class Replay:
 
     def propose(self, context: Context) -> Proposal | None:
         self._incumbent = context.incumbent
-        held = self._given | set(self._held(context))
+        held = self._given | self._held(context)
         line = next((line for line in self._lines if line.number not in held), None)
         if line is None:
             return None
         self._given.add(line.number)
-        if line.gave_up:
-            raise NoProposal(line.gave_up, hypothesis=line.hypothesis)
         # The model is only a note: a replay says nothing about what it would propose, or cost, tonight.
         recorded = {"proposer": line.source, "model": line.model}
         notes = {"recording": self._recording, "line": line.number, "recorded": recorded}
+        if line.gave_up:
+            raise NoProposal(line.gave_up, hypothesis=line.hypothesis, notes=notes)
         try:
             files = self._files(line, {})
         except ValueError as error:
-            raise NoProposal(str(error), hypothesis=line.hypothesis) from None
+            raise NoProposal(str(error), hypothesis=line.hypothesis, notes=notes) from None
         return Proposal(
             line.hypothesis, files, NAME, notes=notes | {"repairs": 0}, expected=line.expected
         )  # fmt: skip
@@ -139,21 +138,14 @@ class Replay:
             notes={**proposal.notes, "repairs": done + 1},
         )
 
-    def _held(self, context: Context) -> Iterator[int]:
-        """Numbers of the lines that the ledger holds: known by its notes or, where nothing came of a line, by the hypothesis."""
-        mine = [past for past in context.history if self._is_mine(past, context.run)]
-        numbers = {past.notes.get("line") for past in mine}
-        unnumbered = Counter(past.hypothesis for past in mine if "line" not in past.notes)
-        for line in self._lines:
-            if line.number in numbers:
-                yield line.number
-            elif unnumbered[line.hypothesis] > 0:
-                unnumbered[line.hypothesis] -= 1
-                yield line.number
+    def _held(self, context: Context) -> set[int]:
+        """Numbers of the lines that the ledger holds."""
+        mine = (past for past in context.history if self._is_mine(past, context.run))
+        return {int(past.notes["line"]) for past in mine}
 
     def _is_mine(self, past: Past, run: str) -> bool:
         """A row of this run and of this recording; one that was lost in flight is proposed again."""
-        same = past.notes.get("recording", self._recording) == self._recording
+        same = past.notes.get("recording") == self._recording
         return past.run == run and past.proposer == NAME and same and past.outcome.status != LOST
 
     def _files(self, line: Line, drafted: Mapping[str, str | None]) -> dict[str, str | None]:

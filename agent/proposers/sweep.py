@@ -44,12 +44,13 @@ class Sweep:
         for space in sorted(spaces(context), key=turn):
             elsewhere = settings_found.by_hardware(space, mine)
             scores = elsewhere.pop(context.hardware, {})
-            tried = {
-                space.setting(e.notes[end])
+            tried = {space.current} | {
+                known
                 for e in here
                 if e.notes["template"] == space.template
                 for end in ("from", "values")
-            } | {space.current}
+                if (known := space.setting(e.notes[end])) is not None
+            }
             setting, why = _choose(space, scores, elsewhere, tried, context.seed)
             if setting is not None:
                 return _proposal(space, setting, why)
@@ -81,7 +82,7 @@ def _choose(
     space: Space,
     scores: Mapping[Setting, float],
     elsewhere: Mapping[str, Mapping[Setting, float]],
-    tried: set[Setting | None],
+    tried: set[Setting],
     seed: int,
 ) -> tuple[Setting | None, str]:
     """A setting not yet tried in this run, and why: the best remembered, or the best on other hardware, or a new one, or a remembered one again."""
@@ -104,7 +105,7 @@ def _choose(
 
 
 def _ask(
-    space: Space, scores: Mapping[Setting, float], tried: set[Setting | None], seed: int
+    space: Space, scores: Mapping[Setting, float], tried: set[Setting], seed: int
 ) -> Setting | None:
     import optuna
 
@@ -138,7 +139,7 @@ def _ask(
 
 
 def _draw(
-    ranked: Sequence[Sequence[str]], known: set[Setting | None], rng: random.Random
+    ranked: Sequence[Sequence[str]], known: set[Setting], rng: random.Random
 ) -> Setting:
     """A random setting that is not known; there has to be one."""
     if math.prod(len(choices) for choices in ranked) <= 10_000:

@@ -63,7 +63,7 @@ class Researcher:
         try:
             submission = self._carried(session, session.run)
         except NoProposal as nothing:
-            nothing.notes = _notes(plan) | {"op": plan.op}
+            nothing.notes = _notes(plan)
             raise
         return self._proposal(submission, number, session, plan)
 

@@ -23,7 +23,7 @@ from itertools import combinations
 
 from agent.figures import bits_in_short, time_in_short
 from agent.git import Repository
-from agent.records import CRASH, DROP, KEEP, REFUSE, Past
+from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, Past
 from agent.research import archive
 from agent.research.archive import gain, is_kernel
 
@@ -105,7 +105,11 @@ def _combination(
     members: Sequence[Past], ours: Sequence[Past], incumbent: str, repository: Repository
 ) -> Plan | None:
     """The most promising combination that merges and that this run has not tried."""
-    tried = {_parents(past) for past in ours if past.notes.get("kind") == COMBINE}
+    tried = {
+        _parents(past)
+        for past in ours
+        if past.notes.get("kind") == COMBINE and past.outcome.status != LOST
+    }
     groups: list[tuple[Past, ...]] = [(past,) for past in members if past.outcome.status == KEEP]
     groups += [pair for pair in combinations(members, 2) if _meet(*pair)]
     fresh = [group for group in groups if frozenset(p.id for p in group) not in tried]

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from bench.sandbox import cgroup, devices, isolation, linux
+from bench.sandbox import cgroup, devices, isolation, linux, namespaces
 from bench.sandbox.confine import Terms
 from bench.sandbox.devices import Gpu
 from bench.sandbox.limits import Limits, default
@@ -292,15 +292,17 @@ def _bubblewrap(terms: Terms) -> list[str]:
     wrapper = isolation.bubblewrap()
     if wrapper is None:
         raise OSError("bubblewrap was asked for, and none works here: see `python -m agent doctor`")
-    arguments = isolation.unshared(wrapper)
+    private = {p: ["--size", str(size), "--tmpfs", p] for p, size in terms.private.items()}
+    # Before what is readable: the scratch folder and the tree may lie there.
+    arguments = [*isolation.unshared(wrapper), "--dev", "/dev", *private.pop(namespaces.SHARED, [])]
     for path in terms.readable:
         arguments += ["--ro-bind", path, path]
     # Inside, uid 0 may be the real one, to whom the files in /proc/sys belong.
-    arguments += ["--dev", "/dev", "--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
+    arguments += ["--proc", "/proc", "--ro-bind", "/proc/sys", "/proc/sys"]
     for path in terms.devices:
         arguments += ["--dev-bind", path, path]
-    for path, size in terms.private.items():
-        arguments += ["--size", str(size), "--tmpfs", path]
+    for mount in private.values():
+        arguments += mount
     for path in terms.writable:
         arguments += ["--bind", path, path]
     return [*arguments, "--remount-ro", "/dev", "--remount-ro", "/"]

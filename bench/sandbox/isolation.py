@@ -193,7 +193,7 @@ def _cgroup() -> Layer:
 
 
 def _watchdog() -> Layer:
-    if processes.descendants(os.getppid()):
+    if processes.lists_children():
         return Layer(
             "watchdog", True, "bounds output and disk; memory and processes where no cgroup does"
         )

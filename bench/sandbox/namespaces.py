@@ -23,6 +23,7 @@ _PIVOT_ROOT, _MOUNT_SETATTR = (155, 41), 442
 _ATTRIBUTE_READ_ONLY, _AT_FDCWD, _AT_RECURSIVE = 1, -100, 0x8000
 _SET_FLAGS, _UP = 0x8914, 1  # SIOCSIFFLAGS, IFF_UP
 NODES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+SHARED = "/dev/shm"
 
 
 def enter(
@@ -124,16 +125,20 @@ def _build(
 ) -> None:
     linux.mount("none", "/", flags=_RECURSIVE | _PRIVATE)
     linux.mount("tmpfs", str(root), "tmpfs", _NOSUID | _NODEV, "size=1m,mode=755")
+    _private(f"{root}/dev", 1 << 20)
+    # Before what is readable: the scratch folder and the tree may lie there.
+    if SHARED in private:
+        _private(f"{root}{SHARED}", private[SHARED])
     for path in readable:
         if os.path.exists(path):
             _bind(root, path)
             _read_only(f"{root}{path}")
-    _private(f"{root}/dev", 1 << 20)
     for path in (*NODES, *devices):
         _bind(root, path)
     os.symlink("/proc/self/fd", f"{root}/dev/fd")
     for path, size in private.items():
-        _private(f"{root}{path}", size)
+        if path != SHARED:
+            _private(f"{root}{path}", size)
     for path in writable:
         _bind(root, path)
     os.makedirs(f"{root}/proc", exist_ok=True)

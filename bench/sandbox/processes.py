@@ -43,6 +43,11 @@ def descendants(root: int) -> list[int]:
     return found
 
 
+def lists_children() -> bool:
+    """Whether this kernel keeps the lists that `descendants` reads."""
+    return (_PROC / "self" / "task" / str(os.getpid()) / "children").exists()
+
+
 def _children(pid: int) -> list[int]:
     """The children of all its threads; none of a process that ends meanwhile."""
     found: list[int] = []
@@ -108,10 +113,10 @@ def peak_bytes(pids: Iterable[int]) -> int:
 
 
 def _stat(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the third (state) on; none if the process is gone."""
+    """Fields of /proc/PID/stat from the third (state) on; none if the process is gone, or another user's that may not be read (hidepid=1)."""
     try:
         text = (_PROC / str(pid) / "stat").read_text()
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return []
     return text[text.rindex(")") + 2 :].split()
 
