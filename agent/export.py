@@ -95,6 +95,8 @@ def _line(past: Past, repository: Repository) -> dict[str, Any]:
             "its patch is in export --json"
         ) from None
     paths = past.paths or tuple(change.path for change in changes)
+    if not paths:  # a repair had taken everything back
+        return row | {"gave_up": past.outcome.reason or "no reason given"}
     present = set(repository.files(past.commit, paths))
     texts = {p: repository.read(past.commit, p) if p in present else None for p in paths}
     return row | {"files": texts}

@@ -110,7 +110,15 @@ class Repository:
         try:
             return self.text("merge-base", commit, "HEAD")
         except GitError:
+            if self.text("rev-parse", "--is-shallow-repository") != "true":
+                return commit
+        # What a shallow clone has cut off still stands in the commit, as in a request merged by CI.
+        if f"parent {commit}" in self.text("cat-file", "commit", "HEAD").splitlines():
             return commit
+        raise GitError(
+            f"where HEAD left {ref} is not in this shallow clone: git fetch --unshallow "
+            "(actions/checkout: fetch-depth: 0)"
+        )
 
     def dirty(self, folders: Sequence[str]) -> list[str]:
         """Paths under `folders` that differ from HEAD, untracked ones included."""

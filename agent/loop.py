@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from agent import gains, gates, standard, surface
 from agent.contest import Contest
 from agent.guard import LoopError
+from agent.machine import DEVICE
 from agent.pipeline import Ahead
 from agent.preparing import BaseMoved, Prepared, Preparing, gate_by_gate
 from agent.proposers import Proposer
@@ -66,9 +68,10 @@ class Loop:
         with Ahead(self._prepare, self.proposer.ahead, self.stop) as prepared:
             while (why := self._spent()) is None:
                 made = prepared.next(LOOK_S)
-                if isinstance(made, str):
+                # One of those that filled the limit may have been lost since this was said.
+                if isinstance(made, str) and (made != self._full or self._enough() is not None):
                     return made
-                if made is not None:
+                if isinstance(made, Prepared):
                     self._try(made)
         return why
 
@@ -129,6 +132,8 @@ class Loop:
         built = self.judge.build(tree, surface.sources(tree))
         if not built.passed:
             raise LoopError(f"the start does not build: {built.reason}")
+        if self.incumbent == self.start:
+            self._require_right(tree)
         for seed in range(self.settings.seed, self.settings.seed + BASELINES):
             result = self.trials.result(self.incumbent, tree, seed, "incumbent")
             if not result.ok:
@@ -137,16 +142,31 @@ class Loop:
                 )
         self.screen.say(f"noise of val_bpb from seed to seed: {self.trials.noise(self.start)}")
 
+    def _require_right(self, tree: Path) -> None:
+        """What a person brings meets no gate: were it wrong, parity would refuse whatever is right."""
+        for op in surface.touched_ops(self.preparing.brought, tree, self.judge.ops()):
+            self.screen.stage(f"checking the start's {op}")
+            with self.machine.hold(DEVICE):
+                found = self.judge.correctness(op, tree)
+            if not found.passed:
+                raise LoopError(
+                    f"the start's {op} is wrong: {found.reason}; mend it, and begin a new run"
+                )
+
     def _spent(self) -> str | None:
         """Which limit is reached, in words, or None. Money and tokens are up to the purse, which refuses a call before it is sent."""
         limit = self.settings.experiments
         if limit is not None and self.preparing.finished() >= limit:
-            return f"{limit} experiments are done"
+            return self._full
         return self.hours.over(self.champion.aside_s(self.incumbent))
+
+    @property
+    def _full(self) -> str:
+        return f"{self.settings.experiments} experiments are done"
 
     def _enough(self) -> str | None:
         """Why no further proposal is needed, although the run goes on: those under way fill the limit."""
         limit = self.settings.experiments
         if limit is not None and self.preparing.begun() >= limit:
-            return f"{limit} experiments are done"
+            return self._full
         return None

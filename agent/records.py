@@ -171,7 +171,7 @@ class Outcome:
 class Pair:
     """Start and champion of a run, trained once more on a seed that chose nothing and scored on the test split.
 
-    `judge` is the hash of the judge that scored them.
+    `judge` is a hash of the judge that scored them and of the machine.
     """
 
     incumbent: str

@@ -13,6 +13,7 @@ from agent.records import Candidate, Change
 
 MAX_LINES = 2_000  # added or removed; the whole surface has about 6,000
 MAX_BYTES = 200_000
+ROOMS = tuple(f"model/{name}.py" for name in ("__init__", "gpt", "optim", "train"))
 _PLAIN = "100644"
 _KINDS = {
     "120000": "a symbolic link",
@@ -35,8 +36,8 @@ def refusals(candidate: Candidate, op: str | None, ops: Sequence[str]) -> Iterat
     for change in candidate.changes:
         if change.after is not None and change.mode_after == _PLAIN:
             yield from _content(change, ops)
-        elif change.deleted and _is_model_file(change.path):
-            yield f"{change.path} is deleted: an op or a file of the model must stay; change it instead"
+        elif change.deleted and _must_stay(change.path):
+            yield f"{change.path} is deleted: an op or a room of the model must stay; change it instead"
 
 
 def judge_paths(paths: Sequence[str]) -> list[str]:
@@ -112,8 +113,9 @@ def evidence(candidate: Candidate) -> Mapping[str, Any]:
     }
 
 
-def _is_model_file(path: str) -> bool:
-    return path.endswith(".py") and path.startswith(("kernels/", "model/"))
+def _must_stay(path: str) -> bool:
+    """Whether the lab counts on a file; what a change has added to the model, another may take away."""
+    return path in ROOMS or (path.endswith(".py") and path.startswith("kernels/"))
 
 
 def _lines(patch: str) -> int:

@@ -67,7 +67,10 @@ def spaces(
             path = f"{folder}/{file.name}"
             if not file.is_file() or not surface.editable(path, target, op):
                 continue
-            text = file.read_text()
+            try:
+                text = file.read_text()
+            except UnicodeDecodeError:  # the static gate says so, where it matters
+                continue
             marked = [
                 each for each in tunables.find(text) if hardware is None or each.counts(hardware)
             ]

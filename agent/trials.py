@@ -40,7 +40,9 @@ class Trials:
     ) -> None:
         self._ledger, self._judge, self._screen, self._run = ledger, judge, screen, run
         self._key, self._tree_hash, self._machine = key, tree_hash, machine
-        self.judge = key.judge  # the hash of its sources
+        # Who scores pairs of start and champion: the judge's sources, and this machine.
+        scorer = f"{key.judge} {key.machine}".encode()
+        self.judge = hashlib.sha256(scorer).hexdigest()[:16]
         self.seconds = 0.0  # spent on trials so far; remembered ones take none
 
     def result(

@@ -316,3 +316,14 @@ def test_what_an_op_s_keeps_claimed_is_told_with_their_number_alone(tmp_path: Pa
     lines = gain_report.lines(ledger, ledger.run())
     (line,) = (line for line in lines if "blocks; winner's curse" in line)
     assert "1 keep claimed 0.800x" in line
+
+
+def test_pairs_of_another_machine_are_run_again_and_never_pooled(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    campaign.run(lab, MODEL, Transcript(), Stopping(at=3))
+    monkeypatch.setattr("agent.trials.machine", lambda device: "elsewhere/cpu")
+    judge = Lucky()
+    said = campaign.rerun(lab, None, Transcript(), judge)
+    assert [split for split, _ in judge.asked] == ["test"] * 2 * PAIRS
+    assert ", 3 pairs of trials" in said

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab_tree import CPP, MODEL, Rules, Transcript, git, make, write
@@ -288,10 +289,12 @@ def test_after_the_time_limit_all_that_it_started_is_ended(bench: Bench, tmp_pat
     assert gone(pids)
 
 
-def test_what_it_leaves_running_in_its_group_is_ended_with_it(bench: Bench, tmp_path: Path) -> None:
+def test_what_it_leaves_running_is_ended_with_it_in_whatever_session(
+    bench: Bench, tmp_path: Path
+) -> None:
     pids = tmp_path / "pids"
-    script = put(*FASTER) + FAMILY.replace("(False, True)", "(False,)")
-    proposed(bench.agent(script, str(pids)), bench.context())
+    proposed(bench.agent(put(*FASTER) + FAMILY, str(pids)), bench.context())
+    assert len(pids.read_text().split()) == 2
     assert gone(pids)
 
 
@@ -509,3 +512,30 @@ def test_what_came_to_nothing_says_what_it_was_about(bench: Bench) -> None:
     with pytest.raises(NoProposal) as raised:
         agent.propose(bench.context())
     assert (raised.value.notes["op"], raised.value.notes["parents"]) == ("scale", [7])
+
+
+def test_a_repair_that_takes_everything_back_is_no_proposal(bench: Bench) -> None:
+    script = (
+        "said = sys.stdin.read()\n"
+        f"if 'cannot unroll' in said:\n {put('csrc/scale.cpp', CPP)}else:\n {put(*FASTER)}"
+    )
+    agent = bench.agent(script)
+    first = proposed(agent, bench.context())
+    with pytest.raises(NoProposal, match="changed nothing of the surface"):
+        agent.repair(first, REFUSAL)
+
+
+def test_a_file_that_may_not_be_read_costs_no_proposal(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Path.read_text
+
+    def locked(self: Path, *given: Any, **named: Any) -> str:
+        if self.name == "root.txt":
+            raise PermissionError(13, "Permission denied")
+        return read(self, *given, **named)
+
+    monkeypatch.setattr(Path, "read_text", locked)
+    proposal = proposed(bench.agent(put(*FASTER) + put("root.txt", "x")), bench.context())
+    assert list(proposal.files) == ["csrc/scale.cpp"]
+    assert proposal.notes["not_taken"] == ["root.txt"]

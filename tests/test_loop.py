@@ -499,3 +499,15 @@ def test_an_editor_s_lock_among_the_files_of_start_is_passed_over(tmp_path: Path
     (tmp_path / "scale.cpp").write_text("int x;\n")
     (tmp_path / ".#scale.cpp").symlink_to("person@host.123:456")
     assert list(overlay(tmp_path)) == ["csrc/scale.cpp"]
+
+
+def test_a_start_that_is_wrong_ends_the_run_before_any_trial(lab: Lab) -> None:
+    class Wrong(Rules):
+        def correctness(self, op: str, tree: Path) -> Finding:
+            return Finding(False, "y: relative error 1.0")
+
+    write(lab.root / "mine", {"scale.cpp": CPP.replace("kRows = 1", "kRows = 8")})
+    rules = Wrong()
+    with pytest.raises(LoopError, match=r"the start's scale is wrong: y: relative error 1.0"):
+        campaign.run(lab, replace(SETTINGS, start=str(lab.root / "mine")), Transcript(), rules)
+    assert not [call for call in rules.calls if call.startswith("trial")]

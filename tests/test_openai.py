@@ -272,3 +272,46 @@ def test_an_answer_that_breaks_off_again_and_again_is_not_asked_for_ever(said, s
         server.said = {"error": {"message": "overloaded", "code": 503}}
         with pytest.raises(Transient, match="503"):
             asked.reply(PROMPT, 1000)
+
+
+def test_a_window_that_the_endpoint_lists_takes_the_place_of_the_one_assumed():
+    class Narrow(ChatServer):
+        def get(self, path):
+            status, found = super().get(path)
+            return status, {"data": [row | {"max_model_len": 32_768} for row in found["data"]]}
+
+    with Narrow([Say("", [("yes", {})])], models=["qwen3-coder"]) as server:
+        asked = model(server, "qwen3-coder")
+        asked.check()
+    assert asked.window == 32_768
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "This model's maximum context length is 32768 tokens. However, you requested 40000 tokens",
+        "request (40000 tokens) exceeds the available context size (32768 tokens), try increasing it",
+    ],
+)
+def test_a_refusal_that_names_the_window_is_heeded(said):
+    with ChatServer([Fail(400, said)], models=["qwen3-coder"]) as server:
+        asked = model(server, "qwen3-coder")
+        with pytest.raises(Rejected):
+            asked.reply(PROMPT, 1000)
+    assert asked.window == 32_768
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "tools param requires --jinja flag",
+        "Unsupported param: tools",
+        "the request exceeds the available context size. try increasing it",
+    ],
+)
+def test_what_llama_cpp_can_never_answer_is_not_waited_for(said):
+    with ChatServer([Fail(500, said)] * 2) as server:
+        with pytest.raises(Rejected, match="500"):
+            model(server).reply(PROMPT, 1000)
+        with pytest.raises(ModelUnusable, match="500"):
+            model(server).check()

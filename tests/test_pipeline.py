@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -532,3 +533,23 @@ def test_a_full_disk_is_no_fault_of_the_proposal(
     with pytest.raises(LoopError, match="free space"):
         night(lab, monkeypatch, Scripted([idea(rows(4))]))
     assert [e.outcome.status for e in lab.ledger().experiments()] == [LOST]
+
+
+def test_a_place_that_a_lost_experiment_leaves_is_filled(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Locked(Rules):
+        locked = True
+
+        def compare(self, op: str, incumbent: Path, candidate: Path) -> Comparison:
+            if self.locked:
+                self.locked = False
+                time.sleep(0.5)  # long enough that the proposer has heard that the limit is filled
+                raise sqlite3.OperationalError("database is locked")
+            return super().compare(op, incumbent, candidate)
+
+    made = Scripted([idea(rows(2)), idea(rows(4))])
+    monkeypatch.setattr(proposers, "create", lambda name, workshop: made)
+    settings = replace(SETTINGS, proposer="sweep", experiments=1)
+    campaign.run(lab, settings, Transcript(), Locked())
+    assert [e.outcome.status for e in lab.ledger().experiments()] == [LOST, KEEP]

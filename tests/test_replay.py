@@ -231,3 +231,18 @@ def test_an_export_of_what_git_has_deleted_says_which_and_where_its_patch_is(
     ledger.close_experiment(opened, Outcome(DROP, "why"))
     with pytest.raises(GitError, match="(?s)experiment 1 of run night: .*in export --json"):
         export.recording(ledger, repository, "night")
+
+
+def test_a_proposal_that_was_taken_back_whole_spoils_no_recording(
+    tree: Path, tmp_path: Path
+) -> None:
+    repository, ledger = Repository(tree), Ledger(tmp_path / "ledger.sqlite")
+    base = repository.resolve("HEAD")
+    ledger.start_run(Run("night", Settings(), base, base, base, 0.0))
+    commit = repository.commit(base, {}, "lab: taken back")
+    opened = ledger.open_experiment("night", Proposal("back", {}, "command"), base, commit, "", "")
+    ledger.close_experiment(opened, Outcome(DROP, "nothing that runs is changed"))
+    file = tmp_path / "night.jsonl"
+    file.write_text(export.recording(ledger, repository, "night"))
+    (line,) = read(file)
+    assert line.gave_up == "nothing that runs is changed"

@@ -194,3 +194,11 @@ def test_comments_alone_are_no_proposal_but_a_person_may_write_them(
     assert "nothing that runs is changed" in judged(root).reason
     write(root, {path: text + "\n"})
     assert judged(root, "all", earlier=None).passed
+
+
+def test_a_file_that_an_earlier_change_added_to_the_model_may_go(root: Path) -> None:
+    write(root, {"model/rotary.py": "BASE = 10_000\n"})
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "a file more")
+    (root / "model/rotary.py").unlink()
+    assert judged(root, "model").passed

@@ -338,3 +338,10 @@ def test_a_value_outside_its_choices_leaves_all_of_them_to_be_tried(tmp_path: Pa
     night = Night(tmp_path)
     night.sleep({"kRows": {"3": 2.0, "2": 1.9, "4": 1.8, "8": 1.7}}, 10)
     assert {e.notes["values"]["kRows"] for e in night.history} == {"2", "4", "8"}
+
+
+def test_a_file_that_is_no_utf_8_is_passed_over(tmp_path: Path) -> None:
+    write(tmp_path, FILES)
+    (tmp_path / "csrc/old.h").write_bytes(b"// 5 \xb5s\n")
+    found = [space.path for space in settings_found.spaces(tmp_path)]
+    assert found == ["csrc/scale.cpp", "model/optim.py"]

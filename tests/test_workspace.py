@@ -377,3 +377,16 @@ def test_nothing_is_built_upon_what_cannot_be_removed(
     make_way(tmp_path / "new")
     with pytest.raises(FileExistsError, match="cannot be removed"):
         make_way(tmp_path)
+
+
+def test_where_a_shallow_clone_left_its_base_is_not_guessed(root: Path, tmp_path: Path) -> None:
+    git(root, "checkout", "-qb", "mine")
+    write(root, {"csrc/scale.cpp": BETTER})
+    git(root, "commit", "-qam", "rows")
+    git(root, "checkout", "-q", "main")
+    write(root, {"bench/rule.py": "LIMIT = 2\n"})
+    git(root, "commit", "-qam", "a rule")
+    both = "--no-single-branch", "-b", "mine"
+    git(root, "clone", "-q", "--depth", "1", *both, f"file://{root}", str(tmp_path / "shallow"))
+    with pytest.raises(GitError, match="shallow clone"):
+        Repository(tmp_path / "shallow").merge_base("origin/main")

@@ -123,11 +123,11 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _text(file: Path) -> str | None:
-    if file.is_symlink() or not file.is_file() or file.stat().st_size > MAX_BYTES:
-        return None
     try:
+        if file.is_symlink() or not file.is_file() or file.stat().st_size > MAX_BYTES:
+            return None
         return file.read_text()
-    except UnicodeDecodeError:
+    except (OSError, UnicodeDecodeError):  # OSError: root's, from a container; or gone meanwhile
         return None
 
 

@@ -11,7 +11,9 @@ import signal
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -23,6 +25,8 @@ MAX_LOG = 1 << 20  # bytes of a log; of what comes after them only the end is ke
 MAX_TAIL = 1 << 18
 GRACE_S = 3.0  # between asking the processes to end and ending them
 LOOK_S = 0.1
+MARK = "LAB_HEADLESS"  # in the environment of all that a program starts, by which it is found
+LOOKS = 3  # for what still runs: while one is ended, another may be started
 _SECRET_NAMES = ("KEY", "TOKEN", "SECRET")
 _MIN_SECRET = 8  # characters; a shorter value is a switch or a number, which occurs in any text
 
@@ -115,9 +119,10 @@ def run(
     kept = Log(log, Secrets(environment))
     # Git's variables may name another repository.
     without_git = {k: v for k, v in environment.items() if not k.startswith("GIT_")}
+    mark = uuid.uuid4().hex
     with prompt.open("rb") as text:
         process = subprocess.Popen(
-            arguments, cwd=folder, stdin=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=without_git,
+            arguments, cwd=folder, stdin=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=without_git | {MARK: mark},
             start_new_session=True, preexec_fn=_die_with_the_parent,
         )  # fmt: skip
     assert process.stdout is not None
@@ -126,7 +131,7 @@ def run(
     try:
         stopped = _wait(process, time.monotonic() + seconds, stop)
     finally:
-        _end(process)
+        _end(process, mark)
         # What left its group and its tree may hold the pipe open for ever.
         reader.join(GRACE_S)
     if not reader.is_alive():
@@ -149,8 +154,8 @@ def _done(process: subprocess.Popen[bytes]) -> bool:
     return os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the group, and descendants that have left it: agents start their shells in sessions of their own."""
+def _end(process: subprocess.Popen[bytes], mark: str) -> None:
+    """End the group, and what has left it: agents start shells in sessions of their own, which may outlive them."""
     known = processes.descendants(process.pid)
     _signal_group(process.pid, signal.SIGTERM)
     deadline = time.monotonic() + GRACE_S
@@ -158,12 +163,24 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         time.sleep(LOOK_S / 10)
     known += processes.descendants(process.pid)
     _signal_group(process.pid, signal.SIGKILL)
-    for pid in set(known):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    for _ in range(LOOKS):
+        for pid in {*known, *_marked(mark)}:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        known = []
     process.wait()
+
+
+def _marked(mark: str) -> set[int]:
+    """Processes with this mark in their environment; what may not be read is another user's."""
+    wanted = f"{MARK}={mark}".encode()
+    found: set[int] = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                    found.add(int(entry.name))
+    return found
 
 
 def _signal_group(group: int, number: int) -> None:

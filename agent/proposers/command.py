@@ -170,7 +170,7 @@ class Command:
             return f"{self._program}: {ended.stopped}"
         if ended.status:
             return f"{self._program} ended with exit status {ended.status}"
-        if dict(taken.files) == dict(before):
+        if not taken.files or dict(taken.files) == dict(before):
             elsewhere = f" ({', '.join(taken.outside[:5])} is not of it)" if taken.outside else ""
             return f"{self._program} changed nothing of the surface{elsewhere}"
         texts = [text for text in taken.files.values() if text is not None]

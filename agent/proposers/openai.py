@@ -6,6 +6,7 @@ then estimated, and the run says so), that do not number tool calls, or that ans
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,9 @@ KEY = "OPENAI_API_KEY"
 # Without a byte: a local server reads a long prompt for minutes before its first word.
 SILENCE_S = 600.0
 BROKEN_OFF = 5  # answers in a row that may end in an error without a status
+# How endpoints name the most tokens that a model takes: in their lists, and when they refuse more.
+WINDOWS = ("max_model_len", "context_length", "context_window")
+TOO_LONG = re.compile(r"context (?:length|size|window)\D{0,40}(\d[\d,]{3,})", re.I)
 TRY = Prompt(
     (),
     (Tool("yes", "Say yes.", {"type": "object", "properties": {}, "additionalProperties": False}),),
@@ -125,6 +129,8 @@ class ChatModel:
                 raise ModelUnusable(
                     f"{self._url} answers, and not as a chat: is --base-url right? Most end in /v1"
                 )
+            for window in self._windows():
+                self._narrow(window)
         except httpx2.RequestError as error:
             raise ModelUnusable(f"no answer from {self._line.broken(error)}") from None
         except (ModelUnusable, Rejected) as error:
@@ -136,13 +142,27 @@ class ChatModel:
 
     def names(self) -> list[str]:
         """The models that the endpoint lists; none where it lists none."""
+        return [str(row["id"]) for row in self._rows()]
+
+    def _rows(self) -> list[Mapping[str, Any]]:
         import httpx2
 
         try:
-            answer = self._client.get(f"{self._url}/models")
-            return [str(model["id"]) for model in answer.json()["data"]]
+            rows = self._client.get(f"{self._url}/models").json()["data"]
+            return [row for row in rows if isinstance(row, Mapping) and "id" in row]
         except (httpx2.RequestError, ValueError, KeyError, TypeError):
             return []
+
+    def _windows(self) -> list[int]:
+        """The most tokens that this model takes, as far as the endpoint lists it."""
+        told = [row.get(k) for row in self._rows() if row["id"] == self.name for k in WINDOWS]
+        return [window for window in told if isinstance(window, int)]
+
+    def _narrow(self, window: int) -> None:
+        """Take no more tokens from now on than the endpoint says that there may be."""
+        if 0 < window < self.window:
+            self.window = window
+            self._say(f"{self.name} takes {window:,} tokens, as {self._url} says")
 
     def count(self, prompt: Prompt) -> int:
         """Estimated from the prompts that were billed; until then from bytes."""
@@ -163,6 +183,10 @@ class ChatModel:
                     raise Transient("the run was stopped during an answer", billed=billed)
         except httpx2.RequestError as error:
             raise self._line.broken(error, self._billed(answer, body)) from None
+        except Rejected as refused:
+            if found := TOO_LONG.search(str(refused)):
+                self._narrow(int(found[1].replace(",", "")))
+            raise
         self._broken_off = 0
         if answer.usage is None and self._told:
             self._told = False

@@ -150,11 +150,11 @@ def _purse(workshop: Workshop, models: Sequence[Model]) -> Purse:
     try:
         prices = {model.name: price_of(model.name, settings.prices) for model in models}
         for model in models:
+            model.check()  # which may find that it takes fewer tokens than was assumed
             if model.window < LEAST_WINDOW:
                 raise ModelUnusable(
                     f"{model.name} takes {model.window:,} tokens: expected {LEAST_WINDOW:,} or more"
                 )
-            model.check()
     except (UnknownPrice, ValueError, ModelUnusable) as error:
         raise Unusable(str(error)) from error
     return Purse(

@@ -21,6 +21,8 @@ MAX_SAID = 300  # characters of a server's own words
 # Statuses that are waited out, besides 5xx: they pass, or a person sees to them while the run waits.
 BUSY = (402, 408, 409, 425, 429)
 NO_CREDIT = "credit balance"  # Anthropic's words for 402, in an answer of status 400
+# llama.cpp's words, in an answer of status 500, for a request that no waiting mends.
+LASTING = ("--jinja", "unsupported param", "available context size")
 BYTES_PER_TOKEN = 2.0  # at the least, in code and figures; prose has 4
 MEASURED = 8  # the last prompts that the rate of tokens is taken from
 LEAST_MEASURED = 4_000  # bytes; in a shorter prompt what the server adds on its own weighs too much
@@ -49,7 +51,9 @@ class Line:
             return ModelUnusable(
                 f"{self.url} has no {self._model} (404: {said}); choose a model with --model"
             )
-        if status < 400 or status in BUSY or status >= 500 or NO_CREDIT in said.lower():
+        lasting = status == 500 and any(each in said.lower() for each in LASTING)
+        passing = status < 400 or status in BUSY or status >= 500 or NO_CREDIT in said.lower()
+        if passing and not lasting:
             return Transient(f"{self._model}: {status}, {said}", retry_after(headers), billed)
         return Rejected(f"{status}: {said}")
 
