@@ -16,6 +16,7 @@ Both answers are plain JSON with "of", "device" and "rows", the longest first.
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ from bench.judge import COMPILED, Judge, Refused
 from bench.protocol import DTYPES
 from bench.roofline import bound_seconds
 from bench.scoring import SEQUENCE
-from bench.timing import Arm, sample
+from bench.timing import Arm, measure, runners_of
 from bench.trial import specification
 
 CASE_S = 2.0  # of timing, a case of an op
@@ -49,20 +50,22 @@ def of_op(op: str, tree: Path, *, beside: Path | None = None, device: str) -> di
     if beside is not None:
         arms.append(Arm(f"incumbent {_implementations(op, beside, device)[1]}", beside))
     asked, rows = contract(op), []
-    for case in asked.trial[device]:
-        limit = limit_of(asked, case, device, trained=not case.forward_only)
-        for name, seconds in sample(op, case, arms, device=device, limit_s=CASE_S).items():
-            which, impl = name.split()
-            rows.append(
-                {
-                    "name": impl,
-                    "tree": which,
-                    "default": impl == default or which == "incumbent",
-                    "case": case.label(),
-                    **_figures(statistics.median(seconds), limit),
-                    "quartiles_ms": _quartiles(seconds),
-                }
-            )
+    with runners_of(op, arms, device) as runners:
+        for case in asked.trial[device]:
+            limit = limit_of(asked, case, device, trained=not case.forward_only)
+            found = measure(asked, case, arms, runners, limit_s=CASE_S, rng=random.Random())
+            for name, seconds in found.row.items():
+                which, impl = name.split()
+                rows.append(
+                    {
+                        "name": impl,
+                        "tree": which,
+                        "default": impl == default or which == "incumbent",
+                        "case": case.label(),
+                        **_figures(statistics.median(seconds), limit),
+                        "quartiles_ms": _quartiles(seconds),
+                    }
+                )
     return {"of": op, "device": device, "rows": rows}
 
 

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from kernels import AMX, AVX512_BF16, choose, custom_op, jit, product_dtype
 
-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 

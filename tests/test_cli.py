@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import NoReturn, cast
 
 import pytest
-from lab_tree import CPP, PY, Rules, Transcript, git, make, write
+from lab_tree import CPP, PY, Rules, Transcript, git, write
 
 from agent import campaign, gate_command, step_table, trial_command
 from agent.__main__ import _COMMANDS, main
@@ -34,11 +34,6 @@ from bench.data import Dataset
 from bench.trial import TrialResult
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(make(tmp_path / "checkout"))
 
 
 def agent(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -91,13 +86,21 @@ def test_help_names_every_command() -> None:
     ],
 )
 def test_what_cannot_be_done_is_said_with_status_2_and_no_output(
-    arguments: tuple[str, ...], words: str
+    arguments: tuple[str, ...],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    done = agent(*arguments)
-    assert done.returncode == 2, done.stderr
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
-    assert done.stdout == ""
+    monkeypatch.chdir(ROOT)
+    try:
+        status = main(arguments)
+    except SystemExit as stopped:  # by argparse
+        status = stopped.code
+    said = capsys.readouterr()
+    assert status == 2, said.err
+    assert words in said.err
+    assert "Traceback" not in said.err
+    assert said.out == ""
 
 
 def test_gate_refuses_a_file_with_status_1_and_json_alone_on_stdout(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from warm import Warm
 
-from bench import correctness, correctness_origin
+from bench import correctness_origin
 from bench.contracts import captured, contract, ops
 from bench.finding import Finding
 from bench.judge import Refused
@@ -66,6 +66,7 @@ def test_a_refusal_names_its_check(body: str, kind: str, warm: Warm) -> None:
     finding = of_plain(warm, body)
     assert not finding.passed
     assert finding.evidence["kind"] == kind, finding.reason
+    assert finding.evidence["cases"] > 0 or kind != "wrong"
 
 
 @pytest.mark.parametrize("op", ops())
@@ -77,7 +78,7 @@ def test_every_op_has_captured_arguments_of_its_own_signature(op: str) -> None:
         results = contract(op).reference(**inputs, **case.scalars)
         results = results if isinstance(results, tuple) else (results,)
         assert all(bool(result.isfinite().all()) for result in results)
-        # recorded, not drawn: neither constant nor of unit variance
+        # recorded, and not constant
         first = next(iter(values.values())).double()
         assert float(first.std()) > 0
 
@@ -106,13 +107,3 @@ def test_on_a_gpu_a_call_launches_a_triton_kernel_of_the_file(
     with contextlib.nullcontext() if honest else pytest.raises(Refused, match="does not run"):
         correctness_origin.own_work(subject, None)
     assert set(asked) == {"trace"}
-
-
-def test_a_refusal_says_how_many_cases_were_asked(tmp_path: Path) -> None:
-    (tmp_path / "kernels").mkdir()
-    (tmp_path / "kernels" / "__init__.py").touch()
-    text = "def rms_norm(x, weight=None, eps=1e-6):\n    return x * 1.0\n"
-    (tmp_path / "kernels" / "rms_norm.py").write_text(text)
-    found = correctness.values_of("rms_norm", tmp_path, seed=0)
-    assert not found.passed
-    assert found.evidence["cases"] > 0

@@ -71,7 +71,7 @@ def scripted() -> list[Say]:
         Say("It reads each row three times.", thinking="softcap bounds z", calls=[("write", {"path": SOURCE, "text": slip})]),
         Say(calls=[("check", {})]),
         Say("A brace is missing.", calls=[("edit", {"path": SOURCE, "old": "\nnamespace\n", "new": "\nnamespace {\n"})]),
-        Say(calls=[("check", {}), ("diff", {})]),
+        Say(calls=[("diff", {})]),
         Say(calls=[("submit", claim)]),
     ]  # fmt: skip
 
@@ -114,10 +114,10 @@ def test_a_model_improves_a_plain_kernel_through_the_tools_from_reading_to_a_kep
         bodies = server.bodies
     assert status == 0, said[-3000:]
     assert len(bodies) == 6
-    refused, mended = (json.dumps(bodies[n]["messages"][-1]) for n in (3, 5))
+    refused, changed = (json.dumps(bodies[n]["messages"][-1]) for n in (3, 5))
     assert "build" in refused
     assert "error" in refused
-    assert "correctness" in mended
+    assert f"+++ b/{SOURCE}" in changed
     for part in ("1 kept", "confirmed: linear_cross_entropy", "gain: not known", "report --rerun", "ledger", "git merge"):  # fmt: skip
         assert part in said, said
     assert git(checkout, "status", "--porcelain") == before, "the loop touched the working tree"
@@ -142,7 +142,6 @@ def test_a_model_improves_a_plain_kernel_through_the_tools_from_reading_to_a_kep
     assert tsv.splitlines()[0].split("\t")[:5] == columns
 
 
-@pytest.mark.alone
 @pytest.mark.slow
 def test_a_trial_ends_with_its_figures(checkout: Path) -> None:
     done = run("-m", "agent", "trial", "--seconds", "5", "--device", "cpu", cwd=checkout)
@@ -197,22 +196,18 @@ def test_gate_passes_a_right_kernel(checkout: Path) -> None:
     assert json.loads(done.stdout)["passed"] is True
 
 
-@pytest.mark.slow
-def test_gate_refuses_a_working_tree_that_touches_the_judge(checkout: Path) -> None:
-    file = checkout / "bench" / "comparison.py"
-    text = file.read_text()
-    try:
-        file.write_text(text.replace("FACTOR = 8.0", "FACTOR = 1e9"))
-        done = run("-m", "agent", "gate", "--json", cwd=checkout)
-    finally:
-        file.write_text(text)
-    assert done.returncode == 1
-    assert json.loads(done.stdout)["gates"][-1]["name"] == "scope"
+BENCHMARK = """
+import sys
+import pytest
+from bench import conftest
+conftest.SECONDS_A_CASE = 0.5
+sys.exit(pytest.main(sys.argv[1:]))
+"""
 
 
 @pytest.mark.slow
 def test_the_benchmark_shows_every_implementation_with_its_share_of_the_limit() -> None:
-    done = run("-m", "pytest", "bench", "--benchmark", "-q", "-k", "add_rms_norm-0")
+    done = run("-c", BENCHMARK, "bench", "--benchmark", "-q", "-k", "add_rms_norm-0")
     assert done.returncode == 0, done.stdout[-3000:]
     for said in (
         "torch eager",

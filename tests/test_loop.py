@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab_tree import CPP, PY, Rules, Transcript, constant, git, impatient, make, write
+from lab_tree import CPP, PY, Rules, Transcript, constant, git, impatient, write
 
 from agent import campaign, gates
 from agent.judging import Progress
@@ -34,11 +34,6 @@ from bench.speed import Comparison
 from bench.trial import TrialResult
 
 SETTINGS = Settings(proposer="sweep", seconds=5.0, data="corpus-1", experiments=7)
-
-
-@pytest.fixture
-def lab(tmp_path: Path) -> Lab:
-    return Lab(make(tmp_path / "checkout"))
 
 
 class Fixed:
@@ -72,7 +67,7 @@ def test_a_run_keeps_the_fastest_setting_on_its_branch_and_leaves_the_checkout(l
     run = lab.ledger().run()
     assert "kRows = 4;" in git(lab.root, "show", f"lab/{run.id}:csrc/scale.cpp")
     assert git(lab.root, "rev-parse", f"lab/{run.id}") == run.incumbent
-    assert git(lab.root, "worktree", "list").count("\n") == 0
+    assert not list((lab.folder / "runs").glob("*/trees"))
     found = statuses(lab.ledger())
     assert KEEP in found
     assert REFUSE in found
@@ -180,7 +175,7 @@ def test_a_start_that_does_not_train_ends_the_run_with_what_it_said(lab: Lab) ->
     git(lab.root, "commit", "-qam", "rows")
     with pytest.raises(LoopError, match="out_of_memory: it broke"):
         campaign.run(lab, SETTINGS, Transcript(), Rules(fail_trial="out_of_memory"))
-    assert git(lab.root, "worktree", "list").count("\n") == 0
+    assert not list((lab.folder / "runs").glob("*/trees"))
 
 
 def test_a_start_that_does_not_build_ends_the_run_before_any_trial(lab: Lab) -> None:
@@ -300,7 +295,7 @@ def test_ctrl_c_ends_with_a_summary_and_resume_goes_on_to_the_same_end(lab: Lab)
     ledger = lab.ledger()
     assert "ended: stopped" in summary
     assert statuses(ledger)[-1] == LOST
-    assert git(lab.root, "worktree", "list").count("\n") == 0
+    assert not list((lab.folder / "runs").glob("*/trees"))
     campaign.resume(lab, None, {}, Transcript(), Rules())
     run = ledger.run()
     assert len([s for s in statuses(ledger) if s != LOST]) == 7

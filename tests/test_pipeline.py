@@ -523,9 +523,7 @@ def test_no_gate_is_asked_for_a_proposal_that_comes_when_the_run_has_ended(
     assert (last.outcome.status, last.gates) == (LOST, ())
 
 
-def test_a_full_disk_is_no_fault_of_the_proposal(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_no_fault_of_the_proposal(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(self: Workspace, parent: str, proposal: Proposal) -> str:
         raise GitError("git hash-object: error: No space left on device")
 

@@ -238,7 +238,7 @@ def record(ledger: Ledger, n: int, rng: random.Random) -> None:
 
 @pytest.mark.slow
 def test_a_thousand_proposals_leave_prompt_time_and_memory_as_they_were(tmp_path: Path) -> None:
-    """All that a proposal costs beside the model: history, plan, prefix, memory, table, first message. Sixty of a thousand are taken."""
+    """All that a proposal costs beside the model: history, plan, prefix, memory, table, first message. Thirty of a thousand are taken, at both ends."""
     root = make(tmp_path / "checkout")
     repository = Repository(root)
     base = repository.resolve("HEAD")
@@ -249,7 +249,7 @@ def test_a_thousand_proposals_leave_prompt_time_and_memory_as_they_were(tmp_path
     tracemalloc.start()
     for n in range(1000):
         record(ledger, n, rng)
-        if n % 20 and n < 990:
+        if 200 <= n < 800 or (n % 20 and n < 990):
             continue
         began = time.perf_counter()
         context = replace(CONTEXT, incumbent=root, commit=base, history=ledger.history())

@@ -61,7 +61,6 @@ def test_a_candidate_lies_beside_its_incumbent_and_the_user_s_tree_stays(root: P
     assert git(root, "rev-parse", "lab/r1") == commit
     workspace.close()
     assert not (root / ".lab/runs/r1/trees").exists()
-    assert git(root, "worktree", "list").count("\n") == 0
     assert state(root) == before
     assert (root / "kernels/scale.py").read_text() == "mine, half done"
 
@@ -284,7 +283,6 @@ def test_one_loop_a_checkout_and_a_killed_one_leaves_nothing_for_long(root: Path
     assert not is_held(root / ".lab")
     with lock(root / ".lab"):
         assert clear_leftovers(root / ".lab") == []
-    assert git(root, "worktree", "list").count("\n") == 0
     assert not (root / ".lab/runs/dead/trees").exists()
 
 

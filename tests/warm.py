@@ -6,7 +6,9 @@ A check takes 2 to 4 s less (rms_norm 7.3 in place of 9.5, newton_schulz 13.5 in
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from agent.lab import Lab
 from bench.correctness import examined
@@ -54,3 +56,58 @@ class Warm:
         if self._judge is not None:
             self._judge.__exit__(None, None, None)
             self._judge = None
+
+
+class Trials:
+    """Judges for bench.trial without the start of runners. They look at one folder, into which a trial's model is copied; what an earlier trial left in a
+    runner's scratch folder is there as well, so a trial that is about that, or that does not end, takes runners of its own."""
+
+    def __init__(self) -> None:
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._idle: list[Judge] = []
+
+    def judge(self, tree: Path, *, device: str) -> Fork:
+        """In the place of bench.judge.Judge."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="trials-")
+        model = Path(self._folder.name, "model")
+        model.mkdir(exist_ok=True)
+        # in place: a runner has this very folder
+        for file in (tree / "model").glob("*.py"):
+            (model / file.name).write_bytes(file.read_bytes())
+        judge = self._idle.pop() if self._idle else Judge(model.parent, device=device)
+        return Fork(judge, self._idle)
+
+    def close(self) -> None:
+        for judge in self._idle:
+            judge.__exit__(None, None, None)
+        self._idle.clear()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+
+class Fork:
+    """A judge for one trial; afterwards another may have it, unless its process has died or is still at work."""
+
+    def __init__(self, judge: Judge, idle: list[Judge]) -> None:
+        self._judge, self._idle = judge, idle
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._judge, name)
+
+    def __enter__(self) -> Fork:
+        try:
+            self._judge.ask("live")
+        except Refused:
+            self._judge.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self._judge.ask("leave", timeout=LEAVE_S)
+        except Refused:
+            self._judge.__exit__(None, None, None)
+        else:
+            self._idle.append(self._judge)

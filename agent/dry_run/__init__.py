@@ -38,10 +38,7 @@ def estimate(lab: Lab, settings: Settings) -> str:
     runs = [run for run in ledger.runs() if _alike(run.settings, settings)]
     asked = standard.of(name)
     known = (
-        e
-        for run in runs
-        for e in ledger.experiments(run.id)
-        if standard.of(e.proposer) == asked
+        e for run in runs for e in ledger.experiments(run.id) if standard.of(e.proposer) == asked
     )
     tempo = pace(settings, name, known)
     talks = [talk(lab, ledger, model, settings) for model in _models(name, settings)]

@@ -138,9 +138,7 @@ def _ask(
     return _draw(ranked, known, random.Random(seed + len(known)))
 
 
-def _draw(
-    ranked: Sequence[Sequence[str]], known: set[Setting], rng: random.Random
-) -> Setting:
+def _draw(ranked: Sequence[Sequence[str]], known: set[Setting], rng: random.Random) -> Setting:
     """A random setting that is not known; there has to be one."""
     if math.prod(len(choices) for choices in ranked) <= 10_000:
         return rng.choice([each for each in itertools.product(*ranked) if each not in known])
