@@ -53,7 +53,7 @@ class Channel:
         then no descriptor stays open."""
         fds: list[int] = []
         with ExitStack() as unless_read:
-            unless_read.callback(lambda: [os.close(fd) for fd in fds])
+            unless_read.callback(_close, fds)
             message = _parsed(self._line(timeout, fds))
             unless_read.pop_all()
         return message, fds[0] if fds else None
@@ -88,6 +88,11 @@ class Channel:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)
 
 
 def _parsed(line: bytes) -> dict[str, Any]:

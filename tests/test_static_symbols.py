@@ -140,6 +140,13 @@ def test_an_object_of_arithmetic_has_no_problem(plain_object: Callable[[str], Pa
     assert symbols.problems(plain_object(text)) == []
 
 
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("source", sorted((ROOT / "csrc").glob("*.cpp")), ids=lambda p: p.stem)
+def test_no_object_of_this_project_has_a_problem(source: Path) -> None:
+    """Else every edit of it would be refused, whatever it is."""
+    assert symbols.problems(jit.build(source)) == []
+
+
 def test_what_is_no_object_is_a_problem_and_no_crash(tmp_path: Path) -> None:
     for content in (b"", b"\x7fELF", b"\x7fELF\x02\x01" + b"\0" * 40, b"MZ" * 100):
         (tmp_path / "a.so").write_bytes(content)

@@ -64,7 +64,8 @@ _MATHS_FAMILY = re.compile(
 _C_NAMES = frozenset(_C.split())
 # What g++ and clang++ themselves put into the list of functions that run at load time.
 _STARTERS = re.compile(
-    r"frame_dummy|_GLOBAL__(?:sub_)?I_.*|__cxx_global_\w+|__cudaRegister\w*|_ZL24__sti____cudaRegisterAllv|register_tm_clones|__do_init"
+    r"frame_dummy|_GLOBAL__(?:sub_)?I_.*|__cxx_global_\w+|__cudaRegister\w*|_ZL24__sti____cudaRegisterAllv|register_tm_clones|__do_init|"
+    r"__cpu_indicator_init"  # of __builtin_cpu_supports
 )
 
 
