@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "--start",
         default=unset,
         metavar="DIR",
-        help="start from the files in DIR, in place of the shipped ones",
+        help="start from the files in DIR, in place of the shipped ones; their ops have to be right",
     )
     add(
         "--resume",
@@ -188,8 +188,13 @@ def _budget_options(to: argparse.ArgumentParser) -> None:
         ("--experiments", int, "N", "end after N experiments"),
         ("--hours", float, "H", "end after H hours of work, those before a --resume included"),
         ("--gpu-hours", float, "H", "end when the device has been used for H hours"),
-        ("--usd", float, "USD", "send no request to a model that could pass this sum"),
-        ("--tokens", int, "N", "send no request to a model that could pass this number"),
+        (
+            "--usd",
+            float,
+            "USD",
+            "send no request to a model that could pass this sum (a --command counts as far as it says its costs)",
+        ),
+        ("--tokens", int, "N", "send no request to a model that could pass this number (the same)"),
     ):
         group.add_argument(
             flag, type=_positive(kind), default=argparse.SUPPRESS, metavar=metavar, help=says
@@ -211,7 +216,9 @@ def _trial_options(to: argparse.ArgumentParser) -> None:
         help="prepared data, or text to prepare (default: what was prepared last)",
     )
     _device_option(to)
-    to.add_argument("--seed", type=_seed, default=unset, help="first seed (default 0)")
+    to.add_argument(
+        "--seed", type=_seed, default=unset, help=f"first seed, 0 to {FIRST:,} (default 0)"
+    )
 
 
 def _device_option(to: argparse.ArgumentParser) -> None:

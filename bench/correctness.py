@@ -42,6 +42,7 @@ CHECKS: tuple[Check, ...] = (
     values.future,
     training.orders,
     training.trial_shapes,
+    training.under_way,
     training.threads,
     origin.own_work,
     origin.registered,

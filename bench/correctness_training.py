@@ -65,19 +65,27 @@ def _reached(subject: Subject, case: Case, result: int) -> list[str]:
 
 
 def trial_shapes(subject: Subject, impl: str | None) -> None:
-    """Every shape that the model uses, and every crossing of them: the shape of one, the dtype of another, the scalars of a third."""
+    """Every shape that the model uses, in the form in which it calls, and every crossing: the shape of one, the dtype of another, the scalars of a third."""
     crossed = subject.trial
     for case, other, third in itertools.product(subject.trial, repeat=3):
-        dtype = next(iter(other.inputs.values())).dtype
-        each = replace(in_dtype(dtype, case), scalars=third.scalars)
+        each = replace(in_dtype(_first_dtype(other), case), scalars=third.scalars)
         if each not in crossed:
             crossed.append(each)
     for case in crossed:
-        laid = subject.exam.lay(case)
+        laid = subject.exam.lay(subject.contract.as_called(case, subject.exam.rng))
         answer = subject.exam.ask(laid, impl, dress="copy")
         standard = subject.exam.standard(laid)
         subject.exam.verify(laid, answer, impl, standard=standard)
         subject.known.append(Known(laid, answer, standard))
+
+
+def under_way(subject: Subject, impl: str | None) -> None:
+    """Two calls of a shape of the trial at once: what the first keeps for its backward pass outlives the second."""
+    exam = subject.exam
+    for known in [each for each in subject.known if each.laid.wrt][:2]:
+        both = [exam.again(known.laid), exam.lay(known.laid.case, fresh=False)]
+        answer, _ = exam.ask_all(both, impl, "interleave")
+        exam.verify(both[0], answer, impl, what="two calls under way", standard=known.standard)
 
 
 def threads(subject: Subject, impl: str | None) -> None:
@@ -134,15 +142,20 @@ def autocast(subject: Subject, impl: str | None) -> None:
     exam = subject.exam
     if not subject.contract.differentiable:
         return
-    case = in_dtype("float32", exam.rng.choice((subject.wide(), exam.rng.choice(subject.trial))))
-    known = next((each for each in subject.known if each.laid.case == case), None)
-    laid = exam.lay(case) if known is None else exam.again(known.laid)
-    answer = exam.ask(laid, impl, mode="autocast")
-    if known is None:
-        standard = exam.standard(laid, working=torch.bfloat16)
+    known = [k for k in subject.known if _first_dtype(k.laid.case) == "float32"]
+    if known and exam.rng.random() < 0.5:
+        chosen = exam.rng.choice(known)
+        laid, standard = exam.again(chosen.laid), chosen.standard.working_in(torch.bfloat16)
+        answer = exam.ask(laid, impl, mode="autocast")
     else:
-        standard = known.standard.working_in(torch.bfloat16)
+        laid = exam.lay(in_dtype("float32", subject.wide()))
+        answer = exam.ask(laid, impl, mode="autocast")
+        standard = exam.standard(laid, working=torch.bfloat16)
     exam.verify(laid, answer, impl, what="autocast", standard=standard)
+
+
+def _first_dtype(case: Case) -> str:
+    return next(iter(case.inputs.values())).dtype
 
 
 def aged(subject: Subject, impl: str | None) -> None:

@@ -8,11 +8,12 @@ code and the weights. So nothing but weights carries over from training, and not
   other cut is just behind a token that was predicted far better than its frequency explains, since whoever looks ahead now and then does it
   where that pays. One such batch has the rows that were predicted best of all: whoever looks ahead in five rows of two hundred gains 2.5 %, and
   would be missed in a third of trials (0.81^5) if rows were chosen by chance alone
-* more rows, with cuts anywhere, as many as there is time for: a cut shows a look ahead at its own place alone, so that of 140 cuts one at least
-  shows what happens at 2 % of all positions, more than nine times in ten (1 - 0.98^140); that many take 9 s of a trial of 300 s
 * some rows, half of them those predicted best, are asked again in the process that trained: among other neighbours, in batches of other sizes, in
   train() and in eval() mode, and every other batch with another future. What the scorer learned from rows that it was asked, or remembers of
   their beginnings, is not known there
+* there too more rows with another future, and with cuts anywhere, as many as there is time for, LEAST_ROWS_S a second at least: a cut shows a look
+  ahead at its own place alone, so that of 140 cuts one at least shows what happens at 2 % of all positions, more than nine times in ten (1 - 0.98^140). Who leans a little on every
+  next token loses a little at the last place before a cut: over all cuts that is held against its own scatter
 * a row that crosses from one document into the next is read whole, by every model alike
 """
 
@@ -37,8 +38,10 @@ from bench.judge import Judge, Refused
 # Longest row that is scored: the judge's choice, so that every model sits the same exam.
 SEQUENCE = {"cpu": 512, "cuda": 2048}
 BATCH_ROWS = 16
-PROBED_BATCHES = 1  # asked again with another future, beside the rows that were predicted best, and those that time allows
-AGAIN_ROWS = 16  # asked again in the process that trained, half of them predicted best
+PROBED_BATCHES = 1  # asked again with another future, beside the rows that were predicted best
+AGAIN_ROWS = 32  # asked again in the process that trained, half of them predicted best
+# Rows with another future for each second of `probe_s`, at least: however slowly a model answers.
+LEAST_ROWS_S = 8.0
 # A cut behind a well-predicted token is behind one of so many that were predicted best in the row.
 TELLING = 50
 LARGEST_LOGIT = 1e4
@@ -46,6 +49,8 @@ MOVED = 1e-3  # a logit that moves further than this with its future has seen it
 # Between processes a kernel may round differently (its own autotuner, another batch size): a bf16 logit of 15 is known to 0.06. So a token
 # may move by MOVED_NATS, the mean by MEAN_NATS: rounding has no direction, a gain has.
 MOVED_NATS, MEAN_NATS = 0.25, 2e-3
+# How much worse the last place before a cut may be on average: nats, and standard errors.
+CUT_NATS, CUT_ERRORS = 0.02, 4.0
 ASK_S = 120.0
 PURE = "a row's logits may depend on that row and on Trainer.model.state_dict() alone, whatever the model's mode"
 
@@ -166,10 +171,8 @@ def nats(logits: Tensor, targets: Tensor, sizes: Tensor) -> Tensor:
     return torch.stack(found).masked_fill(~counted(targets, sizes), 0.0)
 
 
-def mark(
-    scorer: Judge, exam: Exam, *, limit_s: float, tell: Tell, probe_s: float = 0.0
-) -> tuple[float, Tensor]:
-    """Bits per byte of the exam, and the nats of each token (R, T). `probe_s`: for more rows that are asked with another future.
+def mark(scorer: Judge, exam: Exam, *, limit_s: float, tell: Tell) -> tuple[float, Tensor]:
+    """Bits per byte of the exam, and the nats of each token (R, T).
 
     Raises Refused: nan, range, leak, or timeout after `limit_s`.
     """
@@ -186,7 +189,6 @@ def mark(
         left = min(ASK_S, max(0.001, deadline - time.monotonic()))
         return ask(scorer, wanted, exam.vocab_size, timeout=left)
 
-    began = time.monotonic()
     for i, batch in enumerate(batches):
         logits = asked(exam.inputs[batch])
         marks[batch] = nats(logits, exam.targets[batch], exam.sizes)
@@ -194,14 +196,9 @@ def mark(
             told = exam.told(batch, marks[batch])
             _other_future(asked, exam, batch, logits.clone(), told, generator)
         tell({"phase": "scoring", "fraction": (i + 1) / len(batches)})
-    batch_s = (time.monotonic() - began) / len(batches)
     for batch in torch.split(exam.best_told(marks, BATCH_ROWS), at_once):
         before = asked(exam.inputs[batch]).clone()
         _other_future(asked, exam, batch, before, exam.told(batch, marks[batch]), generator)
-    for _ in range(int(probe_s / (2 * batch_s))):
-        batch = torch.randint(len(order), (at_once,), generator=generator)
-        before = asked(exam.inputs[batch]).clone()
-        _other_future(asked, exam, batch, before, None, generator)
     return float(marks.double().sum()) / math.log(2) / exam.total_bytes, marks
 
 
@@ -210,7 +207,7 @@ def _other_future(
     exam: Exam,
     batch: Tensor,
     before: Tensor,
-    told: Tensor | None,
+    told: Tensor,
     generator: torch.Generator,
 ) -> None:
     """The same rows in the same places, with other tokens from a cut on: not one logit before it may move."""
@@ -233,8 +230,11 @@ def _other_future(
     )
 
 
-def confirm(trainer: Judge, exam: Exam, marks: Tensor) -> None:
-    """Ask rows in the process that trained, among others than before, every other batch with another future. Raises Refused: state, leak."""
+def confirm(trainer: Judge, exam: Exam, marks: Tensor, probe_s: float = 0.0) -> None:
+    """Ask rows in the process that trained, among others than before, every other batch with another future; then, for `probe_s`, more of them.
+
+    Raises Refused: state, leak.
+    """
     generator = torch.Generator().manual_seed(secrets.randbits(48))
     best = exam.best_told(marks, AGAIN_ROWS // 2)
     drawn = torch.randperm(len(exam.inputs), generator=generator)
@@ -244,23 +244,46 @@ def confirm(trainer: Judge, exam: Exam, marks: Tensor) -> None:
     most = min(8, rows_at_once(trainer, exam.inputs.shape[1], exam.vocab_size))
     same: list[Tensor] = []
     altered: list[Tensor] = []
-    for i, batch in enumerate(_unequal(chosen, most, generator)):
-        wanted, late = exam.inputs[batch], torch.zeros_like(exam.inputs[batch], dtype=torch.bool)
-        if i % 2:
-            told = exam.told(batch, marks[batch])
-            wanted, late = _altered(exam, batch, told, generator)
-        logits = ask(trainer, wanted, exam.vocab_size, training=bool(i // 2 % 2))
+    at_cuts: list[Tensor] = []
+
+    def with_another_future(batch: Tensor, told: Tensor | None, training: bool | None) -> None:
+        wanted, late = _altered(exam, batch, told, generator)
+        logits = ask(trainer, wanted, exam.vocab_size, training=training)
         moved = nats(logits, exam.targets[batch], exam.sizes) - marks[batch]
-        (altered if i % 2 else same).append(moved[~late])
+        altered.append(moved[~late])
+        at_cuts.append(moved.gather(1, (~late).sum(1, keepdim=True) - 1)[:, 0])
+
+    began = time.monotonic()
+    for i, batch in enumerate(_unequal(chosen, most, generator)):
+        training = bool(i // 2 % 2)
+        if i % 2:
+            with_another_future(batch, exam.told(batch, marks[batch]), training)
+        else:
+            logits = ask(trainer, exam.inputs[batch], exam.vocab_size, training=training)
+            moved = nats(logits, exam.targets[batch], exam.sizes) - marks[batch]
+            same.append(moved.flatten())
+    # Rows that this process was never asked: what it remembers tells it nothing of their futures.
+    rows_s = max(LEAST_ROWS_S, len(chosen) / (time.monotonic() - began))
+    more = drawn[~torch.isin(drawn, chosen)][: int(probe_s * rows_s)]
+    for batch in torch.split(more, most):
+        if len(batch):
+            with_another_future(batch, None, None)
     if by := _moved(same):
         raise Refused(
             "state",
             f"scores of a row move {by} with its batch, its turn or its process: {PURE}",
         )
-    if by := _moved(altered):
+    if by := _moved(altered) or _leaning(at_cuts):
         raise Refused(
             "leak", f"scores move {by} when later tokens change: the model sees the future"
         )
+
+
+def _leaning(parts: list[Tensor]) -> str:
+    """By how much the last places before cuts are worse, if that is no chance; else ""."""
+    moved = torch.cat(parts) if parts else torch.zeros(1)
+    mean, error = float(moved.mean()), float(moved.std(correction=0)) / math.sqrt(len(moved))
+    return f"by {mean:+.2g} nats at the cut" if mean > max(CUT_NATS, CUT_ERRORS * error) else ""
 
 
 def _moved(parts: list[Tensor]) -> str:

@@ -5,8 +5,8 @@
    taken from the training. Then the model, which has learned nothing, is asked a few rows: it must be guessing.
 2. The bell: the judge hands over the training shard (a descriptor; its tokens renumbered, bench/shard.py), the seed and the seconds, and its own
    clock starts. The order in which a model reads the shard is its own affair: all have the same shard, and the time is the budget.
-3. Time's up: an answer after the bell is refused. The judge takes the weights at once; they must be the same, bit for bit, when all is done,
-   and the runner must not have worked meanwhile.
+3. Time's up: a later answer is refused, and so are weights that come later than copying them explains. They must be the same, bit for bit, when
+   all is done, and the runner must not have worked meanwhile.
 4. Score (bench/scoring.py): a second runner, started before the bell and idle since, gets the weights and maps rows to logits.
 5. The kernels that trained are examined again in the process where they did, and must have run.
 """
@@ -42,9 +42,11 @@ from bench.trial_claims import Described, Trained
 SETUP_LIMIT_S = {"cpu": 240.0, "cuda": 900.0}
 # Time in which a model could be trained for nothing, on puzzles of its own in place of text: what is beyond is taken from the training.
 SETUP_FREE_S = {"cpu": 20.0, "cuda": 60.0}
-GRACE_S = 0.5  # for the answer to travel; training itself must end before the bell
+GRACE_S = 0.5  # for the answer to travel; training itself must end in its time
 # Time, and processor time of the runner, that handing over the weights may take beside the copying itself: the model's own code runs then.
 TAKEN_S, TAKEN_CPU_S, COPIED_BYTES_S = 2.0, 0.3, 500e6
+# Processor time of the scorer: times what training took a token, and beside that.
+SCORED_TIMES, SCORED_SLACK_S = 3.0, 20.0
 COPYING_FREE_S = 0.5  # for 250 MB of weights; what more of them may take is taken from the training
 GUESSED_ROWS, MEASURED_ROWS = 4, 8  # of the shard: before any training, and after it
 # Processor time that a runner may use between the end of its training and the last score, and as a share of that time. Where it uses a tick
@@ -53,7 +55,9 @@ IDLE_S, IDLE_SHARE, LOOK_S = 0.1, 0.1, 0.5
 MAX_STATE_BYTES = 2 << 30
 # Of the length of the training: what asking rows again with another future may take.
 PROBE_SHARE = 0.03
-# And the length of the training once more: bounds what a model may do per row, not how busy the machine is.
+# A trial so long is worth the gradients of every op once more.
+LONG_S = 60.0
+# For scoring, with the length of the training added: bounds what a model may do per row, not how busy the machine is.
 SCORING_S = 300.0
 # Below this no language model of this size is honest.
 FLOOR_BPB = 0.4
@@ -71,7 +75,7 @@ class TrialResult:
     nan, range, explosion                               of its losses and logits
     warm_start, forged                                  it knows text before it has read any; its curve is not that of its training
     leak, state                                         a logit depends on later tokens; a score depends on more than the row and the weights
-    weights, off_clock                                  the weights changed after the bell; it worked outside of its time
+    weights, off_clock                                  the weights changed after training; it worked outside of its time
     unused, wrong, ...                                  the kernels: they did not run, or fail a check of the correctness gate
     implausible                                         a score better than any honest model's
     """
@@ -278,6 +282,9 @@ class _Trial:
         if elapsed > self.seconds + GRACE_S:
             raise Refused("late", late)
         weights = self._taken(trainer)
+        grace = GRACE_S + self.state_bytes / COPIED_BYTES_S
+        if time.monotonic() - bell > self.seconds + grace:
+            raise Refused("late", f"{late}, and its weights were not there {grace:.1f} s later")
         cpu = trainer.cpu_seconds() - cpu
         trainer.ask("release")
         trained: Trained = trial_claims.read(Trained, answer.get("trained"))
@@ -295,7 +302,7 @@ class _Trial:
         return weights
 
     def _taken(self, trainer: Judge) -> Tensor:
-        """The weights, at once. Asking for them runs the model's code after the bell: it may do no more than hand them over."""
+        """The weights, at once. Asking for them runs the model's code after training: it may do no more than hand them over."""
         copying = self.state_bytes / COPIED_BYTES_S
         cpu, said = trainer.cpu_seconds(), ""
         try:
@@ -342,14 +349,14 @@ class _Trial:
         scorer.arena.view(where).copy_(weights)
         scorer.ask("restore", weights=where)
         exam = Exam.of(self.dataset, split, self.number, SEQUENCE[self.device])
-        bpb, marks = scoring.mark(
-            scorer, exam, limit_s=SCORING_S + self.seconds, tell=self.tell, probe_s=PROBE_SHARE * self.seconds
-        )  # fmt: skip
+        used, limit = scorer.cpu_seconds(), SCORING_S + self.seconds
+        bpb, marks = scoring.mark(scorer, exam, limit_s=limit, tell=self.tell)
+        self._require_cheap(scorer.cpu_seconds() - used, exam)
         for judge in (trainer, scorer):
             if not torch.equal(_weights(judge, len(weights)), weights):
-                raise Refused("weights", "the weights changed after the bell")
+                raise Refused("weights", "the weights changed after training")
         _require_idle(trainer, cpu, started)
-        scoring.confirm(trainer, exam, marks)
+        scoring.confirm(trainer, exam, marks, PROBE_SHARE * self.seconds)
         if not FLOOR_BPB <= bpb:
             raise Refused(
                 "implausible",
@@ -357,20 +364,32 @@ class _Trial:
             )
         self.known["val_bpb"] = bpb
 
-    def examine_kernels(self, trainer: Judge) -> None:
-        """Each op of the tree once more on a case of the trial, one of them with gradients, where they have just trained.
+    def _require_cheap(self, used: float, exam: Exam) -> None:
+        """To score a token takes a third of what training on it took; many times that is a learner, or many models in one."""
+        asked = exam.inputs.numel() + 3 * scoring.BATCH_ROWS * exam.inputs.shape[1]
+        a_token = self.known["cpu_seconds"] / (1e6 * self.known["total_tokens_M"])
+        allowed = SCORED_SLACK_S + SCORED_TIMES * a_token * asked
+        if self.device == "cpu" and used > allowed:
+            raise Refused(
+                "off_clock",
+                f"scoring took {used:.0f} s of processor time, where {SCORED_TIMES:g} times what a token took in training are {allowed:.0f} s",
+            )
 
-        Else a kernel could compute carelessly after so many calls. Gradients of all ops would take 3 s more on two cores.
+    def examine_kernels(self, trainer: Judge) -> None:
+        """Each op of the tree once more as the model calls it, where it has just trained, in short trials one of them with gradients.
+
+        Else a kernel could compute carelessly after so many calls. Gradients of all ops take 3 s more on two cores.
         """
         files = {path.stem for path in (trainer.tree / "kernels").glob("*.py")}
         ops = [op for op in contracts.ops() if op in files]
-        with_gradients = secrets.choice(ops) if ops else ""
+        trained = {secrets.choice(ops)} if ops and self.seconds < LONG_S else set(ops)
         for op in ops:
             trainer.ask("load", op=op, tree=str(trainer.tree))
             asked = contracts.contract(op)
             examination = Examination(asked, trainer, secrets.randbits(48))
             case = examination.rng.choice(asked.trial[self.device])
-            laid = examination.lay(case, None if op == with_gradients else ())
+            case = asked.as_called(case, examination.rng)
+            laid = examination.lay(case, None if op in trained else ())
             answer = examination.ask(laid, None)
             examination.verify(laid, answer, None, what=f"{op} after training")
 

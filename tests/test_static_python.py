@@ -172,6 +172,18 @@ def test_python_that_only_looks_odd_passes(line: str) -> None:
         "import torch\ntorch.library.impl('at' + 'en::clone', 'CPU', scale)",
         "import torch\nname = 'at' + 'en::clone'\ntorch.library.impl(name, 'CPU', scale)",
         "import torch\nname = torch.library.Library('mine', 'DEF')\nname = 'at' + 'en::clone'\ntorch.library.impl(name, 'CPU', scale)",
+        # what is judged where it is called
+        "import torch\ntorch.library.Library(ns='at' + 'en', kind='IMPL')",
+        "import torch\nnext(map(torch.library.Library, ['at' + 'en'], ['IMPL']))",
+        "import functools, torch\nw = functools.wraps(scale, assigned=('layout',))\nw(torch.Tensor)",
+        # modules that modules of the standard library hold, and hooks as texts
+        "import enum\nenum.bltns.exec('1')",
+        "import typing\ntyping.types.CodeType",
+        "import dataclasses\ndataclasses._thread.start_new_thread(scale, ())",
+        "import dataclasses\ndataclasses.FunctionType((x for x in ()).gi_code, {})",
+        "import torch\ntorch.nn.functional.dataclasses._thread",
+        "import torch\ntorch.autograd.graph.logging.FileHandler('x')",
+        "type(type(1))('X', (), {'__del__': scale})",
         # the process
         "import torch\ntorch._C._set_grad_enabled(False)",
         "import torch\ntorch.set_grad_enabled(False)",

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -424,6 +425,38 @@ def test_what_a_model_does_when_it_is_asked_for_its_weights_is_no_training(
     assert said in result.detail
 
 
+def test_what_is_handed_over_long_after_the_bell_is_late(tmp_path: Path, dataset: Dataset) -> None:
+    body = """
+    def train(self, tokens, seed, seconds, *a, **k):
+        found = super().train(tokens, seed, seconds, *a, **k)
+        plain = self.model.state_dict
+        def state_dict(*a, **k):
+            time.sleep(1.5)
+            return plain(*a, **k)
+        self.model.state_dict = state_dict
+        return found
+    """
+    result = run(put(tmp_path, honest(body)), dataset, None, seconds=2.0, fresh=True)
+    assert result.failure == "late", result.detail
+    assert "its weights were not there" in result.detail
+
+
+def test_a_row_that_is_dear_to_score_is_worked_on_off_the_clock(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "SCORED_SLACK_S", 0.5)
+    body = """
+    def logits(self, rows):
+        end = time.process_time() + 0.5 * (len(rows) > 8)
+        while time.process_time() < end:
+            pass
+        return super().logits(rows)
+    """
+    result = run(put(tmp_path, honest(body)), dataset, fresh=True)
+    assert result.failure == "off_clock", result.detail
+    assert "scoring took" in result.detail
+
+
 @pytest.mark.parametrize("share", [0.01, 0.02])
 def test_a_peek_at_the_next_token_now_and_then_is_seen(share: float) -> None:
     """By a model that tells one token in a hundred perfectly, where its own guess is worst, and asks the future nowhere else."""
@@ -478,7 +511,7 @@ def test_a_look_ahead_in_a_few_rows_of_many_is_seen(peeking: int) -> None:
 def test_a_look_ahead_at_few_positions_is_seen_where_there_is_time_to_ask() -> None:
     """By a model that sees the next token at one position of fifty, where it is hard, and makes it no easier than others are."""
     generator = torch.Generator().manual_seed(7)
-    V, T, R = 64, 32, 64
+    V, T, R = 64, 32, 512
     stream = torch.randint(1, V, (R * T + 1,), generator=generator)
     inputs, targets = scoring.rows(stream.numpy(), T, bos=0)
     exam = scoring.Exam(inputs, targets, torch.ones(V, dtype=torch.int64), len(stream) - 1)
@@ -496,10 +529,29 @@ def test_a_look_ahead_at_few_positions_is_seen_where_there_is_time_to_ask() -> N
     seen = 0
     for _ in range(10):
         try:
-            scoring.mark(judge, exam, limit_s=60.0, tell=lambda _: None, probe_s=2.0)
+            _, marks = scoring.mark(judge, exam, limit_s=60.0, tell=lambda _: None)
+            scoring.confirm(judge, exam, marks, probe_s=2.0)
         except Refused as refused:
             seen += refused.kind == "leak"
     assert seen == 10
+    arena.close()
+
+
+def test_who_answers_slowly_is_asked_about_the_future_all_the_same() -> None:
+    inputs, targets = scoring.rows(np.arange(1, 200 * 32 + 2) % 64, 32, bos=0)
+    exam = scoring.Exam(inputs, targets, torch.ones(64, dtype=torch.int64), 200 * 32)
+    arena, asked = Arena(64 << 20), []
+
+    def logits(do: str, *, rows: Where, out: Where, **_: object) -> dict[str, object]:
+        asked.append(rows["shape"][0])
+        arena.view(out).zero_()
+        time.sleep(0.2)
+        return {}
+
+    marks = torch.full(inputs.shape, math.log(64))
+    judge = SimpleNamespace(arena=arena, ask=logits)
+    scoring.confirm(judge, exam, marks, probe_s=2.0)
+    assert sum(asked) >= scoring.AGAIN_ROWS + 2 * scoring.LEAST_ROWS_S
     arena.close()
 
 
@@ -522,7 +574,7 @@ def test_no_question_of_an_exam_outlasts_its_time_limit() -> None:
         return {}
 
     judge = SimpleNamespace(arena=arena, ask=logits)
-    scoring.mark(judge, exam, limit_s=5.0, tell=lambda _: None, probe_s=0.05)
+    scoring.mark(judge, exam, limit_s=5.0, tell=lambda _: None)
     assert max(limits) <= 5.0
     assert limits == sorted(limits, reverse=True)
     assert limits[-1] < limits[0]

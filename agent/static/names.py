@@ -5,7 +5,10 @@ A name is judged by its origin: `import torch as t; t.os` and `from torch import
 
 from __future__ import annotations
 
+import functools
+import importlib
 import re
+import types
 
 _STDLIB = frozenset(
     "__future__ abc array bisect cmath collections contextlib copy dataclasses enum fractions functools heapq itertools math numbers "
@@ -32,6 +35,10 @@ BUILTINS = frozenset(
 )
 # Allowed in a call with a name that is written out.
 LOOKUPS = frozenset({"getattr", "hasattr"})
+# Judged by the arguments of a call, so that they may not be handed on.
+CALLED = frozenset(
+    "importlib.import_module functools.wraps torch.library.Library torch.library.impl torch.library.define".split()
+)
 
 # The dunder attributes that a kernel has a use for; all others lead into frames, classes and namespaces.
 DUNDERS = frozenset(
@@ -51,7 +58,7 @@ HOOKS = frozenset(
 # Attributes that are refused whatever they hang on. `format` is one: "{0.__traceback__.tb_frame}".format(error) looks at a frame, and no reading
 # of the tree shows it. An f-string is read as the code that it is.
 ATTRIBUTES = frozenset(
-    "format format_map f_back f_globals f_locals f_builtins tb_frame tb_next gi_frame cr_frame ag_frame co_code co_consts func_globals "
+    "exec gi_code cr_code ag_code CodeType FunctionType LambdaType ModuleType format format_map f_back f_globals f_locals f_builtins tb_frame tb_next gi_frame cr_frame ag_frame co_code co_consts func_globals "
     "attrgetter methodcaller system popen Popen check_output environ getenv putenv execv execve execvp _exit _getframe "
     "settrace setprofile addaudithook import_module load_module exec_module CDLL PyDLL dump dlopen LoadLibrary get_objects get_referrers "
     "get_referents os sys subprocess ctypes builtins importlib inspect gc socket shutil pathlib pickle tempfile atexit _os _sys _C "
@@ -62,7 +69,7 @@ ATTRIBUTES = frozenset(
 PASSENGERS = frozenset(
     "os sys subprocess ctypes builtins importlib inspect gc socket shutil pathlib io pickle tempfile platform atexit "
     "threading multiprocessing posix mmap linecache runpy codecs marshal zlib base64 traceback "
-    "fcntl resource tokenize ast dis zipfile tarfile glob fnmatch sysconfig site uuid hashlib".split()
+    "logging gzip bz2 lzma fcntl resource tokenize ast dis zipfile tarfile glob fnmatch sysconfig site uuid hashlib".split()
 )
 # Parts of the allowed packages that reach files, processes, the network, code from text, other threads, or torch's internals.
 _PARTS = {
@@ -171,10 +178,14 @@ def path_error(name: str, model: bool) -> str:
     parts = name.split(".")
     for n in range(2, len(parts) + 1):
         prefix, part = ".".join(parts[:n]), parts[n - 1]
+        if _hands_on(parts[n - 2], part):
+            return f"`{prefix}`{_instead(prefix)}"
         if (
             prefix in PARTS and not (model and prefix.startswith(("time.", "random.")))
         ) or part.strip("_") in PASSENGERS:
             return f"`{prefix}`{_instead(prefix)}"
+        if model and parts[0] == "kernels" and part in ("jit", "Path"):
+            return f"`{prefix}`: a model calls ops, and asks which there are{_instead(prefix)}"
         package = parts[0] if n == 2 else ".".join(parts[: n - 1])
         if package in _OF and part not in _OF[package] and not (model and parts[0] == "kernels"):
             return f"`{prefix}`: of {package} a kernel uses {', '.join(sorted(_OF[package]))}{_instead(prefix)}"
@@ -184,6 +195,15 @@ def path_error(name: str, model: bool) -> str:
         if not model and parts[0] == "torch" and part in _STATE:
             return f"`{prefix}` sets state of the whole process; a kernel leaves it as it is"
     return ""
+
+
+@functools.cache
+def _hands_on(module: str, part: str) -> bool:
+    """Whether a module of the standard library has another module by this name: enum.bltns is builtins."""
+    if module not in _STDLIB:
+        return False
+    found = getattr(importlib.import_module(module), part, None)
+    return isinstance(found, types.ModuleType) and not found.__name__.startswith(f"{module}.")
 
 
 def _instead(name: str) -> str:

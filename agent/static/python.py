@@ -82,6 +82,8 @@ class _Reader:
                 yield from self._class(node)
             case ast.FunctionDef() | ast.AsyncFunctionDef():
                 yield from self._function(node)
+            case ast.Constant(value=str(text)) if text in names.HOOKS:
+                yield f"`{text}` as a text: such a method runs without being called"
             case ast.MatchClass():
                 for name in node.kwd_attrs:
                     yield from _named(name)
@@ -113,6 +115,13 @@ class _Reader:
             yield f"`{node.id}` under another name; call it where you need it, with the name written out"
         if isinstance(node.ctx, ast.Load):
             yield from self._module(node)
+            yield from self._handed_on(node)
+
+    def _handed_on(self, node: ast.Name | ast.Attribute) -> Iterator[str]:
+        """What is judged by its arguments is called where it stands."""
+        for origin in self.origins.of(node):
+            if origin in names.CALLED and not self._is_called(node):
+                yield f"`{origin}` as a value: call it where you need it"
 
     def _module(self, node: ast.Name | ast.Attribute) -> Iterator[str]:
         """A module is used by its attributes; if it is handed around, no reading shows what becomes of it."""
@@ -129,12 +138,13 @@ class _Reader:
             return
         yield f"module `{self.origins.first(node)}` as a value: use its attributes where you need them"
 
-    def _is_called(self, node: ast.Name) -> bool:
+    def _is_called(self, node: ast.expr) -> bool:
         parent = self.origins.parents.get(id(node))
         return isinstance(parent, ast.Call) and parent.func is node
 
     def _attribute(self, node: ast.Attribute) -> Iterator[str]:
         yield from self._module(node)
+        yield from self._handed_on(node)
         if not (self.model and self.origins.first(node) == "importlib.import_module"):
             yield from _named(node.attr)
         # In torch.os.path.join only torch.os is reported.
@@ -170,12 +180,15 @@ class _Reader:
             yield "`warnings.catch_warnings` that records: a warning tells who is calling; use it without arguments"
         elif origin == "weakref.ref" and len(node.args) > 1:
             yield "`weakref.ref` with a callback: code that runs when nobody calls it"
-        elif origin == "functools.wraps" and isinstance(
-            self.origins.parents.get(id(node)), ast.Call
-        ):
+        elif origin == "functools.wraps" and not self._decorates(node):
             yield "`functools.wraps` outside a decorator changes the function that it is given; use it as a decorator"
         elif origin.startswith("torch.library."):
             yield from self._library(node, origin)
+
+    def _decorates(self, node: ast.Call) -> bool:
+        parent = self.origins.parents.get(id(node))
+        functions = ast.FunctionDef | ast.AsyncFunctionDef
+        return isinstance(parent, functions) and node in parent.decorator_list
 
     def _lookup(self, node: ast.Call, function: str) -> Iterator[str]:
         if not _is_text(node.args[1:2]):
@@ -205,7 +218,8 @@ class _Reader:
             text, called = _beginning(value), self.origins.first(value)
             if text.split("::")[0] in names.OWN_OPERATORS or called.startswith("torch.ops.aten"):
                 yield f"registers `{text or called}`: torch's own operators stay as they are; use a namespace of your own"
-        first = node.args[0] if node.args else None
+        named = [k.value for k in node.keywords if k.arg in (None, "ns", "name", "qualname", "op")]
+        first = next(iter([*node.args, *named]), None)
         # an op or a Library of this file has been made by a name that was written out
         made = isinstance(first, ast.Name) and first.id in self.origins.libraries
         takes_name = origin.split(".")[-1].startswith(_TAKE_A_NAME)

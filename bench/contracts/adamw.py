@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -119,6 +120,16 @@ def _trial(rows: int, D: int, scalars: dict[str, Any]) -> Case:
     return Case(inputs, scalars)
 
 
+def _called(case: Case, rng: random.Random) -> Case:
+    """At any time of a training run, of any table."""
+    now = {
+        "lr": 10 ** rng.uniform(-4, 0),
+        "weight_decay": rng.choice((0.0, 0.001, 0.01)),
+        "step": rng.choice((1, 30, 700, 5_000)),
+    }
+    return replace(case, scalars={**case.scalars, **now})
+
+
 MODEL = {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-10, "weight_decay": 0.003, "step": 100}
 
 CONTRACT = Contract(
@@ -135,6 +146,7 @@ CONTRACT = Contract(
         "cpu": (_trial(8192, 192, MODEL),),  # an embedding, or the head
         "cuda": (_trial(8192, 512, MODEL),),
     },
+    called=_called,
     # all four are read, three are written
     least_bytes=lambda case: 2 * nbytes(*case.inputs.values()) - nbytes(case.inputs["grad"]),
     flops=lambda case: 14 * math.prod(case.inputs["param"].shape),

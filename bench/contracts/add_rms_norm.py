@@ -8,7 +8,7 @@ import random
 from torch import Tensor
 
 from bench.contracts import rms_norm
-from bench.contracts.contract import Case, Contract, Input, nbytes
+from bench.contracts.contract import Case, Contract, Input, in_rows, nbytes
 
 
 def reference(
@@ -57,6 +57,7 @@ CONTRACT = Contract(
         "cpu": (_pair(2048, 192, "bfloat16", 4), _pair(2048, 192, "float32", 0)),
         "cuda": (_pair(131072, 512, "bfloat16", 9),),
     },
+    called=lambda case, rng: in_rows(case, "x", "residual"),
     least_bytes=lambda case: 4 * nbytes(case.inputs["x"]),
     flops=lambda case: 5 * math.prod(case.inputs["x"].shape),
     library=rms_norm.CONTRACT.library,

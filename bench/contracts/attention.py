@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -128,6 +129,12 @@ def _pairs(case: Case) -> int:
     return B * H * (causal if case.scalars.get("causal", True) else 2 * causal - T)
 
 
+def _called(case: Case, rng: random.Random) -> Case:
+    """Where a layer has no value embedding, v is still a part of its projection."""
+    v = replace(case.inputs["v"], apart=rng.choice((1, 3)))
+    return replace(case, inputs={**case.inputs, "v": v})
+
+
 CONTRACT = Contract(
     name="attention",
     reference=reference,
@@ -144,6 +151,7 @@ CONTRACT = Contract(
             _qkv(16, 4, 2048, 128, "bfloat16", 256, 7),
         ),
     },
+    called=_called,
     least_bytes=lambda case: nbytes(*case.inputs.values(), case.inputs["q"]),
     flops=lambda case: 4 * _pairs(case) * case.inputs["q"].shape[-1],
     terms=_terms,

@@ -19,7 +19,7 @@ from torch import Tensor
 from bench.protocol import span
 
 FLOATS = ("float32", "bfloat16", "float16")
-# What `draw_float` draws from; "edges" and "decades" are for a contract to ask for.
+# What `draw_float` draws from; "edges", "decades", "graded" and "weak" are for a contract to ask for.
 VARIED = ("normal", "offset", "heavy_tail", "spike", "rank_one")
 FAMILIES = (*VARIED, "constant", "zero")
 # Layouts in which every element has memory of its own, so that an op may write to it.
@@ -32,13 +32,15 @@ class Input:
     """One tensor argument: its shape, how it lies in memory, and from which family its values come.
 
     layout      contiguous; transposed: the two dimensions before the last are swapped in memory, of a matrix the last two; padded: rows lie
-                further apart than they are long; offset: storage begins at an odd element; expanded: stride 0 along the first dimension,
-                so that all its slices are one
+                further apart than they are long; sliced: cut out of rows that are one longer; offset: storage begins at an odd element;
+                expanded: stride 0 along the first dimension, so that all its slices are one
     family      normal; offset: normal around 3; heavy_tail: normal times a log-normal size; spike: one element of 10 among elements of
                 0.01; rank_one: each matrix an outer product; edges: normal, the first and the last slice four times as large; constant:
-                0.7; zero; decades: matrices whose singular values fall evenly over three decades
+                0.7; zero; decades: matrices whose singular values fall evenly over three decades; graded: normal, rows of falling size;
+                weak: matrices with one singular value of a hundredth beside equal ones
     scale       what these values are multiplied by
     positive    their magnitudes, as of a running mean of squares
+    apart       matrices of the last two dimensions lie so many times their own length apart in memory: 3 where q, k and v are one projection
 
     int64 values are drawn evenly from 0 to `below` - 1; in the family heavy_tail a tenth of them is -100, which means ignored.
     """
@@ -50,6 +52,7 @@ class Input:
     layout: str = "contiguous"
     below: int = 0
     positive: bool = False
+    apart: int = 1
 
     def strides(self) -> tuple[int, ...]:
         order = list(range(len(self.shape)))
@@ -61,8 +64,10 @@ class Input:
         for position, dim in enumerate(reversed(order)):
             strides[dim] = step
             step *= max(self.shape[dim], 1)
-            if position == 0 and self.layout == "padded":
-                step += 3
+            if position == 0:
+                step += {"padded": 3, "sliced": 1}.get(self.layout, 0)
+            if position == 1:
+                step *= self.apart
         if self.layout == "expanded":
             strides[0] = 0
         return tuple(strides)
@@ -103,6 +108,13 @@ class Input:
         elif self.family == "decades":
             U, _, Vh = torch.linalg.svd(x, full_matrices=False)
             x = (U * torch.logspace(0, -3, U.shape[-1], dtype=torch.float64)) @ Vh
+        elif self.family == "graded":
+            rows = torch.logspace(0, -2, x.shape[-2], dtype=torch.float64)
+            x = x * rows[torch.randperm(len(rows), generator=generator), None]
+        elif self.family == "weak":
+            U, S, Vh = torch.linalg.svd(x, full_matrices=False)
+            S[..., -1] = 1e-2 * S[..., 0]
+            x = (U * S.unsqueeze(-2)) @ Vh
         return (x.abs() if self.positive else x) * self.scale
 
 
@@ -171,6 +183,13 @@ class Contract:
     # what is wrong with a result, "" if nothing.
     judge: Callable[[Case, Mapping[str, Tensor], Tensor], Callable[[Tensor], str]] | None = None
 
+    # The form in which the model makes a call of the trial, where that is not the one that is timed.
+    called: Callable[[Case, random.Random], Case] | None = None
+
+    def as_called(self, case: Case, rng: random.Random) -> Case:
+        """A case of the trial as the model calls the op."""
+        return case if self.called is None else self.called(case, rng)
+
     def least_work(self, case: Case, *, trained: bool) -> tuple[float, float]:
         """Least bytes and flops of a call, with its backward where it is `trained`: twice the arithmetic and, at least, twice the traffic."""
         passes = 3 if self.differentiable and trained else 1
@@ -214,6 +233,16 @@ def draw_float(rng: random.Random, shape: tuple[int, ...], dtype: str, **fixed: 
         "layout": rng.choice(LAYOUTS),
     }
     return Input(shape, dtype, **{**chosen, **fixed})
+
+
+def in_rows(case: Case, *names: str) -> Case:
+    """With these inputs, (N, ...) of tokens, as a model has them: (B, T, ...)."""
+
+    def split(i: Input) -> Input:
+        T = min(2048, i.shape[0] // 4)
+        return replace(i, shape=(i.shape[0] // T, T, *i.shape[1:]))
+
+    return replace(case, inputs={n: split(i) if n in names else i for n, i in case.inputs.items()})
 
 
 def nbytes(*inputs: Input) -> int:

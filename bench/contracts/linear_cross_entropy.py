@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from bench.contracts.contract import (
     Input,
     draw_float,
     draw_size,
+    in_rows,
     nbytes,
 )
 
@@ -101,6 +103,14 @@ def _head(N: int, D: int, V: int, dtype: str, calls: int = 1) -> Case:
     )
 
 
+def _called(case: Case, rng: random.Random) -> Case:
+    """With a float32 head, and targets cut out of rows that hold the inputs too."""
+    head = replace(case.inputs["W"], dtype="float32")
+    targets = replace(case.inputs["targets"], layout="sliced")
+    case = replace(case, inputs={**case.inputs, "W": head, "targets": targets})
+    return in_rows(case, "h", "targets")
+
+
 def _terms(
     inputs: Mapping[str, Tensor], upstream: Sequence[Tensor], scalars: Mapping[str, Any]
 ) -> dict[str, float]:
@@ -161,6 +171,7 @@ CONTRACT = Contract(
         "cpu": (_head(2048, 192, 8192, "bfloat16"), _head(2048, 192, 8192, "float32", 0)),
         "cuda": (_head(65536, 512, 8192, "bfloat16"),),
     },
+    called=_called,
     least_bytes=lambda case: nbytes(*case.inputs.values()),
     flops=_flops,
     terms=_terms,

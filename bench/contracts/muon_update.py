@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -112,6 +113,12 @@ def _bank(
     return _case(size, update, {"lr": 0.04, "decay": 0.003} if scalars is None else scalars)
 
 
+def _called(case: Case, rng: random.Random) -> Case:
+    """At any time of a training run."""
+    now = {"lr": 10 ** rng.uniform(-4, -1), "decay": rng.choice((0.0, 1e-4, 0.01))}
+    return replace(case, scalars={**case.scalars, **now})
+
+
 CONTRACT = Contract(
     name="muon_update",
     reference=reference,
@@ -135,6 +142,7 @@ CONTRACT = Contract(
             _bank((9, 4, 512, 512), -1, "bfloat16"),
         ),
     },
+    called=_called,
     # weight and size are read and written, update is read
     least_bytes=lambda case: 2 * nbytes(*case.inputs.values()) - nbytes(case.inputs["update"]),
     flops=lambda case: 8 * math.prod(case.inputs["update"].shape),

@@ -73,6 +73,7 @@ CONTRACT = Contract(
         "cpu": (replace(_pair((4, 768, 192)), calls=2), _pair((4, 4, 192, 192))),
         "cuda": (replace(_pair((9, 2048, 512)), calls=2), _pair((9, 4, 512, 512))),
     },
+    called=lambda case, rng: replace(case, scalars={"beta": rng.uniform(0.8, 0.98)}),
     least_bytes=lambda case: 2 * nbytes(*case.inputs.values()),
     flops=lambda case: 6 * math.prod(case.inputs["grad"].shape),
 )

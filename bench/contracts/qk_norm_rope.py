@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -71,6 +72,12 @@ def _heads(B: int, T: int, H: int, D: int, dtype: str, calls: int) -> Case:
     return Case({**heads, "cos": Input((T, D // 2)), "sin": Input((T, D // 2))}, calls=calls)
 
 
+def _called(case: Case, rng: random.Random) -> Case:
+    """q and k are two of three parts of one projection."""
+    parts = {name: replace(case.inputs[name], apart=3) for name in ("q", "k")}
+    return replace(case, inputs={**case.inputs, **parts})
+
+
 CONTRACT = Contract(
     name="qk_norm_rope",
     reference=reference,
@@ -84,6 +91,7 @@ CONTRACT = Contract(
         "cpu": (_heads(4, 512, 3, 64, "bfloat16", 4), _heads(4, 512, 3, 64, "float32", 0)),
         "cuda": (_heads(64, 2048, 4, 128, "bfloat16", 9),),
     },
+    called=_called,
     least_bytes=lambda case: (
         nbytes(*case.inputs.values()) + nbytes(case.inputs["q"], case.inputs["k"])
     ),

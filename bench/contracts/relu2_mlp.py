@@ -15,6 +15,7 @@ from bench.contracts.contract import (
     Input,
     draw_float,
     draw_size,
+    in_rows,
     nbytes,
 )
 
@@ -88,6 +89,7 @@ CONTRACT = Contract(
         "cpu": (_mlp(2048, 192, "bfloat16", 4), _mlp(2048, 192, "float32", 0)),
         "cuda": (_mlp(131072, 512, "bfloat16", 9),),
     },
+    called=lambda case, rng: in_rows(case, "x"),
     least_bytes=lambda case: nbytes(*case.inputs.values(), case.inputs["x"]),
     flops=lambda case: 4 * math.prod(case.inputs["x"].shape) * case.inputs["w_up"].shape[0],
 )

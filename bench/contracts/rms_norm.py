@@ -8,7 +8,16 @@ import random
 import torch
 from torch import Tensor
 
-from bench.contracts.contract import FLOATS, Case, Contract, Input, draw_float, draw_size, nbytes
+from bench.contracts.contract import (
+    FLOATS,
+    Case,
+    Contract,
+    Input,
+    draw_float,
+    draw_size,
+    in_rows,
+    nbytes,
+)
 
 
 def reference(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6) -> Tensor:
@@ -61,6 +70,7 @@ CONTRACT = Contract(
         ),
         "cuda": (Case({"x": Input((131072, 512), "bfloat16")}),),
     },
+    called=lambda case, rng: in_rows(case, "x"),
     least_bytes=lambda case: 2 * nbytes(case.inputs["x"]),
     flops=lambda case: 4 * math.prod(case.inputs["x"].shape),
     library=("aten::rms_norm", "aten::_fused_rms_norm"),
