@@ -29,7 +29,7 @@ from bench.contracts import Case, Contract
 from bench.threads import cores_for
 
 FACTOR = 8.0
-HALF_FACTOR = 2.5
+HALF_FACTOR = 1.5
 HALF_FLOOR, HALF_WORST_FLOOR = 0.25, 1.0
 FEW = 64  # elements
 # The worst of many elements scatters more than their norm: at 16, an honest attention has been over by 13 % (dk, heavy-tailed keys).

@@ -46,7 +46,15 @@ ISA_FLAGS = {
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "generic": (),
 }  # fmt: skip
-CUDA_FLAGS = ("-std=c++20", "-O3", "--use_fast_math", "-lineinfo")
+# Without NVTX, which CUB brings along with dlopen.
+CUDA_FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "--use_fast_math",
+    "-lineinfo",
+    "-DNVTX_DISABLE",
+    "-DCCCL_DISABLE_NVTX",
+)
 
 calls: Counter[str] = Counter()  # into each op's libraries, since the process began
 # Set by a judge: called with each function, its arguments and its results, returns what the kernel file gets instead.

@@ -208,3 +208,7 @@ def test_the_folder_that_must_hold_the_object_is_not_replaced(source, tmp_path, 
     monkeypatch.setattr(jit.tempfile, "TemporaryFile", refuse)
     monkeypatch.setattr(jit.tempfile, "gettempdir", lambda: str(tmp_path))
     assert jit.build(source, into=tmp_path / "held").parent == tmp_path / "held"
+
+
+def test_cub_is_built_without_nvtx_which_loads_libraries():
+    assert {"-DNVTX_DISABLE", "-DCCCL_DISABLE_NVTX"} <= set(jit.CUDA_FLAGS)

@@ -57,6 +57,13 @@ from agent.records import Candidate, Change
         '#define BAR\nconst char* s = BAR"("; static long start = time(0); // )"',
         """int tens = 1'0 + '"'; static long start = time(0); // ' \"""",
         """char f() { return'"'; static long start = time(0); return 0; } // \"""",
+        # lines and strings as a compiler sees them
+        '// a\r#line 1 "/usr/include/stdio.h"',
+        '#\fline 1 "/usr/include/stdio.h"',
+        'const char* s = R"(\\\n# 1 "/usr/include/x.h"\n)";',
+        '[[gnu::\nsection(".text")]] const int code = 1;',
+        'void f() {\nstatic L lib(1, "at" "en", "CPU", "x", 1); }',
+        "void f() {\nusing L = int; auto k = L::Kind::IMPL; }",
     ],
 )
 def test_cpp_that_reaches_out_is_refused_with_its_line(line: str) -> None:
@@ -80,6 +87,7 @@ def test_cpp_that_reaches_out_is_refused_with_its_line(line: str) -> None:
         "int systematic = 1, executor = 2, forked = 3, timer = 4;",
         "#include <sys/mman.h>\nvoid f(void* p) { madvise(p, 1, MADV_HUGEPAGE); }",
         "int x = 1'000'000; char c = '\"'; char d = '\\'';",
+        "#include <chrono>\nint f() { static const int best = [&] { const auto a = std::chrono::steady_clock::now(); return a < std::chrono::steady_clock::now() ? 1 : 2; }(); return best; }",
     ],
 )
 def test_cpp_that_only_looks_odd_passes(line: str) -> None:
@@ -97,6 +105,8 @@ def test_cpp_that_only_looks_odd_passes(line: str) -> None:
         "#define A(x) __attribute__((x))\n#define G(a, b) a##b\nA(G(con, structor)) void f() {}",
         "#define G(a, b) a##b\nvoid f() { std::G(thr, ead) t; }",
         '_Pragma("redefine_extname f system") int f(const char*);',
+        '#define G(a, b) a##b\nvoid f() { G(torch_lib, rary_impl)(0, "x", 0, 0); }',
+        "#include <ctime>\n#define KEEP static\nlong f() { KEEP long start = time(0); return start; }",
     ],
 )
 def test_what_macros_hide_shows_after_the_preprocessor(text: str) -> None:
@@ -120,6 +130,7 @@ def test_a_header_that_changes_is_read_in_the_sources_that_include_it(tmp_path: 
 def test_cuda_may_write_ptx_and_read_the_clock_which_is_advice() -> None:
     mma = 'asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0}, {%1}, {%2}, {%3};");'
     assert judged("csrc/scale.cu", f"__device__ void f() {{ {mma} }}\n").passed
+    assert not judged("csrc/scale.cu", 'void f() { asm volatile("syscall"); }\n').passed
     found = judged("csrc/scale.cu", "__device__ long long f() { return clock64(); }\n")
     assert found.passed
     assert "`clock64`" in found.evidence["advice"][0]

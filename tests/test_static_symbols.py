@@ -123,6 +123,9 @@ def plain_object(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
         ('extern "C" void* malloc(unsigned long) { return nullptr; }', "defines `malloc`"),
         ("void* operator new(unsigned long) { return nullptr; }", "defines `_Znwm`"),
         ("__attribute__((constructor)) void now() {}", "now"),
+        ("namespace at::native { struct S { void* p; }; extern S copy_stub; } void* g() { return at::native::copy_stub.p; }", "copy_stub"),
+        ("namespace at { unsigned long addGlobalCallback(int); } unsigned long g() { return at::addGlobalCallback(1); }", "addGlobalCallback"),
+        ("namespace c10 { struct Dispatcher { static Dispatcher& realSingleton(); }; } void* g() { return &c10::Dispatcher::realSingleton(); }", "Dispatcher"),
         ("namespace at { void set_num_threads(int); } void g() { at::set_num_threads(1); }", "set_num_threads"),
     ],
 )  # fmt: skip
@@ -137,6 +140,7 @@ def test_an_object_that_asks_for_more_is_refused_by_the_symbol(
 def test_an_object_of_arithmetic_has_no_problem(plain_object: Callable[[str], Path]) -> None:
     text = "#include <cmath>\n#include <vector>\n#include <cstdio>\nstatic std::vector<double> table(8, std::sin(1.0));\n"
     text += 'double g(int n) { std::printf("%d", n); return std::pow(table[0], n) + std::erf(n) + __builtin_popcount(n); }'
+    text += "\n#include <complex>\nusing C = std::complex<float>;\nC h(C a, C b) { return a * b / b + std::exp(a) * std::abs(b); }"
     assert symbols.problems(plain_object(text)) == []
 
 

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent.scope import without_comments
+from agent.scope import CPP_TOKENS, without_comments
 from agent.static import cpp_names as names
 from agent.static.preprocessed import TIMEOUT_S, preprocess
 from agent.static.python import Report
@@ -40,10 +40,14 @@ def inspect(tree: Path, path: str, source: str) -> Report:
         found = [*_words(code), *_whole_ops(line)]
         found += [what for _, what in _directives(line)]
         report.refusals += [(place, f"{prefix}{text}, after the preprocessor") for text in found]
-    if not path.endswith(".cu"):
-        text = without_comments("\n".join(line for _, _, line in lines))
-        found_there = [what for _, what in _assemblies(text)]
-        report.refusals += [(1, f"{what}, after the preprocessor") for what in found_there]
+    text = without_comments("\n".join(line for _, _, line in lines))
+    bare = without_comments(text, strings=False)
+    found_there = [] if path.endswith(".cu") else [what for _, what in _assemblies(text)]
+    found_there += [
+        f"attribute `{m[1]}`: it puts code elsewhere" for m in names.PLACED.finditer(bare)
+    ]
+    found_there += ["a clock that is kept from call to call" for _ in names.LASTING.finditer(bare)]
+    report.refusals += [(1, f"{what}, after the preprocessor") for what in found_there]
     report.refusals = sorted(set(report.refusals))
     return report
 
@@ -51,15 +55,18 @@ def inspect(tree: Path, path: str, source: str) -> Report:
 def inspect_source(path: str, source: str) -> Report:
     """Read one file of csrc/ as it is written."""
     report = Report()
-    if "\0" in source or "\ufffd" in source:
-        report.refusals.append(
-            (1, "not UTF-8 text: kernels are built from source, nothing else is taken")
-        )
+    # A compiler ends a line at a carriage return too, and passes over a form feed.
+    if odd := re.search(r"\0|\ufffd|[\v\f\x1c-\x1e\x85\u2028\u2029]|\r(?!\n)", source):
+        said = "not UTF-8 text whose lines end in a newline alone: kernels are built from source, nothing else is taken"
+        report.refusals.append((_line(source, odd), said))
         return report
     spliced = _spliced(source)
     code = without_comments(spliced, strings=False)
     directives = without_comments(spliced)  # an #include's name is a string
-    report.refusals = sorted({*_directives(directives), *_code(code), *_strings(path, directives)})
+    found = {*_directives(directives), *_code(code), *_strings(path, directives)}
+    # A raw string keeps the lines that a backslash would join: what is a directive there may be one for the preprocessor.
+    found |= {*_directives(without_comments(source)), *_raw(source), *_raw(spliced)}
+    report.refusals = sorted(found)
     for match in re.finditer(r"#\s*include\s*<(torch/extension\.h|ATen/ATen\.h)>", directives):
         text = f"<{match[1]}> costs 20 s a build; torch/csrc/stable/ costs 2 s (see csrc/lab.h)"
         report.advice.append((_line(directives, match), text))
@@ -71,6 +78,12 @@ def inspect_source(path: str, source: str) -> Report:
     for line, text in _pasted(source, None):
         report.advice.append((line, f"{text}; it is read after the preprocessor"))
     return report
+
+
+def _raw(text: str) -> Iterator[tuple[int, str]]:
+    for match in CPP_TOKENS.finditer(text):
+        if match["raw"] and "\n" in match[0]:
+            yield _line(text, match), "a raw string over several lines; write one string a line"
 
 
 def _line(text: str, match: re.Match[str]) -> int:
@@ -180,6 +193,8 @@ def _code(code: str) -> Iterator[tuple[int, str]]:
             _line(code, match),
             "a clock that is kept from call to call; measure time within one call only",
         )
+    for match in names.PLACED.finditer(code):
+        yield _line(code, match), f"attribute `{match[1]}`: it puts code elsewhere"
     for match in re.finditer(r"\\[uU][0-9a-fA-F]{4}", code):
         yield _line(code, match), "a universal character name in code; write the letter"
 
@@ -193,8 +208,13 @@ def _statements(code: str) -> list[str]:
 
 def _strings(path: str, code: str) -> Iterator[tuple[int, str]]:
     """What is wrong with what stands in strings: assembly, and operators that are called by name."""
-    if not path.endswith(".cu"):  # PTX is how a CUDA kernel reaches mma and cp.async
+    if not path.endswith(".cu"):
         yield from _assemblies(code)
+    for match in names.HOST_ASM.finditer(code) if path.endswith(".cu") else ():
+        yield (
+            _line(code, match),
+            f"inline assembly `{match[1]}` of the host; a CUDA kernel writes PTX",
+        )
     yield from (
         (n, text) for n, line in enumerate(code.splitlines(), 1) for text in _whole_ops(line)
     )
@@ -207,8 +227,8 @@ def _strings(path: str, code: str) -> Iterator[tuple[int, str]]:
 
 
 def _whole_ops(line: str) -> Iterator[str]:
-    for match in names.TORCH_OWN_STRING.finditer(line):
-        yield f"registers into `{match[1]}`: torch's own operators stay as they are"
+    for match in names.TORCH_OWN_STRING.finditer(re.sub(r'"\s*"', "", line)):  # "at" "en" is one
+        yield f"registers into `{match[1] or match[2]}`: torch's own operators stay as they are"
     for match in names.WHOLE_OPS.finditer(line):
         yield f"`{match[1]}` of torch: a library's whole op is an implementation of its own; name it in IMPLEMENTATIONS"
 

@@ -43,7 +43,7 @@ WORDS = re.compile(
     r"at_quick_exit|atexit|dup[23]?|setsid|pwrite|pread|unlink|readlink|sigaction|sigprocmask|setjmp|longjmp|setitimer|"
     r"Py(?:Run|Eval|Object|Frame|Import|Err|Dict|Module|Thread|Sys|GIL|Code|Interp|List|Tuple|Call|Function|Gen|Type)\w*_\w+|pybind11|DynamicLibrary|tmpfile|tmpnam|mkstemp|intraop_launch|"
     r"timer_create|sched_setaffinity|pthread_setaffinity_np|setrlimit|prctl|random_device|sleep_for|sleep_until|LD_PRELOAD|"
-    r"from_file|(?:Refcounted)?MapAllocator|aoti_torch_save_tensor_handle|pickle_(?:save|load))\b"
+    r"from_file|(?:Refcounted)?MapAllocator|aoti_torch_save_tensor_handle|pickle_(?:save|load)|(?:aoti_)?torch_library_\w+)\b"
 )
 # Common enough as names of a kernel's own: refused only as a plain call.
 CALLS = re.compile(
@@ -58,7 +58,7 @@ CLOCKS = re.compile(
 # A reading that outlives its call could tell the first minutes of a process, when it is judged, from the rest.
 # Its first half ends where a value begins: `static double time(F&& f)` is a function of one's own.
 LASTING = re.compile(
-    r"\b(?:static|thread_local|inline)\b(?:[^;{}]{0,200}[=(,]|[^;{}()]{0,200}\{)[^;{}]{0,200}(?:\bnow|\btime|\bclock|__rdtscp?|_rdtsc)\s*\("
+    r"\b(?:static|thread_local|inline)\b(?:[^;{}]{0,200}[=(,]|[^;{}()=]{0,200}=?\s*\{|[^;{}]{0,200}\]\s*(?:\(\s*\)\s*)?\{\s*return\b)[^;{}]{0,200}(?:\bnow|\btime|\bclock|__rdtscp?|_rdtsc)\s*\("
 )
 ASM = re.compile(
     r"\b(?:asm|__asm__|__asm)\b(?:\s*(?:__)?(?:volatile|inline|goto)(?:__)?)*\s*\(\s*((?:\"(?:\\.|[^\"\\])*\"\s*)*)"
@@ -67,6 +67,11 @@ ASM = re.compile(
 ASM_UNREAD = re.compile(
     r"\b(?:asm|__asm__|__asm)\b(?!(?:\s*(?:__)?(?:volatile|inline|goto)(?:__)?)*\s*\(\s*(?:\"\"\s*)+[:)])"
 )
+# In a CUDA file, whose PTX is how a kernel reaches mma and cp.async, what is no PTX.
+HOST_ASM = re.compile(
+    r"\b(?:asm|__asm__|__asm)\b[^;]*?[\"nt;]\s*"
+    r"(syscall|sysenter|call\w*|jmp\w*|\.(?:byte|word|long|quad|octa|ascii|string|section|incbin|include|text|globl)\b)"
+)
 # Arithmetic on vector registers, fences and hints; the rest can call anything.
 INSTRUCTION = re.compile(
     r"v[a-z0-9]+|prefetch\w+|[a-z0-9]+[ps][sd]|nop|pause|[lsm]fence|tdp\w+|tile\w+"
@@ -74,12 +79,14 @@ INSTRUCTION = re.compile(
 ATTRIBUTES = re.compile(
     r"(?:__attribute\w*|gnu(?:__)?\s*::?)[^;{]*?\b(?:__)?(constructor|destructor|section|alias|ifunc|weak|weakref|init_priority)(?:__)?\b"
 )
+# The same however an attribute is broken over lines, in code whose strings are emptied.
+PLACED = re.compile(r"\b(?:__)?(section|alias|ifunc|weakref|symver)(?:__)?\s*\(\s*[(\"]")
 # Registering into a namespace of torch's own, written out, or as LAB_KERNELS and the like leave the preprocessor.
 TORCH_OWN = re.compile(r"\b\w*TORCH_LIBRARY\w*\s*\(\s*(aten|prims?|_)\s*,")
-TORCH_OWN_STRING = re.compile(r"Library\w*[^;]{0,400}?\"(aten|prims?|_)\"")
+TORCH_OWN_STRING = re.compile(r"\"(aten|prims?)\"|Library\w*[^;]{0,400}?\"(_)\"")
 # What LAB_SCHEMAS and LAB_KERNELS are made of: used by name, it registers into any namespace.
 REGISTERS = re.compile(
-    r"\b(StableLibrary|StableTorchLibraryInit|aoti_torch_library_\w+|torch_library_\w+|RegisterOperators|Dispatcher\s*::\s*\w*[sS]ingleton)\b"
+    r"\b(StableLibrary|StableTorchLibraryInit|aoti_torch_library_\w+|torch_library_\w+|RegisterOperators|Kind\s*::\s*(?:DEF|IMPL|FRAGMENT)|Dispatcher\s*::\s*\w*[sS]ingleton)\b"
 )
 WHOLE_OPS = re.compile(
     r"\b(?:aten::|aoti_torch_\w*?_?|at::(?:native::)?)(_?\w*(?:scaled_dot_product|flash_attention|efficient_attention|"

@@ -50,7 +50,7 @@ def _run(compiler: str, path: str, source: str, tree: Path, target: tuple[str, .
     cuda = path.endswith(".cu")
     # Named as jit names it, so that no branch can tell this run from the build.
     name = f"-DTORCH_EXTENSION_NAME={Path(path).stem}_{secrets.token_hex(6)}"
-    flags = _flags()[0] if cuda else (*_flags()[0], *target, "-fPIC")
+    flags = _flags()[2] if cuda else (*_flags()[0], *target, "-fPIC")
     command = [
         compiler,
         "-E",
@@ -60,7 +60,7 @@ def _run(compiler: str, path: str, source: str, tree: Path, target: tuple[str, .
         f"-I{tree / 'csrc'}",
         *_includes(),
         name,
-        "-",
+        str(tree / path) if cuda else "-",
     ]
     try:
         done = subprocess.run(
@@ -83,14 +83,14 @@ def _limits() -> None:
 
 
 @functools.cache
-def _flags() -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """CXX_FLAGS and ISA_FLAGS of kernels/jit.py, which is read and not imported: the judge imports no kernels."""
+def _flags() -> tuple[tuple[str, ...], dict[str, tuple[str, ...]], tuple[str, ...]]:
+    """CXX_FLAGS, ISA_FLAGS and CUDA_FLAGS of kernels/jit.py, which is read and not imported: the judge imports no kernels."""
     found = {}
     for node in ast.parse(JIT.read_text()).body:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            if node.targets[0].id in ("CXX_FLAGS", "ISA_FLAGS"):
+            if node.targets[0].id in ("CXX_FLAGS", "ISA_FLAGS", "CUDA_FLAGS"):
                 found[node.targets[0].id] = ast.literal_eval(node.value)
-    return found["CXX_FLAGS"], found["ISA_FLAGS"]
+    return found["CXX_FLAGS"], found["ISA_FLAGS"], found["CUDA_FLAGS"]
 
 
 @functools.cache

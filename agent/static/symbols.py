@@ -21,7 +21,7 @@ _MATHS = (
     "sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh exp exp2 exp10 expm1 log log2 log10 log1p logb ilogb pow sqrt cbrt "
     "hypot erf erfc tgamma lgamma fmod remainder remquo fma fmax fmin fdim ceil floor trunc round lround llround rint lrint llrint "
     "nearbyint roundeven ldexp frexp modf scalbn scalbln nextafter nexttoward copysign fabs nan sincos significand abs labs llabs div ldiv "
-    "isnan isinf finite signbit"
+    "isnan isinf finite signbit cabs carg cexp clog cpow csqrt csin ccos ctan csinh ccosh ctanh"
 )
 _C = (
     "malloc calloc realloc reallocarray free posix_memalign aligned_alloc memalign malloc_usable_size madvise sysconf getpagesize munmap "
@@ -43,7 +43,7 @@ _FAMILIES = re.compile(
     r"__cxa_\w+|__gxx_personality_v0|_Unwind_\w+|__gmon_start__|_ITM_\w+|__cxx_global\w*|__dso_handle|_GLOBAL_OFFSET_TABLE_|"
     r"__(stack_chk_\w+|tls_get_addr|errno_location|assert_fail|libc_single_threaded|memcpy_chk|memset_chk|memmove_chk|mem\w+_chk|"
     r"str\w+_chk|\w*printf_chk|ctype_\w+|cpu_\w+|dynamic_cast|isnanf?|isinff?|finitef?|signbit\w*|isoc\d+_\w+|dev_\w+)|"
-    r"__\w*(?:sf|df|tf|hf|xf|bf|di|ti|si)[2-4]?|__pow[a-z]+2|"  # the compiler's own arithmetic
+    r"__\w*(?:sf|df|tf|hf|xf|bf|di|ti|si|[sdxth]c)[2-4]?|__pow[a-z]+2|"  # the compiler's own arithmetic
     r"_Z[NTKRVLGl]?\w*"  # C++ of std, c10, at and torch: see _FOREIGN
 )
 # C++ that has nothing to do with arithmetic: threads, files, Python, other processes, torch's switches.
@@ -52,7 +52,9 @@ _FOREIGN = re.compile(
     r"_ZNKSt10filesystem|_ZNS?t?\d*random_device|_ZNSt13random_device|_Z\w*basic_[iof]?filebuf|_Z\w*basic_[io]?fstream|_Z\w*8pybind11|"
     r"_ZN4c10d|_ZN5torch3jit|_ZN5torch4load|_ZN5torch4save|_ZN6caffe29serialize|_ZN2at1[45]set_num_(?:interop_)?threads|"
     r"_ZN2at6launch|_ZN2at4impl|_ZN3c104impl|_ZN3c1015SetCPUAllocator|_ZN3c1012SetAllocator|_ZN3c1014TaskThreadPool|_ZN3c1010ThreadPool|"
-    r"_ZN5torch7Library|_ZN5torch17CapturedTraceback|_ZN2at7Context\d+set|_ZN2at11manual_seed|_ZN3c1013set_default|_ZN2at14DynamicLibrary|_ZN3c106thread"
+    r"_ZN5torch7Library|_ZN5torch17CapturedTraceback|_ZN2at7Context\d+set|_ZN2at11manual_seed|_ZN3c1013set_default|_ZN2at14DynamicLibrary|_ZN3c106thread|"
+    r"_ZN2at6native\d+[^E]+E$|"  # its variables: tables of kernels
+    r"_ZN2at\d+(?:add|clear|remove|disable|reenable)\w*Callback|_ZN3c1010Dispatcher|_ZN3c1017RegisterOperators"
 )
 # Names of the system that an object may not define: whatever is loaded after it would get them.
 _SYSTEM = frozenset((_C + " " + _MATHS).split()) | set(

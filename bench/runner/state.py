@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 _generator_state, _gpu_generator_state = torch.get_rng_state, torch.cuda.get_rng_state
+_is_replaced = torch._C._dispatch_has_kernel_for_dispatch_key
 _on_gpu: Callable[[], bool] = torch.cuda.is_initialized
 
 
@@ -28,5 +29,10 @@ def snapshot() -> dict[str, Any]:
         "subnormals": float(torch.tensor(1e-40).mul(1.0)) != 0,
         "mkldnn": torch.backends.mkldnn.enabled,
         "autocast": [torch.is_autocast_enabled(device) for device in ("cpu", "cuda")],
+        "kernels of torch's copies": [
+            _is_replaced(f"aten::{op}", key)
+            for op in ("clone", "copy_", "detach")
+            for key in ("CPU", "CUDA", "AutogradCPU", "AutogradCUDA")
+        ],
         "global random generator": hashlib.sha256(states).hexdigest(),
     }
