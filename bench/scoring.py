@@ -11,7 +11,7 @@ code and the weights. So nothing but weights carries over from training, and not
 * some rows, half of them those predicted best, are asked again in the process that trained: among other neighbours, in batches of other sizes, in
   train() and in eval() mode, and every other batch with another future. What the scorer learned from rows that it was asked, or remembers of
   their beginnings, is not known there
-* there too more rows with another future, and with cuts anywhere, as many as there is time for, LEAST_ROWS_S a second at least: a cut shows a look
+* there too more rows with another future, and with cuts anywhere, as many as there is time for, and LEAST_ROWS at least: a cut shows a look
   ahead at its own place alone, so that of 140 cuts one at least shows what happens at 2 % of all positions, more than nine times in ten (1 - 0.98^140). Who leans a little on every
   next token loses a little at the last place before a cut: over all cuts that is held against its own scatter
 * a row that crosses from one document into the next is read whole, by every model alike
@@ -40,8 +40,8 @@ SEQUENCE = {"cpu": 512, "cuda": 2048}
 BATCH_ROWS = 16
 PROBED_BATCHES = 1  # asked again with another future, beside the rows that were predicted best
 AGAIN_ROWS = 32  # asked again in the process that trained, half of them predicted best
-# Rows with another future for each second of `probe_s`, at least: however slowly a model answers.
-LEAST_ROWS_S = 8.0
+# More rows with another future, in any case, and for each second of `probe_s`, however slowly a model answers.
+LEAST_ROWS, LEAST_ROWS_S = 32, 8.0
 # A cut behind a well-predicted token is behind one of so many that were predicted best in the row.
 TELLING = 50
 LARGEST_LOGIT = 1e4
@@ -264,7 +264,7 @@ def confirm(trainer: Judge, exam: Exam, marks: Tensor, probe_s: float = 0.0) -> 
             same.append(moved.flatten())
     # Rows that this process was never asked: what it remembers tells it nothing of their futures.
     rows_s = max(LEAST_ROWS_S, len(chosen) / (time.monotonic() - began))
-    more = drawn[~torch.isin(drawn, chosen)][: int(probe_s * rows_s)]
+    more = drawn[~torch.isin(drawn, chosen)][: LEAST_ROWS + int(probe_s * rows_s)]
     for batch in torch.split(more, most):
         if len(batch):
             with_another_future(batch, None, None)

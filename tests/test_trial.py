@@ -539,6 +539,39 @@ def test_a_look_ahead_at_few_positions_is_seen_where_there_is_time_to_ask() -> N
     arena.close()
 
 
+@pytest.mark.parametrize("leans", [0.0, 0.15])
+def test_a_small_lean_towards_every_next_token_is_seen_in_a_process_that_knows_no_row(
+    leans: float,
+) -> None:
+    """By a model that gives a beginning that it has seen the future that it saw then, so that nothing moves where it is asked twice."""
+    generator = torch.Generator().manual_seed(7)
+    V, T, R = 64, 32, 512
+    stream = torch.randint(1, V, (R * T + 1,), generator=generator)
+    inputs, targets = scoring.rows(stream.numpy(), T, bos=0)
+    exam = scoring.Exam(inputs, targets, torch.ones(V, dtype=torch.int64), len(stream) - 1)
+
+    def judge(arena: Arena) -> SimpleNamespace:
+        seen: dict[tuple[int, ...], torch.Tensor] = {}
+
+        def logits(do: str, *, rows: Where, out: Where, **_: object) -> dict[str, object]:
+            wanted, into = arena.view(rows), arena.view(out)
+            first = [seen.setdefault(tuple(row[:4].tolist()), row.clone()) for row in wanted]
+            ahead = torch.nn.functional.one_hot(torch.stack(first)[:, 5:], V)
+            into.copy_(1e-3 * torch.randn(into.shape))  # rounding
+            into[:, 4:-1] += leans * ahead
+            return {}
+
+        return SimpleNamespace(arena=arena, ask=logits)
+
+    for _ in range(4):
+        arena = Arena(64 << 20)
+        expected = pytest.raises(Refused, match="at the cut") if leans else contextlib.nullcontext()
+        _, marks = scoring.mark(judge(arena), exam, limit_s=60.0, tell=lambda _: None)
+        with expected:
+            scoring.confirm(judge(arena), exam, marks, probe_s=0.0)
+        arena.close()
+
+
 def test_who_answers_slowly_is_asked_about_the_future_all_the_same(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -556,7 +589,7 @@ def test_who_answers_slowly_is_asked_about_the_future_all_the_same(
     judge = SimpleNamespace(arena=arena, ask=logits)
     monkeypatch.setattr(scoring, "LEAST_ROWS_S", 100.0)
     scoring.confirm(judge, exam, marks, probe_s=1.0)
-    assert sum(asked) >= scoring.AGAIN_ROWS + 100
+    assert sum(asked) >= scoring.AGAIN_ROWS + scoring.LEAST_ROWS + 100
     arena.close()
 
 
