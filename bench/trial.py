@@ -44,10 +44,10 @@ SETUP_LIMIT_S = {"cpu": 240.0, "cuda": 900.0}
 SETUP_FREE_S = {"cpu": 20.0, "cuda": 60.0}
 GRACE_S = 0.5  # for the answer to travel; training itself must end in its time
 # Time, and processor time of the runner, that handing over the weights may take beside the copying itself: the model's own code runs then.
-TAKEN_S, TAKEN_CPU_S, COPIED_BYTES_S = 2.0, 0.3, 500e6
+TAKEN_S, TAKEN_CPU_S, COPIED_BYTES_S = 2.0, 0.3, 250e6
 # Processor time of the scorer: times what training took a token, and beside that.
 SCORED_TIMES, SCORED_SLACK_S = 3.0, 20.0
-COPYING_FREE_S = 0.5  # for 250 MB of weights; what more of them may take is taken from the training
+COPYING_FREE_S = 1.0  # for 250 MB of weights; what more of them may take is taken from the training
 GUESSED_ROWS, MEASURED_ROWS = 4, 8  # of the shard: before any training, and after it
 # Processor time that a runner may use between the end of its training and the last score, and as a share of that time. Where it uses a tick
 # or two, it is watched for LOOK_S at least.

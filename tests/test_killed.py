@@ -22,7 +22,7 @@ from agent.lab import Lab
 from agent.records import LOST, OPEN
 
 KILLS = 40
-EXPERIMENTS = 60
+EXPERIMENTS = 75
 LIVES = """
 import json, os, random, signal, sys, time
 sys.path.insert(0, sys.argv[2])
