@@ -93,6 +93,13 @@ def test_data_in_names_is_refused_and_so_is_data_in_their_order() -> None:
     assert added(("csrc/words.h", cpp))
 
 
+def test_a_small_edit_of_a_long_file_adds_little() -> None:
+    draw = random.Random(1)
+    lines = [f"def f{n}(x): return x * {draw.random()}" for n in range(2_000)]
+    before, after = "\n".join(lines), "\n".join([*lines, "ONE = 1"])
+    assert list(literals.too_much_added([("model/long.py", before, after)])) == []
+
+
 def test_an_op_may_be_written_anew_in_one_change() -> None:
     paths = ("kernels/attention.py", "csrc/attention.cpp")  # the longest
     assert added(*((path, (ROOT / path).read_text()) for path in paths)) == []
