@@ -73,6 +73,8 @@ SHARES: dict[str, tuple[int, tuple[str, ...]]] = {
     "csrc/nesterov.cpp": (4, ("nesterov",)),
     "csrc/muon_update.cpp": (12, ("muon_update",)),
     "csrc/lanes.h": (10, ("qk_norm_rope", "relu2_mlp")),
+    "csrc/product.h": (24, ("newton_schulz",)),
+    "csrc/pairs.h": (8, ("newton_schulz", "attention")),
 }
 ONLY = {
     "torch": 'IMPLEMENTATIONS = {"torch": _torch}',
