@@ -177,7 +177,7 @@ def _gate(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     op, file, base = given.get("op"), given["candidate"], given["base"]
     if (op is None) != (file is None) or (file is not None and base is not None):
         raise Unusable(
-            "gate: expected --op OP with --candidate FILE, or --base REF, or none of them: the working tree against HEAD"
+            "gate: expected --op OP with --candidate FILE, or --base REF, or none of them (to judge the working tree against HEAD)"
         )
     doctor.insist(given.get("isolation", BEST_EFFORT), screen)
     workspace.tell_busy(lab.folder, screen.say)

@@ -225,7 +225,7 @@ def _measured_again(here: Site, incumbent: str, train: bool) -> None:
         if train:
             here.champion.run_again(incumbent)
     except KeyboardInterrupt:
-        here.workshop.screen.say("left without measuring what was kept to the end")
+        here.workshop.screen.say("stopped before all that was kept was measured again")
 
 
 def _chosen(workshop: Workshop) -> Proposer:

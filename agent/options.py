@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
         "--start",
         default=unset,
         metavar="DIR",
-        help="start from the files in DIR, in place of the shipped ones; their ops have to be right",
+        help="start from the files in DIR, in place of the shipped ones; they must pass the correctness gate",
     )
     add(
         "--resume",
@@ -192,9 +192,9 @@ def _budget_options(to: argparse.ArgumentParser) -> None:
             "--usd",
             float,
             "USD",
-            "send no request to a model that could pass this sum (a --command counts as far as it says its costs)",
+            "send no model request that could pass this sum (a --command counts only the costs that it reports)",
         ),
-        ("--tokens", int, "N", "send no request to a model that could pass this number (the same)"),
+        ("--tokens", int, "N", "send no model request that could pass this number (the same)"),
     ):
         group.add_argument(
             flag, type=_positive(kind), default=argparse.SUPPRESS, metavar=metavar, help=says

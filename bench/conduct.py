@@ -169,7 +169,7 @@ class Conduct:
         if self.cold_s > COLD_LIMIT_S:
             raise Refused(
                 "cold start",
-                f"the {self.name} took {self.cold_s:.0f} s to import and to answer first, {COLD_LIMIT_S:.0f} s are allowed: "
+                f"the {self.name} took {self.cold_s:.0f} s to import and make its first calls, where {COLD_LIMIT_S:.0f} s are allowed: "
                 "move less work there",
             )
 

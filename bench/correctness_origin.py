@@ -39,7 +39,7 @@ def own_work(subject: Subject, impl: str | None) -> None:
         if all(bool(torch.isfinite(t).all()) for each in spoiled for t in each.values()):
             raise Refused(
                 "unused",
-                f"impl={impl or 'default'}: with every result of csrc/{contract.name}.{LANGUAGES[named]} replaced by NaN nothing changes on "
+                f"impl={impl or 'default'}: replacing every result of csrc/{contract.name}.{LANGUAGES[named]} by NaN changes nothing on "
                 "any shape of the trial: the kernel does not run, or its results are not used",
             )
 

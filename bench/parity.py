@@ -4,7 +4,7 @@ Incumbent and candidate train the same few steps from the same seed on the same 
 third run has the incumbent's weights, data and seed but its plain torch kernels, which sum in another order. The candidate may be PARTING times
 as far from the incumbent as that run is, or FLOOR_NATS, whichever is more.
 
-A few steps are too short to show a gain: the trial does that. They show a loss, of a kernel that is faster alone and slows what is around it
+A few steps are too short to show a gain: the trial does that. But they do show a kernel that is faster alone and slows what is around it
 (caches, threads, a workspace): where they take SLOWER times as long, both are run again, up to PAIRS times in all, and the best of the ratios
 counts. Other work on the machine can slow one of the two runs: equal trees took 1.27 and 1.14 times as long beside other tests.
 """
@@ -109,7 +109,7 @@ def probe(
         return Finding(
             False,
             f"{STEPS} steps of the model take {said} the incumbent's time in {_pairs(ratios)}, where {SLOWER:.2f}x is allowed: what the "
-            "kernel saves alone it costs the rest of the step",
+            "kernel saves by itself, the rest of the step loses",
             evidence,
         )
     return Finding(

@@ -66,7 +66,7 @@ class Savings:
             raise Refused("noise", f"{measured}: run it again when this machine does nothing else")
         raise Refused(
             "phase",
-            f"{measured}: work of some calls is left out or done by others; if it is not, "
+            f"{measured}: some calls leave work out, or have it done by others; if yours do not, "
             "run it again when this machine does nothing else",
         )
 

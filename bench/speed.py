@@ -1,8 +1,8 @@
 """What a comparison of speed concludes, and when one kernel is called faster than another.
 
-An interval of CONFIDENCE decides. What all parts of a measurement share does not show in how they differ (the processes that all others are copies
-of, and most of the memory that these are lent; on a GPU, where none is forked, all processes): APART stands for it. With it 599 comparisons of
-equal kernels lie 0.72 % from 1 (root of the mean square), and their intervals reach 2.6 % to either side (median).
+An interval of CONFIDENCE decides. It comes from how much the parts of a measurement differ, so it misses what all parts share: the processes that
+the others are forked from, and most of the memory these are lent (on a GPU, where none is forked, all processes). APART stands for that. With it,
+599 comparisons of equal kernels lie 0.72 % from 1 (root mean square), and their intervals reach 2.6 % to either side (median).
 
 Several looks at one interval err more often than one look, and a ratio that ended early is likely to be too far from 1. results/timer.md says
 how often all this is wrong.
@@ -33,8 +33,8 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Candidate time / incumbent time in the trial's mix of calls: below one is faster. `low` and `high` bound it with CONFIDENCE, and are
-    further apart by half of what the incumbent differs from itself, where that is more than noise (`placebo`: that ratio, and its bounds).
+    """Candidate time / incumbent time in the trial's mix of calls: below one is faster. `low` and `high` bound it with CONFIDENCE. Where the
+    incumbent differs from itself by more than noise (`placebo`: that ratio and its bounds), each moves out by half of that difference.
 
     shapes:         each shape's own ratio, times, and how often a step calls it, in the contract's order
     arms:           of incumbent and candidate the seconds of import and first calls, the largest memory in MB, the processors

@@ -1,7 +1,7 @@
 """The one timer: gate, benchmark and agent all measure through it.
 
-Each implementation under comparison has a runner of its own; the judge's monotonic clock runs around one request that makes `n` calls (n so
-that a block takes about 5 ms; 0.8 ms of it every arm pays alike, for the request, threads that are woken and the copied call). Blocks of
+Each implementation under comparison, an arm, has a runner of its own. The judge's monotonic clock runs around one request for a block of `n`
+calls, which takes about 5 ms. Every arm pays the same 0.8 ms of that for the request, woken threads and the copied call. Blocks of
 the arms are interleaved in random order, and rounds of the cases with each other. Every call of a block has an input set of its own, with
 contents that no call has seen (bench/staging.py), and in each block one call, drawn at random, is copied out while the clock runs; the most
 suspicious of those are compared with float64 (bench/audit.py). Training ops are timed forward and backward together.
@@ -44,7 +44,9 @@ from bench.threads import one_thread
 
 __all__ = ["Arm", "Measured", "Samples", "compare", "measure", "runners_of", "sample"]
 
-LIMIT_S = 13.0  # of parts; with 4 s before them and 1.5 s behind at most 20 s in all, 25 where a call is slow to start
+# Of parts; with 4 s before them and 1.5 s behind at most 20 s in all, 25 where a call is slow to start. A comparison that is not sure goes on
+# (LOOKS): the longest of the calibration took 42 s.
+LIMIT_S = 13.0
 PART_S = 0.5  # of rounds in a part; on a CPU each part has processes of its own, which takes another 0.3 to 0.5 s
 LEAST = 5  # parts of a comparison, or rounds of a measurement, where one takes long
 ROUNDS = 3  # of each case in a part, at least

@@ -45,7 +45,7 @@ SETUP_FREE_S = {"cpu": 20.0, "cuda": 60.0}
 GRACE_S = 0.5  # for the answer to travel; training itself must end in its time
 # Time, and processor time of the runner, that handing over the weights may take beside the copying itself: the model's own code runs then.
 TAKEN_S, TAKEN_CPU_S, COPIED_BYTES_S = 2.0, 0.3, 250e6
-# Processor time of the scorer: times what training took a token, and beside that.
+# Processor time allowed to the scorer: so many times what training took per token, and a fixed slack.
 SCORED_TIMES, SCORED_SLACK_S = 3.0, 20.0
 COPYING_FREE_S = 1.0  # for 250 MB of weights; what more of them may take is taken from the training
 GUESSED_ROWS, MEASURED_ROWS = 4, 8  # of the shard: before any training, and after it
@@ -53,9 +53,9 @@ GUESSED_ROWS, MEASURED_ROWS = 4, 8  # of the shard: before any training, and aft
 # or two, it is watched for LOOK_S at least.
 IDLE_S, IDLE_SHARE, LOOK_S = 0.1, 0.1, 0.5
 MAX_STATE_BYTES = 2 << 30
-# Of the length of the training: what asking rows again with another future may take.
+# Share of the training's length that asking rows again with another future may take.
 PROBE_SHARE = 0.03
-# A trial so long is worth the gradients of every op once more.
+# From this length on, the check after a trial includes the gradients of every op.
 LONG_S = 60.0
 # For scoring, with the length of the training added: bounds what a model may do per row, not how busy the machine is.
 SCORING_S = 300.0
@@ -232,7 +232,7 @@ class _Trial:
             raise Refused(
                 "late",
                 f"set-up took {taken:.0f} s, and handing over {self.state_bytes >> 20} MB of weights may take {copying:.1f} s: what is beyond "
-                f"{free:.0f} s and {COPYING_FREE_S} s is taken from the training, and nothing is left",
+                f"{free:.0f} s and {COPYING_FREE_S} s is taken from the training time, of which nothing is left",
             )
         # In the data set's own numbers, in which a table or a checkpoint from elsewhere would be written.
         loss = self.loss(trainer, np.arange(self.dataset.vocab_size), GUESSED_ROWS)
@@ -376,9 +376,9 @@ class _Trial:
             )
 
     def examine_kernels(self, trainer: Judge) -> None:
-        """Each op of the tree once more as the model calls it, where it has just trained, in short trials one of them with gradients.
+        """Check each op of the tree once more, as the model calls it, in the process that trained; in short trials only one with gradients.
 
-        Else a kernel could compute carelessly after so many calls. Gradients of all ops take 3 s more on two cores.
+        Otherwise a kernel could turn careless after so many calls. Gradients of all ops take 3 s more on two cores.
         """
         files = {path.stem for path in (trainer.tree / "kernels").glob("*.py")}
         ops = [op for op in contracts.ops() if op in files]

@@ -89,7 +89,7 @@ def read(form: Any, answer: Any) -> Any:
         expected = ", ".join(form.__dataclass_fields__)
         raise Refused(
             "structure",
-            f"model/train.py: expected {{{expected}}}, and {type(error).__name__}: {error}",
+            f"model/train.py: expected {{{expected}}}, but reading it failed: {type(error).__name__}: {error}",
         ) from None
 
 

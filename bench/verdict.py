@@ -7,8 +7,8 @@ Candidate and incumbent are paired by seed; noise, and how well it is known, com
              whatever the noise is.
     kernels  claim to compute the same: they must have won time (the microbench's interval), and show that they lose less than MARGIN sigma of
              BPB. A gain beyond what their extra tokens explain is flagged: the kernel has to go through the correctness gate again.
-    a tie    goes to less code: a model that is SHORTER and loses less than TIE sigma is kept. It claims no gain, and more than half of those
-             that change nothing are.
+    a tie    goes to less code: a model that is SHORTER and loses less than TIE sigma is kept. It claims no gain; of shorter models that
+             change nothing, more than half are kept.
 
 A keep that gains more than PLAUSIBLE is more often a hole in the judge than a discovery: it is set aside for a person, and never kept in silence.
 Every figure in `evidence` is about the mean difference in BPB, candidate minus incumbent; `e_value` is for the account of the night (bench/night.py).

@@ -91,7 +91,7 @@ void store_pair(T* p, Pair v, int64_t n) {
 // Calls each(i, read, write) for every block of a row of D channels. i is the block's first channel; of a row that begins at p, read(p) and write(p, v)
 // move the block's channels, as many as there are.
 // kTail: D may be no multiple of kBlock. Rows of one or two blocks are 1.2 times as fast without the code for that.
-// Always inlined: where it is called twice GCC makes a function of it, and what `each` sums up then lies in memory (a norm's backward took 1.5 times
+// Always inlined: called twice, it would become a function under GCC, and the sums of `each` would lie in memory (a norm's backward took 1.5 times
 // as long).
 template <bool kTail = true, typename Each>
 [[gnu::always_inline]] inline void for_each_block(int64_t D, Each&& each) {

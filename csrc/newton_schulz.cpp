@@ -1,7 +1,7 @@
 // Newton-Schulz on the CPU: products of matrices (product.h), and a symmetric matrix made whole from its lower triangle.
 //
-// Of a product that is known to be symmetric only the tiles that reach below the diagonal are summed (60 % of them at n = 192); the rest is mirrored.
-// What kernels/newton_schulz.py has torch multiply, it asks for by panels of rows, each as far as the diagonal.
+// Of a product known to be symmetric, only the tiles that reach below the diagonal are summed (60 % of them at n = 192); the rest is mirrored.
+// Products that kernels/newton_schulz.py leaves to torch go by panels of rows, each only as far as the diagonal.
 //
 // Bound: arithmetic, 2 M N K flops a product, half of that where it is symmetric; the mirror image is one read of the lower triangle
 // and one write of the upper.

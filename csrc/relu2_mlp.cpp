@@ -3,7 +3,7 @@
 //   forward    s = relu(h)^2               over h
 //   backward   dh = ds * 2 sqrt(s)         over ds        since relu(h)^2 has the derivative 2 relu(h), and relu(h) is the root of s
 //
-// So of the hidden tensors one is kept, s, which the weight gradient wants in any case. The products are torch's (kernels/relu2_mlp.py).
+// So only one hidden tensor is kept: s, which the weight gradient needs anyway. The products are torch's (kernels/relu2_mlp.py).
 //
 // Bound: memory, one read and one write of a hidden tensor forward, two reads and one write backward; torch's eager composition makes five
 // and six, each time into fresh memory.

@@ -1,4 +1,4 @@
-"""The kernels: one file an op, each holding every way this project knows to compute it.
+"""The kernels: one file per op, with every implementation that this project has of it.
 
 `kernels/<op>.py` exports the public function `<op>(..., impl=None)` and `IMPLEMENTATIONS`, a dict from name to function, slowest
 and plainest first:
@@ -10,11 +10,11 @@ and plainest first:
     fused    a single call of torch's that is the op (adamw alone), to be measured against
 
 All kernels of an op are one custom op (two where a gradient is optional): its fake and its autograd formula are written once, and torch.compile
-keeps it whole. A file with Triton kernels also exports `AOT`, the specialisations of the default model, which bench/aot.py compiles ahead of time
-for GPUs that are not there: (kernel, types of its runtime arguments, its constexprs, options) each.
+keeps it whole. A file with Triton kernels also exports `AOT`: the specialisations that the default model needs, each as (kernel, types of its
+runtime arguments, constexprs, options). bench/aot.py compiles them ahead of time, for GPUs that need not be present.
 
-An op may export `LIBRARIES` beside it: what others have written, which does a part of what the op means. They run where a caller names
-them, and nowhere else:
+An op may also export `LIBRARIES`: other people's code, each covering a part of what the op means. They run only where a caller names
+them:
 
     cudnn    cuDNN through torch; CUDA tensors, as all of these
     flex     torch's FlexAttention
@@ -41,7 +41,7 @@ PREFERENCE: dict[str, tuple[str, ...]] = {
     "cuda": ("cuda", "triton", "torch"),
 }
 
-# Triton reads it when a kernel is defined, so it is fixed by now
+# Triton reads this variable when a kernel is defined: later changes have no effect.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _RUNS_ON: dict[str, tuple[str, ...]] = {
     "cpp": ("cpu",),
@@ -71,7 +71,7 @@ def choose(
         found = next((name for name in order if name in implementations), None)
         if found is None:
             raise RuntimeError(
-                f"none of {', '.join(implementations)} is the choice for {device.type} tensors ({', '.join(order)}): name one by impl="
+                f"this op has {', '.join(implementations)}, and the choice for {device.type} tensors is {', '.join(order)}: name one with impl="
             )
         impl = found
     if impl not in implementations:
@@ -106,8 +106,8 @@ def watched() -> bool:
 class CustomOp:
     """A kernel as a custom op, which torch.compile keeps whole. In plain eager code the kernel and its gradient are called directly.
 
-    What torch does around a custom op takes 20 us forward and 30 backward, as long as a norm of the CPU trial itself. `mutates`: names of
-    arguments that the kernel overwrites, which come first. Schema, fake and autograd formula are torch.library's.
+    torch's own work around a custom op takes 20 us forward and 30 backward, as long as a whole norm of the CPU trial. `mutates` names the
+    arguments that the kernel overwrites; they come first. Schema, fake and autograd formula are as in torch.library.
     """
 
     def __init__(

@@ -4,8 +4,8 @@
     cpp      csrc/attention.cpp: tiles of scores in L1 with an online softmax; tiles outside the band are skipped
     triton   the same in shared memory and registers; one program a tile of queries, backward also one a tile of keys
 
-and, by their names alone, what others have written for a GPU (LIBRARIES): cudnn, flex, fa4. Each does a part of what the op means, and
-says what it does not; they stand here to be measured against, and for a model that finds one faster.
+Other people's GPU kernels (LIBRARIES: cudnn, flex, fa4) run only by name. Each does a part of what the op means and raises for the rest.
+They are here to be measured against, and for a model that finds one of them faster.
 
 The band: query i sees keys i - before <= j <= i + after. Both fast versions keep lse, the log-sum-exp of every row of scores, and
 rebuild P = exp(scores - lse) in the backward (Dao et al. 2022, arXiv 2205.14135):

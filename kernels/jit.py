@@ -37,9 +37,9 @@ import torch
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 AHEAD_OF_TIME = CSRC / "build"  # filled by `python setup.py build_ext`
 
-# IEEE arithmetic in the order written, but that a product and the sum it goes into may be one fused multiply-add (compilers have
-# -ffp-contract on for C++; product.h and attention.cpp count on it): a NaN stays a NaN, and only `#pragma omp simd reduction` reassociates
-# a sum. The two -fno flags give up floating-point exceptions and errno, which nobody reads here and which would keep branches scalar.
+# IEEE arithmetic in the order written, with one exception: a product and the sum it goes into may be one fused multiply-add (compilers have
+# -ffp-contract on for C++; product.h and attention.cpp count on it). A NaN stays a NaN, and only `#pragma omp simd reduction` reassociates a
+# sum. The two -fno flags give up floating-point exceptions and errno, which nobody reads here and which would keep branches scalar.
 CXX_FLAGS = ("-std=c++20", "-O3", "-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno")
 ISA_FLAGS = {
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"),

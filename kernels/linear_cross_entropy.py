@@ -5,10 +5,10 @@
              in the logits' place, their gradient
     triton   the same, one program a row, which it holds in registers between loss and gradient
 
-The gradient is kept for an upstream gradient of one, dz = (softmax(y) - onehot) * (1 - tanh^2), in the dtype of the products. With g a
-token's upstream gradient, backward is two products and nothing else of that size: dh = g * (dz W), dW = dz^T (g * h). Measured against
-keeping less: products whose operand is never stored (dz W inside forward) need g for dW and so a second pass over the logits whenever
-g differs from token to token, and recomputing z costs a third more arithmetic than the two passes over memory that it saves.
+Forward keeps dz = (softmax(y) - onehot) * (1 - tanh^2), the gradient for an upstream gradient of one, in the dtype of the products. With g a
+token's upstream gradient, backward is two products and nothing else of that size: dh = g * (dz W), dW = dz^T (g * h). Keeping less was
+measured, and loses. If dz W is formed inside forward, dW still needs g, and so a second pass over the logits whenever g differs from token to
+token. Recomputing z costs a third more arithmetic, and that outweighs the two passes over memory that it saves.
 
 Bound: 6 N D V flops for loss and gradients (2 N D V for the loss alone); dz is written once and read twice.
 """
@@ -34,8 +34,8 @@ def linear_cross_entropy(
     """Loss (...) float32 of predicting targets (...) int64 from h (..., D) through the head W (V, D).
 
     A target of -100 is ignored: loss 0, gradient 0. W is taken in h's dtype; its gradient comes in its own. Any other target outside
-    0..V-1 raises IndexError on the CPU. On a GPU a check would have to wait for the device: 'triton' makes the loss and its gradients NaN, and with 'torch' an
-    assertion of torch's own kernel ends the process's use of the device.
+    0..V-1 raises IndexError on the CPU. On a GPU a check would have to wait for the device. There 'triton' makes the loss and its gradients NaN,
+    and 'torch' trips an assertion in torch's own kernel, after which the process can no longer use the device.
     """
     if h.shape[:-1] != targets.shape or W.ndim != 2 or h.shape[-1] != W.shape[1]:
         raise ValueError(

@@ -8,7 +8,7 @@ A neuron is a row of its matrix where s is (..., M, 1), a column where s is (...
 
     torch    the formula, a pass over memory an operation: about ten, and three temporaries of the bank's size
     cpp      csrc/muon_update.cpp: u is read once for the squares and once, with w, for the step
-    triton   the same in two launches; a program of the second adds up its matrix's squares again, a number a neuron, rather than wait for a third
+    triton   the same in two launches; each program of the second sums its matrix's squares again, one per neuron, which saves a third launch
 
 Bound: memory. N float32 elements: 8 N bytes in (w, u), 4 N out; 4 N more where u does not stay in a cache between its two readings. With u in
 bfloat16 2 N less each time.
@@ -40,7 +40,7 @@ def muon_update(
 ) -> None:
     """Take a step of Muon from an orthogonalised update (..., M, N); overwrites the float32 weight, and size (..., M, 1) or (..., 1, N).
 
-    No gradient flows through it, and RuntimeError says so where one would be asked for.
+    No gradient flows through it: it raises RuntimeError where one would be needed.
     """
     *lead, M, N = weight.shape
     if update.shape != weight.shape or list(size.shape) not in ([*lead, M, 1], [*lead, 1, N]):

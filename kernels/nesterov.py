@@ -6,8 +6,8 @@
     cpp      csrc/nesterov.cpp: both in one pass, 16 bytes
     triton   the same, a block of elements a program
 
-Bound: memory. N float32 elements: 8 N bytes in, 8 N out. The gradient is used up: what is orthogonalised next takes its place, so that a step
-asks for no memory.
+Bound: memory. N float32 elements: 8 N bytes in, 8 N out. What is to be orthogonalised next overwrites the gradient, so that a step allocates
+no memory.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def nesterov(
 ) -> None:
     """Move the float32 momentum towards grad, and grad towards the new momentum, in place.
 
-    No gradient flows through it, and RuntimeError says so where one would be asked for.
+    No gradient flows through it: it raises RuntimeError where one would be needed.
     """
     if momentum.shape != grad.shape or momentum.dtype != torch.float32:
         raise ValueError(

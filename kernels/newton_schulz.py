@@ -2,9 +2,9 @@
 singular values brought near one by an odd polynomial a step, X <- (a I + b X X^T + c (X X^T)^2) X.
 
     torch    three products a step
-    cpp      products whose result is symmetric only up to the diagonal, in tiles that stay in registers (csrc/product.h; bfloat16 where the
-             processor has AVX512-BF16), and, where a float32 G is much longer than wide, steps taken on the Gram matrix R = X X^T, n x n,
-             alone: with P = a I + b R + c R^2 a step is Q <- P Q, R <- P R P, and X <- Q X is made good at the end of a segment
+    cpp      symmetric products are computed only up to the diagonal, in tiles that stay in registers (csrc/product.h; bfloat16 where the
+             processor has AVX512-BF16). Where a float32 G is much longer than wide, steps run on the n x n Gram matrix R = X X^T alone:
+             with P = a I + b R + c R^2 a step is Q <- P Q, R <- P R P, and X <- Q X follows once, at the end of a segment of steps
     triton   the symmetric products by their lower tiles, each stored twice; polynomials added up inside the products; steps on the Gram matrix
              too. A bfloat16 G is multiplied in float16, as fast and eight times as fine: X has norm 1, no product leaves float16's range,
              and 0.2 to 1 % of the result lies off G's singular vectors where bfloat16 leaves 0.8 to 8 %, with steps on R up to 3 %
@@ -32,7 +32,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 def newton_schulz(G: Tensor, steps: int = 5, *, impl: str | None = None) -> Tensor:
     """Orthogonalise each matrix of G (..., M, N), tall or wide; result contiguous, in G's dtype. Zeros stay zeros.
 
-    For an optimizer: no gradient flows through it, and RuntimeError says so where one would be asked for.
+    For an optimizer: no gradient flows through it, and it raises RuntimeError where one would be needed.
     """
     if G.ndim < 2 or G.dtype not in DTYPES:
         raise ValueError(
@@ -98,9 +98,9 @@ def _normalised(G: Tensor, dtype: torch.dtype) -> Tensor:
 # From this m / n on, steps on the n x n Gram matrix save more in products with X than they cost. In symmetric n x n products, half an ordinary one
 # each, five steps cost 5 (3 m / n + 1), and in segments of two and three 2 (3 m / n) + 14: 65 and 38 at 4:1, 20 and 20 at 1:1.
 GRAM_ASPECT = 1.5  # tune: 1.25 1.5 2.0 3.0
-# Steps on the Gram matrix before it is made anew from X, and before the end. A step multiplies R's rounding error by up to a^2: in float32 three
-# take 6e-8 to 1e-3 of what they bring near one, five would take it to 6e-2 and seven to 15, a divergence; so do, in float16, three that are not
-# the last three, whose a are the smallest. Segments of one step are the plain iteration: bfloat16 has no bits for more.
+# Steps on the Gram matrix R before it is formed anew from X, and in the last segment. A step multiplies R's rounding error by up to a^2. In float32
+# three steps take it from 6e-8 to 1e-3 of what they bring near one; five would take it to 6e-2, and seven to 15: they diverge. So do, in float16,
+# three steps that are not the last three, whose a are the smallest. Segments of one step are the plain iteration: bfloat16 has no bits for more.
 SEGMENTS = {torch.float32: (3, 3), torch.float16: (2, 3), torch.bfloat16: (1, 1)}
 
 
@@ -130,7 +130,7 @@ def _torch(G: Tensor, steps: int) -> Tensor:
 
 # ---- cpp ----
 
-# Up to this side float32 is multiplied by csrc/product.h, beyond it by torch: 276 and 244 GFLOP/s at 192 x 192, 245 and 308 at 1024 x 1024.
+# Up to this side float32 is multiplied by csrc/product.h, beyond it by torch: 276 and 244 GFLOP/s at 192 x 192 (290 and 260 on another day), 245 and 308 at 1024 x 1024.
 OWN_PRODUCTS = 512  # tune: 256 384 512 768
 # The same of bfloat16. A product is as fast as torch's (409 GFLOP/s on two Zen 4 cores), a symmetric one takes 0.62 of its time at 192 x 192;
 # five steps take 0.76 of the time at 1024 x 1024 and 0.85 at 2048 x 2048. The tiles of AMX are faster than either.

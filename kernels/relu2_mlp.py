@@ -11,10 +11,10 @@ With h = x w_up^T and s = relu(h)^2 the gradients are
 Of the hidden tensors (R, M) only s is kept: the last product wants it as it is, and relu(h) is its root. Keeping h as well, or instead,
 costs a pass that writes one more of them.
 
-Bound: arithmetic, 4 R D M flops forward and 8 backward. On a CPU the products are what is left, 11.5 of 12.6 ms on a Xeon in float32. In bfloat16,
-on a Zen 5, they are those of torch.compile, and all is level with it (1.04 at R = 2048, D = 192, 0.99 at 4096, 512); on the Xeon, which has no
-fast ones, they are made in float32, and the op is 3.8 times as fast. In float32 it is 2.0 on the Zen 5, by another product, and 1.03 on the Xeon,
-by the same one.
+Bound: arithmetic, 4 R D M flops forward and 8 backward. On a CPU the products are what is left: 11.5 of 12.6 ms on a Xeon in float32. Beside
+torch.compile: in bfloat16 the op is level on a Zen 5, where both call the same products (1.04 at R = 2048, D = 192, 0.99 at 4096, 512), and 3.8
+times as fast on the Xeon, which has no fast bfloat16 products, so that ours are made in float32. In float32 it is 2.0 times as fast on the Zen 5,
+by another product, and 1.03 times on the Xeon, by the same one.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def _torch(x: Tensor, w_up: Tensor, w_down: Tensor) -> Tensor:
 def _times(a: Tensor, b: Tensor) -> Tensor:
     """a b^T of matrices a (m, k) and b (n, k), either of which may be transposed in memory.
 
-    Where MKL, torch's library for float32, has no AVX-512 for the processor, by oneDNN, torch's for bfloat16: 150 to 210 GFLOP/s on one Zen 5 core
-    and not 93. On two cores of a Xeon the op takes 12.6 ms by MKL and 14.1 by oneDNN.
+    Where MKL, torch's float32 library, has no AVX-512 code for the processor, oneDNN, its bfloat16 library, is called: 150 to 210 GFLOP/s on one
+    Zen 5 core instead of 93. On two cores of a Xeon the op takes 12.6 ms by MKL and 14.1 by oneDNN.
     """
     onednn = not MKL_KNOWS_CPU and torch.backends.mkldnn.is_available()
     if a.dtype == torch.float32 and onednn and 0 not in (*a.shape, *b.shape):

@@ -63,7 +63,7 @@ RATES = {
 
 @dataclass(frozen=True)
 class _Bank:
-    """A stack of matrices (..., M, N) with its momentum and, NorMuon's, the running mean square of the longer side's vectors."""
+    """A stack of matrices (..., M, N), its momentum, and NorMuon's running mean square of each neuron (row if tall, column if wide)."""
 
     weight: nn.Parameter
     momentum: Tensor

@@ -5,7 +5,7 @@ trainer.model                   the nn.Module whose state_dict() holds all that 
 trainer.describe()              its size, and which implementation of each op runs
 trainer.warm_up(tokens)         build, compile and run a few steps on random tokens; nothing of it stays
 trainer.train(tokens, seed, seconds, report, steps)
-trainer.logits(rows)            a function of each row and of the state alone
+trainer.logits(rows)            the logits, which depend on each row and the state alone
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Trainer:
         if self.device.type == "cuda":
             data = _prefetched(data)
         recent: list[Tensor] = []  # losses since the last point; they stay on the device
-        # (tokens, loss, norm of the gradients); copied here without waiting, since to read one is to wait for all that the device has to do
+        # (tokens, loss, norm of the gradients), copied to the host without waiting: reading one would wait for all work queued on the device
         points: list[tuple[int, Tensor, Tensor]] = []
         step, reported = 0, 0.0
         while (progress := clock.tick()) is not None:

@@ -127,7 +127,7 @@ class ChatModel:
                 answered = answered or "choices" in chunk
             if not answered:
                 raise ModelUnusable(
-                    f"{self._url} answers, and not as a chat: is --base-url right? Most end in /v1"
+                    f"{self._url} answers, but not as a chat endpoint: is --base-url right? Most end in /v1"
                 )
             for window in self._windows():
                 self._narrow(window)

@@ -4,10 +4,10 @@ Beside four busy processes on two cores a loop of 60 ms takes 130 to 160 ms of w
 processes of a session (autogroup, sched(7)) it shares the cores out between sessions first. With the highest precedence of both kinds it
 takes 60 to 72. A user needs CAP_SYS_NICE for that; without it the timer has only what it subtracts (bench/rounds.py).
 
-A kernel's two threads are woken some thousand times a second, and now and then the second on the core of the first, where it stays for
-milliseconds: a call of rms_norm then takes 1.3 ms in place of 0.35, and of the blocks of one process most were such. With a core for each
-thread the paired ratios of blocks scatter by 9 % in place of 18 (results/HISTORY.md). Which threads are a kernel's is seen by what they did
-in its calls: one that worked at the import of numpy once had the second core for itself, and every call took twice its time.
+A kernel's two threads are woken some thousand times a second. Now and then the second wakes on the core of the first and stays there for
+milliseconds: a call of rms_norm then takes 1.3 ms instead of 0.35, and in one process most blocks were like that. With a core for each
+thread, the paired ratios of blocks scatter by 9 % instead of 18 (results/HISTORY.md). Which threads are a kernel's is told by what they did
+in its calls: a thread that had worked at the import of numpy once got the second core to itself, and every call took twice its time.
 """
 
 from __future__ import annotations
