@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import choose, custom_op, jit
+from kernels import as_rows, choose, custom_op, jit
 
 
 def add_rms_norm(
@@ -193,10 +193,6 @@ AOT = [
 # common would reach two leaves as two views, and torch (2.13) accumulates into both: every sum of gradients would count twice.
 
 
-def _rows(t: Tensor) -> Tensor:
-    return t.view(math.prod(t.shape[:-1]), t.shape[-1])
-
-
 FORWARD = {"cpp": _cpp_forward, "triton": _triton_forward}
 BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}
 
@@ -205,7 +201,7 @@ BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}
 def _op(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, total, rstd = FORWARD[impl](_rows(x), _rows(residual), weight, eps)
+    y, total, rstd = FORWARD[impl](as_rows(x), as_rows(residual), weight, eps)
     return y.view(x.shape), total.view(x.shape), rstd
 
 
@@ -221,8 +217,8 @@ def _(
 def _op_backward(
     dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor | None, rstd: Tensor, impl: str
 ) -> tuple[Tensor, Tensor]:
-    flat = None if dtotal is None else _rows(dtotal)
-    dx, dweight = BACKWARD[impl](_rows(dy), flat, _rows(total), weight, rstd)
+    flat = None if dtotal is None else as_rows(dtotal)
+    dx, dweight = BACKWARD[impl](as_rows(dy), flat, as_rows(total), weight, rstd)
     return dx.view(total.shape), dweight
 
 

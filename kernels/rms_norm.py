@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import choose, custom_op, jit
+from kernels import as_rows, choose, custom_op, jit
 
 
 def rms_norm(
@@ -166,26 +166,28 @@ BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}
 
 @custom_op("rms_norm")
 def _op(x: Tensor, weight: Tensor | None, eps: float, impl: str) -> tuple[Tensor, Tensor]:
-    return FORWARD[impl](x, weight, eps)
+    y, rstd = FORWARD[impl](as_rows(x), weight, eps)
+    return y.view_as(x), rstd
 
 
 @_op.register_fake
 def _(x: Tensor, weight: Tensor | None, eps: float, impl: str) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(x.shape[0], dtype=torch.float32)
+    return torch.empty_like(x), x.new_empty(math.prod(x.shape[:-1]), dtype=torch.float32)
 
 
 @custom_op("rms_norm_backward")
 def _op_backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, impl: str
 ) -> tuple[Tensor, Tensor]:
-    return BACKWARD[impl](dy, x, weight, rstd)
+    dx, dweight = BACKWARD[impl](as_rows(dy), as_rows(x), weight, rstd)
+    return dx.view_as(x), dweight
 
 
 @_op_backward.register_fake
 def _(
     dy: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, impl: str
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(x.shape[1], dtype=torch.float32)
+    return torch.empty_like(x), x.new_empty(x.shape[-1], dtype=torch.float32)
 
 
 def _save(ctx, inputs, output):
@@ -205,8 +207,8 @@ _op.register_autograd(_gradient, setup_context=_save)
 
 def _kernel(impl: str):
     def run(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1]).contiguous()
-        return _op(rows, None if weight is None else weight.float().contiguous(), eps, impl)[0].view(x.shape)  # fmt: skip
+        scale = None if weight is None else weight.float().contiguous()
+        return _op(x.contiguous(), scale, eps, impl)[0]
 
     return run
 

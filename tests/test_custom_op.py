@@ -10,6 +10,8 @@ from torch.autograd.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import CustomOp, choose, overwrite
+from kernels.add_rms_norm import add_rms_norm
+from kernels.rms_norm import rms_norm
 
 
 class Seen(TorchDispatchMode):
@@ -68,6 +70,17 @@ def test_a_second_derivative_is_refused() -> None:
     (gradient,) = torch.autograd.grad(op("tested_twice")(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         gradient.sum().backward()
+
+
+def test_a_norm_is_one_node_of_the_graph_whatever_its_dimensions() -> None:
+    """A reshape and a view around it would take half as long as a norm of few rows."""
+    x = torch.ones(2, 3, 4, requires_grad=True)
+    residual = torch.ones(2, 3, 4, requires_grad=True)
+    for y in (rms_norm(x, impl="cpp"), *add_rms_norm(x, residual, impl="cpp")):
+        assert y.shape == x.shape
+        assert y.grad_fn is not None
+        into = [node for node, _ in y.grad_fn.next_functions if node is not None]
+        assert {node.name() for node in into} == {"torch::autograd::AccumulateGrad"}
 
 
 def test_what_is_overwritten_is_known_to_autograd_whatever_its_strides() -> None:

@@ -117,7 +117,7 @@ _OF = {
     "triton.tools": frozenset({"tensor_descriptor"}),
     "triton.tools.tensor_descriptor": frozenset({"TensorDescriptor"}),
     "kernels": frozenset(
-        "jit choose custom_op overwrite product_dtype INTERPRETED AVX512_BF16 AMX CPU_MULTIPLIES_BF16 MKL_KNOWS_CPU".split()
+        "jit choose custom_op as_rows overwrite product_dtype INTERPRETED AVX512_BF16 AMX CPU_MULTIPLIES_BF16 MKL_KNOWS_CPU".split()
     ),
     "kernels.jit": frozenset("load isa targets BuildError".split()),
     "flash_attn": frozenset({"cute"}),
