@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,8 @@ from bench import builds
 
 
 def test_ctrl_c_ends_the_compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[bool] = []
+
     class Compiling:
         def __init__(self, tree: Path, **_: object) -> None:
             self.tree, self.ended = tree, threading.Event()
@@ -27,12 +28,12 @@ def test_ctrl_c_ends_the_compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             if any("a.cpp" in source for source in sources):
                 raise KeyboardInterrupt
             if sources:
-                self.ended.wait(8)
+                waited.append(self.ended.wait(60))
             return {"seconds": {}, "objects": {}}
 
     monkeypatch.setattr(builds, "Judge", Compiling)
     monkeypatch.setattr(builds.os, "sched_getaffinity", lambda _: {0, 1})
-    started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         builds._compiled(tmp_path, [tmp_path / "a.cpp", tmp_path / "b.cpp"])
-    assert time.monotonic() - started < 4
+    # told to end, and not by the clock
+    assert all(waited)

@@ -11,10 +11,8 @@ import re
 import select
 import signal
 import sqlite3
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn, cast
@@ -44,13 +42,14 @@ def agent(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_help_answers_without_anything_heavy() -> None:
     heavy = "torch optuna anthropic rich numpy scipy triton".split()
-    program = f"import sys, agent.__main__ as m; m.parser().format_help(); sys.exit(any(x in sys.modules for x in {heavy}))"
-    seconds = []
-    for _ in range(3):
-        started = time.monotonic()
-        assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
-        seconds.append(time.monotonic() - started)
-    assert min(seconds) < 0.3, statistics.median(seconds)
+    program = f"import sys, agent.__main__ as m; m.parser().format_help(); print(len(sys.modules), *(x for x in {heavy} if x in sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    number, *found = done.stdout.split()
+    assert found == []
+    # Imports take the time of a start: Python's own and some of agent's. numpy alone would bring more than a hundred.
+    assert int(number) < 300
 
 
 def test_help_names_every_command() -> None:
@@ -423,7 +422,9 @@ def test_a_terminal_gets_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
         screen.say("experiment 1: [rows] 1 -> 4")
         screen.close()
         read = b""
-        while select.select([master], [], [], 0.2)[0]:  # a read gives what has arrived by then
+        words = (b"experiment 1: [rows] 1 -> 4", b"microbench", b"18 s left  loss 3.000")
+        # a read gives what has arrived by then
+        while not all(w in read for w in words) and select.select([master], [], [], 10)[0]:
             read += os.read(master, 1 << 16)
     os.close(master)
     shown = read.decode()

@@ -266,10 +266,14 @@ def test_a_watchdog_that_fails_leaves_nothing_running_unwatched(tmp_path: Path) 
 
 
 def test_processes_that_end_while_they_are_looked_for_do_no_harm() -> None:
-    forking = "import os\nwhile True:\n    os.fork() or os._exit(0)\n    os.wait()"
-    with subprocess.Popen([sys.executable, "-c", forking]) as process:
+    forking = (
+        "import os\nprint(flush=True)\nwhile True:\n    os.fork() or os._exit(0)\n    os.wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", forking], stdout=subprocess.PIPE) as process:
         try:
-            time.sleep(0.2)
+            assert process.stdout is not None
+            # from here on it forks
+            process.stdout.readline()
             seen = [processes.descendants(process.pid) for _ in range(3000)]
         finally:
             process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -56,7 +57,10 @@ def test_a_full_disk_is_no_fault_of_the_candidate(
 ) -> None:
     with Judge(tree(tmp_path, ""), cache_writable=True) as judge:
         judge.ask("recall", outputs=[])
-        monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=1, f_frsize=1 << 20))
+        own, plain = judge._sandbox.watchdog._folders[0], os.statvfs
+        full = SimpleNamespace(f_bavail=1, f_frsize=1 << 20)
+        # Of this runner's folder alone: others of this process may be watched as well.
+        monkeypatch.setattr(os, "statvfs", lambda path: full if path == own else plain(path))
         judge._sandbox.process.wait(10)  # the watchdog sees it within half a second
         with pytest.raises(OSError, match=r"the disk had less than .* free space there") as raised:
             judge.ask("recall", outputs=[])
@@ -76,11 +80,16 @@ def test_a_clean_exit_is_not_an_answer(tmp_path: Path) -> None:
 
 
 def test_an_endless_loop_is_stopped_and_the_process_is_gone(tmp_path: Path) -> None:
-    started = time.monotonic()
-    with pytest.raises(Refused) as refused:
-        load(tree(tmp_path, "while True: pass"), timeout=1.0)
+    with Judge(tree(tmp_path, "while True: pass")) as judge:
+        # Its start takes as long as the machine lets it.
+        judge.ask("recall", outputs=[])
+        started = time.monotonic()
+        with pytest.raises(Refused) as refused:
+            judge.ask("load", op="rms_norm", tree=str(tmp_path), timeout=1.0)
+        took, process = time.monotonic() - started, judge._sandbox.process
     assert refused.value.kind == "timeout"
-    assert time.monotonic() - started < 20
+    assert process.poll() is not None
+    assert took < 20
 
 
 def test_a_forged_answer_without_the_nonce_is_refused(tmp_path: Path) -> None:
@@ -131,7 +140,9 @@ def test_an_answer_given_twice_is_refused(tmp_path: Path) -> None:
     )
     with Judge(tree(tmp_path, twice)) as judge:
         judge.ask("load", op="rms_norm", tree=str(tmp_path))
-        time.sleep(0.2)
+        deadline = time.monotonic() + 10
+        while not judge._channel.pending() and time.monotonic() < deadline:
+            time.sleep(0.01)
         with pytest.raises(Refused, match="without being asked"):
             judge.ask("recall", outputs=[])
 
@@ -150,7 +161,7 @@ def test_progress_and_pieces_of_a_line_do_not_move_the_deadline(tmp_path: Path) 
     started = time.monotonic()
     with pytest.raises(TimeoutError):
         Channel(ours).receive(0.4)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 30
     stop.set()
     thread.join()
     with Judge(tree(tmp_path, "")) as judge:
@@ -190,9 +201,14 @@ def test_a_request_that_the_runner_does_not_take_is_a_time_out() -> None:
 
 def test_descriptors_that_come_with_an_answer_do_not_stay_open() -> None:
     ours, theirs = socket.socketpair()
-    before = len(os.listdir("/proc/self/fd"))
+    own = os.readlink(f"/proc/self/fd/{ours.fileno()}")
     for _ in range(3):
         socket.send_fds(theirs, [b" "], [ours.fileno()])
     with pytest.raises(ProtocolError, match="more than one descriptor"):
         Channel(ours).receive(1.0)
-    assert len(os.listdir("/proc/self/fd")) == before
+    # Others are opened and closed meanwhile, by watchdogs and by whoever collects garbage.
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    assert found.count(own) == 1

@@ -15,6 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pytest
 from lab_tree import git, make
 from model_servers import KEY, ChatServer, Say
 
@@ -113,6 +114,7 @@ class Ideas:
         return Say(calls=[("submit", told)])
 
 
+@pytest.mark.timeout(900)
 def test_forty_kills_lose_only_what_was_in_flight_and_forget_no_money(tmp_path: Path) -> None:
     root = make(tmp_path / "checkout")
     with ChatServer(Ideas(), models=["m"]) as server:
@@ -121,7 +123,7 @@ def test_forty_kills_lose_only_what_was_in_flight_and_forget_no_money(tmp_path: 
             [*command, str(KILLS), str(EXPERIMENTS)],
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=840,
             env=os.environ | {"OPENAI_API_KEY": KEY},
         )
         assert night.returncode == 0, night.stderr[-3000:]

@@ -55,7 +55,14 @@ def test_a_process_that_ends_itself_is_a_crash_at_once(runner: Conduct, code: in
     with pytest.raises(Refused) as refused:
         runner.load("rms_norm")
     assert refused.value.kind == "crash"
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
+
+
+def works(runner: Conduct, seconds: float) -> None:
+    """Wait until it has used so much processor time, which takes longer where other work has the cores."""
+    end, deadline = runner.judge.cpu_seconds() + seconds, time.monotonic() + 60
+    while runner.judge.cpu_seconds() < end and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("runner", [KEEPS], indirect=True)
@@ -69,9 +76,9 @@ def test_what_one_process_did_unasked_is_in_the_books_of_all(runner: Conduct) ->
         runner.live()
         runner.load("rms_norm")
         runner.begin()
-        time.sleep(0.5)
+        works(runner, 0.3)
         runner.leave()
-    assert runner.idle_s > 0.9
+    assert runner.idle_cpu_s > 0.5
     runner.live()
     runner.begin()
     with pytest.raises(Refused, match="asked for nothing"):
@@ -90,7 +97,7 @@ def test_a_process_that_one_life_leaves_behind_is_in_the_books_of_the_next(runne
     runner.live()
     runner.load("rms_norm")
     runner.begin()
-    time.sleep(1.0)
+    works(runner, 0.5)
     with pytest.raises(Refused, match="asked for nothing"):
         runner.end(1)
 

@@ -61,9 +61,12 @@ def test_eight_times_the_work_is_judged_slower(tree: Callable[..., Path]) -> Non
 def test_the_interval_of_equal_files_holds_one(tree: Callable[..., Path]) -> None:
     a = tree("a", kernels__rms_norm=NORM.format(repeats=1, honest_calls=10**9))
     b = tree("b", kernels__rms_norm=NORM.format(repeats=1, honest_calls=10**9))
-    found = compare("rms_norm", a, b, limit_s=4.0)
-    assert not found.faster, found
-    assert not found.slower, found
+    # One or two comparisons of equal kernels in three hundred say otherwise (results/timer.md): hardly two in a row, and the same way.
+    found = [compare("rms_norm", a, b, limit_s=4.0)]
+    if found[0].faster or found[0].slower:
+        found.append(compare("rms_norm", a, b, limit_s=4.0))
+    assert not all(each.faster for each in found), found
+    assert not all(each.slower for each in found), found
 
 
 def test_a_kernel_that_is_right_only_while_it_is_checked_is_refused(

@@ -59,14 +59,18 @@ def test_the_page_does_not_grow_with_the_number_of_experiments() -> None:
 
 
 @pytest.mark.parametrize(("target", "op"), [("kernels", None), ("kernels", "attention"), ("all", None)])  # fmt: skip
-def test_3000_experiments_take_less_than_50_ms(target: str, op: str | None) -> None:
-    rows = campaign(3000)
-    takes = []
+def test_ten_times_the_experiments_take_ten_times_as_long_and_no_more(
+    target: str, op: str | None
+) -> None:
+    histories = {count: campaign(count) for count in (300, 3000)}
+    takes: dict[int, list[float]] = {count: [] for count in histories}
     for _ in range(7):
-        began = time.thread_time()
-        digest(rows, target, op, "run-4")
-        takes.append(time.thread_time() - began)
-    assert min(takes) < 0.05
+        for count, rows in histories.items():
+            began = time.thread_time()
+            digest(rows, target, op, "run-4")
+            takes[count].append(time.thread_time() - began)
+    # Side by side: a machine that is slow is slow for both. To compare all with each other would take a hundred times as long.
+    assert min(takes[3000]) < 20 * min(takes[300])
 
 
 def test_the_longest_texts_stay_within_the_bound() -> None:

@@ -45,19 +45,21 @@ def rate(value: float) -> dict[str, str | None]:
 
 def test_the_next_result_is_made_while_the_last_one_is_used_and_no_more_than_one() -> None:
     made: list[int] = []
+    begun = [threading.Event() for _ in range(9)]
     stop = threading.Event()
 
     def make_one() -> int:
         made.append(len(made))
+        begun[made[-1]].set()
         return made[-1]
 
     with Ahead(make_one, 1, stop) as ahead:
-        assert ahead.next(5.0) == 0
-        time.sleep(0.1)
-        assert made == [0, 1]
-        assert ahead.next(5.0) == 1
-        time.sleep(0.1)
-        assert made == [0, 1, 2]
+        for used in (0, 1):
+            assert ahead.next(5.0) == used
+            assert begun[used + 1].wait(5)
+            # in which one more would be made
+            time.sleep(0.1)
+            assert made == list(range(used + 2))
     assert stop.is_set()
 
 
@@ -100,7 +102,7 @@ def test_who_shares_the_machine(device: str, one: str, other: str, together: boo
 
     with machine.hold(one):
         threading.Thread(target=work, daemon=True).start()
-        assert inside.wait(0.1) == together
+        assert inside.wait(5 if together else 0.1) == together
     assert inside.wait(5)
 
 
@@ -158,9 +160,13 @@ class Scripted:
     ahead: int = 1
     name: str = "scripted"
     seen: list[Context] = field(default_factory=list)
+    # asked a second time
+    again: threading.Event = field(default_factory=threading.Event)
 
     def propose(self, context: Context) -> Proposal | None:
         self.seen.append(context)
+        if len(self.seen) > 1:
+            self.again.set()
         if not self.moves:
             return None
         move = self.moves.pop(0)
@@ -186,12 +192,17 @@ def night(
 
 
 class SlowTrials(Rules):
-    """Long enough that whatever works ahead has worked."""
+    """A candidate is trained once its proposer has been asked for the next proposal."""
+
+    def __init__(self, proposer: Scripted) -> None:
+        super().__init__()
+        self.proposer = proposer
 
     def trial(
         self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
     ) -> TrialResult:
-        time.sleep(0.1)
+        if "kRows = 1" not in (tree / "csrc/scale.cpp").read_text():
+            assert self.proposer.again.wait(20)
         return super().trial(tree, seed, progress, split)
 
 
@@ -199,7 +210,7 @@ def test_a_proposal_made_while_another_was_kept_is_judged_on_top_of_it(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proposer = Scripted([idea(rows(4), "rows"), idea(rate(0.02), "rate")])
-    night(lab, monkeypatch, proposer, SlowTrials())
+    night(lab, monkeypatch, proposer, SlowTrials(proposer))
     first, second = lab.ledger().experiments()
     assert proposer.seen[0].commit == proposer.seen[1].commit  # made before the keep
     assert [first.outcome.status, second.outcome.status] == [KEEP, KEEP]
@@ -212,8 +223,8 @@ def test_a_proposal_made_while_another_was_kept_is_judged_on_top_of_it(
 def test_a_proposal_on_lines_that_were_changed_meanwhile_is_dropped_untried(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rules = SlowTrials()
-    night(lab, monkeypatch, Scripted([idea(rows(4)), idea(rows(2))]), rules)
+    proposer = Scripted([idea(rows(4)), idea(rows(2))])
+    night(lab, monkeypatch, proposer, SlowTrials(proposer))
     first, second = (e.outcome for e in lab.ledger().experiments())
     assert first.status == KEEP
     assert second.status == DROP
@@ -300,12 +311,8 @@ def test_a_proposer_that_trips_leaves_a_row_and_ends_the_night_only_when_it_repe
 def test_a_spent_budget_ends_the_night_after_what_was_ready_was_tried(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    screen = night(
-        lab,
-        monkeypatch,
-        Scripted([idea(rows(4)), BudgetSpent("12.00 USD are spent")]),
-        SlowTrials(),
-    )
+    proposer = Scripted([idea(rows(4)), BudgetSpent("12.00 USD are spent")])
+    screen = night(lab, monkeypatch, proposer, SlowTrials(proposer))
     assert [e.outcome.status for e in lab.ledger().experiments()] == [KEEP]
     assert any("ending: 12.00 USD are spent" in line for line in screen.lines)
 
@@ -317,16 +324,23 @@ class Pressed(SlowTrials):
         self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
     ) -> TrialResult:
         if "kRows = 1" not in (tree / "csrc/scale.cpp").read_text():
-            time.sleep(0.3)
+            assert self.proposer.again.wait(20)
             raise KeyboardInterrupt
         return super().trial(tree, seed, progress, split)
 
 
 class PressedLate(Rules):
-    """Ctrl-C while the first verdict is made, when the machine is free for the gates of the next proposal."""
+    """Ctrl-C while the first verdict is made, when the machine is free and the next proposal has passed its gates."""
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__()
+        self.lab = lab
 
     def decide(self, *arguments: Any, **more: Any) -> Verdict:
-        time.sleep(1.0)
+        ledger, deadline = self.lab.ledger(), time.monotonic() + 60
+        while READY not in ledger.counts(ledger.run().id) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        ledger.close()
         raise KeyboardInterrupt
 
 
@@ -334,7 +348,7 @@ def test_what_was_ready_when_the_loop_was_stopped_is_tried_when_it_goes_on(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moves: list[Move] = [idea(rows(2), "first"), idea(rate(0.02), "second")]
-    night(lab, monkeypatch, Scripted(moves), PressedLate())
+    night(lab, monkeypatch, Scripted(moves), PressedLate(lab))
     ledger = lab.ledger()
     assert [e.outcome.status for e in ledger.experiments()] == [LOST, READY]
     git(lab.root, "gc", "--prune=now", "-q")
@@ -352,7 +366,7 @@ class Stricter(Rules):
 
 
 def test_what_was_ready_meets_the_gates_of_now(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    night(lab, monkeypatch, Scripted([idea(rows(2)), idea(rows(4))]), PressedLate())
+    night(lab, monkeypatch, Scripted([idea(rows(2)), idea(rows(4))]), PressedLate(lab))
     monkeypatch.setattr(proposers, "create", lambda name, workshop: Scripted([]))
     judge = Stricter()
     campaign.resume(lab, None, {}, Transcript(), judge)
@@ -362,19 +376,41 @@ def test_what_was_ready_meets_the_gates_of_now(lab: Lab, monkeypatch: pytest.Mon
     assert lab.ledger().run().incumbent == lab.ledger().run().start
 
 
-class SlowGates(Pressed):
-    """A gate during which the run ends."""
+class SlowGates(Rules):
+    """Ctrl-C while the first verdict is made and the next proposal is at a gate, which ends when the run has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.deciding, self.begun, self.stop = (threading.Event() for _ in range(3))
 
     def build(self, tree: Path, changed: object) -> Finding:  # type: ignore[override]
         if "kRows = 8" in (tree / "csrc/scale.cpp").read_text():
-            time.sleep(0.5)
+            self.begun.set()
+            assert self.stop.wait(20)
         return Finding(True, "built")
+
+    def decide(self, *arguments: Any, **more: Any) -> Verdict:
+        self.deciding.set()
+        assert self.begun.wait(20)
+        raise KeyboardInterrupt
 
 
 def test_a_candidate_at_the_gates_when_the_run_ends_is_lost_and_not_left_open(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    night(lab, monkeypatch, Scripted([idea(rows(2)), idea(rows(8))]), SlowGates())
+    judge = SlowGates()
+
+    def second(context: Context) -> Proposal:
+        # before that its gate would keep the machine from the first
+        assert judge.deciding.wait(20)
+        return idea(rows(8))
+
+    def create(name: str, workshop: proposers.Workshop) -> Scripted:
+        judge.stop = workshop.stop
+        return Scripted([idea(rows(2)), second])
+
+    monkeypatch.setattr(proposers, "create", create)
+    campaign.run(lab, replace(SETTINGS, proposer="sweep"), Transcript(), judge)
     assert {e.outcome.status for e in lab.ledger().experiments()} == {LOST}
     assert not list((lab.folder / "runs").glob("*/trees"))
 
@@ -390,6 +426,7 @@ def test_a_proposer_that_waits_is_told_that_the_run_has_ended(
         def propose(self, context: Context) -> Proposal | None:
             if self.moves:
                 return super().propose(context)
+            self.again.set()
             assert self.stop.wait(20)
             told.set()
             raise Stopped("the run ended")
@@ -401,7 +438,7 @@ def test_a_proposer_that_waits_is_told_that_the_run_has_ended(
         return proposer
 
     monkeypatch.setattr(proposers, "create", create)
-    campaign.run(lab, replace(SETTINGS, proposer="sweep"), Transcript(), Pressed())
+    campaign.run(lab, replace(SETTINGS, proposer="sweep"), Transcript(), Pressed(proposer))
     assert told.wait(5)
 
 
@@ -496,7 +533,7 @@ class PressedAtTheGates(Rules):
 def test_ctrl_c_before_its_trial_leaves_what_was_ready_waiting(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    night(lab, monkeypatch, Scripted([idea(rows(2)), idea(rows(4))]), PressedLate())
+    night(lab, monkeypatch, Scripted([idea(rows(2)), idea(rows(4))]), PressedLate(lab))
     monkeypatch.setattr(proposers, "create", lambda name, workshop: Scripted([]))
     campaign.resume(lab, None, {}, Transcript(), PressedAtTheGates())
     assert lab.ledger().experiments()[-1].outcome.status == READY
@@ -518,7 +555,7 @@ def test_no_gate_is_asked_for_a_proposal_that_comes_when_the_run_has_ended(
         return proposer
 
     monkeypatch.setattr(proposers, "create", create)
-    campaign.run(lab, replace(SETTINGS, proposer="sweep"), Transcript(), Pressed())
+    campaign.run(lab, replace(SETTINGS, proposer="sweep"), Transcript(), Pressed(proposer))
     last = lab.ledger().experiments()[-1]
     assert (last.outcome.status, last.gates) == (LOST, ())
 

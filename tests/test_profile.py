@@ -17,7 +17,7 @@ from agent.judging import Bench, Unfit
 from agent.lab import Lab
 from agent.research import answers
 from agent.research.menu import ToolLimits
-from bench import inspection
+from bench import inspection, roofline
 from bench.contracts import ops
 from bench.runner.inspecting import loops
 from bench.runner.profiling import is_python, split, waited, watch_data
@@ -112,6 +112,8 @@ def test_an_op_inside_another_is_counted_as_part_of_it() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("built")
 def test_a_step_is_split_by_op_and_a_slow_op_shows(tree: Tree) -> None:
+    # A ceiling that was measured while other work ran is too low: the best of two looks counts.
+    roofline.ceilings("cpu", again=True)
     found = of_step(tree(norm=slow(80)), 8192, 0, device="cpu")
     rows = {row["name"]: row for row in found["rows"]}
     assert {row["op"] for row in found["rows"]} == {None, *ops()}

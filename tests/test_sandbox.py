@@ -286,10 +286,14 @@ def becomes(there: bool, mark: str, seconds: float = 5) -> bool:
 
 def goes_off(bomb: str, layers: tuple[str, ...], folder: Path) -> None:
     """And is refused, soon and for what it is."""
-    started = time.monotonic()
-    with pytest.raises(Refused, match=EXPECTED.get(bomb, ".")):
-        load(tree(folder, BOMBS[bomb]), layers)
-    assert time.monotonic() - started < 25
+    with Judge(tree(folder, BOMBS[bomb]), layers=layers, limits=SMALL) as judge:
+        # Its start takes as long as the machine lets it.
+        judge.ask("recall", outputs=[])
+        started = time.monotonic()
+        with pytest.raises(Refused, match=EXPECTED.get(bomb, ".")):
+            judge.ask("load", op="rms_norm", tree=str(folder), timeout=60)
+        took = time.monotonic() - started
+    assert took < 25
 
 
 # What ends the connection is the same under all layers, and goes off once, under all of them (below).
@@ -323,7 +327,7 @@ def test_runners_die_with_a_judge_that_is_killed(layers: tuple[str, ...], tmp_pa
         "    judges[-1].ask('load', op='rms_norm', tree=str(folder))\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT) as judge:
-        there = [becomes(True, mark, seconds=20) for mark in marks]
+        there = [becomes(True, mark, seconds=120) for mark in marks]
         judge.kill()
     assert there == [True, True]
     assert all(becomes(False, mark) for mark in marks)

@@ -264,17 +264,21 @@ def test_real_patches_of_kernels_are_told_apart_and_their_twins_found() -> None:
         assert is_duplicate(found, sketch([after])), name
 
 
-def test_a_comparison_with_3000_earlier_changes_takes_under_5_ms() -> None:
+def test_a_comparison_with_3000_earlier_changes_ends_after_a_few_values_of_each() -> None:
     """The worst honest case: all of them have the same numbers and the same number of tokens."""
     rng = random.Random(0)
     head = CPP_SKETCH[:2]
     earlier = [(n, (*head, *(rng.randrange(2**32) for _ in CPP_SKETCH[2:]))) for n in range(3000)]
-    takes = []
+    assert not any(is_duplicate(CPP_SKETCH, other) for _, other in earlier)
+    takes: dict[str, list[float]] = {"ended early": [], "whole": []}
     for _ in range(7):
-        began = time.thread_time()
-        assert not any(is_duplicate(CPP_SKETCH, other) for _, other in earlier)
-        takes.append(time.thread_time() - began)
-    assert min(takes) < 5e-3
+        for name, compared in (("ended early", is_duplicate), ("whole", likeness)):
+            began = time.thread_time()
+            for _, other in earlier:
+                compared(CPP_SKETCH, other)
+            takes[name].append(time.thread_time() - began)
+    # Side by side: a machine that is slow is slow for both. It is about an eighth.
+    assert min(takes["ended early"]) < 0.4 * min(takes["whole"])
     earlier.append((3001, CPP_SKETCH))
     assert nearest([change(CPP, BEFORE_CPP, AFTER_CPP)], earlier) == 3001
     assert nearest([change(PY, BEFORE_PY, AFTER_PY)], earlier) is None
