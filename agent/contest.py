@@ -14,7 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from agent import added_code, gains, gates, integrity, surface
-from agent.guard import MachineFault
+from agent.judging import MachineFault
 from agent.preparing import Prepared, gate_by_gate
 from agent.proposers import Workshop
 from agent.records import CRASH, DROP, KEEP, REFUSE, GateResult, Outcome, Run

@@ -204,7 +204,7 @@ def _judging_on_gpu() -> Iterator[Row]:
         # Where tensors travel through the host, bench/timing.py refuses to time anything.
         able = lends == device_memory.DeviceMemory.words
     except judge.Refused as refused:  # CUDA does not start in the sandbox
-        lends, able = f"a runner does not start: {judge.last_line(refused)}", False
+        lends, able = f"a runner does not start: {judge.error_line(refused)}", False
     yield Row("machine", "tensors lent", able, lends)
     for kind, reason in first_kernels.why_not("cuda").items():
         yield Row("machine", f"{kind} runs", not reason, reason or "compiled and run by a runner")

@@ -23,8 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent import integrity, similarity, surface
 from agent import scope as rules
-from agent.guard import MachineFault
-from agent.judging import Judging, Unfit
+from agent.judging import Judging, MachineFault, Unfit
 from agent.machine import CORES, DEVICE, NOTHING, Machine
 from agent.records import Candidate, Change, GateResult
 from agent.static import cpp, exports, literals, python, symbols

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from agent import integrity
 from agent.git import GitError
+from agent.judging import MachineFault
 from agent.ledger import Ledger
 from agent.proposers import Stopped
 from agent.records import CRASH, KEEP, LOST, UNFINISHED, Outcome
@@ -22,10 +23,6 @@ MAX_FAILURES = 3  # in a row, of the judge, of a proposer or of git, after which
 
 class LoopError(RuntimeError):
     """The loop cannot go on: its start does not train, judge or proposer is broken, or the disk is full; the message says which."""
-
-
-class MachineFault(RuntimeError):
-    """The machine failed, and no candidate is to blame."""
 
 
 @dataclass

@@ -27,6 +27,10 @@ class Unfit(Exception):
     """The candidate failed while it was measured; the message says how."""
 
 
+class MachineFault(RuntimeError):
+    """The machine failed, and no candidate is to blame."""
+
+
 class Judging(Protocol):
     """What a judge is asked. Trees are folders with kernels/, csrc/ and model/."""
 
@@ -123,6 +127,8 @@ class Bench:
         try:
             return timing.compare(op, incumbent, candidate, device=self.device)
         except Refused as refused:
+            if refused.kind == "machine":
+                raise MachineFault(str(refused)) from None
             raise Unfit(str(refused)) from None
 
     def parity(self, incumbent: Path, candidate: Path) -> Finding:

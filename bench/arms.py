@@ -12,7 +12,7 @@ from pathlib import Path
 from bench.contracts import Case, contract
 from bench.examination import Examination
 from bench.implementations import OURS
-from bench.judge import Judge, Refused, last_line
+from bench.judge import Judge, Refused, error_line
 from bench.peers import PEERS
 from bench.timing import Arm
 
@@ -81,7 +81,7 @@ def why_not(op: str, case: Case, arm: Arm, device: str) -> str:
             laid = examination.lay(one_row(case))
             examination.verify(laid, examination.ask(laid, arm.impl), arm.impl)
         except Refused as refused:
-            return last_line(refused)
+            return error_line(refused)
     return ""
 
 

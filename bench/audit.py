@@ -91,7 +91,9 @@ class Audit:
         for name in reversed(call.answers):
             wrong, _ = standard.examine(call.answers[name])
             if wrong:
-                raise Refused("wrong", f"an output of a timed call ({name}) is wrong: {wrong}")
+                raise Refused(
+                    "wrong", f"an output of a timed call ({name}, {case.label()}) is wrong: {wrong}"
+                )
 
 
 def _distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor], rng: random.Random) -> float:

@@ -60,6 +60,10 @@ def main() -> None:
     with Judge(ROOT) as judge:
         recorded = _record(judge, dataset)
         for op in contracts.ops():
+            if recorded[op] and op not in PIECES:
+                raise SystemExit(
+                    f"{op}: the model calls it; say in PIECES how much of each argument is kept"
+                )
             for number in range(len(recorded[op]))[-CALLS:]:
                 cases.append(_keep(judge, op, number, recorded[op][number], arrays))
     arrays["cases"] = np.frombuffer(json.dumps(cases).encode(), np.uint8)

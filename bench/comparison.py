@@ -1,13 +1,14 @@
 """The one comparer of this tree: is a result as close to float64 as the plain implementation in the same dtype is?
 
-Allowed error = a factor x the worst error of the plain implementation or the effect of moving the inputs by one unit in the last place,
-whichever is more over a few copies of the case, plus FLOOR units of the tensor's own magnitude. The factor is FACTOR where the error is a
-matter of luck (few elements) or of the order of summation (float32). In bfloat16 and float16, where the plain implementation rounds after every
-operation, it falls to HALF_FACTOR for many elements; the floor falls to one unit for the worst element, and to a quarter for the norm, where a correct
-rounding is off by a fifth. By FACTOR and FLOOR a norm whose backward ignores 1/rms would pass (5e-2 and 9e-2 on the trial's shapes, an honest
-one 2e-3); with 2.5 and a whole unit, products of eight bits (1.1e-2) and a softmax over four fifths of the words (9e-3). Errors are measured twice per
-tensor: relative to the norm, and at the worst element relative to the largest. The tolerance is never a constant: one that fits 1e-3 lets
-everything pass at 1e-6.
+Allowed error = a factor x the largest of two errors over a few copies of the case (that of the plain implementation, and the effect of moving the
+inputs by one unit in the last place), plus FLOOR units of the tensor's own magnitude. The factor is FACTOR where the error depends on luck (few
+elements) or on the order of summation (float32). In bfloat16 and float16 the plain implementation rounds after every operation: for many elements the
+factor falls to HALF_FACTOR, and the floor to one unit for the worst element and to a quarter for the norm, where a correct rounding is off by a fifth.
+With FACTOR and FLOOR there too, a norm whose backward leaves out 1/rms would pass (5e-2 and 9e-2 on the trial's shapes; an honest one 2e-3); with a
+factor of 2.5 and a whole unit, products of eight-bit numbers (1.1e-2) and a softmax over four fifths of the words (9e-3) would.
+
+Errors are measured twice per tensor: relative to the norm, and at the worst element relative to the largest. The tolerance is never a constant: one
+that fits 1e-3 lets everything pass at 1e-6.
 
 A gradient may cancel to nearly nothing (RMSNorm over one element, a softmax over one key) where the terms that it is the sum of do not. These
 are of size |upstream| |result| / |input|, and FLOOR float32 units of that are always allowed; the nearer the exact gradient comes to one such
@@ -116,18 +117,18 @@ class Standard:
         self.wrt, self.through = wrt, through
         floating = [t.dtype for t in inputs.values() if t.is_floating_point()]
         self.working = working or floating[0]
-        self.judge: Callable[[Tensor], str] | None = None
+        self.criterion: Callable[[Tensor], str] | None = None
         with cores_for(contract.flops(case)):
-            if contract.judge is not None:
+            if contract.criterion is not None:
                 (plain,) = self._evaluate(self.inputs, self.working).values()
-                self.judge = contract.judge(case, self.inputs, plain)
+                self.criterion = contract.criterion(case, self.inputs, plain)
                 return
             self.truth = self._evaluate(self.inputs, torch.float64)
             self.named_terms = self._named_terms()
             self.allowed = self._allowed()
 
     def working_in(self, dtype: torch.dtype) -> Standard:
-        """The same values, held to the plain implementation in another dtype. Not for a contract with a judge of its own."""
+        """The same values, held to the plain implementation in another dtype. Not for a contract with a criterion of its own."""
         other = copy.copy(self)
         other.working = dtype
         with cores_for(self.contract.flops(self.case)):
@@ -140,9 +141,9 @@ class Standard:
         The answer may lack gradients, where none were asked for.
         """
         answer = {name: t.to(self.device) for name, t in answer.items()}
-        if self.judge is not None:
+        if self.criterion is not None:
             (result,) = self.contract.results
-            return self.judge(answer[result]), {}
+            return self.criterion(answer[result]), {}
         differences = [self._difference(name, got) for name, got in answer.items()]
         used = {d.name: d.error / d.allowed for d in differences if d.allowed}
         return next((d.describe() for d in differences if not d.ok), ""), used

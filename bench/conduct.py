@@ -22,7 +22,8 @@ COLD_LIMIT_S = 60.0
 IDLE_SHARE = 0.05
 IDLE_SLACK_S = 0.15
 THREADS_FACTOR = 1.25
-# A runner whose threads all worked less was asked for nothing: the end of OpenMP's spinning does not tell which threads compute.
+# Where no thread worked longer since the last look, the runner was asked for nothing: all that ran was OpenMP's spinning, which does not tell
+# which threads compute.
 NO_CALL_NS = 1_000_000
 # A trial has bounded memory, and a workspace of a few hundred MB is no trick: refused is what more than doubles the process.
 MEMORY_FACTOR = 2.0

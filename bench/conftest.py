@@ -1,4 +1,4 @@
-"""`pytest bench` runs every implementation once; `pytest bench --benchmark` measures them, with their peers, against this machine's ceilings.
+"""`pytest bench` runs every implementation on one shape of its op; `pytest bench --benchmark` measures them, with their peers, against this machine's ceilings.
 
 Times come from bench/timing.py, the timer of the gates; pytest-benchmark receives the samples through a clock that moves only when told, and
 does what it is good at: its table, JSON files and `--benchmark-compare`. How many times as fast as a peer an implementation is comes from
@@ -25,6 +25,7 @@ from bench.goals import cases, lead
 from bench.implementations import OURS
 from bench.interval import CONFIDENCE
 from bench.ratio import Estimate, estimate, logs, stretches, typical
+from bench.step_profile import limit_of
 from bench.timing import Arm, Samples, sample
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -136,11 +137,11 @@ def replay(
         asked, times = contract(op), found[arm.name]
         moved, flops = asked.least_work(case, trained=not case.forward_only)
         median = statistics.median(times)
-        dtype = next(i.dtype for i in case.inputs.values() if i.dtype != "int64")
+        limit = limit_of(asked, case, DEVICE, trained=not case.forward_only)
         rates = {
             "gb_per_s": moved / median / 1e9,
             "gflop_per_s": flops / median / 1e9,
-            "percent_of_limit": 100 * roofline.bound_seconds(moved, flops, dtype, DEVICE) / median,
+            "percent_of_limit": 100 * limit / median,
         }
         benchmark.group = f"{op} {case.label()}"
         benchmark.extra_info.update(rates)

@@ -98,7 +98,7 @@ def _moved(subject: Subject, laid: Laid, first: Tensors, name: str, impl: str | 
     exam, contract = subject.exam, subject.contract
     answer = exam.ask(laid, impl)
     # a property may be reached in other ways than by doing as many steps as asked
-    exact = contract.judge is None
+    exact = contract.criterion is None
     if exact and all(same_bits(answer[r], first[r]) for r in contract.results):
         raise Refused(
             "ignored",
@@ -118,12 +118,19 @@ def future(subject: Subject, impl: str | None) -> None:
     exam, axis = subject.exam, subject.contract.time_axis
     if not axis:
         return
-    long = [c for c in subject.drawn if c.inputs["q"].shape[axis["q"]] > 1][: FUTURES - 1]
+
+    def length(case: Case) -> int:
+        return next(
+            case.inputs[name].shape[dim] for name, dim in axis.items() if name in case.inputs
+        )
+
+    long = [case for case in subject.drawn if length(case) > 1][: FUTURES - 1]
     for case in [*long, *([exam.rng.choice(subject.trial)] if impl is None else [])]:
-        case = replace(case, scalars={**case.scalars, "causal": True})
+        if "causal" in case.scalars:
+            case = replace(case, scalars={**case.scalars, "causal": True})
         laid = exam.lay(case, ())
         first = exam.ask(laid, impl)
-        T = case.inputs["q"].shape[axis["q"]]
+        T = length(case)
         cut = exam.rng.randint(1, T - 1)
         for name, dim in axis.items():
             if name in laid.inputs:

@@ -137,7 +137,7 @@ def open_dataset(directory: Path) -> Dataset:
             val_bytes=documents["val"]["bytes"],
             test_bytes=documents["test"]["bytes"],
         )
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(f"no prepared data: {error.filename} is missing; {again}") from None
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{directory / 'manifest.json'}: damaged ({error!r}); {again}") from None
@@ -187,7 +187,7 @@ def _build(
     for name, indices in members.items():
         if not indices:
             raise DataError(
-                f"of {len(split):,} different documents all meant for {name} repeat the others; "
+                f"of {len(split):,} different documents none is left for {name}: what is meant for {name} holds no text or repeats the others; "
                 "each of train, val and test needs 1 of its own: bring more varied text"
             )
     vocabulary = tokenizer.train(_sample(documents, members["train"], tell), vocab_size)

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from bench.contracts import Case, Input, contract
 from bench.implementations import OURS
-from bench.judge import Judge, Refused, last_line
-from bench.sanitizer import described
+from bench.judge import Judge, Refused, error_line
 
 ROOT = Path(__file__).resolve().parent.parent
 OP = "rms_norm"
@@ -28,8 +27,8 @@ def _why_not(impl: str, mode: str, device: str) -> str:
     try:
         with Judge(ROOT, device=device) as judge:
             judge.ask("load", op=OP, tree=str(judge.tree))
-            call = described(asked, case)
+            call = asked.described(case)
             judge.ask("warm", timeout=LIMIT_S, op=OP, impl=impl, mode=mode, call=call)
     except Refused as refused:
-        return last_line(refused)
+        return error_line(refused)
     return ""

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import random
 import secrets
 import statistics
@@ -32,12 +31,12 @@ from pathlib import Path
 from typing import Any
 
 from bench import arms as measured
-from bench import builds, clocks, correctness, goals, roofline, sanitizer, step_profile
+from bench import builds, clocks, correctness, goals, hardware, roofline, sanitizer, step_profile
 from bench.conduct import Conduct
 from bench.contracts import Case, Contract, contract, ops
 from bench.finding import Finding
 from bench.identity import installed
-from bench.judge import Refused, last_line
+from bench.judge import Refused, error_line
 from bench.timing import Arm, measure, runners_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,9 +56,8 @@ Record = dict[str, Any]
 def facts(device: str) -> Iterator[Record]:
     import torch
 
-    name = torch.cuda.get_device_name() if device == "cuda" else platform.processor()
     packages = {package: installed(package) or "not installed" for package in PACKAGES}
-    yield {"device": name or platform.machine(), "cuda": torch.version.cuda, **packages}
+    yield {"device": hardware.name(device), "cuda": torch.version.cuda, **packages}
     yield {"clocks": clocks.read(device)}
 
 
@@ -145,7 +143,7 @@ def _warmed(asked: Contract, case: Case, arm: Arm, runner: Conduct) -> str:
     try:
         runner.judge.ask("warm", timeout=WARM_S, **_request(asked, case, arm))
     except Refused as refused:
-        return last_line(refused)
+        return error_line(refused)
     return ""
 
 
@@ -155,12 +153,12 @@ def _events(asked: Contract, case: Case, arm: Arm, runner: Conduct) -> Record:
     try:
         answer = runner.judge.ask("events", timeout=EVENTS_S, **_request(asked, case, arm))
     except Refused as refused:
-        return {"refused": last_line(refused)}
+        return {"refused": error_line(refused)}
     return {"events": {n: float(answer[n]) for n in goals.PASSES if n in answer}}
 
 
 def _request(asked: Contract, case: Case, arm: Arm) -> Record:
-    call = sanitizer.described(asked, case)
+    call = asked.described(case)
     return {"op": asked.name, "impl": arm.impl, "mode": arm.mode, "call": call}
 
 
@@ -170,7 +168,7 @@ def _judged(asked: Contract, case: Case, arms: Sequence[Arm], runners: Sequence[
         found = measure(asked, case, arms, runners, limit_s=CASE_S, rng=rng).row
     # RuntimeError is torch's: the device is full, and the next shape may fit
     except (Refused, MemoryError, RuntimeError) as error:
-        return {"refused": last_line(error)}
+        return {"refused": error_line(error)}
     medians = {name: 1e3 * statistics.median(seconds) for name, seconds in found.items()}
     return {"judge": medians, "blocks": min(map(len, found.values()))}
 
@@ -204,7 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             passed = passed and record.get("passed", True)
             print(json.dumps(record | {"at_s": round(time.monotonic() - started, 1)}), flush=True)
     except Refused as refused:
-        print(last_line(refused), file=sys.stderr)
+        print(error_line(refused), file=sys.stderr)
         return FAILED
     # At the boundary of the process: Python's own status for a traceback, 1, means refused here.
     except Exception as error:

@@ -94,7 +94,9 @@ def rate(found: int, of: int) -> Figure:
     from scipy.special import betaincinv
 
     if not 0 <= found <= of or not of:
-        raise ValueError(f"found of: expected 0 <= found <= of and of > 0, got {found} of {of}")
+        raise ValueError(
+            f"rate(found, of): expected 0 <= found <= of and of > 0, got {found} of {of}"
+        )
     tail = (1 - CONFIDENCE) / 2
     low = float(betaincinv(found, of - found + 1, tail)) if found else 0.0
     high = float(betaincinv(found + 1, of - found, 1 - tail)) if found < of else 1.0

@@ -40,6 +40,7 @@ class Refused(Exception):
 
     timeout, crash    no answer in time, or none at all
     structure         an answer of the wrong form
+    machine           this machine cannot measure: no candidate's fault
     a class name      the exception that the candidate raised
     any other         what the check that refused calls it: wrong, stale or future of the correctness gate, background or noise of the timer,
                       late or leak of a trial (bench/trial.py lists a trial's)
@@ -50,10 +51,21 @@ class Refused(Exception):
         self.kind = kind
 
 
-def last_line(error: Exception) -> str:
-    """The error itself, without the traceback that may stand above it."""
-    lines = str(error).strip().splitlines()
-    return lines[-1] if lines else getattr(error, "kind", type(error).__name__)
+_TRACEBACK = "Traceback (most recent call last):"
+
+
+def error_line(error: Exception) -> str:
+    """The error itself, in one line: without the traceback above it, and without torch's advice or a compiler's listing below it."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return getattr(error, "kind", type(error).__name__)
+    above = [i for i, line in enumerate(lines) if line.endswith(_TRACEBACK)]
+    if not above:
+        # A Refused may end with the runner's log, whose last line says most; torch's own errors begin with what is wrong.
+        return lines[-1 if isinstance(error, Refused) else 0]
+    said = [line for line in lines[above[-1] + 1 :] if not line.startswith(" ")] or lines[-1:]
+    # "kernels.jit.BuildError: x.cpp could not be built:" says little without the compiler's first complaint.
+    return " ".join(said[: 2 if said[0].endswith(":") else 1])
 
 
 class Judge:
@@ -161,7 +173,7 @@ class Judge:
         except Refused as refused:
             if refused.kind != device_memory.Unavailable.__name__:
                 raise
-            raise device_memory.Unavailable(f"in the sandbox, {last_line(refused)}") from None
+            raise device_memory.Unavailable(f"in the sandbox, {error_line(refused)}") from None
         if answer.get("seen") != mark.hex():
             raise device_memory.Unavailable("what the runner opened is another memory")
         self.arena.reflect(memory)

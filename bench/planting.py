@@ -90,6 +90,6 @@ def _judge(
             )
         free = shared | shows
         repaired[name] = torch.where(free, one[name], got.cpu().double()).to(got.dtype)
-    if contract.judge is None:
+    if contract.criterion is None:
         finite = Laid(case, laid.call, plant.into(laid.inputs, ordinary), [], laid.lent)
         examination.verify(finite, repaired, impl, what=f"beside a planted {plant.value}")

@@ -1,11 +1,11 @@
 """Rounds of one case: a block of calls of each arm in random order, all on the same fresh contents, audited as they come.
 
-A block's time is the judge's wall clock less the time for which threads of the runner, or the judge's that waits for it, were ready to run while
-others had the cores. It is never less than the runner's processor time over its threads, nor than that of its busiest thread: while one thread
-waits the other may do what only one can do, so that the wait delays nothing. Where nothing else runs, a block's time is the wall clock. Beside a
-process that loads one of two cores the error of a ratio of rms_norm is 0.38 % after 14 s; by the wall clock it is 0.65, without the busiest
-thread 0.73. Sleeping counts. A runner could make threads of its own wait for each other: so bench/speed.py compares the ratio with that of the
-wall clock.
+A block's time is the judge's wall clock, less the time in which threads of the runner, or the judge's thread that waits for it, were ready to run but
+had no core because other work held it. It is never less than the runner's processor time divided by its threads, nor than the time of its busiest
+thread: while one thread waits for a core, another may be doing what it alone can do, and then the wait delays nothing. On an idle machine a block's time
+is the wall clock. Beside a process that loads one of two cores, the ratio of rms_norm is off by 0.38 % after 14 s; by the wall clock it would be 0.65 %,
+without the rule of the busiest thread 0.73 %. Sleeping counts as time. A runner could let its own threads wait for each other to look faster: so
+bench/speed.py compares the ratio with that of the wall clock.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Measured:
 
 
 class Table:
-    """One arm's input sets of one case, at first without contents, and the blocks run on them. `first`: how many sets of other cases lie before."""
+    """One arm's input sets of one case, at first without contents, and the blocks run on them. `first`: how many input sets of other cases the runner holds before these."""
 
     def __init__(self, contents: Contents, arm: Arm, runner: Conduct, first: int = 0) -> None:
         self.contents, self.arm, self.runner, self.judge = contents, arm, runner, runner.judge

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import sandbox
-from bench.contracts import Case, Contract, contract
+from bench.contracts import Contract, contract
 from bench.finding import Finding
 from bench.judge import CACHE
 from bench.sandbox import Sandbox, isolation
@@ -116,24 +116,8 @@ def tool() -> Path | None:
 def plan(asked: Contract, rng: random.Random) -> list[dict[str, Any]]:
     """Calls to rehearse: small, and of every layout."""
     return [
-        described(asked, c) for c in (asked.large(rng), *(asked.draw(rng) for _ in range(DRAWN)))
+        asked.described(c) for c in (asked.large(rng), *(asked.draw(rng) for _ in range(DRAWN)))
     ]
-
-
-def described(asked: Contract, case: Case) -> dict[str, Any]:
-    """A call for a runner that draws its tensors itself."""
-    inputs = {
-        name: {
-            "dtype": wanted.dtype,
-            "shape": list(wanted.shape),
-            "strides": list(wanted.strides()),
-            "skew": int(wanted.layout == "offset"),
-            "below": wanted.below,
-        }
-        for name, wanted in case.inputs.items()
-    }
-    wrt = [] if case.forward_only else [name for name in asked.differentiable if name in inputs]
-    return {"inputs": inputs, "scalars": dict(case.scalars), "wrt": wrt}
 
 
 @dataclass(frozen=True)

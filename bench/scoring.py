@@ -186,8 +186,14 @@ def mark(scorer: Judge, exam: Exam, *, limit_s: float, tell: Tell) -> tuple[floa
     marks = torch.zeros(exam.inputs.shape)
 
     def asked(wanted: Tensor) -> Tensor:
-        left = min(ASK_S, max(0.001, deadline - time.monotonic()))
-        return ask(scorer, wanted, exam.vocab_size, timeout=left)
+        left = deadline - time.monotonic()
+        try:
+            return ask(scorer, wanted, exam.vocab_size, timeout=min(ASK_S, max(0.001, left)))
+        except Refused as refused:
+            if refused.kind != "timeout" or left >= ASK_S:
+                raise
+            said = f"the rows were not all scored within {limit_s:.0f} s: Trainer.logits has to take less time for a row"
+            raise Refused("timeout", said) from None
 
     for i, batch in enumerate(batches):
         logits = asked(exam.inputs[batch])

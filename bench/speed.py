@@ -99,19 +99,21 @@ def concluded(
     clocks: list[Reading],
 ) -> Comparison:
     """What the cases say together."""
+    low, high = bounds(measured, CONFIDENCE)
     return Comparison(
-        mix(measured).ratio,
-        *bounds(measured, CONFIDENCE),
-        [_row(found) for found in measured],
-        seconds,
-        arms,
-        _figures(_placebo(measured), PLACEBO_CONFIDENCE),
-        _figures(mix(measured, statistic=typical), CONFIDENCE),
-        _figures(mix(measured, "wall"), CONFIDENCE),
-        _figures(mix(measured, "thread"), CONFIDENCE),
-        stopped,
-        clocks,
-        len(measured[0].parts),
+        ratio=mix(measured).ratio,
+        low=low,
+        high=high,
+        shapes=[_row(found) for found in measured],
+        seconds=seconds,
+        arms=arms,
+        placebo=_figures(_placebo(measured), PLACEBO_CONFIDENCE),
+        typical=_figures(mix(measured, statistic=typical), CONFIDENCE),
+        wall=_figures(mix(measured, "wall"), CONFIDENCE),
+        thread=_figures(mix(measured, "thread"), CONFIDENCE),
+        stopped=stopped,
+        clocks=clocks,
+        parts=len(measured[0].parts),
     )
 
 

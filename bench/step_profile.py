@@ -31,11 +31,10 @@ from bench.protocol import DTYPES
 from bench.roofline import bound_seconds
 from bench.scoring import SEQUENCE
 from bench.timing import Arm, measure, runners_of
-from bench.trial import specification
+from bench.trial import SETUP_LIMIT_S, specification
 
 CASE_S = 2.0  # of timing, a case of an op
 LENGTHS = (2, 2, 12)  # steps of the runs; the first is thrown away, it starts the profiler
-STEP_LIMIT_S = {"cpu": 240.0, "cuda": 900.0}  # as long as a trial's set-up may take
 MAX_ROWS = 40
 WARM_UP_ROWS = 256
 
@@ -76,7 +75,7 @@ def of_step(
 
     Raises Refused if it does not train.
     """
-    limit = STEP_LIMIT_S[device]
+    limit = SETUP_LIMIT_S[device]
     spec = specification(vocab_size, bos, device, limit, impl)
     compiled = Compiled.of(tree, spec, COMPILED)
     with Judge(tree, device=device) as judge:

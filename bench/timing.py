@@ -248,9 +248,9 @@ def _started(arms: Sequence[Arm], device: str) -> Iterator[list[Conduct]]:
             runner.judge.ask("stage", calls=[])  # answered once torch is imported
         ways = {runner.judge.lends for runner in runners}
         if len(ways) > 1:
-            raise Refused("noise", f"the arms cannot be compared: some copy what others have in place ({'; '.join(sorted(ways))})")  # fmt: skip
+            raise Refused("machine", f"the arms cannot be compared: some copy what others have in place ({'; '.join(sorted(ways))}); see `python -m agent doctor`")  # fmt: skip
         if device == "cuda" and ways != {device_memory.DeviceMemory.words}:
-            raise Refused("noise", f"nothing can be timed: tensors travel through the host while the clock runs ({'; '.join(ways)})")  # fmt: skip
+            raise Refused("machine", f"nothing can be timed: tensors travel through the host while the clock runs ({'; '.join(ways)}); see `python -m agent doctor`")  # fmt: skip
         yield runners
 
 

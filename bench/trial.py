@@ -284,7 +284,11 @@ class _Trial:
         weights = self._taken(trainer)
         grace = GRACE_S + self.state_bytes / COPIED_BYTES_S
         if time.monotonic() - bell > self.seconds + grace:
-            raise Refused("late", f"{late}, and its weights were not there {grace:.1f} s later")
+            raise Refused(
+                "late",
+                f"its weights were not there {self.seconds + grace:.1f} s after the bell: {self.seconds:.1f} s are for training and "
+                f"{grace:.1f} s for handing them over",
+            )
         cpu = trainer.cpu_seconds() - cpu
         trainer.ask("release")
         trained: Trained = trial_claims.read(Trained, answer.get("trained"))

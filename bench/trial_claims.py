@@ -111,7 +111,7 @@ def require_curve(trained: Trained, measured: float, vocab_size: int) -> None:
     if max(final, measured) > 2 * guessing:
         raise Refused(
             "explosion",
-            f"the training loss ended at {final:.2f}, by the judge {measured:.2f}, far above that of guessing",
+            f"the training loss ended at {final:.2f} nats, by the judge's own measure at {measured:.2f}: expected at most {2 * guessing:.2f}, twice that of guessing",
         )
     if final < measured - FORGED_NATS:
         raise Refused(
@@ -132,7 +132,8 @@ def require_processor_time(used: float, elapsed: float) -> None:
     if not 0 <= used <= SLACK * cores * elapsed + SLACK_S:
         raise Refused(
             "off_clock",
-            f"{used:.1f} s of processor time appeared in {elapsed:.1f} s on {cores} cores",
+            f"{used:.1f} s of processor time appeared in {elapsed:.1f} s on {cores} cores, which have {SLACK * cores * elapsed + SLACK_S:.1f} at "
+            "most: work was done before the bell or out of sight",
         )
 
 
@@ -156,10 +157,12 @@ def require_kernels(
             ran = sum(count for name, count in launches.items() if name in ours)
         else:
             continue
-        if ran < (max(1, steps) if impl == "cpp" else 1):
+        least = max(1, steps) if impl == "cpp" else 1
+        if ran < least:
             raise Refused(
                 "unused",
-                f"{op} is said to run as {impl}, and {steps} steps of training called it {ran} times",
+                f"{op} is said to run as {impl}, and {steps} steps of training called it {ran} times, {least} is the least: call it, or let "
+                "Trainer.describe() name what runs",
             )
 
 

@@ -170,6 +170,8 @@ def main() -> None:
         )
     if why := hardware.no_device(asked.device):
         parser.error(why)
+    if not 0 < asked.seconds < math.inf:
+        parser.error(f"--seconds: expected more than 0, and an end, got {asked.seconds:g}")
     if len(set(asked.seeds)) < len(asked.seeds):
         parser.error(f"--seeds: expected each once, got {asked.seeds}")
     try:

@@ -188,7 +188,7 @@ def any_lower_number() -> tuple[float, float]:
 
 
 def rate(tried: Sequence[Tried]) -> str:
-    """`1.2 % (0.9 to 1.6)`: keeps, with a 95 % interval (Clopper and Pearson)."""
+    """`1.20% (0.90% to 1.60%, 120 of 10,000)`: keeps, with a 95 % interval (Clopper and Pearson)."""
     found = interval.rate(sum(t.kept for t in tried), len(tried))
     kept = round(found.value * found.runs)
     return f"{found.value:.2%} ({found.low:.2%} to {found.high:.2%}, {kept:,} of {found.runs:,})"

@@ -8,12 +8,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from warm import Warm
 
-from bench import correctness_origin
-from bench.contracts import captured, contract, ops
+from bench import correctness_origin, correctness_values
+from bench.contracts import Case, Input, captured, contract, ops
 from bench.finding import Finding
 from bench.judge import Refused
+from model.gpt import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
 SEED = 7  # the gate draws a secret one; a test that fails should fail again
@@ -69,8 +71,8 @@ def test_a_refusal_names_its_check(body: str, kind: str, warm: Warm) -> None:
     assert finding.evidence["cases"] > 0 or kind != "wrong"
 
 
-@pytest.mark.parametrize("op", ops())
-def test_every_op_has_captured_arguments_of_its_own_signature(op: str) -> None:
+@pytest.mark.parametrize("op", sorted(OPS))
+def test_every_op_of_the_model_has_captured_arguments_of_its_own_signature(op: str) -> None:
     found = captured.cases(op)
     assert found
     for case, values in found:
@@ -107,3 +109,33 @@ def test_on_a_gpu_a_call_launches_a_triton_kernel_of_the_file(
     with contextlib.nullcontext() if honest else pytest.raises(Refused, match="does not run"):
         correctness_origin.own_work(subject, None)
     assert set(asked) == {"trace"}
+
+
+@pytest.mark.parametrize("looks_ahead", [False, True])
+def test_a_causal_op_may_have_any_arguments(looks_ahead: bool) -> None:
+    """Running means of x over time, or the mean of all of it."""
+    generator = torch.Generator().manual_seed(0)
+
+    def lay(case: Case, wrt: tuple[str, ...]) -> SimpleNamespace:
+        inputs = {name: each.values(generator) for name, each in case.inputs.items()}
+        return SimpleNamespace(inputs=inputs)
+
+    def ask(laid: SimpleNamespace, impl: str | None) -> dict[str, torch.Tensor]:
+        x = laid.inputs["x"]
+        whole = x.mean(1, keepdim=True).expand_as(x)
+        return {"y": whole if looks_ahead else x.cumsum(1)}
+
+    exam = SimpleNamespace(
+        rng=random.Random(0),
+        generator=generator,
+        lay=lay,
+        ask=ask,
+        put=lambda laid, name, values: laid.inputs.update({name: values}),
+        where=lambda impl, what, case: case.label(),
+    )
+    case = Case({"x": Input((2, 9, 4))})
+    op = SimpleNamespace(time_axis={"x": 1, "y": 1}, results={"y": "x"})
+    subject = SimpleNamespace(exam=exam, contract=op, drawn=[case], trial=[case])
+    leak = pytest.raises(Refused, match="depends on inputs from")
+    with leak if looks_ahead else contextlib.nullcontext():
+        correctness_values.future(subject, None)

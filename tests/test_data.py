@@ -196,7 +196,10 @@ def test_exact_repetitions_are_kept_once(tmp_path, texts):
 
 def test_when_all_held_out_documents_repeat_train_the_error_counts(tmp_path):
     texts = [prose(0) + "x" * i for i in range(9)]
-    with pytest.raises(DataError, match=r"of 9 different documents all meant for val repeat"):
+    with pytest.raises(
+        DataError,
+        match=r"of 9 different documents none is left for val: .*holds no text or repeats",
+    ):
         prepare(jsonl(tmp_path / "a.jsonl", texts), vocab_size=300, root=tmp_path / "data")
 
 
@@ -503,3 +506,9 @@ def test_a_given_split_without_held_out_text_is_an_error_in_words(tmp_path, text
         (folder / name).write_text("\n")
     with pytest.raises(DataError, match="meant for val"):
         prepare(str(folder), vocab_size=300, root=tmp_path / "data")
+
+
+def test_a_file_in_the_place_of_a_folder_is_no_prepared_data(tmp_path):
+    (tmp_path / "text.txt").write_text("of nothing")
+    with pytest.raises(DataError, match="no prepared data: .*run `python -m agent prepare`"):
+        open_dataset(tmp_path / "text.txt")

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import arms, gpu_parts, gpu_report, gpu_table
+from bench import arms, gpu_parts, gpu_report, gpu_table, hardware
 from bench.contracts import contract
 from bench.goals import GOALS
 from bench.gpu_report import Journal, Part, Run, main
@@ -21,7 +21,6 @@ from bench.peers import PEERS
 from bench.runner.calls import Calls
 from bench.runner.events import Events, _Call, _kept_graphs
 from bench.runner.lending import Refusal
-from bench.sanitizer import described
 from bench.timing import Arm
 
 GOAL = GOALS[0]
@@ -188,7 +187,7 @@ def test_a_peer_is_asked_through_a_runner_and_says_there_what_it_lacks(tmp_path)
     peer, asked = PEERS[0], contract(PEERS[0].op)
     with Judge(peer.tree(tmp_path)) as judge:
         judge.ask("load", op=peer.op, tree=str(judge.tree))
-        call = described(asked, asked.large(random.Random(0)))
+        call = asked.described(asked.large(random.Random(0)))
         with pytest.raises(Refused, match=f"No module named '{peer.package}'"):
             judge.ask("warm", op=peer.op, impl=None, mode="eager", call=call)
 
@@ -210,7 +209,7 @@ def test_what_others_have_written_is_not_measured_where_it_is_wrong(tmp_path, fa
 def test_events_are_a_gpus_and_a_warm_call_runs_forward_and_backward():
     asked = contract("linear_cross_entropy")
     events = Events(SimpleNamespace(device=torch.device("cpu")), Calls(None))
-    call = {**described(asked, asked.telling(random.Random(0))[0]), "scalars": {}}
+    call = {**asked.described(asked.telling(random.Random(0))[0]), "scalars": {}}
     seen = []
     events.calls.functions["op", "None/eager"] = lambda h, W, targets: seen.append(h) or h.sum() * W.sum()  # fmt: skip
     request = {"op": "op", "impl": None, "mode": "eager", "call": call}
@@ -240,9 +239,13 @@ def test_the_graph_of_a_compiled_peer_is_kept_for_backward_again_and_again():
         backend="aot_eager",  # it gives away the same, and generates no code
     )
     events.calls.functions["rms_norm", "None/inductor"] = norm
-    call = described(contract("rms_norm"), contract("rms_norm").trial["cpu"][1])
+    call = contract("rms_norm").described(contract("rms_norm").trial["cpu"][1])
     asked = _Call(events, {"op": "rms_norm", "impl": None, "mode": "inductor", "call": call})
     with _kept_graphs():
         results = asked.forward()
         for _ in range(2):
             asked.backward(results)
+
+
+def test_the_facts_name_the_processor_and_not_its_architecture_alone():
+    assert next(gpu_parts.facts("cpu"))["device"] == hardware.name("cpu")

@@ -322,3 +322,16 @@ def test_processes_that_may_not_be_read_are_left_out(
     monkeypatch.setattr(processes, "_PROC", tmp_path)
     monkeypatch.setattr(Path, "read_text", read)
     assert processes.tree(7) == [7, 8]
+
+
+def test_a_bubblewrap_that_does_not_end_or_start_is_one_that_does_not_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolation, "_TIMEOUT_S", 1)
+    hangs, broken = tmp_path / "hangs", tmp_path / "broken"
+    hangs.write_text("#!/bin/sh\nexec sleep 30\n")
+    broken.write_text("no program")
+    for file in (hangs, broken):
+        file.chmod(0o755)
+    assert "does not end within 1 s" in isolation._why_not(str(hangs))
+    assert "does not start" in isolation._why_not(str(broken))

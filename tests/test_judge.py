@@ -16,7 +16,7 @@ import pytest
 
 from bench.contracts import contract
 from bench.examination import Examination
-from bench.judge import Judge, Refused
+from bench.judge import Judge, Refused, error_line
 from bench.protocol import MAX_LINE, Channel, ProtocolError
 
 HEAD = '"""A candidate."""\nimport torch\n'
@@ -212,3 +212,19 @@ def test_descriptors_that_come_with_an_answer_do_not_stay_open() -> None:
         with contextlib.suppress(FileNotFoundError):
             found.append(os.readlink(f"/proc/self/fd/{name}"))
     assert found.count(own) == 1
+
+
+STACK = 'impl=triton eager: Traceback (most recent call last):\n  File "calls.py", line 57, in call\n    return plain(x)\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (f"{STACK}InductorError: RuntimeError: no C compiler\n\nSet TORCHDYNAMO_VERBOSE=1 for more\n", "InductorError: RuntimeError: no C compiler"),
+        (f"{STACK}RuntimeError: CUDA error: illegal address\nCompile with `TORCH_USE_CUDA_DSA`\n", "RuntimeError: CUDA error: illegal address"),
+        (f"{STACK}BuildError: a.cpp could not be built:\n/a.cpp:3: error: no\n    3 | x\n", "BuildError: a.cpp could not be built: /a.cpp:3: error: no"),
+        ("the runner died\nstopped: it used more memory", "stopped: it used more memory"),
+    ],
+)  # fmt: skip
+def test_an_error_in_one_line_is_what_went_wrong(text: str, said: str) -> None:
+    assert error_line(Refused("x", text)) == said

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from agent import gates
-from agent.guard import MachineFault
+from agent.judging import MachineFault
 from agent.records import Candidate
 from bench import parity
 from bench.finding import Finding
@@ -158,3 +158,23 @@ def test_an_incumbent_that_does_not_train_is_no_fault_of_the_candidate() -> None
     context = gates.Context(SimpleNamespace(parity=lambda *_: finding))
     with pytest.raises(MachineFault, match="no memory"):
         gates.parity(Candidate("kernels", INCUMBENT, CANDIDATE, ()), context)
+
+
+@pytest.mark.parametrize("broken", [INCUMBENT, CANDIDATE])
+def test_a_run_that_fails_when_it_is_repeated_is_no_measured_time(
+    broken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[Path] = []
+
+    def trial(tree: Path, *_: object, **__: object) -> TrialResult:
+        runs.append(tree)
+        # at first the incumbent runs twice, once with plain kernels
+        if tree == broken and runs.count(tree) > (1 if tree == CANDIDATE else 2):
+            return TrialResult(False, "crash", "the runner died")
+        seconds = 1.5 if tree == CANDIDATE else 1.0
+        return TrialResult(True, training_seconds=seconds, losses=CURVE)
+
+    monkeypatch.setattr(parity, "run_trial", trial)
+    found = parity.probe(INCUMBENT, CANDIDATE, SimpleNamespace(), device="cpu")
+    assert found.evidence["untrained"] == broken.name
+    assert found.reason.endswith("(crash): the runner died")

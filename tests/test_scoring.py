@@ -197,3 +197,17 @@ def test_a_document_s_start_is_no_good_prediction() -> None:
     exam = scoring.Exam(torch.zeros_like(targets), targets, sizes, 5)
     told = exam.told(torch.tensor([0]), torch.zeros(1, 4))
     assert told[0].isinf().tolist() == [False, False, True, True]
+
+
+def test_an_exam_that_takes_too_long_says_how_long_it_may_take() -> None:
+    inputs, targets = scoring.rows(np.arange(1, 40 * 32 + 2) % 64, 32, bos=0)
+    exam = scoring.Exam(inputs, targets, torch.ones(64, dtype=torch.int64), 40 * 32)
+    arena = Arena(64 << 20)
+
+    def late(do: str, *, timeout: float, **_: object) -> dict[str, object]:
+        raise Refused("timeout", f"no answer to '{do}' within {timeout:.0f} s")
+
+    with pytest.raises(Refused, match="not all scored within 5 s") as refused:
+        scoring.mark(SimpleNamespace(arena=arena, ask=late), exam, limit_s=5.0, tell=lambda _: None)
+    assert refused.value.kind == "timeout"
+    arena.close()

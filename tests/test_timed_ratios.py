@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from agent import gates
+from agent.judging import Bench, MachineFault
 from bench import timing
 from bench.conduct import Clocks
 from bench.contracts import contract, ops
+from bench.judge import Refused
 from bench.process_scatter import deviations
 from bench.ratio import Estimate, Statistic, both, estimate, fast, logs, stretches, typical
 from bench.rounds import Measured, Spent
@@ -272,3 +274,34 @@ def test_calls_are_those_of_a_step_of_the_model() -> None:
         added = sum(case.calls for case in contract("add_rms_norm").trial[device])
         assert added == config.depth
     assert all(any(c.calls for c in contract(op).trial[d]) for op in ops() for d in ("cpu", "cuda"))
+
+
+def test_a_machine_that_cannot_time_is_no_fault_of_the_candidate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ways = iter(("device memory", "shared memory", "shared memory"))
+
+    class Lending:
+        def __init__(self, *_: object, **__: object) -> None:
+            self.lends = next(ways)
+
+        def __enter__(self) -> Lending:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def ask(self, do: str, **_: object) -> dict[str, object]:
+            return {}
+
+    monkeypatch.setattr(timing, "Judge", Lending)
+    with pytest.raises(Refused, match="cannot be compared") as refused:
+        with timing._started(ARMS, "cpu"):
+            pass
+    assert refused.value.kind == "machine"
+
+    def compare(*_: object, **__: object) -> None:
+        raise refused.value
+
+    monkeypatch.setattr(timing, "compare", compare)
+    with pytest.raises(MachineFault, match="cannot be compared"):
+        Bench().compare("rms_norm", Path("a"), Path("b"))

@@ -89,7 +89,7 @@ def test_a_gain_is_counted_seed_by_seed():
     assert "low" not in single["tokens_per_second_ratio"]
 
 
-@pytest.mark.parametrize(("words", "said"), [(("--out", "x.jsonl"), "name a .json"), (("--out", "x.json", "--device", "cuda"), "no GPU"), (("--out", "x.json", "--seeds", "4", "4"), "expected each once, got [4, 4]")])  # fmt: skip
+@pytest.mark.parametrize(("words", "said"), [(("--out", "x.jsonl"), "name a .json"), (("--out", "x.json", "--device", "cuda"), "no GPU"), (("--out", "x.json", "--seeds", "4", "4"), "expected each once, got [4, 4]"), (("--out", "x.json", "--seconds", "0"), "expected more than 0")])  # fmt: skip
 def test_what_cannot_be_reported_is_said_before_anything_is_trained(words, said, monkeypatch, capsys):  # fmt: skip
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["trial_report", "data", *words])

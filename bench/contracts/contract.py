@@ -40,7 +40,7 @@ class Input:
                 weak: matrices with one singular value of a hundredth beside equal ones
     scale       what these values are multiplied by
     positive    their magnitudes, as of a running mean of squares
-    apart       matrices of the last two dimensions lie so many times their own length apart in memory: 3 where q, k and v are one projection
+    apart       matrices (the last two dimensions) begin this many times their own length apart: 3 where q, k and v are parts of one projection
 
     int64 values are drawn evenly from 0 to `below` - 1; in the family heavy_tail a tenth of them is -100, which means ignored.
     """
@@ -181,7 +181,7 @@ class Contract:
     infinite: tuple[str, ...] = ()
     # Replaces the comparison of values where a property is asked for and not a value: (case, inputs, plain result) -> a function that says
     # what is wrong with a result, "" if nothing.
-    judge: Callable[[Case, Mapping[str, Tensor], Tensor], Callable[[Tensor], str]] | None = None
+    criterion: Callable[[Case, Mapping[str, Tensor], Tensor], Callable[[Tensor], str]] | None = None
 
     # The form in which the model makes a call of the trial, where that is not the one that is timed.
     called: Callable[[Case, random.Random], Case] | None = None
@@ -194,6 +194,22 @@ class Contract:
         """Least bytes and flops of a call, with its backward where it is `trained`: twice the arithmetic and, at least, twice the traffic."""
         passes = 3 if self.differentiable and trained else 1
         return passes * self.least_bytes(case), passes * self.flops(case)
+
+    def described(self, case: Case) -> dict[str, Any]:
+        """A call as plain JSON, for a process that draws its tensors itself (bench/runner/events.py and rehearsal.py)."""
+        inputs = {
+            name: {
+                "dtype": wanted.dtype,
+                "shape": list(wanted.shape),
+                "strides": list(wanted.strides()),
+                "skew": int(wanted.layout == "offset"),
+                "below": wanted.below,
+            }
+            for name, wanted in case.inputs.items()
+        }
+        wrt = () if case.forward_only else self.differentiable
+        named = [name for name in wrt if name in inputs]
+        return {"inputs": inputs, "scalars": dict(case.scalars), "wrt": named}
 
     def shapes(self, case: Case) -> dict[str, Input]:
         """Shapes and dtypes of the results of a case."""

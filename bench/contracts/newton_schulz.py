@@ -212,5 +212,5 @@ CONTRACT = Contract(
     least_bytes=lambda case: 2 * nbytes(case.inputs["G"]),
     flops=_flops,
     library=("aten::_linalg_svd", "aten::linalg_svd"),
-    judge=Spectra,
+    criterion=Spectra,
 )

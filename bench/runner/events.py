@@ -5,7 +5,7 @@ events    {op, impl, mode, call}      medians of triton.testing.do_bench, in mil
 
 CUDA events stand around each call, the L2 cache is flushed before it, and calls are repeated for WINDOW_MS. The flush keeps the queue full: a
 call's launches do not show where they take the host less time than the flush takes the device (80 us for 256 MB on an H100). A call is
-described as in bench/sanitizer.py, and its tensors are drawn here. `backward` keeps the graph of one forward pass and runs it again and again.
+described by bench/contracts/contract.py, and its tensors are drawn here. `backward` keeps the graph of one forward pass and runs it again and again.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from bench.runner.lending import Lent
 
 MAX_ROWS = 300  # of the rest, the longest first
-# What the profiler keeps lies between the blocks that a step frees, so that the next step takes other memory. Where that memory is new, the product
-# that first writes to it pays for its pages: 72 ms for a loss that takes 27. So this much is touched before.
+# The profiler's records lie between the blocks that a step frees, so that the next step gets other memory. Where nobody has touched that memory
+# yet, the first product written there pays for its pages: a loss of 27 ms then takes 72. So this many bytes are touched beforehand.
 TOUCHED = 1 << 29
 _SCOPE = "op "  # how an op's calls are named in the profile
 _DATA = "data loader"

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from bench.sandbox import cgroup, devices, isolation, linux, namespaces
+from bench.sandbox import cgroup, devices, isolation, linux, namespaces, processes
 from bench.sandbox.confine import Terms
 from bench.sandbox.devices import Gpu
 from bench.sandbox.limits import Limits, default
@@ -232,8 +232,7 @@ def start(
 def _sweep() -> None:
     """Remove the scratch folders of judges that were killed: their runners died with them."""
     for folder in Path(tempfile.gettempdir()).glob("lab-*-*"):
-        owner = folder.name.split("-")[1]
-        if owner.isdigit() and not Path("/proc", owner).exists():
+        if processes.is_left_behind(folder):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.sandbox import processes
+
 _CONTROLLERS = ("memory", "pids")
 _PATIENCE_S = 5.0
 
@@ -119,8 +121,7 @@ def sweep(place: Place) -> None:
     """Remove the groups of judges that were killed, with whatever still runs in them."""
     for folder in place.parents:
         for left in folder.glob("lab-*-*"):
-            owner = left.name.split("-")[1]
-            if owner.isdigit() and not Path("/proc", owner).exists():
+            if processes.is_left_behind(left):
                 group = Group(place.version, (left,))
                 group.kill()
                 group.remove()

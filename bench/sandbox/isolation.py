@@ -116,7 +116,12 @@ def _bubblewraps() -> list[str]:
 def _why_not(wrapper: str) -> str:
     """What bubblewrap says if it cannot start a process; empty if it can."""
     probe = [*unshared(wrapper), "--ro-bind", "/", "/", "--proc", "/proc", "--", "true"]
-    done = subprocess.run(probe, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    try:
+        done = subprocess.run(probe, capture_output=True, text=True, timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return f"{wrapper} does not end within {_TIMEOUT_S} s"
+    except OSError as error:
+        return f"{wrapper} does not start: {error.strerror}"
     return "" if done.returncode == 0 else done.stderr.strip() or f"status {done.returncode}"
 
 

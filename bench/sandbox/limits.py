@@ -16,7 +16,8 @@ class Limits:
     data: int = 16 * GIB  # private memory that one process may reserve
     processes: int = 4096
     file: int = GIB  # one file
-    disk: int = 4 * GIB  # all files together
+    # Files in its folder; with a root of its own in each of three: scratch, /dev/shm, /compiled.
+    disk: int = 4 * GIB
     output: int = 64 << 20  # what it prints
 
     def rlimits(self) -> dict[str, int]:
@@ -32,7 +33,7 @@ class Limits:
 
 
 def default(device: str) -> Limits:
-    """For a device: three quarters of the machine's memory at most, of which files in memory take a quarter at most."""
+    """For a device: at most three quarters of the machine's memory, and for the files of each folder in memory at most a quarter of it."""
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     memory, disk = machine * 3 // 4, min(4 * GIB, machine // 4)
     if device != "cuda":

@@ -48,6 +48,12 @@ def lists_children() -> bool:
     return (_PROC / "self" / "task" / str(os.getpid()) / "children").exists()
 
 
+def is_left_behind(folder: Path) -> bool:
+    """Whether a folder that a judge has named lab-PID-... is of a judge that has ended."""
+    owner = folder.name.split("-")[1]
+    return owner.isdigit() and not (_PROC / owner).exists()
+
+
 def _children(pid: int) -> list[int]:
     """The children of all its threads; none of a process that ends meanwhile."""
     found: list[int] = []
