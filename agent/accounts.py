@@ -51,12 +51,15 @@ class Accounts:
         return CallTotals(**dict(row))
 
     def spent(self, run: str) -> dict[str, float]:
-        """Money (USD), tokens, hours at work and seconds on the device of a run so far."""
+        """Money (USD), tokens, hours at work and seconds on the device of a run so far.
+
+        `in_flight_usd` is the part of the money that is only an upper bound.
+        """
         calls, (seconds, device) = self.calls(run), self.worked(run)
-        tokens = calls.tokens_in + calls.tokens_out + calls.cache_read + calls.cache_write
         return {
             "usd": calls.usd,
-            "tokens": tokens,
+            "in_flight_usd": calls.in_flight_usd,
+            "tokens": calls.tokens,
             "hours": seconds / 3600,
             "device_seconds": device,
         }

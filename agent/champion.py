@@ -131,7 +131,7 @@ class Champion:
         done = {
             pair.seed
             for pair in self._ledger.measured.pairs(self._run)
-            if pair.incumbent == incumbent and pair.judge == self._trials.judge
+            if pair.incumbent == incumbent and pair.judge == self._trials.scorer
         }
         seeds = enumerate(fresh(PAIRS, self._run, SPLIT, incumbent))
         return [(place, seed) for place, seed in seeds if seed not in done]
@@ -150,7 +150,7 @@ class Champion:
         before, after = found["start"], found["champion"]
         pair = Pair(
             incumbent, self._keeps(), seed, before.val_bpb, after.val_bpb, before.tokens_per_second, after.tokens_per_second,
-            self._trials.judge,
+            self._trials.scorer,
         )  # fmt: skip
         self._ledger.measured.add_pair(self._run, pair)
         return True

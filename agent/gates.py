@@ -14,6 +14,7 @@ in agent/gate_command.py if `agent gate` is to ask it, and a cheat in tests/chea
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from agent import integrity, similarity, surface
 from agent import scope as rules
 from agent.judging import Judging, MachineFault, Unfit
 from agent.machine import CORES, DEVICE, NOTHING, Machine
+from agent.proposers import Stopped
 from agent.records import Candidate, Change, GateResult
 from agent.static import cpp, exports, literals, python, symbols
 from bench.finding import Finding
@@ -38,8 +40,8 @@ class Context:
     """What the gates know beside the candidate.
 
     `earlier`: the proposals of this run, patch hash to experiment number; None for a person's change, which may repeat itself and may
-    touch documents and tests (not judged here). `sketches`: the same proposals, number and sketch (similarity.py). A change that need
-    not win (`must_win` is False) has only to be no slower.
+    touch documents and tests (not judged here). `sketches`: number and sketch (similarity.py) of those that were found correct, or still
+    may be. A change that need not win (`must_win` is False) has only to be no slower.
     """
 
     judge: Judging
@@ -298,6 +300,20 @@ USES = {
 }
 # The gates that compare with the incumbent, which may change until a proposal's turn has come.
 MEASURING = ("microbench", "parity")
+
+
+def while_it_lasts(steps: Steps, stop: threading.Event) -> Steps:
+    """The gates; each raises Stopped if the run has ended when its turn on the machine comes."""
+
+    def asked(gate: Gate) -> Gate:
+        def ask(candidate: Candidate, context: Context) -> Finding:
+            if stop.is_set():
+                raise Stopped("the run ended")
+            return gate(candidate, context)
+
+        return ask
+
+    return [(name, asked(gate)) for name, gate in steps]
 
 
 def run(

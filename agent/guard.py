@@ -93,7 +93,9 @@ class Guard:
             if self._seal is not None:
                 integrity.verify(self._seal)
         except integrity.Tampered as tampered:
-            raise LoopError(f"{tampered}; nothing is lost: python -m agent --resume") from None
+            raise LoopError(
+                f"{tampered}; only the experiment under way is lost: python -m agent --resume"
+            ) from None
 
     def keep(self, name: str, error: Exception) -> Path:
         """Write the traceback of an error into a log; the log."""

@@ -38,8 +38,10 @@ class Hours:
         for limit, used, name in self._limits():
             aside = aside_s if aside_s <= SHARE * limit else 0.0
             if used + aside >= limit:
-                less = f", but for {duration(aside)} to run what was kept again" if aside else ""
-                return f"{limit / 3600:g} {name} are over{less}"
+                all_of_it = f"{limit / 3600:g} {name}"
+                if aside:
+                    return f"the last {duration(aside)} of {all_of_it} are set aside for running again what was kept"
+                return f"{all_of_it} are over"
         return None
 
     def _limits(self) -> Iterator[tuple[float, float, str]]:

@@ -66,8 +66,12 @@ class Loop:
                 return why
             self._try(waiting)
         with Ahead(self._prepare, self.proposer.ahead, self.stop) as prepared:
+            idle = False
             while (why := self._spent()) is None:
                 made = prepared.next(LOOK_S)
+                if made is None and not idle:
+                    self.screen.stage("")
+                idle = made is None
                 # One of those that filled the limit may have been lost since this was said.
                 if isinstance(made, str) and (made != self._full or self._enough() is not None):
                     return made
@@ -88,16 +92,22 @@ class Loop:
         experiment = prepared.experiment
         self.ledger.take_experiment(experiment)
         spent = self.trials.seconds
-        with self.guard.watch(experiment, "trial") as watched:
-            watched.commit = prepared.commit
-            try:
-                current = self.preparing.rebased(prepared)
-            except BaseMoved as moved:
-                watched.outcome = Outcome(DROP, str(moved))
-            else:
-                watched.commit = current.commit
-                watched.outcome = self._decide(current)
-            self.guard.verify()
+        try:
+            with self.guard.watch(experiment, "trial") as watched:
+                watched.commit = prepared.commit
+                try:
+                    current = self.preparing.rebased(prepared)
+                except BaseMoved as moved:
+                    watched.outcome = Outcome(DROP, str(moved))
+                else:
+                    watched.commit = current.commit
+                    watched.outcome = self._decide(current)
+                self.guard.verify()
+        except KeyboardInterrupt:
+            # A model or an agent was paid for it, and its trials so far are remembered: it waits for the next life.
+            if self.proposer.ahead:
+                self.ledger.ready_experiment(experiment)
+            raise
         outcome = watched.close(self.trials.seconds - spent)
         if outcome.status == KEEP:
             self.preparing.incumbent = watched.commit
@@ -126,19 +136,23 @@ class Loop:
         return replace(outcome, **gains.timed(results))
 
     def _baseline(self) -> None:
+        which, mend = "the start", "try `python -m agent trial`"
+        if self.incumbent != self.start:
+            which = f"the incumbent, commit {self.incumbent[:12]},"
+            mend = "it has trained before, so look at this machine: python -m agent doctor"
         tree = self.workspace.checkout(self.incumbent)
         # Runners can read the cache of built objects but not fill it: without this each of them would compile for itself.
         self.screen.stage("building the incumbent's kernels")
         built = self.judge.build(tree, surface.sources(tree))
         if not built.passed:
-            raise LoopError(f"the start does not build: {built.reason}")
+            raise LoopError(f"{which} does not build: {built.reason}")
         if self.incumbent == self.start:
             self._require_right(tree)
         for seed in range(self.settings.seed, self.settings.seed + BASELINES):
             result = self.trials.result(self.incumbent, tree, seed, "incumbent")
             if not result.ok:
                 raise LoopError(
-                    f"the start does not train: {result.failure}: {result.detail}; try `python -m agent trial`"
+                    f"{which} does not train: {result.failure}: {result.detail}; {mend}"
                 )
         self.screen.say(f"noise of val_bpb from seed to seed: {self.trials.noise(self.start)}")
 

@@ -194,7 +194,12 @@ def _budget_options(to: argparse.ArgumentParser) -> None:
             "USD",
             "send no model request that could pass this sum (a --command counts only the costs that it reports)",
         ),
-        ("--tokens", int, "N", "send no model request that could pass this number (the same)"),
+        (
+            "--tokens",
+            int,
+            "N",
+            "send no model request that could take the run beyond this number of tokens (a --command counts only what it reports)",
+        ),
     ):
         group.add_argument(
             flag, type=_positive(kind), default=argparse.SUPPRESS, metavar=metavar, help=says

@@ -56,4 +56,4 @@ def _stopped(experiments: Sequence[Experiment]) -> Iterator[str]:
             yield f"not judged: {each.number} {each.outcome.status}: {each.outcome.reason[:150]}"
     counts = Counter(each.outcome.status for each in experiments)
     if unfinished := sum(counts[status] for status in (LOST, *OPEN)):
-        yield f"not judged: {unfinished} in flight when the run was stopped"
+        yield f"not judged: {unfinished} without a verdict: the run was stopped, or the machine failed"

@@ -30,9 +30,8 @@ from agent.screen import Screen, duration
 from agent.spending import BudgetSpent
 from agent.workspace import Workspace
 from bench import hardware
-from bench.finding import Finding
 
-FULL = "No space left on device"  # as git says it
+FULL = ("No space left on device", "Disk quota exceeded")  # as git says it
 LONGEST_PAUSE_S = 300.0  # between attempts of a proposer that gives no proposal
 
 
@@ -93,7 +92,7 @@ class Preparing:
         self.screen, self.machine, self.stop = workshop.screen, workshop.machine, workshop.stop
         self.workspace, self.proposer, self.guard = workspace, proposer, guard
         self.agenda, self.brought = agenda, tuple(brought)
-        self.steps = [(name, self._while_it_lasts(gate)) for name, gate in steps]
+        self.steps = gates.while_it_lasts(steps, self.stop)
         self.hardware = hardware.name(run.settings.device)
         # In a row: calls of the proposer that gave no proposal, its errors, and proposals that git did not take.
         self._empty = self._failures = self._unwritten = 0
@@ -167,16 +166,6 @@ class Preparing:
         self.screen.say(f"  {watched.close().status}")
         return None
 
-    def _while_it_lasts(self, gate: gates.Gate) -> gates.Gate:
-        """The gate, unless the run has ended when its turn on the machine comes."""
-
-        def asked(candidate: Candidate, context: gates.Context) -> Finding:
-            if self.stop.is_set():
-                raise Stopped("the run ended")
-            return gate(candidate, context)
-
-        return asked
-
     def _gates(
         self, experiment: int, candidate: Candidate, context: gates.Context
     ) -> list[GateResult]:
@@ -247,7 +236,7 @@ class Preparing:
 
     def _not_applied(self, parent: str, proposal: Proposal, error: GitError | ValueError) -> None:
         """Record a proposal whose files git does not take."""
-        full = FULL in str(error)
+        full = any(words in str(error) for words in FULL)
         outcome = (
             Outcome(LOST, f"git could not write the files: {error}")
             if full
@@ -293,6 +282,10 @@ class Preparing:
                 raise
             if ready:
                 yield prepared
+                continue
+            if watched.outcome.status == LOST:
+                # the machine's fault
+                self.screen.say(f"  it goes on waiting: {watched.outcome.reason}")
                 continue
             self.workspace.forget(prepared.commit)
             self.screen.say(f"  {watched.close().status}")

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# How an experiment ends. `lost`: the loop was stopped or killed while it was in flight.
+# How an experiment ends. `lost`: the loop was stopped or killed while it was in flight, or the machine failed; the
+# candidate is not to blame.
 KEEP, DROP, REFUSE, CRASH, LOST = "keep", "drop", "refuse", "crash", "lost"
 # The reason begins so where the judge or the machine failed: nothing is known of the candidate.
 UNFINISHED = "the judge could not finish"
@@ -253,6 +254,10 @@ class CallTotals:
     cache_write: int = 0
     count: int = 0
     in_flight_usd: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        return self.tokens_in + self.tokens_out + self.cache_read + self.cache_write
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ _PAST = {
     DROP: "dropped",
     REFUSE: "refused",
     CRASH: "crashed",
-    RUNNING: "at work",
+    RUNNING: "in flight",
     READY: "waiting for a trial",
 }
 
@@ -95,7 +95,9 @@ def spending(ledger: Ledger, run: str) -> str:
     ]
     if spent["tokens"] or spent["usd"]:
         parts += [f"{spent['usd']:.2f} USD", f"{spent['tokens']:,.0f} tokens"]
-    return f"spent: {', '.join(parts)}"
+    bound = spent["in_flight_usd"]
+    most = f"; {bound:.2f} USD of it are the most that requests without an answer can have cost"
+    return f"spent: {', '.join(parts)}{most if bound else ''}"
 
 
 def _experiment(experiment: Experiment) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, Protocol, TextIO
@@ -18,7 +19,10 @@ class Screen(Protocol):
         ...
 
     def stage(self, text: str, seconds: float | None = None) -> None:
-        """What goes on from here, and how long it will take, if that is known."""
+        """What goes on from here, and how long it will take, if that is known; nothing, while this thread waits.
+
+        The stages of another thread than the one that opened the screen, which works ahead, are shown while that one waits.
+        """
         ...
 
     def progress(self, event: Mapping[str, Any]) -> None:
@@ -93,11 +97,26 @@ class Clock:
         return None if self.seconds is None else max(0.0, self.seconds - passed)
 
 
+class Turns:
+    """Whose stages are shown: those of the thread that opened the screen, and of one that works ahead while that one waits."""
+
+    def __init__(self) -> None:
+        self._owner, self._waits = threading.get_ident(), True
+
+    def has(self, text: str) -> bool:
+        """Whether the thread that calls may show this stage."""
+        if threading.get_ident() != self._owner:
+            return self._waits
+        self._waits = not text
+        return True
+
+
 class Plain:
     """Timestamped lines; a stage that goes on says so every PLAIN_EVERY_S seconds."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._stage = stream, ""
+        self._turns = Turns()
         self._clock, self._spoke = Clock(), time.monotonic()
 
     def say(self, text: str) -> None:
@@ -107,8 +126,12 @@ class Plain:
                 print(f"{stamp} {line}".rstrip(), file=self._stream, flush=True)
 
     def stage(self, text: str, seconds: float | None = None) -> None:
+        if not self._turns.has(text):
+            return
         self._stage = text
         self._clock, self._spoke = Clock(seconds), time.monotonic()
+        if not text:
+            return
         self.say(
             f"{text} ..." + (f" (about {duration(seconds)})" if seconds and seconds >= 2 else "")
         )
@@ -139,7 +162,7 @@ class Live:
             TextColumn("{task.fields[note]}", markup=False), console=self._console, transient=True, refresh_per_second=4,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=None, note="", visible=False)
-        self._clock = Clock()
+        self._clock, self._turns = Clock(), Turns()
         self._bar.start()
 
     def say(self, text: str) -> None:
@@ -147,10 +170,12 @@ class Live:
             self._console.print(printable(text), markup=False)
 
     def stage(self, text: str, seconds: float | None = None) -> None:
-        self._clock = Clock(seconds)
+        if not self._turns.has(text):
+            return
+        self._clock, shown = Clock(seconds), bool(text)
         with contextlib.suppress(OSError):
             self._bar.reset(
-                self._task, total=seconds, description=printable(text), note="", visible=True
+                self._task, total=seconds, description=printable(text), note="", visible=shown
             )
 
     def progress(self, event: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ from types import FrameType
 
 from agent import integrity, trials
 from agent.champion import Champion
+from agent.coder import headless
 from agent.guard import Guard
 from agent.hours import Hours
 from agent.judging import Judging
@@ -38,6 +39,8 @@ class Site:
 
 def workshop(lab: Lab, run: Run, ledger: Ledger, judge: Judging, screen: Screen) -> Workshop:
     """What a proposer may use. Nothing is recorded yet; what killed runs left is removed."""
+    if ended := headless.end_leftovers(lab.folder):
+        screen.say(f"ended {ended} processes of a coding agent, which a killed run had left")
     for stays in clear_leftovers(lab.folder):
         screen.say(f"{stays} cannot be removed, and is left: what is in it may be another user's")
     return Workshop(

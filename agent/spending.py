@@ -99,8 +99,7 @@ class Purse:
 
     def spent(self) -> Spent:
         totals = self._calls.calls(self._run)
-        tokens = totals.tokens_in + totals.tokens_out + totals.cache_read + totals.cache_write
-        return Spent(totals.usd, tokens, totals.in_flight_usd)
+        return Spent(totals.usd, totals.tokens, totals.in_flight_usd)
 
     def _afford(self, usd: float, tokens: int) -> None:
         spent, limits = self.spent(), self._limits

@@ -42,7 +42,7 @@ class Trials:
         self._key, self._tree_hash, self._machine = key, tree_hash, machine
         # Who scores pairs of start and champion: the judge's sources, and this machine.
         scorer = f"{key.judge} {key.machine}".encode()
-        self.judge = hashlib.sha256(scorer).hexdigest()[:16]
+        self.scorer = hashlib.sha256(scorer).hexdigest()[:16]
         self.seconds = 0.0  # spent on trials so far; remembered ones take none
 
     def result(

@@ -125,8 +125,8 @@ class Timed(Stopping):
     ("worked_s", "why", "measured"),
     [
         (2900, "proposer sweep has nothing left to try", 3),
-        (3200, "1 hours are over, but for 11:00 to run what was kept again", 3),
-        (3400, "1 hours are over, but for 11:00 to run what was kept again", 0),
+        (3200, "the last 11:00 of 1 hours are set aside for running again what was kept", 3),
+        (3400, "the last 11:00 of 1 hours are set aside for running again what was kept", 0),
     ],
 )
 def test_the_re_run_belongs_to_the_hours_that_were_asked_for(

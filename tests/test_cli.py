@@ -13,6 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn, cast
@@ -511,3 +512,25 @@ def test_an_agenda_that_is_no_utf_8_is_named(lab: Lab) -> None:
     (lab.root / "program.md").write_bytes(b"sch\xf6n")
     with pytest.raises(Unusable, match="program.md is no UTF-8 text"):
         lab.agenda()
+
+
+def test_what_works_ahead_takes_no_stage_from_the_trial_under_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("agent.screen.PLAIN_EVERY_S", 0.0)
+    stream = io.StringIO()
+    screen = Plain(stream)
+
+    def ahead(stage: str) -> None:
+        thread = threading.Thread(target=screen.stage, args=(stage,))
+        thread.start()
+        thread.join()
+
+    ahead("  static")
+    screen.stage("candidate, seed 0: trial", 300)
+    ahead("  build")
+    screen.progress({"phase": "training", "step": 3, "elapsed": 10.0})
+    screen.stage("")
+    ahead("  correctness")
+    assert "candidate, seed 0: trial: training  step 3  4:50 left" in stream.getvalue()
+    assert [word in stream.getvalue() for word in ("static", "build", "correctness")] == [True, False, True]  # fmt: skip

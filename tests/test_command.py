@@ -558,3 +558,43 @@ def test_a_file_that_may_not_be_read_costs_no_proposal(
     proposal = proposed(bench.agent(put(*FASTER) + put("root.txt", "x")), bench.context())
     assert list(proposal.files) == ["csrc/scale.cpp"]
     assert proposal.notes["not_taken"] == ["root.txt"]
+
+
+def test_what_a_killed_loop_s_agent_had_started_is_ended_when_a_run_begins(tmp_path: Path) -> None:
+    own = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
+    child = "import subprocess, time; c = subprocess.Popen(['sleep', '60']); open('pid', 'w').write(str(c.pid)); time.sleep(60)"
+    loop = subprocess.Popen([sys.executable, "-c", LOOP.replace(own, child), str(tmp_path)])
+    pid, deadline = tmp_path / "pid", time.monotonic() + 20
+    while not (pid.exists() and pid.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(loop.pid, signal.SIGKILL)
+    loop.wait()
+    assert alive(pid)
+    assert headless.end_leftovers(tmp_path.parent) >= 1
+    assert gone(pid)
+
+
+@pytest.mark.parametrize(("settings", "lines"), [(Settings(usd=5.0), 1), (Settings(), 0)])
+def test_an_agent_that_does_not_say_what_it_spent_is_named_where_a_limit_is_set(
+    tmp_path: Path, settings: Settings, lines: int
+) -> None:
+    bench = Bench(make(tmp_path / "checkout"), settings)
+    proposed(bench.agent(put(*FASTER)), bench.context())
+    assert sum("did not say what it spent" in line for line in bench.screen.lines) == lines
+
+
+def test_the_agent_is_told_which_files_the_person_brought(tmp_path: Path) -> None:
+    script = tmp_path / "agent.py"
+    script.write_text(f"import pathlib, sys\n{put(*FASTER)}print(sys.stdin.read())\n")
+    command = shlex.join([sys.executable, str(script)])
+    bench = Bench(make(tmp_path / "checkout"), Settings(command=command))
+    proposed(create(bench.workshop()), replace(bench.context(), brought=("csrc/scale.cpp",)))
+    assert "cares most about them: csrc/scale.cpp." in bench.logs()
+
+
+def test_an_agent_s_output_is_read_to_its_end_though_the_disk_is_full() -> None:
+    reads, writes = os.pipe()
+    os.write(writes, b"x" * 1000)
+    os.close(writes)
+    with open(reads, "rb", buffering=0) as pipe:
+        headless.Log(Path("/dev/full"), headless.Secrets({})).follow(pipe)

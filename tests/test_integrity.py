@@ -58,8 +58,11 @@ def test_equal_files_have_equal_digests_and_others_not(lab: Lab) -> None:
     assert before.digest != integrity.of_judge(lab.root).digest
 
 
-def test_a_judge_that_changes_during_a_run_stops_it_and_loses_nothing(lab: Lab) -> None:
-    with pytest.raises(LoopError, match=r"bench/rule.py changed .*python -m agent --resume"):
+def test_a_judge_that_changes_during_a_run_stops_it_and_loses_one_experiment(lab: Lab) -> None:
+    with pytest.raises(
+        LoopError,
+        match=r"bench/rule.py changed .*only the experiment under way is lost: python -m agent --resume",
+    ):
         campaign.run(lab, SETTINGS, Transcript(), Meddling(lab.root, RULE, nth=4))
     ledger = lab.ledger()
     before = ledger.experiments()

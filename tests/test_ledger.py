@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from agent import accounts, export
+from agent import accounts, export, report
 from agent.ledger import Ledger, LedgerError
 from agent.records import (
     DROP,
@@ -434,3 +434,9 @@ def test_json_export_holds_the_gain(ledger: Ledger) -> None:
     ledger.measured.add_pair("r1", Pair("start", 1, 7, 2.0, 1.9, 10.0, 11.0, "judge"))
     (run,) = json.loads(export.as_json(ledger))["runs"]
     assert (run["pairs"][0]["after_bpb"], run["confirmations"]) == (1.9, [])
+
+
+def test_what_is_only_a_bound_is_told_apart_from_what_was_spent(ledger: Ledger) -> None:
+    ledger.accounts.open_call("r1", "m", 2000, 500, 1.5)
+    said = report.spending(ledger, "r1")
+    assert said.endswith("2,500 tokens; 1.50 USD of it are the most that requests without an answer can have cost")  # fmt: skip

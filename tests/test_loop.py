@@ -506,3 +506,17 @@ def test_a_start_that_is_wrong_ends_the_run_before_any_trial(lab: Lab) -> None:
     with pytest.raises(LoopError, match=r"the start's scale is wrong: y: relative error 1.0"):
         campaign.run(lab, replace(SETTINGS, start=str(lab.root / "mine")), Transcript(), rules)
     assert not [call for call in rules.calls if call.startswith("trial")]
+
+
+def test_an_incumbent_that_no_longer_builds_is_not_called_the_start(lab: Lab) -> None:
+    campaign.run(lab, SETTINGS, Transcript(), Rules())
+    name = lab.ledger().run().incumbent[:12]
+
+    class Broken(Rules):
+        def build(self, tree: Path, changed: Sequence[str]) -> Finding:
+            return Finding(False, "no compiler")
+
+    with pytest.raises(
+        LoopError, match=f"the incumbent, commit {name}, does not build: no compiler"
+    ):
+        campaign.resume(lab, None, {"experiments": 9}, Transcript(), Broken())

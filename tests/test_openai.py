@@ -2,6 +2,7 @@
 
 import io
 import threading
+from dataclasses import replace
 
 import pytest
 from conversation import PROMPT, READ, TWO_FILES, after, two_files
@@ -13,7 +14,7 @@ from agent.machine import Machine
 from agent.proposers import Workshop
 from agent.proposers.openai import BROKEN_OFF, ChatModel, create, only_model
 from agent.records import Settings, Usage
-from agent.research import wire
+from agent.research import chat_wire, wire
 from agent.research.messages import (
     END,
     MAX_TOKENS,
@@ -23,6 +24,7 @@ from agent.research.messages import (
     Rejected,
     ToolResult,
     Transient,
+    User,
 )
 from agent.screen import Plain
 
@@ -315,3 +317,55 @@ def test_what_llama_cpp_can_never_answer_is_not_waited_for(said):
             model(server).reply(PROMPT, 1000)
         with pytest.raises(ModelUnusable, match="500"):
             model(server).check()
+
+
+def test_thoughts_that_a_server_leaves_out_of_the_completion_are_paid():
+    told = {
+        "prompt_tokens": 10_120, "completion_tokens": 1_499, "total_tokens": 14_428,
+        "prompt_tokens_details": {"cached_tokens": 128},
+    }  # fmt: skip
+    assert chat_wire.used(told) == Usage(9_992, 4_308, 128, 0)
+
+
+def test_a_server_that_cuts_prompts_is_named_and_not_learned_from():
+    class Cutting(ChatServer):
+        def events(self, say, body):
+            usage = {"prompt_tokens": 2_050, "completion_tokens": 7}
+            return [*super().events(say, body)[:-1], ("", {"choices": [], "usage": usage})]
+
+    long, said = replace(PROMPT, turns=(User("y = x @ w\n" * 6_000),)), []
+    with Cutting([Say("x")] * 2) as server:
+        asked = model(server, say=said.append)
+        before = asked.count(long)
+        asked.reply(long, 1000)
+        asked.reply(long, 1000)
+        assert asked.count(long) == before
+    (line,) = said
+    assert "has read 2,050 tokens of a prompt of" in line
+
+
+@pytest.mark.parametrize(
+    ("said", "most"),
+    [
+        ("max_tokens is too large: 16384. This model supports at most 4096 completion tokens", 4096),
+        ("`max_tokens` must be less than or equal to `8192`, the maximum value", 8192),
+        ("`max_completion_tokens`: expected a value <= 12288, but got 16384 instead", 12288),
+        ("Invalid max_tokens value, the valid range of max_tokens is [1, 8192]", 8192),
+    ],
+)  # fmt: skip
+def test_a_refusal_that_names_the_longest_answer_is_heeded(said, most):
+    with ChatServer([Fail(400, said)], models=["qwen3-coder"]) as server:
+        asked = model(server, "qwen3-coder")
+        with pytest.raises(Rejected):
+            asked.reply(PROMPT, 1000)
+    assert (asked.max_output, asked.window) == (most, 128_000)
+
+
+def test_an_endpoint_that_does_not_answer_is_not_said_to_have_no_model(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with ChatServer(models=["qwen3-coder"]) as server:
+        with pytest.raises(Unusable, match=r"asks for a key \(401"):
+            only_model(server.url)
+        url = server.url
+    with pytest.raises(Unusable, match=f"no answer from {url}: .*refused"):
+        only_model(url)

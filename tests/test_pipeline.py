@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 import threading
 import time
@@ -350,11 +351,11 @@ def test_what_was_ready_when_the_loop_was_stopped_is_tried_when_it_goes_on(
     moves: list[Move] = [idea(rows(2), "first"), idea(rate(0.02), "second")]
     night(lab, monkeypatch, Scripted(moves), PressedLate(lab))
     ledger = lab.ledger()
-    assert [e.outcome.status for e in ledger.experiments()] == [LOST, READY]
+    assert [e.outcome.status for e in ledger.experiments()] == [READY, READY]
     git(lab.root, "gc", "--prune=now", "-q")
     monkeypatch.setattr(proposers, "create", lambda name, workshop: Scripted([]))
     campaign.resume(lab, None, {}, Transcript(), Rules())
-    assert [e.outcome.status for e in ledger.experiments()] == [LOST, KEEP]
+    assert [e.outcome.status for e in ledger.experiments()] == [KEEP, KEEP]
 
 
 class Stricter(Rules):
@@ -370,10 +371,10 @@ def test_what_was_ready_meets_the_gates_of_now(lab: Lab, monkeypatch: pytest.Mon
     monkeypatch.setattr(proposers, "create", lambda name, workshop: Scripted([]))
     judge = Stricter()
     campaign.resume(lab, None, {}, Transcript(), judge)
-    refused = lab.ledger().experiments()[-1]
-    assert refused.outcome.status == REFUSE
+    kept, refused = lab.ledger().experiments()
+    assert (kept.outcome.status, refused.outcome.status) == (KEEP, REFUSE)
     assert "build: four rows are a cheat" in refused.outcome.reason
-    assert lab.ledger().run().incumbent == lab.ledger().run().start
+    assert lab.ledger().run().incumbent == kept.commit
 
 
 class SlowGates(Rules):
@@ -411,7 +412,7 @@ def test_a_candidate_at_the_gates_when_the_run_ends_is_lost_and_not_left_open(
 
     monkeypatch.setattr(proposers, "create", create)
     campaign.run(lab, replace(SETTINGS, proposer="sweep"), Transcript(), judge)
-    assert {e.outcome.status for e in lab.ledger().experiments()} == {LOST}
+    assert [e.outcome.status for e in lab.ledger().experiments()] == [READY, LOST]
     assert not list((lab.folder / "runs").glob("*/trees"))
 
 
@@ -533,7 +534,8 @@ class PressedAtTheGates(Rules):
 def test_ctrl_c_before_its_trial_leaves_what_was_ready_waiting(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    night(lab, monkeypatch, Scripted([idea(rows(2)), idea(rows(4))]), PressedLate(lab))
+    proposer = Scripted([idea(rows(4))])
+    night(lab, monkeypatch, proposer, Pressed(proposer))
     monkeypatch.setattr(proposers, "create", lambda name, workshop: Scripted([]))
     campaign.resume(lab, None, {}, Transcript(), PressedAtTheGates())
     assert lab.ledger().experiments()[-1].outcome.status == READY
@@ -560,14 +562,46 @@ def test_no_gate_is_asked_for_a_proposal_that_comes_when_the_run_has_ended(
     assert (last.outcome.status, last.gates) == (LOST, ())
 
 
-def test_a_full_disk_is_no_fault_of_the_proposal(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("words", preparing.FULL)
+def test_a_full_disk_is_no_fault_of_the_proposal(
+    words: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(self: Workspace, parent: str, proposal: Proposal) -> str:
-        raise GitError("git hash-object: error: No space left on device")
+        raise GitError(f"git hash-object: error: {words}")
 
     monkeypatch.setattr(Workspace, "commit", full)
     with pytest.raises(LoopError, match="free space"):
         night(lab, monkeypatch, Scripted([idea(rows(4))]))
     assert [e.outcome.status for e in lab.ledger().experiments()] == [LOST]
+
+
+def test_ctrl_c_in_its_trial_leaves_a_paid_proposal_waiting(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposer = Scripted([idea(rows(4))])
+    night(lab, monkeypatch, proposer, Pressed(proposer))
+    assert [e.outcome.status for e in lab.ledger().experiments()] == [READY]
+    git(lab.root, "gc", "--prune=now", "-q")
+    monkeypatch.setattr(proposers, "create", lambda name, workshop: Scripted([]))
+    campaign.resume(lab, None, {}, Transcript(), Rules())
+    assert [e.outcome.status for e in lab.ledger().experiments()] == [KEEP]
+
+
+def test_what_was_ready_outlives_a_fault_of_the_machine(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(Rules):
+        def build(self, tree: Path, changed: Sequence[str]) -> Finding:
+            if "kRows = 4" in (tree / "csrc/scale.cpp").read_text():
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return super().build(tree, changed)
+
+    proposer = Scripted([idea(rows(4))])
+    night(lab, monkeypatch, proposer, Pressed(proposer))
+    monkeypatch.setattr(proposers, "create", lambda name, workshop: Scripted([]))
+    for judge, status in ((Full(), READY), (Rules(), KEEP)):
+        campaign.resume(lab, None, {}, Transcript(), judge)
+        assert [e.outcome.status for e in lab.ledger().experiments()] == [status]
 
 
 def test_a_place_that_a_lost_experiment_leaves_is_filled(

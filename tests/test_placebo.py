@@ -222,7 +222,7 @@ def test_a_placebo_run_that_was_stopped_tells_what_is_known_and_goes_on_to_the_s
 ) -> None:
     summary = campaign.run(lab, AA, Transcript(), impatient(Noisy(), 7))
     assert re.search(r"false keeps: 0 of \d placebos", summary)
-    assert "not judged: 1 in flight when the run was stopped" in summary
+    assert "not judged: 1 without a verdict" in summary
     campaign.resume(lab, None, {}, Transcript(), Noisy())
     stopped = [hypothesis for hypothesis, status in placebos(lab.ledger()) if status == DROP]
     campaign.run(lab, AA, Transcript(), Noisy())

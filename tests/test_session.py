@@ -564,3 +564,25 @@ def test_a_request_of_which_nobody_knows_the_cost_stays_at_its_most(lab: Setting
     calls = lab.ledger.accounts.calls("r")
     assert calls.in_flight_usd > 0
     assert calls.usd == pytest.approx(made.cost_usd + calls.in_flight_usd)
+
+
+def test_answers_that_break_off_again_and_again_are_not_paid_for_ever(lab: Setting) -> None:
+    cut = Transient("the stream ended", 0.001, billed=Usage(input=1_000, output=100))
+    model = Scripted([read(), *[cut] * 20])
+    nothing = ends_with_nothing(lab.session(model))
+    assert "6 answers in a row broke off" in nothing.reason
+    assert len(model.prompts) == 7
+    assert nothing.cost_usd == pytest.approx(lab.ledger.accounts.calls("r").usd)
+
+
+def test_a_check_under_way_ends_with_the_run(lab: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = lab.rules.build
+
+    def build(*given: Any) -> Any:
+        lab.workshop.stop.set()
+        return built(*given)
+
+    monkeypatch.setattr(lab.rules, "build", build)
+    with pytest.raises(Stopped):
+        lab.session(Scripted([edit(), calls(call("check"))])).run()
+    assert "correctness" not in lab.rules.calls

@@ -72,10 +72,10 @@ class Log:
         self._held, self._tail, self._written = b"", b"", 0
         self._lock = threading.Lock()
 
-    def follow(self, pipe: int) -> None:
-        """Read until the pipe ends."""
-        with self._file.open("wb") as file:
-            while piece := os.read(pipe, 1 << 16):
+    def follow(self, pipe: IO[bytes]) -> None:
+        """Read until the pipe ends, even if the disk is full: a program whose output nobody reads waits for ever."""
+        with self._file.open("wb", buffering=0) as file:
+            while piece := os.read(pipe.fileno(), 1 << 16):
                 self._take(file, piece)
 
     def _take(self, file: IO[bytes], piece: bytes) -> None:
@@ -85,8 +85,8 @@ class Log:
         with self._lock:
             ready, self._held = scrubbed[: max(0, safe)], scrubbed[max(0, safe) :]
             self._tail = (self._tail + ready)[-MAX_TAIL:]
-        file.write(ready[: max(0, MAX_LOG - self._written)])
-        file.flush()
+        with suppress(OSError):
+            file.write(ready[: max(0, MAX_LOG - self._written)])
         self._written += len(ready)
 
     def finish(self) -> str:
@@ -119,14 +119,14 @@ def run(
     kept = Log(log, Secrets(environment))
     # Git's variables may name another repository.
     without_git = {k: v for k, v in environment.items() if not k.startswith("GIT_")}
-    mark = uuid.uuid4().hex
+    mark = f"{folder}:{uuid.uuid4().hex}"
     with prompt.open("rb") as text:
         process = subprocess.Popen(
             arguments, cwd=folder, stdin=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=without_git | {MARK: mark},
             start_new_session=True, preexec_fn=_die_with_the_parent,
         )  # fmt: skip
     assert process.stdout is not None
-    reader = threading.Thread(target=kept.follow, args=(process.stdout.fileno(),), daemon=True)
+    reader = threading.Thread(target=kept.follow, args=(process.stdout,), daemon=True)
     reader.start()
     try:
         stopped = _wait(process, time.monotonic() + seconds, stop)
@@ -172,15 +172,25 @@ def _end(process: subprocess.Popen[bytes], mark: str) -> None:
 
 
 def _marked(mark: str) -> set[int]:
-    """Processes with this mark in their environment; what may not be read is another user's."""
-    wanted = f"{MARK}={mark}".encode()
+    """Processes whose mark begins so; what may not be read is another user's."""
+    wanted = os.fsencode(f"{MARK}={mark}")
     found: set[int] = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with suppress(OSError):
-                if wanted in (entry / "environ").read_bytes().split(b"\0"):
+                variables = (entry / "environ").read_bytes().split(b"\0")
+                if any(each.startswith(wanted) for each in variables):
                     found.add(int(entry.name))
     return found
+
+
+def end_leftovers(lab: Path) -> int:
+    """End what programs of killed loops left running, by the mark on all of it; how many processes. To be called under `lock`."""
+    found = _marked(f"{lab}/")
+    for pid in found:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    return len(found)
 
 
 def _signal_group(group: int, number: int) -> None:

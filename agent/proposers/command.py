@@ -21,7 +21,6 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from agent import surface
 from agent.coder import headless
@@ -32,7 +31,7 @@ from agent.lab import Unusable
 from agent.proposers import Context, NoProposal, Stopped, Workshop
 from agent.records import GateResult, Proposal, Usage
 from agent.research import search
-from agent.research.prompt import quote
+from agent.research.prompt import cared_for, quote
 from agent.research.search import COMBINE, Plan
 from agent.spending import BudgetSpent
 from agent.workspace import DRAFT, remove
@@ -100,11 +99,7 @@ class Command:
         self._afford()
         number = 1 + len(list(self._workshop.folder.glob("command-*.log")))
         task = self._task(context)
-        notes: dict[str, Any] = {
-            "kind": task.plan.kind,
-            "op": task.plan.op,
-            "parents": list(task.plan.parents),
-        }
+        notes = task.plan.notes
         if task.plan.kind == COMBINE:
             return Proposal(task.plan.why, task.plan.files, NAME, notes=notes)
         desk = self._desk(number, context, task)
@@ -196,6 +191,11 @@ class Command:
                 call, tokens_in=used.input, tokens_out=used.output, cache_read=used.cache_read,
                 cache_write=used.cache_write, usd=said.usd,
             )  # fmt: skip
+        elif (self._workshop.settings.usd, self._workshop.settings.tokens) != (None, None):
+            self._workshop.screen.say(
+                f"  {self._program} did not say what it spent, so the limit does not count this run: let its last line be JSON with "
+                "total_cost_usd (claude: --output-format json)"
+            )
 
     def _desk(self, number: int, context: Context, task: Task) -> Desk:
         for old in sorted(self._desks)[: -(DESKS - 1)]:
@@ -254,7 +254,13 @@ def _asker(workshop: Workshop) -> Callable[[Context], Task]:
             target=context.target, op=context.op,
         )  # fmt: skip
         known = memory.digest(context.history, context.target, context.op, context.run)
-        aim = f"{plan.kind} {plan.op or 'the model'}: {plan.why}"
+        lines = [f"{plan.kind} {plan.op or 'the model'}: {plan.why}", *cared_for(context)]
+        if plan.files:
+            lines.append(
+                f"{', '.join(sorted(plan.files))} do not begin as the incumbent has them: they hold the changes of the experiment named "
+                "above. Finish its idea, or go on from it; alone it was not enough."
+            )
+        aim = "\n".join(lines)
         return Task(plan, f"# Plan\n\n{aim}\n\n# What is known\n\n{quote('ledger', known)}")
 
     return task

@@ -45,6 +45,11 @@ TRY = Prompt(
     (Tool("yes", "Say yes.", {"type": "object", "properties": {}, "additionalProperties": False}),),
     (User("Call the tool."),),
 )
+# How they refuse a longer answer than the model gives: at most 4096; <= 12288; the range [1, 8192].
+TOO_MUCH = re.compile(
+    r"max_(?:completion_)?tokens.*?(?:at most|less than or equal to|<=|\[\d+,)\D{0,4}(\d[\d,]*)",
+    re.I,
+)
 
 
 def create(workshop: Workshop) -> Researcher:
@@ -67,7 +72,13 @@ def _status(chunk: Mapping[str, Any]) -> int:
 
 def only_model(url: str) -> str:
     """The one model of an endpoint. Raises Unusable if it has none or several, which the message names."""
-    names = ChatModel("", url).names()
+    model = ChatModel("", url)
+    names = model.names()
+    if not names:
+        try:
+            model.reach()
+        except ModelUnusable as error:
+            raise Unusable(str(error)) from None
     if len(names) != 1:
         listed = ", ".join(names[: wire.LISTED]) or "no model that it would list"
         raise Unusable(f"{url} has {listed}: choose one with --model")
@@ -107,6 +118,7 @@ class ChatModel:
         self._line = wire.Line(self._url, name, KEY, self._key)
         self._gauge = wire.Gauge()
         self._told = True  # whether the server tells what it used
+        self._doubted = False  # whether it was said that the server cuts prompts
         self._broken_off = 0  # answers in a row that ended in an error without a status
 
     def _key(self) -> str:
@@ -140,6 +152,17 @@ class ChatModel:
         except Transient:
             return  # who is busy is there
 
+    def reach(self) -> None:
+        """Raises ModelUnusable if nobody answers at the endpoint, or if it wants another key."""
+        import httpx2
+
+        try:
+            found = self._client.get(f"{self._url}/models")
+        except httpx2.RequestError as error:
+            raise ModelUnusable(f"no answer from {self._line.broken(error)}") from None
+        if found.status_code == 401:
+            raise self._line.failed(401, found.text, found.headers)
+
     def names(self) -> list[str]:
         """The models that the endpoint lists; none where it lists none."""
         return [str(row["id"]) for row in self._rows()]
@@ -164,6 +187,12 @@ class ChatModel:
             self.window = window
             self._say(f"{self.name} takes {window:,} tokens, as {self._url} says")
 
+    def _shorten(self, most: int) -> None:
+        """Ask for no longer answers from now on than the endpoint says that there may be."""
+        if 0 < most < self.max_output:
+            self.max_output = most
+            self._say(f"{self.name} answers in at most {most:,} tokens, as {self._url} says")
+
     def count(self, prompt: Prompt) -> int:
         """Estimated from the prompts that were billed; until then from bytes."""
         return self._gauge.tokens(wire.size(self._body(prompt, self.max_output)))
@@ -186,6 +215,8 @@ class ChatModel:
         except Rejected as refused:
             if found := TOO_LONG.search(str(refused)):
                 self._narrow(int(found[1].replace(",", "")))
+            elif found := TOO_MUCH.search(str(refused)):
+                self._shorten(int(found[1].replace(",", "")))
             raise
         self._broken_off = 0
         if answer.usage is None and self._told:
@@ -241,8 +272,21 @@ class ChatModel:
         if answer.usage is None:
             return Usage(self._gauge.tokens(size), self._gauge.tokens(answer.bytes))
         usage = chat_wire.used(answer.usage)
-        self._gauge.learn(size, usage.input + usage.cache_read + usage.cache_write)
+        read = usage.input + usage.cache_read + usage.cache_write
+        if wire.is_cut(size, read):
+            self._doubt(size, read)
+        else:
+            self._gauge.learn(size, read)
         return usage
+
+    def _doubt(self, size: int, tokens: int) -> None:
+        """Say once that the server has not read the whole of a prompt; its answer does not tell."""
+        if not self._doubted:
+            self._doubted = True
+            self._say(
+                f"{self.name} has read {tokens:,} tokens of a prompt of {size:,} bytes: {self._url} cuts what is longer than its context; "
+                "give it 64,000 tokens or more (Ollama: OLLAMA_CONTEXT_LENGTH=64000 ollama serve)"
+            )
 
     def _body(self, prompt: Prompt, max_output: int) -> dict[str, Any]:
         return {

@@ -58,6 +58,8 @@ def used(told: Mapping[str, Any]) -> Usage:
     read = int(details.get("cached_tokens") or told.get("prompt_cache_hit_tokens") or 0)
     written = int(details.get("cache_write_tokens") or 0)
     output = int(told.get("completion_tokens") or 0)
+    # xAI and Gemini leave a model's thoughts out of it and bill them: the total has them.
+    output = max(output, int(told.get("total_tokens") or 0) - total)
     return Usage(max(0, total - read - written), output, read, written)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from agent import surface
 from agent.records import Candidate, Change
 from agent.scope import MAX_BYTES
+from agent.workspace import DRAFT, make_way
 
 NEAREST_LINES = 12  # of the file, shown in an error about a text that is not in it
 # A text of more lines is first compared by the lines that it shares with each place; then so many places are compared closely.
@@ -42,7 +43,7 @@ class Draft:
         files: Mapping[str, str | None] | None = None,
     ) -> None:
         self.incumbent, self.target, self.op = incumbent.resolve(), target, op
-        self._folder = folder / "draft"
+        self._folder = folder / DRAFT
         self._overlay: dict[str, str | None] = dict(files or {})
 
     def paths(self) -> list[str]:
@@ -109,7 +110,7 @@ class Draft:
 
     def tree(self) -> Path:
         """A folder with the draft as files, written anew: what ran on it before may have changed it."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        make_way(self._folder)
         for folder in surface.FOLDERS:
             (self._folder / folder).mkdir(parents=True)
         for path in self.paths():

@@ -155,11 +155,13 @@ def _task(context: Context, plan: Plan) -> str:
             "Your draft does not begin at the incumbent: it holds the changes of the earlier experiment named above, in "
             f"{_cut(', '.join(sorted(plan.files)), 800)}. Call `diff` first. Finish the idea, or go on from it; alone it was not enough."
         )
-    if context.brought:
-        lines.append(
-            f"The person brought these files to be refined, and cares most about them: {_cut(', '.join(context.brought), 800)}."
-        )
-    return "\n".join(lines)
+    return "\n".join([*lines, *cared_for(context)])
+
+
+def cared_for(context: Context) -> list[str]:
+    """The files of --start in a sentence; none without them."""
+    named = _cut(", ".join(context.brought), 800)
+    return [f"The person brought these files to be refined, and cares most about them: {named}."] if named else []  # fmt: skip
 
 
 # ---- files ----

@@ -56,14 +56,14 @@ class Researcher:
         self._patience.check()
         plan = self._plan(context)
         if plan.kind == search.COMBINE:
-            return Proposal(plan.why, plan.files, self.name, notes=_notes(plan))
+            return Proposal(plan.why, plan.files, self.name, notes=plan.notes)
         number = 1 if self._latest is None else self._latest[0] + 1
         session = self._session(context, plan)
         self._latest = number, session, plan
         try:
             submission = self._carried(session, session.run)
         except NoProposal as nothing:
-            nothing.notes = _notes(plan)
+            nothing.notes = plan.notes
             raise
         return self._proposal(submission, number, session, plan)
 
@@ -134,15 +134,11 @@ class Researcher:
             proposer=self.name,
             model=session.model.name,
             expected=submission.expected,
-            notes=_notes(plan) | {"session": number, "turns": session.turns, "op": submission.op},
+            notes=plan.notes | {"session": number, "turns": session.turns, "op": submission.op},
             cost_usd=session.cost_usd,
             tokens_in=session.tokens_in,
             tokens_out=session.tokens_out,
         )
-
-
-def _notes(plan: search.Plan) -> dict[str, Any]:
-    return {"kind": plan.kind, "op": plan.op, "parents": list(plan.parents)}
 
 
 def _purse(workshop: Workshop, models: Sequence[Model]) -> Purse:

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 from agent.figures import bits_in_short, time_in_short
 from agent.git import Repository
@@ -46,6 +47,11 @@ class Plan:
     parents: tuple[int, ...] = ()  # ids of the experiments that `files` come from
     files: Mapping[str, str | None] = field(default_factory=dict)
     why: str = ""
+
+    @property
+    def notes(self) -> dict[str, Any]:
+        """What a proposal that follows the plan remembers of it."""
+        return {"kind": self.kind, "op": self.op, "parents": list(self.parents)}
 
 
 def plan(

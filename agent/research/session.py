@@ -42,6 +42,7 @@ COUNT_ERROR = 0.05  # by which a model may count too few tokens
 LEAST_OUTPUT = 1_000  # tokens; with less room than this for an answer nothing is sent
 MAX_REASON = 6_000  # characters of a gate's reason that go back for a repair
 SILENT = 2  # answers in a row without a tool call, after which the session ends
+IN_VAIN = 5  # answers in a row that may break off, or never come, at a cost
 SUBMIT = "Call `submit` when the draft is what you propose; otherwise go on with the tools."
 
 
@@ -99,7 +100,7 @@ class Session:
         self._prompt = Prompt(system, tools.tools, (User(first),))
         self._bound = bounds.longest(model.window)
         self._submitted: _Submitted | None = None
-        self._silent = self._mishaps = 0
+        self._silent = self._mishaps = self._in_vain = 0
         self.turns = self.repairs = 0
         self.cost_usd, self.tokens_in, self.tokens_out = 0.0, 0, 0
 
@@ -162,14 +163,19 @@ class Session:
         try:
             reply = self.model.reply(self._prompt, room)
         except Transient as error:
-            if error.unknown:
-                raise
-            self._pay(self._purse.release(call, error.billed), error.billed or Usage())
+            if not error.unknown:
+                self._pay(self._purse.release(call, error.billed), error.billed or Usage())
+            self._in_vain += error.unknown or error.billed is not None
+            if self._in_vain > IN_VAIN:
+                raise self.nothing(
+                    f"{self._in_vain} answers in a row broke off or never came, and may be billed; the last: {error}"
+                ) from error
             raise
         except (Rejected, ModelUnusable):
             self._purse.release(call, None)
             raise
         self._pay(self._purse.settle(call, reply.usage), reply.usage)
+        self._in_vain = 0
         return reply
 
     def _pay(self, usd: float, usage: Usage) -> None:

@@ -144,7 +144,9 @@ class Toolbox:
 
     def _check(self) -> str:
         self._require_change()
-        steps = [(name, gate) for name, gate in gates.GATES if name in CHECKED]
+        steps = gates.while_it_lasts(
+            [step for step in gates.GATES if step[0] in CHECKED], self._workshop.stop
+        )
         candidate, machine = self._draft.candidate(), self._workshop.machine
         results = list(gates.run(candidate, self._judged_as, steps, machine=machine))
         if not results[-1].passed:

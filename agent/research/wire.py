@@ -24,6 +24,9 @@ NO_CREDIT = "credit balance"  # Anthropic's words for 402, in an answer of statu
 # llama.cpp's words, in an answer of status 500, for a request that no waiting mends.
 LASTING = ("--jinja", "unsupported param", "available context size")
 BYTES_PER_TOKEN = 2.0  # at the least, in code and figures; prose has 4
+MOST_BYTES_PER_TOKEN = (
+    8.0  # of a long prompt; a server that counts fewer tokens has not read all of it
+)
 MEASURED = 8  # the last prompts that the rate of tokens is taken from
 LEAST_MEASURED = 4_000  # bytes; in a shorter prompt what the server adds on its own weighs too much
 ABOVE = 1.05  # what is estimated / what was measured
@@ -45,7 +48,8 @@ class Line:
             return ModelUnusable(f"{self.url} {wants} (401: {said}): set {self._key_name}")
         if status == 403:
             return ModelUnusable(
-                f"{self.url} does not let this key use {self._model} (403: {said})"
+                f"{self.url} does not let this key use {self._model} (403: {said}): choose another with --model, or set {self._key_name} "
+                "to a key that may"
             )
         if status == 404:
             return ModelUnusable(
@@ -159,6 +163,11 @@ class Gauge:
 
     def tokens(self, size: int) -> int:
         return math.ceil(size * max(self._rates, default=1 / BYTES_PER_TOKEN))
+
+
+def is_cut(size: int, tokens: int) -> bool:
+    """Whether a server that counts these tokens cannot have read a prompt of `size` bytes to its end."""
+    return size >= LEAST_MEASURED and 0 < tokens * MOST_BYTES_PER_TOKEN < size
 
 
 def length(text: str) -> int:
