@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,7 +76,19 @@ def uses_of(op: str, tree: Path) -> set[str]:
 
 def named(source: str) -> set[str]:
     """Stems of the files that a source imports, includes or loads."""
-    names = {name for groups in _LIBRARIES.findall(source) for name in groups if name}
+    names = {name for groups in _LIBRARIES.findall(source) for name in groups if name} | _words(
+        source
+    )
     for one, several in _IMPORTS.findall(source):
         names |= {one, *re.findall(r"\w+", several)}
     return names - {"", "jit", "choose"}
+
+
+def _words(source: str) -> set[str]:
+    """Texts of a Python file that are one word: by whatever name it calls jit.load, what it loads is one of these."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # C++
+        return set()
+    constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return {each for each in constants if isinstance(each, str) and re.fullmatch(r"\w+", each)}

@@ -7,6 +7,7 @@ afterwards everything it lent must be bitwise as it was, but for the arguments t
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from bench.contracts import Case, Contract
 from bench.judge import Judge, Refused
 
 CALL_TIMEOUT_S = 90.0  # the first call may build
+LIMIT_S = 900.0  # of all calls of an examination, which take 5 to 15 s
 
 Tensors = dict[str, Tensor]
 
@@ -56,6 +58,11 @@ class Examination:
         self.generator = torch.Generator().manual_seed(seed)
         self.cases = 0
         self.used: dict[str, float] = {}  # share of the allowed error, by tensor
+        self.until = time.monotonic() + LIMIT_S
+
+    def _patience(self) -> float:
+        """How long a call may take: with all calls before it no longer than LIMIT_S."""
+        return min(CALL_TIMEOUT_S, max(0.1, self.until - time.monotonic()))
 
     def lay(
         self,
@@ -157,7 +164,7 @@ class Examination:
         mode = options.get("mode", "eager")
         try:
             self.judge.ask(
-                do, timeout=CALL_TIMEOUT_S, op=self.contract.name, impl=impl, **request, **options
+                do, timeout=self._patience(), op=self.contract.name, impl=impl, **request, **options
             )
         except Refused as refused:
             what = do if do != "call" else mode

@@ -16,6 +16,7 @@ from typing import Any
 from bench.judge import Refused
 
 GUESSING = (0.8, 1.5)  # loss of a model that has learned nothing, in units of ln V
+MOST = 1e15  # of anything that is counted
 EARLY = 0.01  # share of the tokens in which nothing much can have been learned
 # A curve that ends this far below what the judge measures is not a mean of losses.
 FORGED_NATS = 1.0
@@ -35,8 +36,8 @@ class Described:
     @classmethod
     def read(cls, answer: Mapping[str, Any]) -> Described:
         return cls(
-            int(answer["num_params"]),
-            int(answer["depth"]),
+            _count(answer["num_params"]),
+            _count(answer["depth"]),
             float(answer["flops_per_token"]),
             {str(op): str(impl) for op, impl in dict(answer["implementations"]).items()},
         )
@@ -55,8 +56,8 @@ class Trained:
     @classmethod
     def read(cls, answer: Mapping[str, Any]) -> Trained:
         found = cls(
-            int(answer["steps"]),
-            int(answer["tokens"]),
+            _count(answer["steps"]),
+            _count(answer["tokens"]),
             float(answer["peak_memory_mb"]),
             [[float(tokens), float(loss)] for tokens, loss in _thinned(answer["losses"])],
             [float(norm) for norm in _thinned(answer["grad_norms"])],
@@ -70,6 +71,14 @@ class Trained:
         last = [loss for _, loss in self.losses[-LAST_POINTS:]]
         known = last and all(map(math.isfinite, (x for point in self.losses for x in point)))
         return math.fsum(last) / len(last) if known else math.nan
+
+
+def _count(value: Any) -> int:
+    """A number of things. Raises ValueError for one with which nobody could reckon."""
+    found = int(value)
+    if abs(found) > MOST:
+        raise ValueError(f"a count of more than {MOST:.0e}")
+    return found
 
 
 def _thinned(points: Any) -> list[Any]:

@@ -37,7 +37,7 @@ BUILTINS = frozenset(
 LOOKUPS = frozenset({"getattr", "hasattr"})
 # Judged by the arguments of a call, so that they may not be handed on.
 CALLED = frozenset(
-    "importlib.import_module functools.wraps torch.library.Library torch.library.impl torch.library.define".split()
+    "importlib.import_module functools.wraps kernels.jit.load torch.library.Library torch.library.impl torch.library.define".split()
 )
 
 # The dunder attributes that a kernel has a use for; all others lead into frames, classes and namespaces.
@@ -49,6 +49,8 @@ DUNDERS = frozenset(
 )
 # Those that may be assigned, on a function of one's own.
 LABELS = frozenset({"__name__", "__qualname__"})
+# Those that a class or a module may say of itself; by `__module__ = "torch"` enum.global_enum would write into torch.
+OWN = frozenset({"__all__", "__slots__", "__match_args__"})
 # Methods that a class in a kernel may not define: they catch torch's functions, or run without being called.
 HOOKS = frozenset(
     "__torch_function__ __torch_dispatch__ __array_function__ __array_ufunc__ __getattribute__ __del__ __init_subclass__ __set_name__ "
@@ -63,7 +65,9 @@ ATTRIBUTES = frozenset(
     "settrace setprofile addaudithook import_module load_module exec_module CDLL PyDLL dump dlopen LoadLibrary get_objects get_referrers "
     "get_referents os sys subprocess ctypes builtins importlib inspect gc socket shutil pathlib pickle tempfile atexit _os _sys _C "
     "hub cpp_extension GetAttrKey fork forkpty kill killpg memmap tofile fromfile from_file load_library _write_file fromhex share_memory_ "
-    "_share_filename_cpu_ _share_fd_cpu_ _new_shared_filename_cpu _new_shared_fd_cpu".split()
+    "_share_filename_cpu_ _share_fd_cpu_ _new_shared_filename_cpu _new_shared_fd_cpu _convert_ global_enum load_config _import_dotted_name "
+    "get_type_hints Path open read_bytes write_bytes read_text write_text mkdir touch iterdir rglob symlink_to save get_cache_manager "
+    "put_group globaltimer smid".split()
 )
 # Modules that can be reached through the allowed ones, as in torch.os, collections._sys.
 PASSENGERS = frozenset(
@@ -74,9 +78,12 @@ PASSENGERS = frozenset(
 # Parts of the allowed packages that reach files, processes, the network, code from text, other threads, or torch's internals.
 _PARTS = {
     "torch": "_C ao quantization numa monitor contrib hub package multiprocessing distributed load save from_file classes serialization futures export onnx fx overrides "
-    "_export _utils_internal _appdirs _classes _lowrank _deploy _weights_only_unpickler _register_device_module",
-    "torch.jit": "load save CompilationUnit fork wait _fork _wait",
+    "_export _utils_internal _appdirs _classes _lowrank _deploy _weights_only_unpickler _register_device_module "
+    "get_device_module",
+    "torch.jit": "load save CompilationUnit fork wait _fork _wait annotations frontend mobile ScriptModule",
     "torch.ops": "load_library",
+    "torch._dynamo.config": "load_config save_config",
+    "torch._inductor.config": "load_config save_config cpp cuda rocm",
     "torch.testing": "_internal",
     "torch.cuda": "_compile_kernel jiterator change_current_allocator CUDAPluggableAllocator caching_allocator_alloc "
     "caching_allocator_delete cudart _sleep",
@@ -93,7 +100,8 @@ _PARTS = {
     "typing": "get_type_hints ForwardRef evaluate_forward_ref",
     "typing_extensions": "get_type_hints ForwardRef evaluate_forward_ref",
     "dataclasses": "make_dataclass",
-    "functools": "update_wrapper WRAPPER_ASSIGNMENTS WRAPPER_UPDATES",
+    "functools": "update_wrapper WRAPPER_ASSIGNMENTS WRAPPER_UPDATES singledispatch singledispatchmethod",
+    "enum": "global_enum EnumType EnumMeta",
     "operator": "attrgetter methodcaller",
     "string": "Formatter",
     "weakref": "finalize",
@@ -103,7 +111,7 @@ _PARTS = {
     "resource": "setrlimit prlimit",
     "concurrent.futures": "ProcessPoolExecutor process",
     "triton": "profiler compile backends knobs compiler",
-    "triton.runtime": "build cache",
+    "triton.runtime": "build cache autotuner jit interpreter",
 }
 PARTS = {f"{package}.{part}" for package, parts in _PARTS.items() for part in parts.split()}
 # Of these packages a kernel file may use the named parts alone; the rest reaches too far, or is the frame that kernels run in.
@@ -125,8 +133,12 @@ _OF = {
     "flash_attn.cute.interface": frozenset({"_flash_attn_fwd", "_flash_attn_bwd"}),
 }
 # Private names of these packages that a kernel may use: functions of tensors, and what _OF restricts. The others are modules in which anything
-# can be reached, such as a function that imports by text.
+# can be reached, such as a function that imports by text. The standard library's make code of text: dataclasses._create_fn.
 _OPEN = frozenset({"torch", "triton", "numpy"})
+_CLOSED = (KERNEL_MODULES | MODEL_MODULES) - {"kernels", "model"}
+# Packages that others hold, and modules of theirs that are called as one of the standard library.
+_ROOTS = frozenset({"torch", "numpy", "np", "triton", "tl"})
+_NAMESAKES = frozenset({"random", "types", "typing", "math", "copy", "array"})
 _PRIVATE = re.compile(
     r"_(?:foreach|fused|scaled|grouped|int|weight|convert_weight|is|assert|check|experimental)(?:_\w+)?|_(?:log_)?softmax|"
     r"_dynamo|_inductor|_pytree|_foreach_utils"
@@ -178,6 +190,11 @@ def path_error(name: str, model: bool) -> str:
     parts = name.split(".")
     for n in range(2, len(parts) + 1):
         prefix, part = ".".join(parts[:n]), parts[n - 1]
+        if part in _ROOTS or (parts[0] in _OPEN and part in _STDLIB - _NAMESAKES):
+            return f"`{prefix}`: a package by way of another; import it by its own name"
+        rest = ".".join(parts[n - 1 :])
+        if part in _NAMESAKES and rest != part and (error := path_error(rest, model)):
+            return error
         if _hands_on(parts[n - 2], part):
             return f"`{prefix}`{_instead(prefix)}"
         if (
@@ -190,7 +207,7 @@ def path_error(name: str, model: bool) -> str:
         if package in _OF and part not in _OF[package] and not (model and parts[0] == "kernels"):
             return f"`{prefix}`: of {package} a kernel uses {', '.join(sorted(_OF[package]))}{_instead(prefix)}"
         private = part.startswith("_") and not (part in DUNDERS or _PRIVATE.fullmatch(part))
-        if private and parts[0] in _OPEN and not prefix.startswith("torch.ops."):
+        if private and parts[0] in _CLOSED and not prefix.startswith("torch.ops."):
             return f"`{prefix}`, a private name of {parts[0]}{_instead(prefix)}"
         if not model and parts[0] == "torch" and part in _STATE:
             return f"`{prefix}` sets state of the whole process; a kernel leaves it as it is"

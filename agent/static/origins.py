@@ -40,7 +40,7 @@ class Origins:
     """The names of one file.
 
     `imports` has those that an import statement binds, `modules` those that are modules, `libraries` those of ops and libraries that torch.library
-    has made, `bound` all.
+    has made, `bound` all, `values` those that may hold a text.
     """
 
     def __init__(self, tree: ast.Module, annotations: Sequence[ast.expr]) -> None:
@@ -59,6 +59,7 @@ class Origins:
         self.imports = {name: set(found) for name, found in self._found.items()}
         self._follow_aliases(tree)
         self.libraries = set(self._made_by_torch_library(tree))
+        self.values = _values(tree)
 
     def _made_by_torch_library(self, tree: ast.Module) -> Iterator[str]:
         """Names of ops and libraries: each is bound once, by a call or a decorator of torch.library."""
@@ -156,3 +157,43 @@ def _references(value: ast.expr) -> Iterator[ast.expr]:
         yield from (part for each in value.values for part in _references(each))
     elif isinstance(value, ast.NamedExpr | ast.Starred):
         yield from _references(value.value)
+
+
+_OF_TYPES = (ast.Name, ast.Attribute, ast.Subscript, ast.Tuple, ast.List, ast.BinOp, ast.BitOr, ast.expr_context)  # fmt: skip
+_TYPE_MAKERS = frozenset({"TypeVar", "ParamSpec", "NewType", "namedtuple"})
+
+
+def _values(tree: ast.Module) -> set[str]:
+    """Names that may hold a text: arguments, and what is bound otherwise than to a type, written as types are, or to a type variable."""
+    aliases: dict[str, list[ast.expr]] = defaultdict(list)
+    stores: dict[str, int] = defaultdict(int)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            if isinstance(node.targets[0], ast.Name):
+                aliases[node.targets[0].id].append(node.value)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            stores[node.id] += 1
+    typed = {n for n, bound in aliases.items() if stores[n] == len(bound) and all(map(_is_type, bound))}  # fmt: skip
+    found = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)} | (set(stores) - typed)
+    grown = True
+    while grown:
+        more = {
+            name
+            for name in typed - found
+            for value in aliases[name]
+            for part in ast.walk(value)
+            if isinstance(part, ast.Name) and part.id in found
+        }
+        grown, found = bool(more), found | more
+    return found
+
+
+def _is_type(value: ast.expr) -> bool:
+    if isinstance(value, ast.Call):
+        made = value.func
+        name = made.attr if isinstance(made, ast.Attribute) else getattr(made, "id", "")
+        return name in _TYPE_MAKERS
+    return all(
+        isinstance(n, _OF_TYPES) or (isinstance(n, ast.Constant) and n.value in (None, ...))
+        for n in ast.walk(value)
+    )

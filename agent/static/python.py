@@ -11,6 +11,7 @@ function or file is read by agent/static/fallback.py and agent/static/clock.py.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -21,6 +22,8 @@ from agent.static.origins import Origins, written_annotations
 
 # Functions of torch.library whose first argument says which op is meant.
 _TAKE_A_NAME = ("custom_op", "Library", "triton_op", "impl", "define", "register_")
+# What a template of PTX has beside arithmetic.
+_NO_ARITHMETIC = re.compile(r"clock|globaltimer|smid|\bcall|\bexit|\btrap|nanosleep")
 _MODEL_MAY_ASSIGN = ("torch.backends.", "torch._dynamo.config.", "torch._inductor.config.")
 
 
@@ -126,7 +129,7 @@ class _Reader:
     def _module(self, node: ast.Name | ast.Attribute) -> Iterator[str]:
         """A module is used by its attributes; if it is handed around, no reading shows what becomes of it."""
         parent = self.origins.parents.get(id(node))
-        if self.model or self.origins.modules.isdisjoint(self.origins.of(node)):
+        if self.origins.modules.isdisjoint(self.origins.of(node)):
             return
         if isinstance(parent, ast.Attribute):
             return
@@ -165,6 +168,10 @@ class _Reader:
         function = _name_of(node.func)
         if function in names.LOOKUPS:
             yield from self._lookup(node, function)
+        elif isinstance(node.func, ast.Attribute) and node.func.attr == "inline_asm_elementwise":
+            told = str(getattr(node.args[0], "value", "")) if _is_text(node.args[:1]) else ""
+            if not told or _NO_ARITHMETIC.search(told):
+                yield "inline assembly that is not written out, or that is no arithmetic"
         elif function == "type" and len(node.args) + len(node.keywords) > 1:
             yield "a class made by calling `type`; write `class ...:`"
         for origin in self.origins.of(node.func):
@@ -178,8 +185,11 @@ class _Reader:
             yield '`jit.load` of a name that is not written out; write jit.load("<op>")'
         elif origin == "warnings.catch_warnings" and (node.args or node.keywords):
             yield "`warnings.catch_warnings` that records: a warning tells who is calling; use it without arguments"
-        elif origin == "weakref.ref" and len(node.args) > 1:
-            yield "`weakref.ref` with a callback: code that runs when nobody calls it"
+        elif origin in ("torch._dynamo.config.patch", "torch._inductor.config.patch"):
+            if not _patches_by_name(node):
+                yield f"`{origin}` of a setting that is not written out, or of the compilers: name it as a keyword"
+        elif origin in ("weakref.ref", "weakref.proxy") and len(node.args) > 1:
+            yield f"`{origin}` with a callback: code that runs when nobody calls it"
         elif origin == "functools.wraps" and not self._decorates(node):
             yield "`functools.wraps` outside a decorator changes the function that it is given; use it as a decorator"
         elif origin.startswith("torch.library."):
@@ -239,6 +249,20 @@ class _Reader:
             yield f"defines `{node.name}`, which runs without being called; a kernel takes plain tensors and gives plain tensors"
         elif not isinstance(parent, ast.ClassDef) and node.name in ("__getattr__", "__dir__"):
             yield f"defines `{node.name}` of the module: its names are then not what is written here"
+        given = [a.annotation for a in ast.walk(node.args) if isinstance(a, ast.arg)]
+        for part in (
+            n for each in [*given, node.returns] if each is not None for n in ast.walk(each)
+        ):
+            if self._is_computed(part):
+                yield "an annotation that is computed, which torch.library would run as code if it is a text: write the type"
+
+    def _is_computed(self, part: ast.AST) -> bool:
+        """Whether a part of an annotation is anything but the name of a type."""
+        if isinstance(part, ast.Attribute):
+            return not self.origins.of(part)
+        if isinstance(part, ast.Name):
+            return part.id in self.origins.values
+        return isinstance(part, ast.Call | ast.JoinedStr | ast.Lambda | ast.NamedExpr | ast.IfExp | ast.BoolOp)  # fmt: skip
 
     def _target(self, target: ast.expr) -> Iterator[str]:
         """What an assignment or `del` changes: names and the file's own objects may change, what is imported stays."""
@@ -249,6 +273,8 @@ class _Reader:
                 yield f"rebinds `{target.id}`, which is imported; use another name"
             if target.id in names.HOOKS or target.id == "__getattr__":
                 yield f"assigns `{target.id}`, which runs without being called"
+            elif _is_dunder(target.id) and target.id not in names.DUNDERS | names.OWN:
+                yield f"assigns `{target.id}`: what Python keeps of a class or a module stays as it is"
             return
         changed = target
         while isinstance(changed, ast.Subscript):
@@ -299,10 +325,22 @@ class _Reader:
 
 def _named(name: str) -> Iterator[str]:
     """What is wrong with an attribute of this name, whatever it hangs on."""
-    if name.startswith("__") and name.endswith("__") and name not in names.DUNDERS:
+    if _is_dunder(name) and name not in names.DUNDERS:
         yield f"`.{name}`: a kernel has no business with frames, code objects, namespaces and classes' insides"
     elif name in names.ATTRIBUTES:
         yield f"`.{name}`: a kernel has no business with files, processes, frames and names made at run time"
+
+
+def _is_dunder(name: str) -> bool:
+    return len(name) > 4 and name.startswith("__") and name.endswith("__")
+
+
+def _patches_by_name(node: ast.Call) -> bool:
+    """Whether a call of a config's `patch` writes out which settings it changes, none of them a compiler's ("cpp.cxx")."""
+    first = [part for each in node.args[:1] for part in (each.keys if isinstance(each, ast.Dict) else [each])]  # fmt: skip
+    written = [k.value for k in first if isinstance(k, ast.Constant) and isinstance(k.value, str)]
+    named = all(keyword.arg is not None for keyword in node.keywords)
+    return named and len(written) == len(first) and not any("." in key for key in written)
 
 
 def _targets(node: ast.AST) -> Iterator[ast.expr]:

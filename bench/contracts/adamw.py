@@ -102,6 +102,7 @@ def corners(rng: random.Random) -> list[Case]:
         _trial(1, 1, first),
         Case({**untouched.inputs, "grad": nothing, **zero}, first),
         Case({**untouched.inputs, "grad": nothing}, first),
+        Case({**untouched.inputs, "grad": Input((5, 40), family="words", scale=1e-3)}, first),
     ]
 
 
@@ -127,7 +128,8 @@ def _called(case: Case, rng: random.Random) -> Case:
         "weight_decay": rng.choice((0.0, 0.001, 0.01)),
         "step": rng.choice((1, 30, 700, 5_000)),
     }
-    return replace(case, scalars={**case.scalars, **now})
+    grad = replace(case.inputs["grad"], family=rng.choice(("normal", "words")))
+    return replace(case, inputs={**case.inputs, "grad": grad}, scalars={**case.scalars, **now})
 
 
 MODEL = {"lr": 0.1, "beta1": 0.8, "beta2": 0.95, "eps": 1e-10, "weight_decay": 0.003, "step": 100}

@@ -37,7 +37,8 @@ class Input:
     family      normal; offset: normal around 3; heavy_tail: normal times a log-normal size; spike: one element of 10 among elements of
                 0.01; rank_one: each matrix an outer product; edges: normal, the first and the last slice four times as large; constant:
                 0.7; zero; decades: matrices whose singular values fall evenly over three decades; graded: normal, rows of falling size;
-                weak: matrices with one singular value of a hundredth beside equal ones
+                weak: matrices with one singular value of a hundredth beside equal ones; words: normal, every other slice zero, as of words that
+                did not occur
     scale       what these values are multiplied by
     positive    their magnitudes, as of a running mean of squares
     apart       matrices (the last two dimensions) begin this many times their own length apart: 3 where q, k and v are parts of one projection
@@ -105,6 +106,8 @@ class Input:
             x = torch.full(self.shape, 0.7, dtype=torch.float64)
         elif self.family == "zero":
             x.zero_()
+        elif self.family == "words":
+            x[::2] = 0
         elif self.family == "decades":
             U, _, Vh = torch.linalg.svd(x, full_matrices=False)
             x = (U * torch.logspace(0, -3, U.shape[-1], dtype=torch.float64)) @ Vh
