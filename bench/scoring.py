@@ -236,9 +236,17 @@ def _other_future(
     )
 
 
-def confirm(trainer: Judge, exam: Exam, marks: Tensor, probe_s: float = 0.0) -> None:
+def confirm(
+    trainer: Judge,
+    exam: Exam,
+    marks: Tensor,
+    probe_s: float = 0.0,
+    *,
+    answered: Callable[[int], None] = lambda tokens: None,
+) -> None:
     """Ask rows in the process that trained, among others than before, every other batch with another future; then, for `probe_s`, more of them.
 
+    `answered` hears of the tokens of the first answer.
     Raises Refused: state, leak.
     """
     generator = torch.Generator().manual_seed(secrets.randbits(48))
@@ -268,6 +276,8 @@ def confirm(trainer: Judge, exam: Exam, marks: Tensor, probe_s: float = 0.0) -> 
             logits = ask(trainer, exam.inputs[batch], exam.vocab_size, training=training)
             moved = nats(logits, exam.targets[batch], exam.sizes) - marks[batch]
             same.append(moved.flatten())
+            if i == 0:
+                answered(len(batch) * exam.inputs.shape[1])
     # Rows that this process was never asked: what it remembers tells it nothing of their futures.
     rows_s = max(LEAST_ROWS_S, len(chosen) / (time.monotonic() - began))
     more = drawn[~torch.isin(drawn, chosen)][: LEAST_ROWS + int(probe_s * rows_s)]

@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import secrets
@@ -46,7 +47,9 @@ GRACE_S = 0.5  # for the answer to travel; training itself must end in its time
 # Time, and processor time of the runner, that handing over the weights may take beside the copying itself: the model's own code runs then.
 TAKEN_S, TAKEN_CPU_S, COPIED_BYTES_S = 2.0, 0.3, 250e6
 # Processor time allowed to the scorer: so many times what training took per token, and a fixed slack.
-SCORED_TIMES, SCORED_SLACK_S = 3.0, 20.0
+SCORED_TIMES, SCORED_SLACK_S = 1.0, 20.0
+# The same of the trainer, from its weights to its first answer that is compared: so many times what the scorer took per token.
+LOOKED_TIMES, LOOKED_SLACK_S = 2.0, 10.0
 COPYING_FREE_S = 1.0  # for 250 MB of weights; what more of them may take is taken from the training
 GUESSED_ROWS, MEASURED_ROWS = 4, 8  # of the shard: before any training, and after it
 # Processor time that a runner may use between the end of its training and the last score, and as a share of that time. Where it uses a tick
@@ -194,6 +197,7 @@ class _Trial:
         self.number = shard.numbers(dataset.vocab_size, dataset.bos, seed)
         self.known: dict[str, Any] = {"seed": seed}
         self.described: Described
+        self.handed = 0.0  # processor time of the trainer when it had handed over its weights
 
     def set_up(self, trainer: Judge, scorer: Judge | None, spec: dict[str, Any]) -> float:
         """Bring the runners up, warm up the trainer's model, and keep what that compiled; the seconds that it took."""
@@ -226,6 +230,10 @@ class _Trial:
     def begin(self, trainer: Judge, taken: float) -> None:
         """Take from the training what set-up (`taken` seconds) and handing over the weights, in which the model's own code runs, may take beyond
         their allowances, and check that the model knows nothing."""
+        # In the data set's own numbers, in which a table or a checkpoint from elsewhere would be written. The model's code runs then as well.
+        asked = time.monotonic()
+        loss = self.loss(trainer, np.arange(self.dataset.vocab_size), GUESSED_ROWS)
+        taken += time.monotonic() - asked
         free, copying = SETUP_FREE_S[self.device], self.state_bytes / COPIED_BYTES_S
         self.seconds -= max(0.0, taken - free) + max(0.0, copying - COPYING_FREE_S)
         if self.seconds <= 0:
@@ -234,8 +242,6 @@ class _Trial:
                 f"set-up took {taken:.0f} s, and handing over {self.state_bytes >> 20} MB of weights may take {copying:.1f} s: what is beyond "
                 f"{free:.0f} s and {COPYING_FREE_S} s is taken from the training time, of which nothing is left",
             )
-        # In the data set's own numbers, in which a table or a checkpoint from elsewhere would be written.
-        loss = self.loss(trainer, np.arange(self.dataset.vocab_size), GUESSED_ROWS)
         trial_claims.require_guessing(loss, self.dataset.vocab_size)
 
     def loss(self, judge: Judge, number: np.ndarray[Any, Any], rows: int) -> float:
@@ -289,7 +295,8 @@ class _Trial:
                 f"its weights were not there {self.seconds + grace:.1f} s after the bell: {self.seconds:.1f} s are for training and "
                 f"{grace:.1f} s for handing them over",
             )
-        cpu = trainer.cpu_seconds() - cpu
+        self.handed = trainer.cpu_seconds()
+        cpu = self.handed - cpu
         trainer.ask("release")
         trained: Trained = trial_claims.read(Trained, answer.get("trained"))
         self._account(trainer, trained, elapsed, cpu)
@@ -355,12 +362,14 @@ class _Trial:
         exam = Exam.of(self.dataset, split, self.number, SEQUENCE[self.device])
         used, limit = scorer.cpu_seconds(), SCORING_S + self.seconds
         bpb, marks = scoring.mark(scorer, exam, limit_s=limit, tell=self.tell)
-        self._require_cheap(scorer.cpu_seconds() - used, exam)
+        used = scorer.cpu_seconds() - used
+        price = used / self._require_cheap(used, exam)
         for judge in (trainer, scorer):
             if not torch.equal(_weights(judge, len(weights)), weights):
                 raise Refused("weights", "the weights changed after training")
         _require_idle(trainer, cpu, started)
-        scoring.confirm(trainer, exam, marks, PROBE_SHARE * self.seconds)
+        prompt = functools.partial(self._require_prompt, trainer, price)
+        scoring.confirm(trainer, exam, marks, PROBE_SHARE * self.seconds, answered=prompt)
         if not FLOOR_BPB <= bpb:
             raise Refused(
                 "implausible",
@@ -368,8 +377,20 @@ class _Trial:
             )
         self.known["val_bpb"] = bpb
 
-    def _require_cheap(self, used: float, exam: Exam) -> None:
-        """To score a token takes a third of what training on it took; many times that is a learner, or many models in one."""
+    def _require_prompt(self, trainer: Judge, price: float, tokens: int) -> None:
+        """What the trainer answers first costs it what it costs the scorer (`price`, a token): else it has learned on since the bell."""
+        used = trainer.cpu_seconds() - self.handed
+        looked = tokens + MEASURED_ROWS * SEQUENCE[self.device]
+        allowed = LOOKED_SLACK_S + LOOKED_TIMES * price * looked
+        if self.device == "cpu" and used > allowed:
+            raise Refused(
+                "off_clock",
+                f"from its weights to its first answers the trainer worked for {used:.0f} s of processor time, where {allowed:.0f} s are "
+                "allowed: nothing may be learned then",
+            )
+
+    def _require_cheap(self, used: float, exam: Exam) -> int:
+        """To score a token takes a third of what training on it took; more than that is a learner, or many models in one. The tokens asked."""
         asked = exam.inputs.numel() + 3 * scoring.BATCH_ROWS * exam.inputs.shape[1]
         a_token = self.known["cpu_seconds"] / (1e6 * self.known["total_tokens_M"])
         allowed = SCORED_SLACK_S + SCORED_TIMES * a_token * asked
@@ -378,6 +399,7 @@ class _Trial:
                 "off_clock",
                 f"scoring took {used:.0f} s of processor time, where {SCORED_TIMES:g} times what a token took in training are {allowed:.0f} s",
             )
+        return int(asked)
 
     def examine_kernels(self, trainer: Judge) -> None:
         """Check each op of the tree once more, as the model calls it, in the process that trained; in short trials only one with gradients.

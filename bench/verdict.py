@@ -38,6 +38,8 @@ NOT_WORSE = 0.05
 MARGIN, TIE = 3.0, 1.0
 # Words of code (agent/added_code.py) that count as less: some four statements. A temporary that is written in place saves two.
 SHORTER = 20
+# A candidate that claims less than this share of the incumbent's tokens/s: by its tokens the judge bounds what scoring may cost.
+FEWER = 0.25
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,11 @@ def decide(
         verdict = _better(paired, shown, words)
     if verdict.decision == "again" and paired.pairs >= MAX_PAIRS:
         verdict = Verdict("drop", f"undecided after {MAX_PAIRS} pairs: {shown}")
+    both = zip(incumbent, candidate, strict=True)
+    fewer = any(0 < c.tokens_per_second < FEWER * i.tokens_per_second for i, c in both)
+    if verdict.decision == "keep" and fewer:
+        said = f"quarantined: better ({shown}) on less than {FEWER:.0%} of the incumbent's tokens/s. Not kept: read the patch"
+        verdict = Verdict("quarantine", said, verdict.evidence)
     share = -paired.mean / statistics.fmean(i.val_bpb for i in incumbent)
     if verdict.decision == "keep" and share > PLAUSIBLE:
         verdict = Verdict(

@@ -51,6 +51,8 @@ def test_a_header_that_a_header_includes_and_a_kernel_file_that_another_imports_
         ('#include "./inner.h"', "inner"),
         ("jit.load('inner').f", "inner"),
         ("jit.load(op='inner')", "inner"),
+        ("from kernels.jit import load as get\nget('inner')", "inner"),
+        ("jit.load('in' 'ner')", "inner"),
         ("import torch, kernels.inner", "inner"),
         ("import kernels.inner as i", "inner"),
         ("from kernels import (choose,\n    inner)", "inner"),
