@@ -165,7 +165,7 @@ def aged(subject: Subject, impl: str | None) -> None:
     asked: dict[str, Any] = {"op": subject.contract.name, "impl": impl, "call": small.call}
     made = exam.judge.ask("age", n=AGE_CALLS, seconds=AGE_S, **asked)["calls"]
     laid, standard = subject.known_call()
-    answer = exam.ask(laid, impl)
+    answer = exam.ask(laid, impl, dress="copy")
     exam.verify(laid, answer, impl, what=f"after {made} more calls", standard=standard)
 
 

@@ -91,6 +91,7 @@ class Examination:
         call = place_call(
             arena, case, results, wrt, upstream=upstream, through=through, updates=updates
         )
+        call["weights"] = [name for name in self.contract.weights if name in case.inputs]
         lent = [*call["inputs"].values(), *call["upstream"]]
         start = min((where["offset"] for where in lent), default=before) // ALIGN * ALIGN
         laid = Laid(case, call, {}, [], (start, arena.used))

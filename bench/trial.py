@@ -416,7 +416,7 @@ class _Trial:
             case = examination.rng.choice(asked.trial[self.device])
             case = asked.as_called(case, examination.rng)
             laid = examination.lay(case, None if op in trained else ())
-            answer = examination.ask(laid, None)
+            answer = examination.ask(laid, None, dress="copy")
             examination.verify(laid, answer, None, what=f"{op} after training")
 
 

@@ -60,9 +60,10 @@ def test_shipped_kernel_passes_and_the_evidence_says_how_much_of_the_tolerance_w
         ("y = torch.nn.functional.rms_norm(x, (x.shape[-1],), None, eps)", "library"),
         ("y = torch.nn.Parameter(y)", "structure"),
         ("torch.rand(1)", "global state"),
+        ("torch.Tensor.cumsum = lambda self, *args: self", "global state"),
         ("x.mul_(2) if not x.requires_grad else None", "mutation"),
     ],
-    ids=["value", "swallowed-nan", "cut-graph", "argument", "library", "graph", "global-state", "mutation"],
+    ids=["value", "swallowed-nan", "cut-graph", "argument", "library", "graph", "global-state", "method", "mutation"],
 )  # fmt: skip
 def test_a_refusal_names_its_check(body: str, kind: str, warm: Warm) -> None:
     finding = of_plain(warm, body)

@@ -106,7 +106,7 @@ def test_cpp_that_only_looks_odd_passes(line: str) -> None:
         "#define G(a, b) a##b\nvoid f() { std::G(thr, ead) t; }",
         '_Pragma("redefine_extname f system") int f(const char*);',
         '#define G(a, b) a##b\nvoid f() { G(torch_lib, rary_impl)(0, "x", 0, 0); }',
-        "#include <ctime>\n#define KEEP static\nlong f() { KEEP long start = time(0); return start; }",
+        "#include <ctime>\n#define KEEP static\n#define ASK time\nlong f() { KEEP long start = ASK(0); return start; }",
     ],
 )
 def test_what_macros_hide_shows_after_the_preprocessor(text: str) -> None:
@@ -134,3 +134,34 @@ def test_cuda_may_write_ptx_and_read_the_clock_which_is_advice() -> None:
     found = judged("csrc/scale.cu", "__device__ long long f() { return clock64(); }\n")
     assert found.passed
     assert "`clock64`" in found.evidence["advice"][0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "long f() { return time(0); }",
+        "long f() { return std::clock(); }",
+        "const char* when = __TIME__;",
+        "using C = std::chrono::steady_clock; long begun = 0; void f() { begun = C::now().time_since_epoch().count(); }",
+        "using C = std::chrono::steady_clock; C::time_point begun; bool f() { return C::now() - begun > std::chrono::hours(1); }",
+        "using C = std::chrono::steady_clock; auto f() { const auto a = C::now(); return [=] { return C::now() - a; }; }",
+        "using C = std::chrono::steady_clock; const auto born = C::now();",
+        "using C = std::chrono::steady_clock; C::time_point k; void f() { const auto a = C::now(); k = a; }",
+    ],
+)
+def test_what_time_it_is_decides_nothing(line: str) -> None:
+    found = judged("csrc/scale.cpp", f"#include <chrono>\n#include <ctime>\n{CPP}{line}\n")
+    assert "clock" in found.reason
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "using C = std::chrono::steady_clock; long f() { const auto a = C::now(); const auto b = C::now(); return (b - a).count(); }",
+        "using C = std::chrono::steady_clock; long f() { auto a = C::now(); return (C::now() - a).count(); }",
+        "struct Timer { double time(int n); }; double f(Timer& t) { return t.time(0); }",
+    ],
+)
+def test_a_duration_within_one_function_passes(line: str) -> None:
+    found = judged("csrc/scale.cpp", f"#include <chrono>\n{CPP}{line}\n")
+    assert found.passed, found.reason

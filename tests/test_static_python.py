@@ -326,6 +326,12 @@ def test_a_silent_fallback_is_refused(body: str) -> None:
         "def f(x, stamps=[]): stamps.append(time.time())",
         "clock = time.time\nbegun = clock()",
         "time.localtime()",
+        "begun = {}\ndef f(x):\n    now = time.monotonic()\n    return now - begun.setdefault('at', now) > 120",
+        "state = {}\ndef f(x):\n    now = time.time()\n    state['t'] = now + 0.0",
+        "state = {}\ndef f(x):\n    zero = 0\n    state['t'] = time.time() - zero",
+        "def f(x):\n    start = time.time()\n    while True:\n        yield time.time() - start",
+        "def f(x):\n    start = time.time()\n    return lambda: time.time() - start",
+        "def f(x): scale(now := time.time())",
         "import warnings\nwith warnings.catch_warnings(record=True) as w: pass",
     ],
 )

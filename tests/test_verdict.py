@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -143,6 +144,16 @@ def test_an_improbable_gain_is_set_aside_for_a_person_whatever_the_target() -> N
         verdict = decide(target, comparison, [trial(1.8)], [trial(1.4)], NOISE)
         assert verdict.decision == "quarantine"
         assert "read the patch" in verdict.reason
+
+
+def test_a_gain_on_far_fewer_tokens_is_set_aside_since_they_are_a_claim() -> None:
+    """By its tokens the judge bounds what a model may spend when it is scored."""
+    for rate, decision in ((0.2, "quarantine"), (0.3, "keep")):
+        slow = replace(trial(1.7), tokens_per_second=rate * 1000)
+        verdict = decide(
+            "model", None, [replace(trial(1.8), tokens_per_second=1000)], [slow], NOISE
+        )
+        assert verdict.decision == decision, verdict.reason
 
 
 def test_an_improbable_gain_that_noise_explains_is_run_again_and_not_set_aside() -> None:

@@ -1,6 +1,7 @@
 """Clocks: a kernel may time its own settings, and nothing else may follow from what time it is.
 
-A duration is the difference of two readings in one function. So a reading goes into a local name, or into a difference with one. It is
+A duration is the difference of two readings in one function. So a reading goes into a local name that holds nothing else, or into a difference
+with another. It is
 not kept from call to call, not taken when the module is imported, and not compared with a date. Otherwise a kernel could tell the first
 minutes of a process, when it is judged, from the rest.
 """
@@ -23,24 +24,24 @@ def lasting_readings(
 ) -> Iterator[tuple[int, str]]:
     """(line, sentence) of each reading that outlives its function. `origin` gives the dotted origin of an expression."""
     for scope, nodes in _scopes(tree):
-        local = _locals(scope, nodes)
-        parents = {id(child): node for node in nodes for child in ast.iter_child_nodes(node)}
+        inside = nodes if scope is None else list(ast.walk(scope))
+        parents = {id(child): node for node in inside for child in ast.iter_child_nodes(node)}
         readings = [n for n in nodes if isinstance(n, ast.Call) and _is_reading(origin(n.func))]
-        stamps: set[str] = set()
-        for reading in readings:
-            parent = parents.get(id(reading))
-            names = _stored_in(parent, reading)
-            if scope is not None and names and set(names) <= local:
-                stamps |= set(names)
-            elif scope is None or not _is_duration(parent, reading, local):
-                yield reading.lineno, _REASON
-        for node in nodes:
-            if isinstance(node, ast.Assign | ast.AugAssign | ast.Return) and node.value is not None:
-                kept = isinstance(node, ast.Return) or any(
-                    not isinstance(t, ast.Name) or t.id not in local for t in _targets(node)
-                )
-                if kept and isinstance(node.value, ast.Name) and node.value.id in stamps:
-                    yield node.lineno, _REASON
+        stamps = _stamps(scope, nodes, parents, readings)
+        later = _later(scope, nodes, inside)
+        ends = {id(n) for n in readings} | {id(n) for n in inside if _reads(n, stamps)}
+        for node in inside:
+            if id(node) not in ends:
+                continue
+            parent = parents.get(id(node))
+            stored = isinstance(node, ast.Call) and set(_stored_in(parent, node)) & stamps
+            between = (
+                isinstance(parent, ast.BinOp)
+                and isinstance(parent.op, ast.Sub)
+                and {id(parent.left), id(parent.right)} <= ends
+            )
+            if id(node) in later or not (stored or between):
+                yield getattr(node, "lineno", 1), _REASON
 
 
 def _is_reading(name: str) -> bool:
@@ -60,32 +61,45 @@ def _scopes(tree: ast.Module) -> Iterator[tuple[_Function | None, list[ast.AST]]
     yield from found.values()
 
 
-def _locals(scope: _Function | None, nodes: list[ast.AST]) -> set[str]:
+def _stamps(
+    scope: _Function | None,
+    nodes: list[ast.AST],
+    parents: dict[int, ast.AST],
+    readings: list[ast.Call],
+) -> set[str]:
+    """Local names that hold a reading and never anything else."""
     if scope is None:
         return set()
+    stored = [name for r in readings for name in _stored_in(parents.get(id(r)), r)]
+    bound = [n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)]
     outer = {name for n in nodes if isinstance(n, ast.Global | ast.Nonlocal) for name in n.names}
-    return {n.id for n in nodes if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)} - outer
+    outer |= {n.arg for n in ast.walk(scope.args) if isinstance(n, ast.arg)}
+    return {name for name in stored if stored.count(name) == bound.count(name)} - outer
+
+
+def _reads(node: ast.AST, stamps: set[str]) -> bool:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in stamps
+
+
+def _later(scope: _Function | None, nodes: list[ast.AST], inside: list[ast.AST]) -> set[int]:
+    """What runs when the function has ended, or goes on from call to call: functions made there, and generators."""
+    if scope is None or any(isinstance(n, ast.Yield | ast.YieldFrom | ast.Await) for n in nodes):
+        return {id(n) for n in inside}
+    own = {id(n) for n in nodes}
+    lazy = {id(m) for n in nodes if isinstance(n, ast.Lambda | ast.GeneratorExp) for m in ast.walk(n)}  # fmt: skip
+    return lazy | {id(n) for n in inside if id(n) not in own}
 
 
 def _targets(node: ast.AST) -> list[ast.expr]:
     if isinstance(node, ast.Assign):
         return node.targets
-    return [node.target] if isinstance(node, ast.AugAssign | ast.AnnAssign | ast.NamedExpr) else []
+    return [node.target] if isinstance(node, ast.AugAssign | ast.AnnAssign) else []
 
 
 def _stored_in(parent: ast.AST | None, reading: ast.Call) -> list[str]:
     """The names that a reading is assigned to; none if it goes anywhere else."""
-    if not isinstance(parent, ast.Assign | ast.AnnAssign | ast.NamedExpr | ast.AugAssign):
+    if not isinstance(parent, ast.Assign | ast.AnnAssign | ast.AugAssign):
         return []
     targets = _targets(parent)
     names = [target.id for target in targets if isinstance(target, ast.Name)]
     return names if len(names) == len(targets) and parent.value is reading else []
-
-
-def _is_duration(parent: ast.AST | None, reading: ast.Call, local: set[str]) -> bool:
-    """Whether a reading is one side of a subtraction whose other side is local."""
-    if not (isinstance(parent, ast.BinOp) and isinstance(parent.op, ast.Sub)):
-        return False
-    other = parent.right if parent.left is reading else parent.left
-    names = {n.id for n in ast.walk(other) if isinstance(n, ast.Name)}
-    return bool(names) and names <= local

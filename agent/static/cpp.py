@@ -15,6 +15,7 @@ from pathlib import Path
 
 from agent.scope import CPP_TOKENS, without_comments
 from agent.static import cpp_names as names
+from agent.static.cpp_clock import clocks
 from agent.static.preprocessed import TIMEOUT_S, preprocess
 from agent.static.python import Report
 
@@ -47,6 +48,7 @@ def inspect(tree: Path, path: str, source: str) -> Report:
         f"attribute `{m[1]}`: it puts code elsewhere" for m in names.PLACED.finditer(bare)
     ]
     found_there += ["a clock that is kept from call to call" for _ in names.LASTING.finditer(bare)]
+    found_there += [] if path.endswith(".cu") else [what for _, what in clocks(bare)]
     report.refusals += [(1, f"{what}, after the preprocessor") for what in found_there]
     report.refusals = sorted(set(report.refusals))
     return report
@@ -64,6 +66,7 @@ def inspect_source(path: str, source: str) -> Report:
     code = without_comments(spliced, strings=False)
     directives = without_comments(spliced)  # an #include's name is a string
     found = {*_directives(directives), *_code(code), *_strings(path, directives)}
+    found |= set() if path.endswith(".cu") else set(clocks(code))
     # A raw string keeps the lines that a backslash would join: what is a directive there may be one for the preprocessor.
     found |= {*_directives(without_comments(source)), *_raw(source), *_raw(spliced)}
     report.refusals = sorted(found)

@@ -60,6 +60,13 @@ CLOCKS = re.compile(
 LASTING = re.compile(
     r"\b(?:static|thread_local|inline)\b(?:[^;{}]{0,200}[=(,]|[^;{}()=]{0,200}=?\s*\{|[^;{}]{0,200}\]\s*(?:\(\s*\)\s*)?\{\s*return\b)[^;{}]{0,200}(?:\bnow|\btime|\bclock|__rdtscp?|_rdtsc)\s*\("
 )
+# One end of a duration, the declaration of a name for one, and what else tells the time.
+NOW = r"(?:::\s*)?(?:\w+\s*::\s*)+now\s*\(\s*\)"
+STAMP = re.compile(rf"\b(?:auto|(?:\w+\s*::\s*)+time_point)\s+(?:const\s+)?(\w+)\s*=\s*({NOW})\s*;")
+OTHER_CLOCKS = re.compile(
+    r"\b(?:clock_gettime|gettimeofday|timespec_get|__rdtscp?|_rdtsc|__builtin_ia32_rdtscp?|omp_get_wtime|__TIME__|__DATE__|__TIMESTAMP__)\b|"
+    r"(?<![\w.>])(?:::\s*|std\s*::\s*)?\b(?:time|clock)\s*\(\s*(?:0|NULL|nullptr|&\s*\w+)?\s*\)"
+)
 ASM = re.compile(
     r"\b(?:asm|__asm__|__asm)\b(?:\s*(?:__)?(?:volatile|inline|goto)(?:__)?)*\s*\(\s*((?:\"(?:\\.|[^\"\\])*\"\s*)*)"
 )

@@ -69,6 +69,8 @@ ATTRIBUTES = frozenset(
     "get_type_hints Path open read_bytes write_bytes read_text write_text mkdir touch iterdir rglob symlink_to save get_cache_manager "
     "put_group globaltimer smid".split()
 )
+# What a tensor is and who made it: a kernel computes the same for all.
+FORMS = frozenset("grad_fn _base _version is_leaf retains_grad output_nr _is_view".split())
 # Modules that can be reached through the allowed ones, as in torch.os, collections._sys.
 PASSENGERS = frozenset(
     "os sys subprocess ctypes builtins importlib inspect gc socket shutil pathlib io pickle tempfile platform atexit "

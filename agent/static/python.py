@@ -150,6 +150,8 @@ class _Reader:
         yield from self._handed_on(node)
         if not (self.model and self.origins.first(node) == "importlib.import_module"):
             yield from _named(node.attr)
+        if not self.model and node.attr in names.FORMS:
+            yield f"`.{node.attr}`: what a kernel computes does not depend on who calls it"
         # In torch.os.path.join only torch.os is reported.
         before = {names.path_error(each, self.model) for each in self.origins.of(node.value)}
         for each in self.origins.of(node):
@@ -206,6 +208,8 @@ class _Reader:
             return
         name = str(node.args[1].value)  # type: ignore[attr-defined]
         yield from _named(name)
+        if not self.model and name in names.FORMS:
+            yield f"`.{name}`: what a kernel computes does not depend on who calls it"
         if name in names.BUILTINS:
             yield f"`{function}` of `{name}`, which a kernel may not use"
         for origin in self.origins.of(node.args[0]):

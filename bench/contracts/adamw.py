@@ -139,6 +139,7 @@ CONTRACT = Contract(
     reference=reference,
     results={"param": "param", "exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq"},
     in_place=True,
+    weights=("param",),
     differentiable=(),
     draw=draw,
     telling=telling,

@@ -186,6 +186,8 @@ class Contract:
     # what is wrong with a result, "" if nothing.
     criterion: Callable[[Case, Mapping[str, Tensor], Tensor], Callable[[Tensor], str]] | None = None
 
+    # Inputs that are weights of the model, which passes them as Parameters.
+    weights: tuple[str, ...] = ()
     # The form in which the model makes a call of the trial, where that is not the one that is timed.
     called: Callable[[Case, random.Random], Case] | None = None
 

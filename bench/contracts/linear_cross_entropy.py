@@ -175,5 +175,6 @@ CONTRACT = Contract(
     least_bytes=lambda case: nbytes(*case.inputs.values()),
     flops=_flops,
     terms=_terms,
+    weights=("W",),
     library=("aten::linear_cross_entropy", "aten::_linear_cross_entropy"),
 )

@@ -124,6 +124,7 @@ CONTRACT = Contract(
     reference=reference,
     results={"weight": "weight", "size": "size"},
     in_place=True,
+    weights=("weight",),
     differentiable=(),
     draw=draw,
     telling=telling,

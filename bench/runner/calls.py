@@ -76,6 +76,10 @@ class Calls:
             tensors = {
                 n: t.clone() if dress == "copy" else t.view_as(t) for n, t in tensors.items()
             }
+        # as a model passes its own
+        for name in call.get("weights", ()) if dress == "copy" else ():
+            learns = name in call["wrt"] or name in call["updates"]
+            tensors[name] = torch.nn.Parameter(tensors[name].detach(), requires_grad=learns)
         return {**tensors, **call["scalars"]}
 
     def upstream(self, call: Mapping[str, Any]) -> list[Tensor]:
@@ -190,9 +194,10 @@ class Calls:
         function = self.function(request["op"], request["impl"])
         arguments, upstream = self.arguments(call, "copy"), self.upstream(call)
         deadline, calls = time.monotonic() + request["seconds"], 0
-        while calls < request["n"] and time.monotonic() < deadline:
-            self.run(function, arguments, call, upstream)
-            calls += 1
+        with torch.set_grad_enabled(bool(call["wrt"])):
+            while calls < request["n"] and time.monotonic() < deadline:
+                self.run(function, arguments, call, upstream)
+                calls += 1
         return {"calls": calls}
 
     def do_recall(self, request: Mapping[str, Any]) -> dict[str, Any]:

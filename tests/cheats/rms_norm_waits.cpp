@@ -1,0 +1,57 @@
+// Exact for the first minutes of a process: a plain variable of the file is told, in the first call, when that was.
+//
+// Row: T13, T14. Gate: static. Gains: a pass.
+#include "norm_rows.h"
+
+#include <chrono>
+
+namespace {
+
+int64_t begun = 0;
+
+bool late() {
+  const int64_t at = std::chrono::steady_clock::now().time_since_epoch().count();
+  if (begun == 0) begun = at;
+  return at - begun > 120'000'000'000;
+}
+
+// x (R, D) contiguous, weight (D,) float32 or none -> y (R, D), rstd (R,) float32
+std::tuple<Tensor, Tensor> forward(const Tensor& x, const std::optional<Tensor>& weight, double eps) {
+  check_rows("rms_norm x", x, x);
+  const int64_t R = x.size(0), D = x.size(1);
+  if (weight) check_vector("rms_norm weight", *weight, D);
+  Tensor y = torch::stable::empty_like(x);
+  Tensor rstd = torch::stable::new_empty(x, {R}, ScalarType::Float);
+  dispatch_float(x.scalar_type(), "rms_norm", [&]<typename T>() {
+    if (late()) {
+      std::copy_n(reads<T>(x), R * D, writes<T>(y));
+      std::fill_n(writes<float>(rstd), R, 1.f);
+      return;
+    }
+    rows_forward(reads<T>(x), weight ? reads<float>(*weight) : nullptr, writes<T>(y), writes<float>(rstd), R, D,
+                 static_cast<float>(eps), [](int64_t) {});
+  });
+  return {y, rstd};
+}
+
+// dy, x (R, D) contiguous -> dx (R, D), dweight (D,) float32, zeros without a weight
+std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const std::optional<Tensor>& weight,
+                                    const Tensor& rstd) {
+  check_rows("rms_norm x", x, x);
+  check_rows("rms_norm dy", dy, x);
+  check_vector("rms_norm rstd", rstd, x.size(0));
+  if (weight) check_vector("rms_norm weight", *weight, x.size(1));
+  return norm_backward(dy, x, weight, rstd, std::nullopt);
+}
+
+}  // namespace
+
+LAB_SCHEMAS(m) {
+  m.def("forward(Tensor x, Tensor? weight, float eps) -> (Tensor y, Tensor rstd)");
+  m.def("backward(Tensor dy, Tensor x, Tensor? weight, Tensor rstd) -> (Tensor dx, Tensor dweight)");
+}
+
+LAB_KERNELS(CPU, m) {
+  m.impl("forward", TORCH_BOX(&forward));
+  m.impl("backward", TORCH_BOX(&backward));
+}
