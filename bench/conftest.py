@@ -8,6 +8,7 @@ interleaved blocks of both: the middle half of their ratios, with its 95 % inter
 from __future__ import annotations
 
 import functools
+import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -28,7 +29,9 @@ from bench.ratio import Estimate, estimate, logs, stretches, typical
 from bench.step_profile import limit_of
 from bench.timing import Arm, Samples, sample
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# Beside other tests (`make test`) a GPU has no room for all runners at once, 5 GiB each: there the CPU's kernels are run.
+_ALONE = "PYTEST_XDIST_WORKER" not in os.environ
+DEVICE = "cuda" if torch.cuda.is_available() and _ALONE else "cpu"
 SECONDS_A_CASE = 8.0  # of blocks
 _FOLDER = tempfile.TemporaryDirectory(prefix="lab-peers-")  # goes with this process
 

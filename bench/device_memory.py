@@ -72,7 +72,9 @@ class Block:
             raise ValueError(f"bytes {start} to {end} of a memory of {self.size}")
         if start == end:
             return torch.empty(0, dtype=torch.uint8, device="cuda")
-        return torch.as_tensor(_Bytes(self, start, end), device="cuda")
+        # With its number torch does not ask the driver whose address this is.
+        number = torch.cuda.current_device()
+        return torch.as_tensor(_Bytes(self, start, end), device=f"cuda:{number}")
 
 
 class _Bytes:

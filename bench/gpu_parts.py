@@ -106,7 +106,8 @@ def timed(op: str, device: str) -> Iterator[Record]:
 
 
 def _timed(asked: Contract, arms: Sequence[Arm], device: str) -> Iterator[Record]:
-    for case, runners, refused in _ready(asked, arms, device):
+    # A runner draws these tensors itself: they are timed also where this machine lends no device memory.
+    for case, runners, refused in _ready(asked, arms, device, lent=False):
         for arm, runner, why in zip(arms, runners, refused, strict=True):
             found = {"refused": why} if why else _events(asked, case, arm, runner)
             yield {"op": asked.name, "case": case.label(), "arm": arm.name} | found
@@ -129,10 +130,13 @@ def judged(op: str, device: str) -> Iterator[Record]:
 
 
 def _ready(
-    asked: Contract, arms: Sequence[Arm], device: str
+    asked: Contract, arms: Sequence[Arm], device: str, *, lent: bool = True
 ) -> Iterator[tuple[Case, Sequence[Conduct], list[str]]]:
     """Each case, with a runner for each arm, which has compiled, and for each arm why it cannot do the case, "" if it can."""
-    with runners_of(asked.name, arms, device) as runners, ThreadPoolExecutor(len(runners)) as pool:
+    with (
+        runners_of(asked.name, arms, device, lent=lent) as runners,
+        ThreadPoolExecutor(len(runners)) as pool,
+    ):
         for case in goals.cases(asked.name, device):
             # compilers run beside each other; what is measured runs alone
             yield case, runners, list(pool.map(partial(_warmed, asked, case), arms, runners))
@@ -168,6 +172,15 @@ def _judged(asked: Contract, case: Case, arms: Sequence[Arm], runners: Sequence[
         found = measure(asked, case, arms, runners, limit_s=CASE_S, rng=rng).row
     # RuntimeError is torch's: the device is full, and the next shape may fit
     except (Refused, MemoryError, RuntimeError) as error:
+        own = [
+            i
+            for i, arm in enumerate(arms)
+            if arm.tree == measured.ROOT and arm.impl not in measured.LIBRARIES
+        ]
+        if getattr(error, "kind", "") == "wrong" and 0 < len(own) < len(arms):
+            # What others have written may be wrong on many rows alone, which `why_not` does not ask: ours are timed without them.
+            alone = _judged(asked, case, [arms[i] for i in own], [runners[i] for i in own])
+            return alone | {"without": error_line(error)}
         return {"refused": error_line(error)}
     medians = {name: 1e3 * statistics.median(seconds) for name, seconds in found.items()}
     return {"judge": medians, "blocks": min(map(len, found.values()))}

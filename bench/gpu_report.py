@@ -45,13 +45,14 @@ TIME_S, JUDGE_S = (30.0, 8.0), (60.0, 30.0)
 STEP_S = 170.0  # it compiles the model
 CHECK_S = 150.0
 SANITIZE_S = 190.0  # compute-sanitizer may take 180 (bench/sanitizer.py)
-LEAST = 0.5  # of a part's limit, without which it is not begun
+LEAST = 0.5  # of a part's time, without which it is not begun
+PATIENCE = 2.0  # the times are estimates: what is cut short has to be compiled and measured again
 CUT_SHORT = "it had not ended after"
 
 
 @dataclass(frozen=True)
 class Part:
-    """`seconds`: after so long it is ended, if the budget has not ended it before."""
+    """`seconds`: what it should take. It is ended after PATIENCE times as long, if the budget has not ended it before."""
 
     name: str
     op: str | None
@@ -163,7 +164,7 @@ class Run:
     def one(self, part: Part) -> None:
         """Run a part, its findings into the journal as they come."""
         # A limit that was too short is as much longer in the next call: what the part had compiled is gone with its runners.
-        own = part.seconds * (1 + self.journal.cut_short(part))
+        own = PATIENCE * part.seconds * (1 + self.journal.cut_short(part))
         left = self.deadline - time.monotonic()
         limit = min(own, left)
         if left < LEAST * part.seconds:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +27,9 @@ def identity(device: str) -> dict[str, Any]:
     return {
         "device": hardware.name(device),
         "torch": torch.__version__,
+        "triton": installed("triton"),
+        # another assembler makes another kernel of the same source
+        "ptxas": os.environ.get("TRITON_PTXAS_PATH", ""),
         "tree": content(ROOT, MEASURED)[:16],
     }
 

@@ -224,22 +224,28 @@ def measure(
 
 
 @contextlib.contextmanager
-def runners_of(op: str, arms: Sequence[Arm], device: str) -> Iterator[list[Conduct]]:
-    """A runner for each arm, with the op loaded, as `measure` wants them."""
-    with _started(arms, device) as runners:
+def runners_of(
+    op: str, arms: Sequence[Arm], device: str, *, lent: bool = True
+) -> Iterator[list[Conduct]]:
+    """A runner for each arm, with the op loaded, as `measure` wants them. `lent`: tensors will travel; runners that draw their own need none."""
+    with _started(arms, device, lent) as runners:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda runner: runner.load(op), runners))  # raises what one raised
         yield runners
 
 
 @contextlib.contextmanager
-def _started(arms: Sequence[Arm], device: str) -> Iterator[list[Conduct]]:
+def _started(arms: Sequence[Arm], device: str, lent: bool = True) -> Iterator[list[Conduct]]:
     """A runner for each arm, which has imported torch and nothing of a candidate."""
     with contextlib.ExitStack() as stack:
         # On a GPU tensors are lent in its own memory: else they would travel through the host while the clock runs.
         judges = [
             stack.enter_context(
-                Judge(arm.tree, device=device, memory=device_memory.lendable(device))
+                Judge(
+                    arm.tree,
+                    device=device,
+                    memory=device_memory.lendable(device) if lent else None,
+                )
             )
             for arm in arms
         ]
@@ -249,7 +255,7 @@ def _started(arms: Sequence[Arm], device: str) -> Iterator[list[Conduct]]:
         ways = {runner.judge.lends for runner in runners}
         if len(ways) > 1:
             raise Refused("machine", f"the arms cannot be compared: some copy what others have in place ({'; '.join(sorted(ways))}); see `python -m agent doctor`")  # fmt: skip
-        if device == "cuda" and ways != {device_memory.DeviceMemory.words}:
+        if lent and device == "cuda" and ways != {device_memory.DeviceMemory.words}:
             raise Refused("machine", f"nothing can be timed: tensors travel through the host while the clock runs ({'; '.join(ways)}); see `python -m agent doctor`")  # fmt: skip
         yield runners
 

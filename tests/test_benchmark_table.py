@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 
@@ -68,3 +71,14 @@ def test_a_kernel_file_whose_implementations_cannot_be_read_is_an_error(tmp_path
             arms.implementations(file)
     file.write_text("IMPLEMENTATIONS = {'torch': 1}\nLIBRARIES = {'fa4': 2}")
     assert arms.implementations(file) == {"torch", "fa4"}
+
+
+@pytest.mark.parametrize("worker", ["", "gw0"])
+def test_beside_other_tests_the_kernels_of_the_cpu_are_run(worker: str) -> None:
+    code = "import torch; torch.cuda.is_available = lambda: True; from bench import conftest; print(conftest.DEVICE)"
+    others = {k: v for k, v in os.environ.items() if k != "PYTEST_XDIST_WORKER"}
+    given = others | ({"PYTEST_XDIST_WORKER": worker} if worker else {})
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=given, cwd=arms.ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == ("cpu" if worker else "cuda"), done.stderr[-1000:]

@@ -541,3 +541,11 @@ def test_a_runner_sees_one_gpu_and_it_is_the_judges(tmp_path: Path) -> None:
         of = examination(judge)
         laid = of.lay(CASES[0])
         of.verify(laid, of.ask(laid, None), None)
+
+
+def test_a_view_of_lent_memory_names_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch, "as_tensor", lambda _, device: asked.append(device))
+    device_memory.Block(0, 64, lambda: None).bytes(0, 8)
+    assert asked == ["cuda:3"]

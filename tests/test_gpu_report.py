@@ -114,9 +114,9 @@ def test_what_takes_too_long_is_ended_and_keeps_what_it_had_found(tmp_path):
     slow = "print('{\"n\": 1}', flush=True); import time; time.sleep(60)"
     good, told, journal = run(tmp_path, {"slow": slow}, seconds=1.5)
     assert not good
-    assert "it had not ended after 2 s" in told[0]
+    assert "it had not ended after 3 s" in told[0]
     _, told, _ = run(tmp_path, {"slow": slow}, seconds=1.5)
-    assert "it had not ended after 3 s" in told[0]  # as much more in the next call
+    assert "it had not ended after 6 s" in told[0]  # as much more in the next call
     assert {"part": "slow", "n": 1} in journal.latest()
     _, told, _ = run(tmp_path, {"slow": slow}, budget_s=0.0)
     assert "the budget was spent before it began" in told[0]
@@ -249,3 +249,30 @@ def test_the_graph_of_a_compiled_peer_is_kept_for_backward_again_and_again():
 
 def test_the_facts_name_the_processor_and_not_its_architecture_alone():
     assert next(gpu_parts.facts("cpu"))["device"] == hardware.name("cpu")
+
+
+def test_no_goal_of_an_h100_is_called_met_on_another_gpu() -> None:
+    facts = {"part": "facts", "device": "NVIDIA H200"}
+    (row,) = (r for r in gpu_table.measured([facts, arm("triton", GOAL.goal_ms)]) if r.ours)
+    assert row.met == gpu_table.OTHER_GPU
+    facts["device"] = "NVIDIA H100 80GB HBM3"
+    (row,) = (r for r in gpu_table.measured([facts, arm("triton", GOAL.goal_ms)]) if r.ours)
+    assert row.met == "yes"
+
+
+def test_a_peer_that_is_wrong_leaves_the_figures_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Arm("cpp", arms.ROOT, "cpp")
+    peer = Arm("liger", arms.ROOT / "elsewhere", "torch")
+
+    def measure(
+        asked: object, case: object, given: list[Arm], *_: object, **__: object
+    ) -> SimpleNamespace:
+        if peer in given:
+            raise Refused("wrong", "an output of a timed call (liger) is wrong")
+        return SimpleNamespace(row={each.name: [1e-3] * 5 for each in given})
+
+    monkeypatch.setattr(gpu_parts, "measure", measure)
+    asked = contract("rms_norm")
+    found = gpu_parts._judged(asked, asked.trial["cpu"][0], [own, peer], [None, None])
+    assert "liger" in found["without"]
+    assert "refused" not in found

@@ -305,3 +305,29 @@ def test_a_machine_that_cannot_time_is_no_fault_of_the_candidate(
     monkeypatch.setattr(timing, "compare", compare)
     with pytest.raises(MachineFault, match="cannot be compared"):
         Bench().compare("rms_norm", Path("a"), Path("b"))
+
+
+def test_runners_that_draw_their_own_tensors_need_no_memory_lent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Lending:
+        lends, tree = "shared memory", Path()
+
+        def __init__(self, *_: object, memory: object = None, **__: object) -> None:
+            self.memory = memory
+
+        def __enter__(self) -> Lending:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        def ask(self, do: str, **_: object) -> dict[str, object]:
+            return {}
+
+    monkeypatch.setattr(timing, "Judge", Lending)
+    monkeypatch.setattr(timing.device_memory, "lendable", lambda device: object())
+    with timing.runners_of("rms_norm", ARMS, "cuda", lent=False) as runners:
+        assert [runner.judge.memory for runner in runners] == [None] * 3
+    with pytest.raises(Refused, match="nothing can be timed"):
+        with timing.runners_of("rms_norm", ARMS, "cuda"):
+            pass

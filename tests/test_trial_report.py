@@ -12,7 +12,7 @@ import torch
 
 from bench import trial_report
 from bench.finding import Finding
-from bench.identity import Mixed
+from bench.identity import Mixed, identity
 from bench.trial import TrialResult
 
 DATASET = SimpleNamespace(directory=SimpleNamespace(name="embedded"))
@@ -128,3 +128,11 @@ def test_kernels_are_built_before_a_trial_which_else_pays_for_the_compiler(
     trial_report.main()
     assert built == [0]
     assert asked == [("torch", 0)]
+
+
+def test_figures_of_another_assembler_stand_in_another_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = identity("cpu")
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "/usr/local/cuda/bin/ptxas")
+    assert identity("cpu") != before

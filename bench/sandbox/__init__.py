@@ -78,6 +78,7 @@ OWN_KERNEL_FILES = (
 COMPILED = "/compiled"
 PATIENCE_S = 10.0
 PADDED_BYTES = 32 << 10  # more than arguments and variables take
+COMPILERS = 8  # forked workers of torch.compile; without a cgroup each is counted with all the memory that it shares with the runner
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 _numbers = itertools.count()
 
@@ -184,6 +185,8 @@ def start(
             # By default the pool that compiles for torch.compile starts CUDA in a process of its own, which may not name its threads (bench/sandbox/
             # confine.py lets a runner name its own alone), and CUDA does not start without. Forked workers know the device from the runner.
             variables["TORCHINDUCTOR_WORKER_START"] = "fork"
+            workers = min(COMPILERS, len(os.sched_getaffinity(0)))
+            variables["TORCHINDUCTOR_COMPILE_THREADS"] = str(workers)
         if gpu and "/dev/shm" not in terms.private:
             # The pool needs semaphores, which lie there; without them it breaks in the middle of a compilation.
             variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
