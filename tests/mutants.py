@@ -61,7 +61,7 @@ SHARES: dict[str, tuple[int, tuple[str, ...]]] = {
     "csrc/newton_schulz.cpp": (14, ("newton_schulz",)),
     "csrc/linear_cross_entropy.cpp": (26, ("linear_cross_entropy",)),
     "csrc/attention.cpp": (30, ("attention",)),
-    "csrc/lab.h": (10, ("rms_norm", "linear_cross_entropy", "newton_schulz")),
+    "csrc/lab.h": (10, ("rms_norm", "linear_cross_entropy", "newton_schulz", "attention")),
     "kernels/qk_norm_rope.py": (14, ("qk_norm_rope",)),
     "kernels/relu2_mlp.py": (14, ("relu2_mlp",)),
     "kernels/adamw.py": (12, ("adamw",)),
@@ -72,7 +72,7 @@ SHARES: dict[str, tuple[int, tuple[str, ...]]] = {
     "csrc/adamw.cpp": (8, ("adamw",)),
     "csrc/nesterov.cpp": (4, ("nesterov",)),
     "csrc/muon_update.cpp": (12, ("muon_update",)),
-    "csrc/lanes.h": (10, ("qk_norm_rope", "relu2_mlp")),
+    "csrc/lanes.h": (10, ("qk_norm_rope", "relu2_mlp", "newton_schulz")),
     "csrc/product.h": (24, ("newton_schulz",)),
     "csrc/pairs.h": (8, ("newton_schulz", "attention")),
 }

@@ -120,9 +120,8 @@ def _is_reached(node: ast.stmt) -> bool:
         return name in TABLES
     if not isinstance(node, ast.FunctionDef) or name in ONLY_TRITON + ONLY_LIBRARIES + ONLY_ERRORS:
         return False
-    return not name.startswith("_triton") and "triton.jit" not in map(
-        ast.unparse, node.decorator_list
-    )
+    on_gpu = any(ast.unparse(each).startswith("triton.jit") for each in node.decorator_list)
+    return not on_gpu and not name.startswith("_triton")
 
 
 class _Finder:
