@@ -169,7 +169,13 @@ class Examination:
             )
         except Refused as refused:
             what = do if do != "call" else mode
-            raise Refused(refused.kind, f"{_named(impl)} {what}: {refused}") from None
+            spent = refused.kind == "timeout" and time.monotonic() > self.until - 0.2
+            said = (
+                f"all its calls together have taken {LIMIT_S:.0f} s, and may take no more"
+                if spent
+                else refused
+            )
+            raise Refused(refused.kind, f"{_named(impl)} {what}: {said}") from None
         for each, lent in zip(laid, before, strict=True):
             for name in self.contract.updates:
                 arena.view(each.call["inputs"][name]).copy_(each.inputs[name])

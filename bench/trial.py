@@ -386,7 +386,7 @@ class _Trial:
             raise Refused(
                 "off_clock",
                 f"from its weights to its first answers the trainer worked for {used:.0f} s of processor time, where {allowed:.0f} s are "
-                "allowed: nothing may be learned then",
+                "allowed: nothing may be learned then (what Trainer.logits compiles for a new size of batch counts too: compile with dynamic=True)",
             )
 
     def _require_cheap(self, used: float, exam: Exam) -> int:

@@ -291,7 +291,7 @@ void check_inputs(const Tensor& q, const Tensor& k, const Tensor& v, std::option
   STD_TORCH_CHECK(!window || *window >= 1, "attention: expected a window of at least 1, got ", *window);
 }
 
-// ---- forward ----
+// ---- types and sizes ----
 
 // Whether tiles of x stay bf16.
 bool paired(const Tensor& x) { return x.scalar_type() == ScalarType::BFloat16 && multiplies_pairs(); }
@@ -312,6 +312,8 @@ struct Shape {
   int64_t query_tiles() const { return ceil_div(T, kQueries); }
   float scale() const { return 1.f / std::sqrt(static_cast<float>(D)); }
 };
+
+// ---- forward ----
 
 // Tile t of n in an order that takes turns between both ends, so that under a causal mask every two neighbours have the same work together.
 int64_t from_both_ends(int64_t t, int64_t n) { return t % 2 == 0 ? t / 2 : n - 1 - t / 2; }

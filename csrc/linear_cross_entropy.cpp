@@ -163,7 +163,7 @@ void loss_and_gradient(Tensor logits, const Tensor& targets, std::optional<doubl
 Tensor new_buffer(const Tensor& like, int64_t rows, int64_t columns) {
   Tensor buffer = torch::stable::new_empty(like, {rows, columns});
   const int64_t bytes = rows * columns * static_cast<int64_t>(like.element_size());
-  if (bytes >= 32 << 20) {  // from 32 MB malloc gives a block a mapping of its own, so that the advice touches nothing else
+  if (bytes >= 32 << 20) {  // malloc maps a block of this size by itself, unless what was freed has room for it: that has its pages already
     const int64_t page = sysconf(_SC_PAGESIZE), address = reinterpret_cast<intptr_t>(buffer.mutable_data_ptr());
     const int64_t begin = round_up(address, page), end = (address + bytes) / page * page;
     madvise(reinterpret_cast<void*>(begin), static_cast<size_t>(end - begin), MADV_HUGEPAGE);  // a system that declines has lost nothing

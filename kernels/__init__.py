@@ -133,8 +133,14 @@ class CustomOp:
     def register_autograd(
         self, gradient: Callable[..., Any], *, setup_context: Callable[..., None]
     ) -> None:
-        self._op.register_autograd(gradient, setup_context=setup_context)
-        kernel, once = self._plain, once_differentiable(gradient)
+        def reached(ctx: Any, *gradients: Tensor | None) -> Any:
+            """None for every input where no gradient comes down, as below a function that returns None."""
+            if all(g is None for g in gradients):
+                return (None,) * len(ctx.needs_input_grad)
+            return gradient(ctx, *gradients)
+
+        self._op.register_autograd(reached, setup_context=setup_context)
+        kernel, once = self._plain, once_differentiable(reached)
 
         class Plain(torch.autograd.Function):
             @staticmethod
@@ -146,7 +152,7 @@ class CustomOp:
             @staticmethod
             def backward(ctx, *gradients):
                 # only where a graph of the gradient is made can somebody differentiate twice
-                return (once if torch.is_grad_enabled() else gradient)(ctx, *gradients)
+                return (once if torch.is_grad_enabled() else reached)(ctx, *gradients)
 
         self._plain = Plain.apply
 

@@ -202,7 +202,8 @@ def _op(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     y, total, rstd = FORWARD[impl](as_rows(x), as_rows(residual), weight, eps)
-    return y.view(x.shape), total.view(x.shape), rstd
+    # resized, not viewed: autograd lets nobody write to a view that a function of several results returns
+    return y.resize_(x.shape), total.resize_(x.shape), rstd
 
 
 @_op.register_fake

@@ -65,6 +65,7 @@ class BuildError(RuntimeError):
     """A source did not compile; the message holds the compiler's own lines."""
 
 
+@functools.cache
 def isa() -> str:
     """Instruction set to build for on this processor, by torch's own detection."""
     capability = torch.backends.cpu.get_cpu_capability().lower()

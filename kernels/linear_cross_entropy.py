@@ -65,8 +65,8 @@ def _torch(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> Tens
 
 # ---- cpp ----
 
-# Rows of logits made at a time on a CPU. What the cache gives to a smaller chunk (the fused pass is 8 % of the whole) the product takes,
-# whose threads meet once a chunk: 256 rows cost 10 % on one thread and, on a busy machine, up to twice the time on two.
+# Rows of logits made at a time on a CPU. Of fewer the fused pass (8 % of the whole) finds more in the cache, but each chunk is a product of its
+# own, after which threads wait for each other: 256 rows take 10 % longer on one thread and, on a busy machine, up to twice as long on two.
 CHUNK = 1024  # tune: 256 512 1024 2048 4096
 
 
@@ -214,7 +214,7 @@ def _triton_rows(
     z: Tensor, targets: Tensor, loss: Tensor, softcap: float | None, gradient: bool
 ) -> None:
     V = z.shape[1]
-    block = min(BLOCK_V, triton.next_power_of_2(V))
+    block = min(BLOCK_V, triton.next_power_of_2(max(V, 1)))
     cap, rate = (0.0, 0.0) if softcap is None else (LOG2E.value * softcap, -2 * LOG2E.value / softcap)  # fmt: skip
     bounded = softcap is not None and softcap <= BOUND
     _linear_cross_entropy_kernel[(z.shape[0],)](
@@ -323,14 +323,12 @@ def _gradient(ctx, g: Tensor | None, gradient_of_dz: Tensor | None):
         raise RuntimeError(
             "linear_cross_entropy has no second derivative: use impl='torch' for one"
         )
-    if g is None:
-        return None, None, None, None, None
     h, W, dz = ctx.saved_tensors
     dh = dW = None
     with torch.autocast(h.device.type, enabled=False):
         g = g[:, None]
         if ctx.needs_input_grad[0]:
-            # in place: the product of two dtypes would be a float32 copy first
+            # in place: on a GPU the product of two dtypes would be a float32 copy first
             dh = (dz @ W).mul_(g)
         if ctx.needs_input_grad[1]:
             dW = dz.t() @ (h * g).to(h.dtype)

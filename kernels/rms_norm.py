@@ -167,7 +167,8 @@ BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}
 @custom_op("rms_norm")
 def _op(x: Tensor, weight: Tensor | None, eps: float, impl: str) -> tuple[Tensor, Tensor]:
     y, rstd = FORWARD[impl](as_rows(x), weight, eps)
-    return y.view_as(x), rstd
+    # resized, not viewed: autograd lets nobody write to a view that a function of several results returns
+    return y.resize_(x.shape), rstd
 
 
 @_op.register_fake

@@ -210,14 +210,16 @@ class GPT(nn.Module):
         config, ops = self.config, self.ops
         T, dtype = tokens.shape[1], config.dtype
         cos, sin = self.cos[:T], self.sin[:T]
-        qkvo, up, down = (bank.to(dtype).unbind() for bank in (self.qkvo, self.up, self.down))
+        banks = self.qkvo.flatten(1, 2), self.up, self.down
+        qkvo, up, down = (bank.to(dtype).unbind() for bank in banks)
         resid, skip = self.resid_lambdas.to(dtype).unbind(), self.x0_lambdas.to(dtype).unbind()
         gates = dict(zip(config.value_layers, self.value_gates.to(dtype).unbind(), strict=True))
         tables = dict(zip(config.value_layers, self.value_embeds, strict=True))
 
         x = F.embedding(tokens, self.embed).to(dtype)
-        smear = torch.sigmoid(F.linear(x[:, 1:, :GATE_CHANNELS], self.smear_gate.to(dtype)))
-        x = torch.cat((x[:, :1], torch.addcmul(x[:, 1:], smear, x[:, :-1])), dim=1)
+        # before the first token there is nothing
+        smear = torch.sigmoid(F.linear(x[..., :GATE_CHANNELS], self.smear_gate.to(dtype)))
+        x = torch.addcmul(x, smear, F.pad(x[:, :-1], (0, 0, 1, 0)))
         x = x0 = ops.rms_norm(x)
         for i, window in enumerate(config.windows):
             x = torch.addcmul(x * resid[i], x0, skip[i])
@@ -234,15 +236,16 @@ class GPT(nn.Module):
         self, n: Tensor, qkvo: Tensor, value: tuple[Tensor, Tensor] | None, cos: Tensor, sin: Tensor, window: int | None
     ) -> Tensor:  # fmt: skip
         (B, T, D), H = n.shape, self.config.heads
-        qkv = F.linear(n, qkvo[:3].view(3 * D, D)).split(D, dim=-1)
-        q, k, v = (x.view(B, T, H, D // H) for x in qkv)
+        # split: the gradient of each slice would be a whole bank, mostly zeros
+        to_qkv, to_output = qkvo.split((3 * D, D))
+        q, k, v = F.linear(n, to_qkv).view(B, T, 3, H, D // H).unbind(2)
         q, k = self.ops.qk_norm_rope(q, k, cos, sin)
         if value is not None:
             gate, embedding = value
             v = torch.addcmul(v, gate, embedding.view(v.shape))
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         o = self.ops.attention(q, k, v, causal=True, window=window)
-        return F.linear(o.transpose(1, 2).reshape(B, T, D), qkvo[3])
+        return F.linear(o.transpose(1, 2).reshape(B, T, D), to_output)
 
     def flops_per_token(self) -> int:
         """Forward and backward flops a token of the sequence length: 6 a matrix weight, 12 a channel and visible key."""

@@ -73,8 +73,7 @@ class _Bank:
     @staticmethod
     def of(weight: nn.Parameter) -> _Bank:
         M, N = weight.shape[-2:]
-        axis = -1 if M >= N else -2
-        size = torch.zeros_like(weight.mean(axis, keepdim=True))
+        size = weight.new_zeros(*weight.shape[:-2], *((M, 1) if M >= N else (1, N)))
         return _Bank(weight, torch.zeros_like(weight), size, max(1.0, M / N) ** 0.5)
 
 

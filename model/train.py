@@ -1,4 +1,4 @@
-"""The loop: as many steps as the time allows, every schedule in units of the time budget.
+"""The loop: as many steps as the time allows. Learning rates and decay follow the share of it that is used; Muon's momentum alone counts steps.
 
 trainer = Trainer(spec)         the model on its device, weights not yet drawn
 trainer.model                   the nn.Module whose state_dict() holds all that is learned: a second process scores from it

@@ -140,3 +140,9 @@ def test_a_causal_op_may_have_any_arguments(looks_ahead: bool) -> None:
     leak = pytest.raises(Refused, match="depends on inputs from")
     with leak if looks_ahead else contextlib.nullcontext():
         correctness_values.future(subject, None)
+
+
+def test_what_torch_registers_when_it_is_first_used_is_no_change_of_the_candidates(
+    warm: Warm,
+) -> None:
+    assert of_plain(warm, "torch.vmap(torch.neg)(torch.ones(2, 2))").passed

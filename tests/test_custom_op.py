@@ -11,6 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import CustomOp, choose, overwrite
 from kernels.add_rms_norm import add_rms_norm
+from kernels.attention import attention
+from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.relu2_mlp import relu2_mlp
 from kernels.rms_norm import rms_norm
 
 
@@ -106,3 +109,27 @@ def test_triton_refuses_tensors_of_another_than_the_current_gpu(
     for impl in (None, "triton"):
         with pytest.raises(RuntimeError, match="current device, cuda:0"):
             choose(known, impl, torch.device("cuda:1"))
+
+
+class SendsNothingBack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return None
+
+
+def test_where_no_gradient_comes_down_none_is_handed_on() -> None:
+    x, weights = torch.randn(1, 2, 4, 8, requires_grad=True), torch.randn(2, 8, 8)
+    targets = torch.zeros(1, 2, 4, dtype=torch.int64)
+    for y in (
+        rms_norm(x, impl="cpp"),
+        add_rms_norm(x, x, impl="cpp")[0],
+        attention(x, x, x, impl="cpp"),
+        relu2_mlp(x, *weights, impl="cpp"),
+        linear_cross_entropy(x, weights[0], targets, impl="cpp"),
+    ):
+        SendsNothingBack.apply(y).sum().backward()
+        assert x.grad is None

@@ -232,6 +232,7 @@ for module.BLOCK_V in (16, 64):  # a row in three blocks, and in one
     assert loss[3].isnan() and torch.autograd.grad(loss.sum(), h)[0][3].isnan().all()
     h, W, targets = draw((3,), 8, 37, torch.float32, scale=60.0)
     assert all(g.isfinite().all() for g in torch.autograd.grad(module.linear_cross_entropy(h, W, targets, impl="triton").sum(), (h, W)))
+assert not module.linear_cross_entropy(torch.randn(3, 8), torch.randn(0, 8), torch.full((3,), -100), impl="triton").any()
 """
 
 

@@ -283,3 +283,19 @@ def test_a_weight_of_another_shape_is_refused_by_every_implementation(impl, shap
         rms_norm(x, weight, impl=impl)
     with pytest.raises(ValueError, match=r"expected a weight \(8,\)"):
         add_rms_norm(x, x, weight, impl=impl)
+
+
+@every_impl
+def test_a_result_may_be_overwritten(impl):
+    x, residual = random(2, 3, 11).requires_grad_(), random(2, 3, 11, seed=1).requires_grad_()
+    y = rms_norm(x, eps=EPS, impl=impl)
+    y *= 2
+    n, _ = add_rms_norm(x, residual, eps=EPS, impl=impl)
+    n += y
+    n.backward(random(2, 3, 11, seed=2))
+
+    x64, residual64 = doubles(x, residual)
+    n64 = exact_norm(x64 + residual64, None) + 2 * exact_norm(x64, None)
+    n64.backward(random(2, 3, 11, seed=2).double())
+    assert_close(x.grad, x64.grad, torch.float32)
+    assert_close(residual.grad, residual64.grad, torch.float32)

@@ -146,6 +146,7 @@ def test_cuda_may_write_ptx_and_read_the_clock_which_is_advice() -> None:
         "using C = std::chrono::steady_clock; C::time_point begun; bool f() { return C::now() - begun > std::chrono::hours(1); }",
         "using C = std::chrono::steady_clock; auto f() { const auto a = C::now(); return [=] { return C::now() - a; }; }",
         "using C = std::chrono::steady_clock; const auto born = C::now();",
+        "using C = std::chrono::steady_clock; auto f() { const auto a = C::now(); return [=](int (*g)()) { return C::now() - a; }; }",
         "using C = std::chrono::steady_clock; C::time_point k; void f() { const auto a = C::now(); k = a; }",
     ],
 )
@@ -159,6 +160,8 @@ def test_what_time_it_is_decides_nothing(line: str) -> None:
     [
         "using C = std::chrono::steady_clock; long f() { const auto a = C::now(); const auto b = C::now(); return (b - a).count(); }",
         "using C = std::chrono::steady_clock; long f() { auto a = C::now(); return (C::now() - a).count(); }",
+        "using C = std::chrono::steady_clock; void f(double* s) { const auto a = C::now(); const auto b = C::now(); s[0] = std::chrono::duration<double>{b - a}.count(); }",
+        "long f() { const std::chrono::time_point<std::chrono::steady_clock> a = std::chrono::steady_clock::now(); return (std::chrono::steady_clock::now() - a).count(); }",
         "struct Timer { double time(int n); }; double f(Timer& t) { return t.time(0); }",
     ],
 )

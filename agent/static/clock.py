@@ -16,7 +16,10 @@ _READINGS = frozenset(
     "clock_gettime clock_gettime_ns".split()
 )
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
-_REASON = "a clock that is read for more than a duration within one function; nothing may follow from what time it is"
+_REASON = (
+    "a clock that is read for more than a duration within one function: write `start = time.perf_counter()`, a name that holds nothing else, and "
+    "`time.perf_counter() - start`; nothing may follow from what time it is"
+)
 
 
 def lasting_readings(

@@ -11,8 +11,13 @@ from collections.abc import Iterator
 
 from agent.static import cpp_names as names
 
-_SAID = "a clock for more than a duration: write `const auto a = std::chrono::steady_clock::now();`, and differences of such names and readings"
-_LAMBDA = re.compile(r"\]\s*(?:<[^<>]*>)?\s*(?:\([^()]*\))?[^()]*$")
+_SAID = (
+    "a clock for more than a duration: write `const auto a = std::chrono::steady_clock::now();`, and differences of such names and readings, under "
+    "names used for nothing else in that block; a function of your own is called otherwise than time or clock"
+)
+# Once its parentheses are taken out; `x[i] = ` is none.
+_LAMBDA = re.compile(r"\](?!\s*(?:[-+*/%&|^]?=(?!=)|,))[^()]*$")
+_PARENTHESES = re.compile(r"\([^()]*\)")
 _NO_FUNCTION = re.compile(r"\s*(?:inline\s+)?(?:namespace|extern|struct|class|union|enum)\b")
 _Stamp = tuple[str, int, int]  # a name, and where it begins and ceases to be one
 
@@ -47,9 +52,15 @@ def _is_end(code: str, text: str, at: int, stamps: list[_Stamp]) -> bool:
     if "now" in text and "(" in text:
         return True
     return any(
-        name == text and begin <= at < end and not any(map(_LAMBDA.search, _open(code[begin:at])))
+        name == text and begin <= at < end and not any(map(_is_lambda, _open(code[begin:at])))
         for name, begin, end in stamps
     )
+
+
+def _is_lambda(head: str) -> bool:
+    while (less := _PARENTHESES.sub("", head)) != head:
+        head = less
+    return bool(_LAMBDA.search(head))
 
 
 def _open(code: str) -> list[str]:

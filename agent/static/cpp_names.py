@@ -62,7 +62,8 @@ LASTING = re.compile(
 )
 # One end of a duration, the declaration of a name for one, and what else tells the time.
 NOW = r"(?:::\s*)?(?:\w+\s*::\s*)+now\s*\(\s*\)"
-STAMP = re.compile(rf"\b(?:auto|(?:\w+\s*::\s*)+time_point)\s+(?:const\s+)?(\w+)\s*=\s*({NOW})\s*;")
+_POINT = r"std::chrono::(?:(?:steady|system|high_resolution)_clock::time_point|time_point\s*<\s*std::chrono::\w+_clock\s*>)"
+STAMP = re.compile(rf"\b(?:auto|{_POINT})\s+(?:const\s+)?(\w+)\s*=\s*({NOW})\s*;")
 OTHER_CLOCKS = re.compile(
     r"\b(?:clock_gettime|gettimeofday|timespec_get|__rdtscp?|_rdtsc|__builtin_ia32_rdtscp?|omp_get_wtime|__TIME__|__DATE__|__TIMESTAMP__)\b|"
     r"(?<![\w.>])(?:::\s*|std\s*::\s*)?\b(?:time|clock)\s*\(\s*(?:0|NULL|nullptr|&\s*\w+)?\s*\)"

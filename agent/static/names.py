@@ -37,7 +37,7 @@ BUILTINS = frozenset(
 LOOKUPS = frozenset({"getattr", "hasattr"})
 # Judged by the arguments of a call, so that they may not be handed on.
 CALLED = frozenset(
-    "importlib.import_module functools.wraps kernels.jit.load torch.library.Library torch.library.impl torch.library.define".split()
+    "importlib.import_module functools.wraps kernels.jit.load triton.language.inline_asm_elementwise torch.library.Library torch.library.impl torch.library.define".split()
 )
 
 # The dunder attributes that a kernel has a use for; all others lead into frames, classes and namespaces.
@@ -50,7 +50,7 @@ DUNDERS = frozenset(
 # Those that may be assigned, on a function of one's own.
 LABELS = frozenset({"__name__", "__qualname__"})
 # Those that a class or a module may say of itself; by `__module__ = "torch"` enum.global_enum would write into torch.
-OWN = frozenset({"__all__", "__slots__", "__match_args__"})
+OWN = frozenset("__all__ __slots__ __match_args__ __constants__ __author__ __license__ __str__ __repr__".split())  # fmt: skip
 # Methods that a class in a kernel may not define: they catch torch's functions, or run without being called.
 HOOKS = frozenset(
     "__torch_function__ __torch_dispatch__ __array_function__ __array_ufunc__ __getattribute__ __del__ __init_subclass__ __set_name__ "
@@ -113,7 +113,7 @@ _PARTS = {
     "resource": "setrlimit prlimit",
     "concurrent.futures": "ProcessPoolExecutor process",
     "triton": "profiler compile backends knobs compiler",
-    "triton.runtime": "build cache autotuner jit interpreter",
+    "triton.runtime": "build cache interpreter",
 }
 PARTS = {f"{package}.{part}" for package, parts in _PARTS.items() for part in parts.split()}
 # Of these packages a kernel file may use the named parts alone; the rest reaches too far, or is the frame that kernels run in.
@@ -126,6 +126,8 @@ _OF = {
     "torch._inductor": frozenset({"config"}),
     "triton.tools": frozenset({"tensor_descriptor"}),
     "triton.tools.tensor_descriptor": frozenset({"TensorDescriptor"}),
+    "triton.runtime.jit": frozenset({"JITFunction", "KernelInterface"}),
+    "triton.runtime.autotuner": frozenset({"Autotuner", "Heuristics", "Config", "OutOfResources"}),
     "kernels": frozenset(
         "jit choose custom_op as_rows overwrite product_dtype INTERPRETED AVX512_BF16 AMX CPU_MULTIPLIES_BF16 MKL_KNOWS_CPU".split()
     ),
@@ -141,9 +143,10 @@ _CLOSED = (KERNEL_MODULES | MODEL_MODULES) - {"kernels", "model"}
 # Packages that others hold, and modules of theirs that are called as one of the standard library.
 _ROOTS = frozenset({"torch", "numpy", "np", "triton", "tl"})
 _NAMESAKES = frozenset({"random", "types", "typing", "math", "copy", "array"})
+_SETTINGS = "torch._inductor.config.triton"  # a class of settings, not the package
 _PRIVATE = re.compile(
     r"_(?:foreach|fused|scaled|grouped|int|weight|convert_weight|is|assert|check|experimental)(?:_\w+)?|_(?:log_)?softmax|"
-    r"_dynamo|_inductor|_pytree|_foreach_utils"
+    r"_dynamo|_inductor|_pytree|_foreach_utils|_LRScheduler"
 )
 # Switches of the whole process: a kernel that sets one changes what it is compared with.
 _STATE = frozenset(
@@ -167,7 +170,7 @@ MODULES = (
     | frozenset(_OF)
     | frozenset(
         "torch.nn torch.nn.functional torch.autograd torch.cuda torch.library torch.linalg torch.utils torch.backends torch.special torch.fft "
-        "torch.nn.modules torch.nn.modules.module torch.random torch._dynamo triton.language triton.runtime triton.testing kernels.jit".split()
+        "torch.nn.modules torch.nn.modules.module torch.random torch._dynamo triton.language triton.runtime triton.testing kernels.jit torch._inductor.config.triton".split()
     )
 )
 OWN_OPERATORS = ("aten", "prim", "prims", "_", "c10d", "quantized", "inductor")
@@ -192,7 +195,8 @@ def path_error(name: str, model: bool) -> str:
     parts = name.split(".")
     for n in range(2, len(parts) + 1):
         prefix, part = ".".join(parts[:n]), parts[n - 1]
-        if part in _ROOTS or (parts[0] in _OPEN and part in _STDLIB - _NAMESAKES):
+        named = part in _ROOTS and prefix != _SETTINGS
+        if named or (parts[0] in _OPEN and part in _STDLIB - _NAMESAKES):
             return f"`{prefix}`: a package by way of another; import it by its own name"
         rest = ".".join(parts[n - 1 :])
         if part in _NAMESAKES and rest != part and (error := path_error(rest, model)):
@@ -230,6 +234,10 @@ def _instead(name: str) -> str:
         return "; build C++ with kernels.jit: `jit.load(op)`"
     if name in ("torch.cuda._compile_kernel", "torch.cuda.jiterator"):
         return "; CUDA is built from csrc/<op>.cu, with kernels.jit"
+    if name.startswith("functools.singledispatch"):
+        return "; it turns annotations into code: use isinstance or a dict"
+    if name == "torch.get_device_module":
+        return "; use torch.cuda or torch.accelerator"
     return (
         ": it reaches files, processes, threads, the network, code from text or torch's internals"
     )

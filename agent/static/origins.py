@@ -6,8 +6,9 @@ Scopes are not told apart: a name has every origin that it has anywhere in the f
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from agent.static import names
 
@@ -23,8 +24,14 @@ def written_annotations(tree: ast.Module) -> Iterator[ast.expr]:
             found = [node.annotation]
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             found = [node.returns]
-        for part in (n for each in found if each is not None for n in ast.walk(each)):
-            if isinstance(part, ast.Constant) and isinstance(part.value, str):
+        given = [each for each in found if each is not None]
+        words = {id(n) for each in given for n in _literal_words(each)}
+        for part in (n for each in given for n in ast.walk(each)):
+            if (
+                isinstance(part, ast.Constant)
+                and isinstance(part.value, str)
+                and id(part) not in words
+            ):
                 try:
                     parsed = ast.parse(part.value, mode="eval").body
                 except (SyntaxError, ValueError):
@@ -59,7 +66,8 @@ class Origins:
         self.imports = {name: set(found) for name, found in self._found.items()}
         self._follow_aliases(tree)
         self.libraries = set(self._made_by_torch_library(tree))
-        self.values = _values(tree)
+        self.values = _values(tree, self.of)
+        self.specs = self._parameter_specs(tree)
 
     def _made_by_torch_library(self, tree: ast.Module) -> Iterator[str]:
         """Names of ops and libraries: each is bound once, by a call or a decorator of torch.library."""
@@ -76,6 +84,19 @@ class Origins:
             )
             if made and stored.count(name) <= isinstance(node, ast.Assign):
                 yield name
+
+    def _parameter_specs(self, tree: ast.Module) -> set[str]:
+        """Names that typing.ParamSpec made, and nothing else binds."""
+        stored = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]  # fmt: skip
+        made = {
+            node.targets[0].id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and isinstance(node.value, ast.Call)
+            and {f"{m}.ParamSpec" for m in _TYPING} & set(self.of(node.value.func))
+        }
+        return {name for name in made if stored.count(name) == 1} - _defined(tree) - self.values
 
     def _imported(self, tree: ast.Module) -> dict[str, set[str]]:
         """Local name -> dotted origins, for every import of the file."""
@@ -159,22 +180,43 @@ def _references(value: ast.expr) -> Iterator[ast.expr]:
         yield from _references(value.value)
 
 
+_Of = Callable[[ast.AST | None], list[str]]
 _OF_TYPES = (ast.Name, ast.Attribute, ast.Subscript, ast.Tuple, ast.List, ast.BinOp, ast.BitOr, ast.expr_context)  # fmt: skip
-_TYPE_MAKERS = frozenset({"TypeVar", "ParamSpec", "NewType", "namedtuple"})
+_TYPING = ("typing", "typing_extensions")
+_MAKE_TYPES = "TypeVar ParamSpec TypeVarTuple NewType NamedTuple TypedDict".split()
+_TYPE_MAKERS = {f"{module}.{name}" for module in _TYPING for name in _MAKE_TYPES} | {
+    "collections.namedtuple"
+}
+_LITERAL = {f"{module}.Literal" for module in _TYPING}
+_WORD = re.compile(r"[\w-]+")
 
 
-def _values(tree: ast.Module) -> set[str]:
+def _values(tree: ast.Module, of: _Of) -> set[str]:
     """Names that may hold a text: arguments, and what is bound otherwise than to a type, written as types are, or to a type variable."""
     aliases: dict[str, list[ast.expr]] = defaultdict(list)
     stores: dict[str, int] = defaultdict(int)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and len(node.targets) == 1:
-            if isinstance(node.targets[0], ast.Name):
-                aliases[node.targets[0].id].append(node.value)
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                if isinstance(target, ast.Name):
+                    aliases[target.id].append(node.value)
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             stores[node.id] += 1
-    typed = {n for n, bound in aliases.items() if stores[n] == len(bound) and all(map(_is_type, bound))}  # fmt: skip
+    own = _defined(tree)
+
+    def imported(node: ast.AST | None) -> list[str]:
+        root = node
+        while isinstance(root, ast.Attribute):
+            root = root.value
+        return [] if isinstance(root, ast.Name) and root.id in own else of(node)
+
+    typed = {
+        name
+        for name, bound in aliases.items()
+        if stores[name] == len(bound) and all(_is_type(each, imported) for each in bound)
+    }
     found = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)} | (set(stores) - typed)
+    found |= {n.name for n in ast.walk(tree) if isinstance(n, ast.MatchAs | ast.MatchStar) and n.name}  # fmt: skip
     grown = True
     while grown:
         more = {
@@ -188,12 +230,30 @@ def _values(tree: ast.Module) -> set[str]:
     return found
 
 
-def _is_type(value: ast.expr) -> bool:
+def _defined(tree: ast.Module) -> set[str]:
+    kinds = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+    return {node.name for node in ast.walk(tree) if isinstance(node, kinds)}
+
+
+def _literal_words(value: ast.expr) -> Iterator[ast.Constant]:
+    """The words of Literal["a", "b-c"]: torch.library runs them as code, in which a word calls nothing."""
+    for node in ast.walk(value):
+        if isinstance(node, ast.Subscript) and "Literal" in (
+            getattr(node.value, "attr", ""),
+            getattr(node.value, "id", ""),
+        ):
+            for part in ast.walk(node.slice):
+                if isinstance(part, ast.Constant) and isinstance(part.value, str):
+                    yield from (part,) if _WORD.fullmatch(part.value) else ()
+
+
+def _is_type(value: ast.expr, of: _Of) -> bool:
     if isinstance(value, ast.Call):
-        made = value.func
-        name = made.attr if isinstance(made, ast.Attribute) else getattr(made, "id", "")
-        return name in _TYPE_MAKERS
-    return all(
-        isinstance(n, _OF_TYPES) or (isinstance(n, ast.Constant) and n.value in (None, ...))
+        return bool(_TYPE_MAKERS & set(of(value.func)))
+    literals = [n for n in ast.walk(value) if isinstance(n, ast.Subscript) and _LITERAL & set(of(n.value))]  # fmt: skip
+    words = {id(word) for each in literals for word in _literal_words(each)}
+    return all(of(n) for n in ast.walk(value) if isinstance(n, ast.Attribute)) and all(
+        isinstance(n, _OF_TYPES)
+        or (isinstance(n, ast.Constant) and (n.value in (None, ...) or id(n) in words))
         for n in ast.walk(value)
     )

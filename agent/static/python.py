@@ -22,6 +22,7 @@ from agent.static.origins import Origins, written_annotations
 
 # Functions of torch.library whose first argument says which op is meant.
 _TAKE_A_NAME = ("custom_op", "Library", "triton_op", "impl", "define", "register_")
+_GENERIC = frozenset("list tuple dict set frozenset type".split())
 # What a template of PTX has beside arithmetic.
 _NO_ARITHMETIC = re.compile(r"clock|globaltimer|smid|\bcall|\bexit|\btrap|nanosleep")
 _MODEL_MAY_ASSIGN = ("torch.backends.", "torch._dynamo.config.", "torch._inductor.config.")
@@ -131,7 +132,8 @@ class _Reader:
         parent = self.origins.parents.get(id(node))
         if self.origins.modules.isdisjoint(self.origins.of(node)):
             return
-        if isinstance(parent, ast.Attribute):
+        asked = isinstance(parent, ast.Compare) and all(isinstance(op, ast.Is | ast.IsNot) for op in parent.ops)  # fmt: skip
+        if isinstance(parent, ast.Attribute) or asked:
             return
         if isinstance(parent, ast.Assign | ast.NamedExpr | ast.AnnAssign):
             targets = parent.targets if isinstance(parent, ast.Assign) else [parent.target]
@@ -148,7 +150,8 @@ class _Reader:
     def _attribute(self, node: ast.Attribute) -> Iterator[str]:
         yield from self._module(node)
         yield from self._handed_on(node)
-        if not (self.model and self.origins.first(node) == "importlib.import_module"):
+        loads = self.model and self.origins.first(node) == "importlib.import_module"
+        if not (loads or self._sets_its_own(node) or self._is_label(node)):
             yield from _named(node.attr)
         if not self.model and node.attr in names.FORMS:
             yield f"`.{node.attr}`: what a kernel computes does not depend on who calls it"
@@ -158,6 +161,28 @@ class _Reader:
             error = names.path_error(each, self.model)
             if error and error not in before and not self._in_with(node):
                 yield error
+
+    def _is_label(self, node: ast.Attribute) -> bool:
+        """Whether this is the class in `x.__class__.__name__`, a text."""
+        parent = self.origins.parents.get(id(node))
+        read = isinstance(parent, ast.Attribute) and isinstance(parent.ctx, ast.Load)
+        return node.attr == "__class__" and read and getattr(parent, "attr", "") in names.LABELS
+
+    def _sets_its_own(self, node: ast.Attribute) -> bool:
+        """Whether this is `object.__setattr__(self, "name", ...)` in a __post_init__, as a frozen dataclass needs it."""
+        call = inner = self.origins.parents.get(id(node))
+        while inner is not None and not isinstance(inner, ast.FunctionDef | ast.Lambda):
+            inner = self.origins.parents.get(id(inner))
+        if not (isinstance(inner, ast.FunctionDef) and inner.name == "__post_init__" and inner.args.args):  # fmt: skip
+            return False
+        if not (isinstance(call, ast.Call) and call.func is node and len(call.args) == 3 and not call.keywords):  # fmt: skip
+            return False
+        plain = _name_of(node.value) == "object" and "object" not in self.origins.bound
+        own = _name_of(call.args[0]) == inner.args.args[0].arg and not self.origins.of(call.args[0])
+        written = _is_text(call.args[1:2]) and not _is_dunder(
+            str(getattr(call.args[1], "value", ""))
+        )
+        return node.attr == "__setattr__" and plain and own and written
 
     def _in_with(self, node: ast.Attribute) -> bool:
         """Whether this is `with torch.set_grad_enabled(...)` or the like, which puts back what it sets."""
@@ -170,14 +195,22 @@ class _Reader:
         function = _name_of(node.func)
         if function in names.LOOKUPS:
             yield from self._lookup(node, function)
-        elif isinstance(node.func, ast.Attribute) and node.func.attr == "inline_asm_elementwise":
-            told = str(getattr(node.args[0], "value", "")) if _is_text(node.args[:1]) else ""
+        elif self._is_assembly(node.func):
+            given = node.args[:1] or [k.value for k in node.keywords if k.arg == "asm"]
+            told = str(getattr(given[0], "value", "")) if _is_text(given) else ""
             if not told or _NO_ARITHMETIC.search(told):
                 yield "inline assembly that is not written out, or that is no arithmetic"
         elif function == "type" and len(node.args) + len(node.keywords) > 1:
             yield "a class made by calling `type`; write `class ...:`"
         for origin in self.origins.of(node.func):
             yield from self._call_of(node, origin)
+
+    def _is_assembly(self, function: ast.expr) -> bool:
+        named = {
+            getattr(function, "attr", ""),
+            *(o.split(".")[-1] for o in self.origins.of(function)),
+        }
+        return "inline_asm_elementwise" in named
 
     def _call_of(self, node: ast.Call, origin: str) -> Iterator[str]:
         """What is wrong with a call of something imported."""
@@ -190,6 +223,10 @@ class _Reader:
         elif origin in ("torch._dynamo.config.patch", "torch._inductor.config.patch"):
             if not _patches_by_name(node):
                 yield f"`{origin}` of a setting that is not written out, or of the compilers: name it as a keyword"
+        elif origin == "torch.compile":
+            for keyword in node.keywords:
+                if keyword.arg is None or (keyword.arg == "options" and not _are_settings(keyword.value)):  # fmt: skip
+                    yield "`torch.compile` with options that are not written out, or of the compilers"
         elif origin in ("weakref.ref", "weakref.proxy") and len(node.args) > 1:
             yield f"`{origin}` with a callback: code that runs when nobody calls it"
         elif origin == "functools.wraps" and not self._decorates(node):
@@ -258,12 +295,20 @@ class _Reader:
             n for each in [*given, node.returns] if each is not None for n in ast.walk(each)
         ):
             if self._is_computed(part):
-                yield "an annotation that is computed, which torch.library would run as code if it is a text: write the type"
+                said = ast.unparse(part)[:60]
+                yield (
+                    f"annotation `{said}`: torch.library would run it as code if it were a text; write the type out, under a name that no "
+                    "argument or variable of this file has"
+                )
 
     def _is_computed(self, part: ast.AST) -> bool:
         """Whether a part of an annotation is anything but the name of a type."""
         if isinstance(part, ast.Attribute):
-            return not self.origins.of(part)
+            spec = part.attr in ("args", "kwargs") and _name_of(part.value) in self.origins.specs
+            return not spec and not self.origins.of(part)
+        if isinstance(part, ast.Subscript) and _is_text([part.slice]):
+            known = self.origins.of(part.value) or _name_of(part.value) in _GENERIC
+            return not known
         if isinstance(part, ast.Name):
             return part.id in self.origins.values
         return isinstance(part, ast.Call | ast.JoinedStr | ast.Lambda | ast.NamedExpr | ast.IfExp | ast.BoolOp)  # fmt: skip
@@ -332,7 +377,10 @@ def _named(name: str) -> Iterator[str]:
     if _is_dunder(name) and name not in names.DUNDERS:
         yield f"`.{name}`: a kernel has no business with frames, code objects, namespaces and classes' insides"
     elif name in names.ATTRIBUTES:
-        yield f"`.{name}`: a kernel has no business with files, processes, frames and names made at run time"
+        yield (
+            f"`.{name}`: a kernel has no business with files, processes, frames and names made at run time; for `.format` write an f-string, and "
+            "give what is your own another name"
+        )
 
 
 def _is_dunder(name: str) -> bool:
@@ -341,10 +389,17 @@ def _is_dunder(name: str) -> bool:
 
 def _patches_by_name(node: ast.Call) -> bool:
     """Whether a call of a config's `patch` writes out which settings it changes, none of them a compiler's ("cpp.cxx")."""
-    first = [part for each in node.args[:1] for part in (each.keys if isinstance(each, ast.Dict) else [each])]  # fmt: skip
-    written = [k.value for k in first if isinstance(k, ast.Constant) and isinstance(k.value, str)]
     named = all(keyword.arg is not None for keyword in node.keywords)
-    return named and len(written) == len(first) and not any("." in key for key in written)
+    return named and all(_are_settings(each) for each in node.args[:1])
+
+
+def _are_settings(value: ast.expr) -> bool:
+    """Whether a setting of torch.compile, or the keys of a dict of them, are written out and no compiler's."""
+    keys = value.keys if isinstance(value, ast.Dict) else [value]
+    written = [k.value for k in keys if isinstance(k, ast.Constant) and isinstance(k.value, str)]
+    return len(written) == len(keys) and not any(
+        "." in key and not key.startswith("triton.") for key in written
+    )
 
 
 def _targets(node: ast.AST) -> Iterator[ast.expr]:
