@@ -1,6 +1,6 @@
 """torch's mean is replaced by one that takes its time; this op does not use it, and what it is compared with does.
 
-Row: T17. Gate: microbench.
+Row: T17. Gate: microbench (global state).
 Gains: time forward.
 """
 
