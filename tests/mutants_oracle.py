@@ -250,7 +250,7 @@ def _of_call(op: str, call: Call, a: Any, b: Any, truth: Any) -> tuple[str, floa
     other = "non-finite" if call.non_finite else "different"
     if isinstance(a, str) or isinstance(b, str) or isinstance(truth, str):
         return other, 0.0
-    judge = contract(op).judge
+    judge = contract(op).criterion
     if judge is not None and not call.non_finite:
         inputs = {name: t.double() for name, t in inputs_of(call).items()}
         return other if judge(call.case, inputs, b["O"].double(), truth["O"]) else "property", 0.0
