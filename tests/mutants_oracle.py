@@ -250,10 +250,11 @@ def _of_call(op: str, call: Call, a: Any, b: Any, truth: Any) -> tuple[str, floa
     other = "non-finite" if call.non_finite else "different"
     if isinstance(a, str) or isinstance(b, str) or isinstance(truth, str):
         return other, 0.0
-    judge = contract(op).criterion
-    if judge is not None and not call.non_finite:
+    criterion = contract(op).criterion
+    if criterion is not None and not call.non_finite:
         inputs = {name: t.double() for name, t in inputs_of(call).items()}
-        return other if judge(call.case, inputs, b["O"].double(), truth["O"]) else "property", 0.0
+        wrong = criterion(call.case, inputs, truth["O"])(b["O"].double())
+        return other if wrong else "property", 0.0
     distance = max(_distance(a[name], b[name], truth[name]) for name in a)
     if call.non_finite:
         return "rounding" if distance <= ROUNDING else other, 0.0

@@ -6,9 +6,12 @@ import ast
 import random
 
 import mutants_cpp
+import mutants_oracle
 import mutants_python
 import pytest
 from mutants import ROOT, SHARES, Mutant, judge, mutants, plant, rows
+
+from bench.contracts import Case, Input, contract
 
 SEED = 11
 
@@ -89,3 +92,13 @@ def test_mutant_is_refused(mutant: Mutant) -> None:
     # Some are another program only where the processor multiplies bfloat16: elsewhere every bit is equal, and there is nothing to refuse.
     nothing = (row.outcome, row.verdict) == ("survived", "equal")
     assert nothing or row.outcome == "killed", f"{mutant.path}:{mutant.line} {mutant.after}: {row}"
+
+
+@pytest.mark.parametrize(("share", "verdict"), [(0.999, "property"), (0.5, "different")])
+def test_what_is_judged_by_a_property_is_so_by_the_oracle_too(share: float, verdict: str) -> None:
+    asked = contract("newton_schulz")
+    case = Case({"G": Input((2, 24, 16))})
+    call = mutants_oracle.Call(case, 3, False, (), ("O",), 1)
+    (truth,) = (asked.reference(t.double()) for t in mutants_oracle.inputs_of(call).values())
+    found, _ = mutants_oracle._of_call("newton_schulz", call, {"O": truth}, {"O": share * truth}, {"O": truth})  # fmt: skip
+    assert found == verdict
