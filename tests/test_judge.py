@@ -31,9 +31,9 @@ def tree(folder: Path, body: str) -> Path:
     return folder
 
 
-def load(folder: Path, timeout: float = 60.0) -> None:
+def load(folder: Path) -> None:
     with Judge(folder) as judge:
-        judge.ask("load", op="rms_norm", tree=str(folder), timeout=timeout)
+        judge.ask("load", op="rms_norm", tree=str(folder), timeout=60.0)
 
 
 def test_a_call_loads_no_compiler(tmp_path: Path) -> None:
@@ -50,6 +50,20 @@ def test_a_call_loads_no_compiler(tmp_path: Path) -> None:
         examination.ask(laid, None)
         with pytest.raises(Refused, match="the compiler is here"):
             examination.ask(laid, None, mode="inductor")
+
+
+def test_calls_that_take_too_long_together_are_refused_as_that(tmp_path: Path) -> None:
+    folder = tree(tmp_path, "")
+    (folder / "kernels" / "rms_norm.py").write_text(
+        "import time\n\n\ndef rms_norm(x, weight=None, eps=1e-6):\n    time.sleep(60)\n    return x * 1.0\n"
+    )
+    with Judge(folder) as judge:
+        judge.ask("load", op="rms_norm", tree=str(folder))
+        examination = Examination(contract("rms_norm"), judge, 0)
+        examination.until = 0.0
+        laid = examination.lay(contract("rms_norm").trial["cpu"][0])
+        with pytest.raises(Refused, match="all its calls together have taken 900 s"):
+            examination.ask(laid, None)
 
 
 def test_a_full_disk_is_no_fault_of_the_candidate(

@@ -538,6 +538,13 @@ def test_a_training_that_says_nothing_possible_is_refused_in_words(
     assert refused.value.kind == "structure"
 
 
+def test_a_model_of_more_weights_than_anybody_can_count_is_refused_in_words() -> None:
+    answer = {"num_params": 10**400, "depth": 1, "flops_per_token": 1.0, "implementations": {}}
+    with pytest.raises(Refused, match="a count of more than 1e.15") as refused:
+        trial_claims.read(Described, answer)
+    assert refused.value.kind == "structure"
+
+
 def test_a_kernel_that_grows_sloppy_while_it_trains_is_caught(
     tmp_path: Path, dataset: Dataset
 ) -> None:

@@ -1,9 +1,8 @@
 """Clocks: a kernel may time its own settings, and nothing else may follow from what time it is.
 
 A duration is the difference of two readings in one function. So a reading goes into a local name that holds nothing else, or into a difference
-with another. It is
-not kept from call to call, not taken when the module is imported, and not compared with a date. Otherwise a kernel could tell the first
-minutes of a process, when it is judged, from the rest.
+with another. It is not kept from call to call, not taken when the module is imported, and not compared with a date. Otherwise a kernel could
+tell the first minutes of a process, when it is judged, from the rest.
 """
 
 from __future__ import annotations

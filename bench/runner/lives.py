@@ -7,9 +7,9 @@ All children of a process would have code and data at the same addresses, and be
 size, behind which its own lies.
 
 Processes of one kernel differ by more than blocks of one process show (bench/ratio.py), and to start a process takes 3 s, nearly all of it torch's
-own import: a fork takes 0.02. Third-party packages that the kernels import, or that the first call of a custom op imports, are imported before the fork as well.
-No thread of OpenMP's may run at the fork, as the child would lack it: a runner that has only imported has none. OpenBLAS's threads, which numpy
-brings, end before a fork.
+own import: a fork takes 0.02. Third-party packages that the kernels import, or that the first call of a custom op imports, are imported before the
+fork as well. No thread of OpenMP's may run at the fork, as the child would lack it: a runner that has only imported has none. OpenBLAS's threads,
+which numpy brings, end before a fork.
 """
 
 from __future__ import annotations
