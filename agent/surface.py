@@ -76,9 +76,8 @@ def uses_of(op: str, tree: Path) -> set[str]:
 
 def named(source: str) -> set[str]:
     """Stems of the files that a source imports, includes or loads."""
-    names = {name for groups in _LIBRARIES.findall(source) for name in groups if name} | _words(
-        source
-    )
+    names = {name for groups in _LIBRARIES.findall(source) for name in groups if name}
+    names |= _words(source)
     for one, several in _IMPORTS.findall(source):
         names |= {one, *re.findall(r"\w+", several)}
     return names - {"", "jit", "choose"}

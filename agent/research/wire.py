@@ -24,9 +24,8 @@ NO_CREDIT = "credit balance"  # Anthropic's words for 402, in an answer of statu
 # llama.cpp's words, in an answer of status 500, for a request that no waiting mends.
 LASTING = ("--jinja", "unsupported param", "available context size")
 BYTES_PER_TOKEN = 2.0  # at the least, in code and figures; prose has 4
-MOST_BYTES_PER_TOKEN = (
-    8.0  # of a long prompt; a server that counts fewer tokens has not read all of it
-)
+# Of a long prompt; a server that counts fewer tokens has not read all of it.
+MOST_BYTES_PER_TOKEN = 8.0
 MEASURED = 8  # the last prompts that the rate of tokens is taken from
 LEAST_MEASURED = 4_000  # bytes; in a shorter prompt what the server adds on its own weighs too much
 ABOVE = 1.05  # what is estimated / what was measured
