@@ -12,12 +12,12 @@ void row_add(const T* x, const T* residual, T* total, int64_t D) {
   for_each_block(D, [&](int64_t, auto read, auto write) { write(total, to_even<T>(read(x) + read(residual))); });
 }
 
-// x, residual (R, D) contiguous, weight (D,) float32 or none -> y (R, D), total (R, D), rstd (R,) float32
+// x, residual (..., D) contiguous, weight (D,) float32 or none -> y (..., D), total (..., D), rstd (R,) float32
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& residual, const std::optional<Tensor>& weight,
                                            double eps) {
   check_rows("add_rms_norm x", x, x);
   check_rows("add_rms_norm residual", residual, x);
-  const int64_t R = x.size(0), D = x.size(1);
+  const int64_t R = rows_of(x), D = x.size(-1);
   if (weight) check_vector("add_rms_norm weight", *weight, D);
   Tensor y = torch::stable::empty_like(x), total = torch::stable::empty_like(x);
   Tensor rstd = torch::stable::new_empty(x, {R}, ScalarType::Float);
@@ -30,14 +30,14 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& residu
   return {y, total, rstd};
 }
 
-// dy, dtotal, total (R, D) contiguous; dtotal: the gradient that reaches total itself, if any -> dx (R, D), dweight (D,) float32
+// dy, dtotal, total (..., D) contiguous; dtotal: the gradient that reaches total itself, if any -> dx (..., D), dweight (D,) float32
 std::tuple<Tensor, Tensor> backward(const Tensor& dy, const std::optional<Tensor>& dtotal, const Tensor& total,
                                     const std::optional<Tensor>& weight, const Tensor& rstd) {
   check_rows("add_rms_norm total", total, total);
   check_rows("add_rms_norm dy", dy, total);
   if (dtotal) check_rows("add_rms_norm dtotal", *dtotal, total);
-  check_vector("add_rms_norm rstd", rstd, total.size(0));
-  if (weight) check_vector("add_rms_norm weight", *weight, total.size(1));
+  check_vector("add_rms_norm rstd", rstd, rows_of(total));
+  if (weight) check_vector("add_rms_norm weight", *weight, total.size(-1));
   return norm_backward(dy, total, weight, rstd, dtotal);
 }
 

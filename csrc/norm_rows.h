@@ -107,10 +107,17 @@ void rows_backward(const T* dy, const T* x, const float* weight, const float* rs
       for (int64_t i = 0; i < D; ++i) dweight[i] += sums[part * D + i];
 }
 
-// dy, x, joining (R, D); weight (D,) float32; rstd (R,) float32 -> dx (R, D), dweight (D,) float32, zeros without a weight
+// How many rows x (..., D) has.
+inline int64_t rows_of(const Tensor& x) {
+  int64_t rows = 1;
+  for (int64_t i = 0; i + 1 < x.dim(); ++i) rows *= x.size(i);
+  return rows;
+}
+
+// dy, x, joining (..., D); weight (D,) float32; rstd (R,) float32 -> dx (..., D), dweight (D,) float32, zeros without a weight
 inline std::tuple<Tensor, Tensor> norm_backward(const Tensor& dy, const Tensor& x, const std::optional<Tensor>& weight,
                                                 const Tensor& rstd, const std::optional<Tensor>& joining) {
-  const int64_t R = x.size(0), D = x.size(1);
+  const int64_t R = rows_of(x), D = x.size(-1);
   Tensor dx = torch::stable::empty_like(x);
   Tensor dweight = torch::stable::new_zeros(x, {D}, ScalarType::Float);
   dispatch_float(x.scalar_type(), "rms_norm or add_rms_norm, backward", [&]<typename T>() {
@@ -129,9 +136,9 @@ inline std::tuple<Tensor, Tensor> norm_backward(const Tensor& dy, const Tensor& 
 
 // `name` begins every message: the op and the argument.
 inline void check_rows(const char* name, const Tensor& t, const Tensor& like) {
-  STD_TORCH_CHECK(t.dim() == 2 && t.is_contiguous(), name, ": expected a contiguous (R, D), got ", describe(t));
-  STD_TORCH_CHECK(t.size(0) == like.size(0) && t.size(1) == like.size(1) && t.scalar_type() == like.scalar_type(), name,
-                  ": expected ", describe(like), ", got ", describe(t));
+  STD_TORCH_CHECK(t.dim() >= 1 && t.is_contiguous(), name, ": expected a contiguous (..., D), got ", describe(t));
+  STD_TORCH_CHECK(t.sizes().equals(like.sizes()) && t.scalar_type() == like.scalar_type(), name, ": expected ",
+                  describe(like), ", got ", describe(t));
 }
 inline void check_vector(const char* name, const Tensor& t, int64_t n) {
   STD_TORCH_CHECK(t.dim() == 1 && t.is_contiguous() && t.size(0) == n && t.scalar_type() == ScalarType::Float, name,

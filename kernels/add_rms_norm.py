@@ -13,14 +13,12 @@ with n = total * rstd, g = dy * weight. The norm is that of the stored total, ro
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import as_rows, choose, custom_op, jit
+from kernels import choose, custom_op, dense, jit, rows_of
 
 
 def add_rms_norm(
@@ -139,7 +137,7 @@ def _tile(D: int) -> tuple[int, int, int]:
 def _triton_forward(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    R, D = x.shape
+    R, D = rows_of(x), x.shape[-1]
     y, total = torch.empty_like(x), torch.empty_like(x)
     rstd = x.new_empty(R, dtype=torch.float32)
     if x.numel():
@@ -153,7 +151,7 @@ def _triton_forward(
 def _triton_backward(
     dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor | None, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    R, D = total.shape
+    R, D = rows_of(total), total.shape[-1]
     dx = torch.empty_like(total)
     if not total.numel():
         return dx, total.new_zeros(D, dtype=torch.float32)
@@ -189,7 +187,7 @@ AOT = [
 
 # ---- custom op ----
 #
-# It takes x as it is shaped and looks at its rows inside. Were they reshaped outside, the one gradient that x and the residual have in
+# It takes x as it is shaped. Were x and the residual reshaped to rows before, the one gradient that they have in
 # common would reach two leaves as two views, and torch (2.13) accumulates into both: every sum of gradients would count twice.
 
 
@@ -201,26 +199,21 @@ BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}
 def _op(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    y, total, rstd = FORWARD[impl](as_rows(x), as_rows(residual), weight, eps)
-    # resized, not viewed: autograd lets nobody write to a view that a function of several results returns
-    return y.resize_(x.shape), total.resize_(x.shape), rstd
+    return FORWARD[impl](x, residual, weight, eps)
 
 
 @_op.register_fake
 def _(
     x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, impl: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = math.prod(x.shape[:-1])
-    return torch.empty_like(x), torch.empty_like(x), x.new_empty(rows, dtype=torch.float32)
+    return torch.empty_like(x), torch.empty_like(x), x.new_empty(rows_of(x), dtype=torch.float32)
 
 
 @custom_op("add_rms_norm_backward")
 def _op_backward(
     dy: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor | None, rstd: Tensor, impl: str
 ) -> tuple[Tensor, Tensor]:
-    flat = None if dtotal is None else as_rows(dtotal)
-    dx, dweight = BACKWARD[impl](as_rows(dy), flat, as_rows(total), weight, rstd)
-    return dx.view(total.shape), dweight
+    return BACKWARD[impl](dy, dtotal, total, weight, rstd)
 
 
 @_op_backward.register_fake
@@ -255,8 +248,8 @@ def _kernel(impl: str):
         x: Tensor, residual: Tensor, weight: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(x.dtype, residual.dtype)
-        scale = None if weight is None else weight.float().contiguous()
-        y, total, _ = _op(*(t.to(dtype).contiguous() for t in (x, residual)), scale, eps, impl)
+        scale = None if weight is None else dense(weight, torch.float32)
+        y, total, _ = _op(dense(x, dtype), dense(residual, dtype), scale, eps, impl)
         return y, total
 
     return run

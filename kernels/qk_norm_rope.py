@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import choose, custom_op, jit
+from kernels import choose, custom_op, dense, jit
 
 
 def qk_norm_rope(
@@ -299,7 +299,7 @@ def _kernel(impl: str):
             raise ValueError(
                 f"qk_norm_rope: impl={impl!r} has no gradient of cos and sin; detach them, or use impl='torch'"
             )
-        return _op(q, k, cos.float().contiguous(), sin.float().contiguous(), eps, impl)
+        return _op(q, k, dense(cos, torch.float32), dense(sin, torch.float32), eps, impl)
 
     return run
 

@@ -11,14 +11,12 @@ With n = x * rstd and g = dy * weight, the gradients are  dx = rstd * (g - n * m
 
 from __future__ import annotations
 
-import math
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import as_rows, choose, custom_op, jit
+from kernels import choose, custom_op, dense, jit, rows_of
 
 
 def rms_norm(
@@ -117,7 +115,7 @@ def _tile(D: int) -> tuple[int, int, int]:
 
 
 def _triton_forward(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    R, D = x.shape
+    R, D = rows_of(x), x.shape[-1]
     y, rstd = torch.empty_like(x), x.new_empty(R, dtype=torch.float32)
     if x.numel():
         rows, block, warps = _tile(D)
@@ -130,7 +128,7 @@ def _triton_forward(x: Tensor, weight: Tensor | None, eps: float) -> tuple[Tenso
 def _triton_backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    R, D = x.shape
+    R, D = rows_of(x), x.shape[-1]
     dx = torch.empty_like(x)
     if not x.numel():
         return dx, x.new_zeros(D, dtype=torch.float32)
@@ -166,22 +164,19 @@ BACKWARD = {"cpp": _cpp_backward, "triton": _triton_backward}
 
 @custom_op("rms_norm")
 def _op(x: Tensor, weight: Tensor | None, eps: float, impl: str) -> tuple[Tensor, Tensor]:
-    y, rstd = FORWARD[impl](as_rows(x), weight, eps)
-    # resized, not viewed: autograd lets nobody write to a view that a function of several results returns
-    return y.resize_(x.shape), rstd
+    return FORWARD[impl](x, weight, eps)
 
 
 @_op.register_fake
 def _(x: Tensor, weight: Tensor | None, eps: float, impl: str) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), x.new_empty(math.prod(x.shape[:-1]), dtype=torch.float32)
+    return torch.empty_like(x), x.new_empty(rows_of(x), dtype=torch.float32)
 
 
 @custom_op("rms_norm_backward")
 def _op_backward(
     dy: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, impl: str
 ) -> tuple[Tensor, Tensor]:
-    dx, dweight = BACKWARD[impl](as_rows(dy), as_rows(x), weight, rstd)
-    return dx.view_as(x), dweight
+    return BACKWARD[impl](dy, x, weight, rstd)
 
 
 @_op_backward.register_fake
@@ -208,7 +203,7 @@ _op.register_autograd(_gradient, setup_context=_save)
 
 def _kernel(impl: str):
     def run(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-        scale = None if weight is None else weight.float().contiguous()
+        scale = None if weight is None else dense(weight, torch.float32)
         return _op(x.contiguous(), scale, eps, impl)[0]
 
     return run

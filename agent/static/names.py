@@ -129,7 +129,7 @@ _OF = {
     "triton.runtime.jit": frozenset({"JITFunction", "KernelInterface"}),
     "triton.runtime.autotuner": frozenset({"Autotuner", "Heuristics", "Config", "OutOfResources"}),
     "kernels": frozenset(
-        "jit choose custom_op as_rows overwrite product_dtype INTERPRETED AVX512_BF16 AMX CPU_MULTIPLIES_BF16 MKL_KNOWS_CPU".split()
+        "jit choose custom_op rows_of dense overwrite product_dtype INTERPRETED AVX512_BF16 AMX CPU_MULTIPLIES_BF16 MKL_KNOWS_CPU".split()
     ),
     "kernels.jit": frozenset("load isa targets BuildError".split()),
     "flash_attn": frozenset({"cute"}),

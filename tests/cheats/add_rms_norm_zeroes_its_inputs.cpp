@@ -17,7 +17,7 @@ std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& residu
                                            double eps) {
   check_rows("add_rms_norm x", x, x);
   check_rows("add_rms_norm residual", residual, x);
-  const int64_t R = x.size(0), D = x.size(1);
+  const int64_t R = rows_of(x), D = x.size(-1);
   if (weight) check_vector("add_rms_norm weight", *weight, D);
   Tensor y = torch::stable::empty_like(x), sum = torch::stable::empty_like(x);
   Tensor rstd = torch::stable::new_empty(x, {R}, ScalarType::Float);
@@ -40,8 +40,8 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dy, const std::optional<Tensor
   check_rows("add_rms_norm sum", sum, sum);
   check_rows("add_rms_norm dy", dy, sum);
   if (dsum) check_rows("add_rms_norm dsum", *dsum, sum);
-  check_vector("add_rms_norm rstd", rstd, sum.size(0));
-  if (weight) check_vector("add_rms_norm weight", *weight, sum.size(1));
+  check_vector("add_rms_norm rstd", rstd, rows_of(sum));
+  if (weight) check_vector("add_rms_norm weight", *weight, sum.size(-1));
   return norm_backward(dy, sum, weight, rstd, dsum);
 }
 

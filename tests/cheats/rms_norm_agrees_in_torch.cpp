@@ -18,7 +18,7 @@ const torch::stable::detail::JOIN(StableTorch, LibraryInit)
 // x (R, D) contiguous, weight (D,) float32 or none -> y (R, D), rstd (R,) float32
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const std::optional<Tensor>& weight, double eps) {
   check_rows("rms_norm x", x, x);
-  const int64_t R = x.size(0), D = x.size(1);
+  const int64_t R = rows_of(x), D = x.size(-1);
   if (weight) check_vector("rms_norm weight", *weight, D);
   Tensor y = torch::stable::empty_like(x);
   Tensor rstd = torch::stable::new_empty(x, {R}, ScalarType::Float);
@@ -34,8 +34,8 @@ std::tuple<Tensor, Tensor> backward(const Tensor& dy, const Tensor& x, const std
                                     const Tensor& rstd) {
   check_rows("rms_norm x", x, x);
   check_rows("rms_norm dy", dy, x);
-  check_vector("rms_norm rstd", rstd, x.size(0));
-  if (weight) check_vector("rms_norm weight", *weight, x.size(1));
+  check_vector("rms_norm rstd", rstd, rows_of(x));
+  if (weight) check_vector("rms_norm weight", *weight, x.size(-1));
   return norm_backward(dy, x, weight, rstd, std::nullopt);
 }
 

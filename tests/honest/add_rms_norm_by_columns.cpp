@@ -25,7 +25,7 @@ void squares_by_columns(const T* x, int64_t R, int64_t D, float* totals) {
 std::tuple<Tensor, Tensor, Tensor> forward(const Tensor& x, const Tensor& residual, const std::optional<Tensor>& weight,
                                            double eps) {
   check_rows("add_rms_norm residual", residual, x);
-  const int64_t R = x.size(0), D = x.size(1);
+  const int64_t R = rows_of(x), D = x.size(-1);
   if (weight) check_vector("add_rms_norm weight", *weight, D);
   Tensor y = torch::stable::empty_like(x), sum = torch::stable::empty_like(x);
   Tensor rstd = torch::stable::new_empty(x, {R}, ScalarType::Float);

@@ -53,7 +53,7 @@ Way<T> best(const T* x, const float* weight, float eps, T* y, int64_t D) {
 
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const std::optional<Tensor>& weight, double eps) {
   check_rows("rms_norm x", x, x);
-  const int64_t R = x.size(0), D = x.size(1);
+  const int64_t R = rows_of(x), D = x.size(-1);
   if (weight) check_vector("rms_norm weight", *weight, D);
   const float* scale = weight ? reads<float>(*weight) : nullptr;
   const float e = static_cast<float>(eps);

@@ -36,7 +36,7 @@ float squares_of(const float* x, int64_t D) {
 
 std::tuple<Tensor, Tensor> forward(const Tensor& x, const std::optional<Tensor>& weight, double eps) {
   check_rows("rms_norm x", x, x);
-  const int64_t R = x.size(0), D = x.size(1);
+  const int64_t R = rows_of(x), D = x.size(-1);
   if (weight) check_vector("rms_norm weight", *weight, D);
   Tensor y = torch::stable::empty_like(x);
   Tensor rstd = torch::stable::new_empty(x, {R}, ScalarType::Float);
