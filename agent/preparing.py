@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from agent import gates, merging, scope, similarity, standard
 from agent.git import GitError
-from agent.guard import MAX_FAILURES, Guard, LoopError
+from agent.guard import MAX_FAILURES, Guard, LoopError, Watched
 from agent.ledger import Ledger
 from agent.machine import Machine
 from agent.proposers import REPAIRS, Context, NoProposal, Proposer, Stopped, Workshop
@@ -36,7 +36,7 @@ LONGEST_PAUSE_S = 300.0  # between attempts of a proposer that gives no proposal
 
 
 class BaseMoved(Exception):
-    """The incumbent has changed since, and the proposal does not fit it: the same lines changed, or a gate refuses it there."""
+    """The incumbent has changed since, and the proposal does not fit it: the same lines changed, it is there already, or a gate refuses it there."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,14 @@ class Preparing:
                 return Prepared(experiment, proposal.proposer, proposal.hypothesis, parent, commit, candidate)  # fmt: skip
             watched.outcome = Outcome(REFUSE, f"{refusal.name}: {refusal.reason}")
         self.workspace.forget(commit)
-        self.screen.say(f"  {watched.close().status}")
+        self._ended(watched)
         return None
+
+    def _ended(self, watched: Watched) -> None:
+        """Record how an experiment ended before its trial, and say so; a refusal has been said by its gate."""
+        outcome = watched.close()
+        said = "" if outcome.status == REFUSE else f": {outcome.reason}"
+        self.screen.say(f"  {outcome.status}{said}")
 
     def _gates(
         self, experiment: int, candidate: Candidate, context: gates.Context
@@ -288,7 +294,7 @@ class Preparing:
                 self.screen.say(f"  it goes on waiting: {watched.outcome.reason}")
                 continue
             self.workspace.forget(prepared.commit)
-            self.screen.say(f"  {watched.close().status}")
+            self._ended(watched)
 
     def _of(self, past: Experiment) -> Prepared:
         candidate = self.workspace.candidate(self.settings.target, past.parent, past.commit)
@@ -307,6 +313,8 @@ class Preparing:
         files = merging.onto(self.repository, prepared.parent, prepared.commit, parent)
         if files is None:
             raise BaseMoved("the incumbent has changed in the same lines since this was proposed")
+        if not files:
+            raise BaseMoved("the incumbent has this change already")
         past = self.ledger.experiment(prepared.experiment)
         proposal = Proposal(
             past.hypothesis, files, past.proposer, past.model, past.expected, past.notes
@@ -319,6 +327,7 @@ class Preparing:
         context = gates.Context(self.judge, self.settings.op, earlier={})
         results = self._gates(prepared.experiment, candidate, context)
         if not results[-1].passed:
+            self.workspace.forget(commit)
             raise BaseMoved(
                 f"on the current incumbent {results[-1].name} refuses it: {results[-1].reason}"
             )

@@ -16,7 +16,8 @@ import secrets
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -188,25 +189,40 @@ class Judge:
     ) -> dict[str, Any]:
         nonce = secrets.token_hex(8)
         deadline = time.monotonic() + timeout
-        try:
+        with self._on_the_wire(do, timeout):
             if self._channel.pending():
                 raise ProtocolError("the runner spoke without being asked")
             self._channel.send({"nonce": nonce, "do": do, **request}, fd, timeout)
-            while True:  # progress lines do not extend the time limit
-                answer, stray = self._channel.receive(deadline - time.monotonic())
-                if stray is not None:
-                    os.close(stray)
-                    raise ProtocolError("an answer carried a file descriptor")
-                if answer.get("nonce") != nonce:
-                    raise ProtocolError(
-                        f"expected an answer with this request's nonce, got {answer.get('nonce')!r}"
-                    )
-                if "progress" not in answer:
-                    break
-                if progress is not None and isinstance(answer["progress"], dict):
-                    progress(answer["progress"])
+        while True:  # progress lines do not extend the time limit
+            with self._on_the_wire(do, timeout):
+                answer = self._answer(nonce, deadline)
+            if "progress" not in answer:
+                break
+            if progress is not None and isinstance(answer["progress"], dict):
+                progress(answer["progress"])
+        if answer.get("ok") is not True:
+            raise Refused(str(answer.get("kind", "error")), str(answer.get("error", "")))
+        return answer
+
+    def _answer(self, nonce: str, deadline: float) -> dict[str, Any]:
+        """The next message to this request."""
+        answer, stray = self._channel.receive(deadline - time.monotonic())
+        if stray is not None:
+            os.close(stray)
+            raise ProtocolError("an answer carried a file descriptor")
+        if answer.get("nonce") != nonce:
+            raise ProtocolError(
+                f"expected an answer with this request's nonce, got {answer.get('nonce')!r}"
+            )
+        return answer
+
+    @contextmanager
+    def _on_the_wire(self, do: str, timeout: float) -> Iterator[None]:
+        """What fails in here, the runner has failed at: a Refused that says how, or OSError where the disk is full."""
+        try:
+            yield
         except TimeoutError:
-            raise Refused("timeout", f"no answer to '{do}' within {timeout:.0f} s") from None
+            raise Refused("timeout", f"no answer to '{do}' within {timeout:.3g} s") from None
         except (ProtocolError, OSError) as error:
             if (excess := self._sandbox.excess()).startswith(watchdog.FULL):
                 raise OSError(errno.ENOSPC, f"{excess}: free space there") from None
@@ -214,9 +230,6 @@ class Judge:
                 "crash",
                 f"the runner died or broke the protocol during '{do}': {error}\n{self.log()}".strip(),
             ) from None
-        if answer.get("ok") is not True:
-            raise Refused(str(answer.get("kind", "error")), str(answer.get("error", "")))
-        return answer
 
     def __enter__(self) -> Judge:
         return self

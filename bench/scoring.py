@@ -174,7 +174,7 @@ def nats(logits: Tensor, targets: Tensor, sizes: Tensor) -> Tensor:
 def mark(scorer: Judge, exam: Exam, *, limit_s: float, tell: Tell) -> tuple[float, Tensor]:
     """Bits per byte of the exam, and the nats of each token (R, T).
 
-    Raises Refused: nan, range, leak, or timeout after `limit_s`.
+    Raises Refused: nan, range, state, leak, or timeout after `limit_s`.
     """
     generator = torch.Generator().manual_seed(secrets.randbits(48))
     deadline = time.monotonic() + limit_s

@@ -25,8 +25,14 @@ def one_thread() -> Iterator[None]:
 @contextlib.contextmanager
 def cores_for(flops: float) -> Iterator[None]:
     """All cores in the block, where so much is computed that the threads' waiting for each other does not count beside it."""
-    with _threads(len(os.sched_getaffinity(0)) if flops > MUCH_FLOPS else torch.get_num_threads()):
+    with _threads(_cores() if flops > MUCH_FLOPS else torch.get_num_threads()):
         yield
+
+
+def _cores() -> int:
+    """Those of this process, or as many as $OMP_NUM_THREADS says: who sets it needs the others."""
+    said, cores = os.environ.get("OMP_NUM_THREADS", ""), len(os.sched_getaffinity(0))
+    return min(int(said), cores) if said.isdigit() and int(said) else cores
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ class TrialResult:
     training_seconds: float = 0.0
     total_seconds: float = 0.0
     setup_seconds: float = 0.0
-    cpu_seconds: float = 0.0  # of the training, all cores
+    cpu_seconds: float = 0.0  # of the training and of handing over the weights, all cores
     peak_memory_mb: float = 0.0  # as the model says: on a GPU, the device's
     resident_memory_mb: float = 0.0  # as the kernel counted it, all processes
     mfu_percent: float = 0.0
@@ -288,8 +288,8 @@ class _Trial:
         if elapsed > self.seconds + GRACE_S:
             raise Refused("late", late)
         weights = self._taken(trainer)
-        grace = GRACE_S + self.state_bytes / COPIED_BYTES_S
-        if time.monotonic() - bell > self.seconds + grace:
+        handed_s, grace = time.monotonic() - bell, GRACE_S + self.state_bytes / COPIED_BYTES_S
+        if handed_s > self.seconds + grace:
             raise Refused(
                 "late",
                 f"its weights were not there {self.seconds + grace:.1f} s after the bell: {self.seconds:.1f} s are for training and "
@@ -300,7 +300,7 @@ class _Trial:
         trainer.ask("release")
         trained: Trained = trial_claims.read(Trained, answer.get("trained"))
         self._account(trainer, trained, elapsed, cpu)
-        trial_claims.require_processor_time(cpu, elapsed)
+        trial_claims.require_processor_time(cpu, handed_s)
         if not math.isfinite(trained.final()):
             raise Refused("nan", f"the training loss is not finite: {trained.final()}")
         measured = self.known["train_loss"] = self.loss(trainer, self.number, MEASURED_ROWS)
@@ -347,8 +347,9 @@ class _Trial:
     def score(self, trainer: Judge, scorer: Judge, weights: Tensor, split: str) -> None:
         """Give the weights to the scorer, mark it, and check that nothing moved meanwhile."""
         cpu, started = trainer.cpu_seconds(), time.monotonic()
-        limit = SETUP_LIMIT_S[self.device]
-        answer = scorer.ask("setup", timeout=limit, spec=self.spec, warm_up=None)
+        answer = scorer.ask(
+            "setup", timeout=SETUP_LIMIT_S[self.device], spec=self.spec, warm_up=None
+        )
         if _size(answer) != len(weights):
             raise Refused(
                 "structure",
@@ -363,7 +364,10 @@ class _Trial:
         used, limit = scorer.cpu_seconds(), SCORING_S + self.seconds
         bpb, marks = scoring.mark(scorer, exam, limit_s=limit, tell=self.tell)
         used = scorer.cpu_seconds() - used
-        price = used / self._require_cheap(used, exam)
+        # Every row once, those of one batch with another future, and the best-predicted rows twice more.
+        asked = exam.inputs.numel() + 3 * scoring.BATCH_ROWS * exam.inputs.shape[1]
+        self._require_cheap(used, asked)
+        price = used / asked
         for judge in (trainer, scorer):
             if not torch.equal(_weights(judge, len(weights)), weights):
                 raise Refused("weights", "the weights changed after training")
@@ -389,9 +393,8 @@ class _Trial:
                 "allowed: nothing may be learned then (what Trainer.logits compiles for a new size of batch counts too: compile with dynamic=True)",
             )
 
-    def _require_cheap(self, used: float, exam: Exam) -> int:
-        """To score a token takes a third of what training on it took; more than that is a learner, or many models in one. The tokens asked."""
-        asked = exam.inputs.numel() + 3 * scoring.BATCH_ROWS * exam.inputs.shape[1]
+    def _require_cheap(self, used: float, asked: int) -> None:
+        """To score a token takes a third of what training on it took; much more is a learner, or many models in one. `asked`: how many tokens."""
         a_token = self.known["cpu_seconds"] / (1e6 * self.known["total_tokens_M"])
         allowed = SCORED_SLACK_S + SCORED_TIMES * a_token * asked
         if self.device == "cpu" and used > allowed:
@@ -399,23 +402,22 @@ class _Trial:
                 "off_clock",
                 f"scoring took {used:.0f} s of processor time, where {SCORED_TIMES:g} times what a token took in training are {allowed:.0f} s",
             )
-        return int(asked)
 
     def examine_kernels(self, trainer: Judge) -> None:
-        """Check each op of the tree once more, as the model calls it, in the process that trained; in short trials only one with gradients.
+        """Check each op of the tree once more, as the model calls it, in the process that trained: values and gradients, in short trials the gradients of one op alone.
 
         Otherwise a kernel could turn careless after so many calls. Gradients of all ops take 3 s more on two cores.
         """
         files = {path.stem for path in (trainer.tree / "kernels").glob("*.py")}
         ops = [op for op in contracts.ops() if op in files]
-        trained = {secrets.choice(ops)} if ops and self.seconds < LONG_S else set(ops)
+        with_gradients = {secrets.choice(ops)} if ops and self.seconds < LONG_S else set(ops)
         for op in ops:
             trainer.ask("load", op=op, tree=str(trainer.tree))
             asked = contracts.contract(op)
             examination = Examination(asked, trainer, secrets.randbits(48))
             case = examination.rng.choice(asked.trial[self.device])
             case = asked.as_called(case, examination.rng)
-            laid = examination.lay(case, None if op in trained else ())
+            laid = examination.lay(case, None if op in with_gradients else ())
             answer = examination.ask(laid, None, dress="copy")
             examination.verify(laid, answer, None, what=f"{op} after training")
 

@@ -1,4 +1,4 @@
-"""What tests share: a small checkout for the loop, and a runner for the correctness gate."""
+"""What tests share: a small checkout for the loop, a runner for the correctness gate, and a text for trials."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trial_tree
 from lab_tree import make
 from warm import Warm
 
 from agent.lab import Lab
+from bench.data import Dataset
 
 
 @pytest.fixture
@@ -24,3 +26,10 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     warm = Warm(tmp_path_factory.mktemp("warm"))
     yield warm
     warm.close()
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dataset]:
+    """The made-up sentences of tests/trial_tree.py. With them end the runners that trials left waiting."""
+    yield trial_tree.sentences(tmp_path_factory.mktemp("text"), tmp_path_factory.mktemp("data"))
+    trial_tree.TRIALS.close()

@@ -199,9 +199,17 @@ def test_empty_input_gives_empty_result(impl, shape):
     assert o.shape == q.grad.shape == shape
 
 
+@pytest.mark.skipif(INTERPRETED, reason="the C++ kernel's own writing")
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_results_whose_channels_lie_apart_match_float64(dtype):
+    q, k, v = (random(1, 2, 40, 66, dtype=dtype, seed=s).mT for s in range(3))
+    assert_matches_float64(q, k, v, True, 20, "cpp")
+
+
 @pytest.mark.skipif(INTERPRETED, reason="the compiled kernels have threads")
-def test_result_does_not_depend_on_threads():
-    q, k, v = random(1, 2, 300, 16), random(1, 1, 300, 16, seed=1), random(1, 1, 300, 16, seed=2)
+@pytest.mark.parametrize("Hkv", [1, 2])
+def test_result_does_not_depend_on_threads(Hkv):
+    q, (k, v) = random(1, 2, 300, 16), (random(1, Hkv, 300, 16, seed=s) for s in (1, 2))
     seen, before = [], torch.get_num_threads()
     try:
         for threads in (1, 3):  # 3: more than key heads, so the tiles of queries are dealt out

@@ -29,7 +29,7 @@ from bench.finding import Finding
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "cheats"
-# trial_* are judged by tests/test_trial.py, *_timed_* by tests/test_timed_cheats.py
+# trial_* are judged by tests/test_trial_cheats.py, *_timed_* by tests/test_timed_cheats.py
 KERNELS = [
     path
     for path in sorted((*FOLDER.glob("*.py"), *FOLDER.glob("*.cpp")))

@@ -15,6 +15,7 @@ from bench import correctness_origin, correctness_values
 from bench.contracts import Case, Input, captured, contract, ops
 from bench.finding import Finding
 from bench.judge import Refused
+from bench.runner import calls
 from model.gpt import OPS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +61,8 @@ def test_shipped_kernel_passes_and_the_evidence_says_how_much_of_the_tolerance_w
         ("y = torch.nn.functional.rms_norm(x, (x.shape[-1],), None, eps)", "library"),
         ("y = torch.nn.Parameter(y)", "structure"),
         ("torch.rand(1)", "global state"),
-        ("torch.Tensor.cumsum = lambda self, *args: self", "global state"),
+        # not while Dynamo looks: that of torch 2.11 refuses to trace it
+        ("torch.compiler.is_compiling() or setattr(torch.Tensor, 'cumsum', lambda self, *args: self)", "global state"),
         ("x.mul_(2) if not x.requires_grad else None", "mutation"),
     ],
     ids=["value", "swallowed-nan", "cut-graph", "argument", "library", "graph", "global-state", "method", "mutation"],
@@ -146,3 +148,10 @@ def test_what_torch_registers_when_it_is_first_used_is_no_change_of_the_candidat
     warm: Warm,
 ) -> None:
     assert of_plain(warm, "torch.vmap(torch.neg)(torch.ones(2, 2))").passed
+
+
+def test_a_result_that_is_its_input_shares_memory_also_as_a_parameter() -> None:
+    x = torch.ones(4)
+    for result in (x.view(2, 2), torch.nn.Parameter(x, requires_grad=False)):
+        assert calls._overlap(result, x)
+    assert not calls._overlap(x.clone(), x)

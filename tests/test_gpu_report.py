@@ -112,11 +112,11 @@ def test_a_part_that_fails_is_one_line_and_the_others_go_on(tmp_path):
 
 def test_what_takes_too_long_is_ended_and_keeps_what_it_had_found(tmp_path):
     slow = "print('{\"n\": 1}', flush=True); import time; time.sleep(60)"
-    good, told, journal = run(tmp_path, {"slow": slow}, seconds=1.5)
+    good, told, journal = run(tmp_path, {"slow": slow}, seconds=0.5)
     assert not good
-    assert "it had not ended after 3 s" in told[0]
-    _, told, _ = run(tmp_path, {"slow": slow}, seconds=1.5)
-    assert "it had not ended after 6 s" in told[0]  # as much more in the next call
+    assert "it had not ended after 1 s" in told[0]
+    _, told, _ = run(tmp_path, {"slow": slow}, seconds=0.5)
+    assert "it had not ended after 2 s" in told[0]  # as much more in the next call
     assert {"part": "slow", "n": 1} in journal.latest()
     _, told, _ = run(tmp_path, {"slow": slow}, budget_s=0.0)
     assert "the budget was spent before it began" in told[0]
@@ -137,9 +137,9 @@ def test_a_run_that_was_cut_keeps_the_shapes_that_only_an_earlier_one_had_measur
 
 def test_a_part_that_the_budget_cuts_or_whose_runner_dies_is_run_again_with_no_more_time(tmp_path):
     slow = "import time; time.sleep(60)"
-    _, told, journal = run(tmp_path, {"slow": slow}, budget_s=1.5, seconds=2.0)
+    _, told, journal = run(tmp_path, {"slow": slow}, budget_s=0.75, seconds=1.0)
     assert "the budget ended it after" in told[0]
-    assert journal.cut_short(Part("slow", None, 2.0)) == 0
+    assert journal.cut_short(Part("slow", None, 1.0)) == 0
     killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     _, told, journal = run(tmp_path, {"slow": killed}, seconds=2.0)
     assert "slow: stopped" in told[0]

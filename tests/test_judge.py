@@ -87,25 +87,6 @@ def test_an_exception_at_import_is_shown(tmp_path: Path) -> None:
     assert refused.value.kind == "RuntimeError"
 
 
-def test_a_clean_exit_is_not_an_answer(tmp_path: Path) -> None:
-    with pytest.raises(Refused) as refused:
-        load(tree(tmp_path, "import os\nos._exit(0)"))
-    assert refused.value.kind == "crash"
-
-
-def test_an_endless_loop_is_stopped_and_the_process_is_gone(tmp_path: Path) -> None:
-    with Judge(tree(tmp_path, "while True: pass")) as judge:
-        # Its start takes as long as the machine lets it.
-        judge.ask("recall", outputs=[])
-        started = time.monotonic()
-        with pytest.raises(Refused) as refused:
-            judge.ask("load", op="rms_norm", tree=str(tmp_path), timeout=1.0)
-        took, process = time.monotonic() - started, judge._sandbox.process
-    assert refused.value.kind == "timeout"
-    assert process.poll() is not None
-    assert took < 20
-
-
 def test_a_forged_answer_without_the_nonce_is_refused(tmp_path: Path) -> None:
     forged = 'import os, sys\nos.write(int(sys.argv[1]), b\'{"nonce": 1, "ok": true, "implementations": []}\\n\')'
     with pytest.raises(Refused, match="this request's nonce"):
@@ -199,8 +180,14 @@ def test_progress_and_pieces_of_a_line_do_not_move_the_deadline(tmp_path: Path) 
                 return {"nonce": self.nonce, "progress": {}}, None
 
         judge._channel = Telling()
-        with pytest.raises(Refused, match="within 0 s") as refused:
+        with pytest.raises(Refused, match=r"within 0\.3 s") as refused:
             judge.ask("train", timeout=0.3, progress=told.append)
+
+        def nobody_reads(told: dict) -> None:
+            raise OSError("nobody reads")
+
+        with pytest.raises(OSError, match="nobody reads"):
+            judge.ask("train", timeout=5.0, progress=nobody_reads)
         judge._channel = channel
     assert refused.value.kind == "timeout"
     assert told

@@ -42,8 +42,9 @@ class Desk:
     ids=["messages", "chat"],
 )
 def test_a_session_survives_what_a_wire_and_a_model_can_do(
-    server_of, model_of, name, limit, tmp_path
+    server_of, model_of, name, limit, tmp_path, monkeypatch
 ):
+    monkeypatch.setattr("agent.research.patience.FIRST_S", 0.05)
     script = [
         Fail(529, headers=SOON),
         Fail(429, headers=SOON),

@@ -195,10 +195,10 @@ def test_the_hour_until_which_the_server_asks_to_wait_is_told_in_seconds(api):
 
 
 def test_a_slow_answer_outlives_the_time_out_of_a_silence(api):
-    with api.server([Say("word " * 36, pause_s=0.1)]) as server:
+    with api.server([Say("word " * 36, pause_s=0.05)]) as server:
         began = time.monotonic()
-        assert api.model(server, silence_s=1.0).reply(PROMPT, 1000).text == "word " * 36
-        assert time.monotonic() - began > 1.5
+        assert api.model(server, silence_s=0.5).reply(PROMPT, 1000).text == "word " * 36
+        assert time.monotonic() - began > 0.75
 
 
 def test_a_silence_ends_in_a_time_out(api):
@@ -211,7 +211,7 @@ def test_an_answer_under_way_is_given_up_when_the_run_stops(api):
     stop = threading.Event()
 
     def script(body):
-        threading.Timer(2.0, stop.set).start()
+        threading.Timer(0.5, stop.set).start()
         return Say("word " * 500, pause_s=0.05)
 
     with api.server(script) as server:

@@ -199,6 +199,17 @@ def test_segments_on_the_gram_matrix_agree_with_plain_steps(monkeypatch):
     assert relative(segments, plain.double()) < 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(12, 30), (2, 70, 90), (70, 300), (150, 40)])
+def test_products_that_are_left_to_torch_go_by_panels_of_rows(monkeypatch, shape, dtype):
+    for name in ("OWN_PRODUCTS", "OWN_PRODUCTS_BF16"):
+        monkeypatch.setattr(module, name, 0)
+    for name in ("PANEL", "PANEL_BF16"):
+        monkeypatch.setattr(module, name, 16)
+    G = matrix(shape).to(dtype)
+    assert relative(newton_schulz(G, impl="cpp"), truth(G, 5)) < CLOSE[dtype]
+
+
 def test_slow_dtypes_are_computed_in_float32(monkeypatch):
     G = matrix((20, 60))
     assert newton_schulz(G.half(), impl="cpp").dtype == torch.float16

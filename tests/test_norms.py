@@ -299,3 +299,10 @@ def test_a_result_may_be_overwritten(impl):
     n64.backward(random(2, 3, 11, seed=2).double())
     assert_close(x.grad, x64.grad, torch.float32)
     assert_close(residual.grad, residual64.grad, torch.float32)
+
+
+@every_impl
+def test_a_weight_that_nothing_reaches_has_no_gradient(impl):
+    x, weight = random(6, 33).requires_grad_(), random(33, seed=1).requires_grad_()
+    add_rms_norm(x, random(6, 33, seed=2), weight, impl=impl)[1].sum().backward()
+    assert weight.grad is None

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 from lab_tree import CPP, Rules
 from static_gate import judged
+from torch.utils.cpp_extension import COMMON_NVCC_FLAGS
 
 from agent import gates
 from agent.records import Candidate, Change
+from agent.static import cpp, preprocessed
 
 
 @pytest.mark.parametrize(
@@ -168,3 +170,21 @@ def test_what_time_it_is_decides_nothing(line: str) -> None:
 def test_a_duration_within_one_function_passes(line: str) -> None:
     found = judged("csrc/scale.cpp", f"#include <chrono>\n{CPP}{line}\n")
     assert found.passed, found.reason
+
+
+def test_what_the_preprocessor_takes_for_some_instruction_sets_alone_is_refused() -> None:
+    found = judged("csrc/scale.cpp", "#ifdef __AVX512F__\n#error too large\n#endif\nint x;\n")
+    assert "does not pass the preprocessor for avx512" in found.reason
+
+
+def test_cuda_is_preprocessed_with_the_macros_that_it_is_built_with() -> None:
+    assert {f for f in COMMON_NVCC_FLAGS if f.startswith("-D")} == set(preprocessed.CUDA_MACROS)
+
+
+def test_words_that_a_header_pastes_are_told_by_the_header_s_line(tmp_path: Path) -> None:
+    (tmp_path / "csrc").mkdir()
+    (tmp_path / "csrc/glue.h").write_text("\n#define GLUE(a, b) a##b\n")
+    found = cpp.inspect(tmp_path, "csrc/scale.cpp", '#include "gone.h"\n#include "glue.h"\n')
+    ((line, said),) = found.refusals
+    assert line == 1
+    assert said.startswith("csrc/glue.h:2: `##` pastes words together")

@@ -232,6 +232,8 @@ def test_python_that_only_looks_odd_passes(line: str) -> None:
         "import torch\ntorch.autograd.graph.logging.FileHandler('x')",
         "type(type(1))('X', (), {'__del__': scale})",
         # the process
+        "import contextlib, torch\nwith contextlib.nullcontext(torch.set_grad_enabled) as f: f(False)",
+        "import torch\ntry:\n    with torch.cuda.set_stream(scale): pass\nexcept TypeError: pass",
         "import torch\ntorch._C._set_grad_enabled(False)",
         "import torch\ntorch.set_grad_enabled(False)",
         "from torch import set_default_dtype",
@@ -332,6 +334,21 @@ def test_a_silent_fallback_is_refused(body: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "more",
+    [
+        "def other(x): return torch.mul(x, 2)\nclass A:\n    def other(self): return 1",
+        "other = lambda x: torch.mul(x, 2)",
+        "import math\nother = math.sqrt\nother = torch.mul",
+    ],
+    ids=["a-method-of-that-name", "a-lambda", "two-origins"],
+)
+def test_a_fallback_is_seen_whatever_else_has_its_name(more: str) -> None:
+    body = "    try:\n        y = jit.load('scale').f(x)\n    except RuntimeError:\n        y = other(x)\n    return y"
+    text = f"{PY}\nimport torch\n{more}\ndef f(x):\n{body}\n"
+    assert "silent fallback" in judged("kernels/scale.py", text).reason
+
+
+@pytest.mark.parametrize(
     "line",
     [
         "begun = time.monotonic()",
@@ -353,6 +370,21 @@ def test_a_silent_fallback_is_refused(body: str) -> None:
         "def f(x):\n    start = time.time()\n    return lambda: time.time() - start",
         "def f(x): scale(now := time.time())",
         "import warnings\nwith warnings.catch_warnings(record=True) as w: pass",
+        # no duration
+        "def f(x):\n    start = time.time()\n    start -= time.time()\n    return time.time() - start > 1e9",
+        "def f(x): return time.process_time() - time.thread_time() > 120",
+        "def f(x):\n    a = time.clock_gettime(2)\n    return time.clock_gettime(3) - a > 120",
+        "def f(x):\n    start = time.monotonic()\n    def g():\n        nonlocal start\n        start = 0.0\n    g()\n    return time.monotonic() - start > 1e5",
+        "def f(x):\n    start = time.monotonic()\n    match 0.0:\n        case start: pass\n    return time.monotonic() - start > 1e5",
+        "def f(x):\n    start = time.monotonic()\n    from math import pi as start\n    return time.monotonic() - start > 1e5",
+        "begun = 0\ndef f(x):\n    global begun\n    start = begun = time.time()",
+        # read where no reading shows it
+        "import math\nclock = math.sqrt\nclock = time.time\nstate = {}\ndef f(x): state['t'] = clock()",
+        "clocks = [time.time]\ndef f(x): return clocks[0]()",
+        "class A: now = time.time\ndef f(x): return A.now()",
+        "def f(x): return (lambda c: c())(time.time)",
+        "def f(x): return (c := time.time)()",
+        "def f(x): return getattr(time, 'time')()",
     ],
 )
 def test_what_time_it_is_and_who_calls_decide_nothing(line: str) -> None:
@@ -367,6 +399,8 @@ def test_what_time_it_is_and_who_calls_decide_nothing(line: str) -> None:
         "best = {}\ndef f(x):\n    times = []\n    for k in (1, 2):\n        start = time.perf_counter_ns()\n        scale(x, k)\n"
         "        times.append((time.perf_counter_ns() - start, k))\n    best[x.shape] = min(times)[1]",
         "import warnings\nwith warnings.catch_warnings():\n    warnings.simplefilter('ignore')",
+        "clock = time.perf_counter\ndef f(x):\n    start = clock()\n    scale(x)\n    return clock() - start",
+        "def f(x, clock=time.perf_counter):\n    start = clock()\n    return clock() - start",
     ],
 )
 def test_an_autotuner_may_time_its_settings(line: str) -> None:

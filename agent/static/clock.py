@@ -1,54 +1,93 @@
 """Clocks: a kernel may time its own settings, and nothing else may follow from what time it is.
 
-A duration is the difference of two readings in one function. So a reading goes into a local name that holds nothing else, or into a difference
-with another. It is not kept from call to call, not taken when the module is imported, and not compared with a date. Otherwise a kernel could
-tell the first minutes of a process, when it is judged, from the rest.
+A duration is the difference of two readings of one clock in one function. So a reading goes into a local name that holds nothing else, or into
+a difference with another. It is not kept from call to call, not taken when the module is imported, and not compared with a date or with another
+clock. Otherwise a kernel could tell the first minutes of a process, when it is judged, from the rest.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from agent.static.exports import binds
 
 _READINGS = frozenset(
     "time perf_counter monotonic process_time thread_time time_ns perf_counter_ns monotonic_ns process_time_ns thread_time_ns "
     "clock_gettime clock_gettime_ns".split()
 )
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
+_Of = Callable[[ast.AST], Sequence[str]]
 _REASON = (
     "a clock that is read for more than a duration within one function: write `start = time.perf_counter()`, a name that holds nothing else, and "
     "`time.perf_counter() - start`; nothing may follow from what time it is"
 )
+_AS_A_VALUE = "a clock as a value: call it where you need it, as `time.perf_counter()`, and give what is no clock another name"
 
 
-def lasting_readings(
-    tree: ast.Module, origin: Callable[[ast.AST], str]
-) -> Iterator[tuple[int, str]]:
-    """(line, sentence) of each reading that outlives its function. `origin` gives the dotted origin of an expression."""
+def lasting_readings(tree: ast.Module, of: _Of) -> Iterator[tuple[int, str]]:
+    """(line, sentence) of each reading that outlives its function, and of each clock that is handed on.
+
+    `of` gives the dotted origins that an expression may have.
+    """
     for scope, nodes in _scopes(tree):
         inside = nodes if scope is None else list(ast.walk(scope))
         parents = {id(child): node for node in inside for child in ast.iter_child_nodes(node)}
-        readings = [n for n in nodes if isinstance(n, ast.Call) and _is_reading(origin(n.func))]
-        stamps = _stamps(scope, nodes, parents, readings)
+        yield from ((line, _AS_A_VALUE) for line in _handed_on(nodes, parents, of))
+        # What a reading gives: itself, and the names that hold it; each with its clock.
+        clocks = {
+            id(n): _clock(of(n.func))
+            for n in nodes
+            if isinstance(n, ast.Call) and _tells_time(of(n.func))
+        }
+        stamps = _stamps(scope, nodes, inside, parents, clocks)
+        for n in inside:
+            if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load) and n.id in stamps:
+                clocks[id(n)] = stamps[n.id]
         later = _later(scope, nodes, inside)
-        ends = {id(n) for n in readings} | {id(n) for n in inside if _reads(n, stamps)}
         for node in inside:
-            if id(node) not in ends:
+            if id(node) not in clocks:
                 continue
-            parent = parents.get(id(node))
-            stored = isinstance(node, ast.Call) and set(_stored_in(parent, node)) & stamps
-            between = (
-                isinstance(parent, ast.BinOp)
-                and isinstance(parent.op, ast.Sub)
-                and {id(parent.left), id(parent.right)} <= ends
-            )
-            if id(node) in later or not (stored or between):
+            if id(node) in later or not _measures(node, parents.get(id(node)), clocks, stamps):
                 yield getattr(node, "lineno", 1), _REASON
 
 
-def _is_reading(name: str) -> bool:
-    package, _, function = name.rpartition(".")
-    return package == "time" and function in _READINGS
+def _tells_time(origins: Sequence[str]) -> bool:
+    parts = (origin.rpartition(".") for origin in origins)
+    return any(package == "time" and function in _READINGS for package, _, function in parts)
+
+
+def _clock(origins: Sequence[str]) -> str:
+    """The clock that a call reads; "" where it may be one of several, as that of time.clock_gettime, whose argument says which."""
+    return origins[0] if len(origins) == 1 and "clock_gettime" not in origins[0] else ""
+
+
+def _handed_on(nodes: Sequence[ast.AST], parents: Mapping[int, ast.AST], of: _Of) -> Iterator[int]:
+    """Lines where a clock is passed on instead of called: no reading shows who reads it then. Another name for it, or a default, is followed."""
+    bodies = {id(n) for c in nodes if isinstance(c, ast.ClassDef) for n in ast.walk(c)}
+    for node in nodes:
+        parent = parents.get(id(node))
+        if isinstance(node, ast.Call) and node.args and getattr(node.func, "id", "") == "getattr":
+            if "time" in of(node.args[0]):
+                yield node.lineno
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
+            called = isinstance(parent, ast.Call) and parent.func is node
+            named = bool(_stored_in(parent, node)) and id(node) not in bodies
+            followed = called or named or isinstance(parent, ast.arguments)
+            if not followed and _tells_time(of(node)):
+                yield node.lineno
+
+
+def _measures(
+    node: ast.AST, parent: ast.AST | None, clocks: Mapping[int, str], stamps: Mapping[str, str]
+) -> bool:
+    """Whether a reading, or a name that holds one, goes into such names alone, or into a difference with another of the same clock."""
+    if isinstance(parent, ast.BinOp) and isinstance(parent.op, ast.Sub):
+        left, right = clocks.get(id(parent.left)), clocks.get(id(parent.right))
+        return bool(left) and left == right
+    names = _stored_in(parent, node)
+    return bool(names) and all(name in stamps for name in names)
 
 
 def _scopes(tree: ast.Module) -> Iterator[tuple[_Function | None, list[ast.AST]]]:
@@ -65,25 +104,34 @@ def _scopes(tree: ast.Module) -> Iterator[tuple[_Function | None, list[ast.AST]]
 
 def _stamps(
     scope: _Function | None,
-    nodes: list[ast.AST],
-    parents: dict[int, ast.AST],
-    readings: list[ast.Call],
-) -> set[str]:
-    """Local names that hold a reading and never anything else."""
+    nodes: Sequence[ast.AST],
+    inside: Sequence[ast.AST],
+    parents: Mapping[int, ast.AST],
+    clocks: Mapping[int, str],
+) -> dict[str, str]:
+    """Local names that hold readings of one clock and never anything else, each with its clock."""
     if scope is None:
-        return set()
-    stored = [name for r in readings for name in _stored_in(parents.get(id(r)), r)]
-    bound = [n.id for n in nodes if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)]
-    outer = {name for n in nodes if isinstance(n, ast.Global | ast.Nonlocal) for name in n.names}
+        return {}
+    stored = [
+        (name, clocks[id(n)])
+        for n in nodes
+        if id(n) in clocks
+        for name in _stored_in(parents.get(id(n)), n)
+    ]
+    bound = Counter(name for n in nodes for name, _ in binds(n))
+    # Also where a function within this one says `nonlocal`.
+    outer = {name for n in inside if isinstance(n, ast.Global | ast.Nonlocal) for name in n.names}
     outer |= {n.arg for n in ast.walk(scope.args) if isinstance(n, ast.arg)}
-    return {name for name in stored if stored.count(name) == bound.count(name)} - outer
+    return {
+        name: clock
+        for name, clock in stored
+        if clock and name not in outer and stored.count((name, clock)) == bound[name]
+    }
 
 
-def _reads(node: ast.AST, stamps: set[str]) -> bool:
-    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load) and node.id in stamps
-
-
-def _later(scope: _Function | None, nodes: list[ast.AST], inside: list[ast.AST]) -> set[int]:
+def _later(
+    scope: _Function | None, nodes: Sequence[ast.AST], inside: Sequence[ast.AST]
+) -> set[int]:
     """What runs when the function has ended, or goes on from call to call: functions made there, and generators."""
     if scope is None or any(isinstance(n, ast.Yield | ast.YieldFrom | ast.Await) for n in nodes):
         return {id(n) for n in inside}
@@ -92,16 +140,10 @@ def _later(scope: _Function | None, nodes: list[ast.AST], inside: list[ast.AST])
     return lazy | {id(n) for n in inside if id(n) not in own}
 
 
-def _targets(node: ast.AST) -> list[ast.expr]:
-    if isinstance(node, ast.Assign):
-        return node.targets
-    return [node.target] if isinstance(node, ast.AugAssign | ast.AnnAssign) else []
-
-
-def _stored_in(parent: ast.AST | None, reading: ast.Call) -> list[str]:
-    """The names that a reading is assigned to; none if it goes anywhere else."""
-    if not isinstance(parent, ast.Assign | ast.AnnAssign | ast.AugAssign):
+def _stored_in(parent: ast.AST | None, value: ast.AST) -> list[str]:
+    """The names that a value is assigned to; none if it goes anywhere else."""
+    if not isinstance(parent, ast.Assign | ast.AnnAssign) or parent.value is not value:
         return []
-    targets = _targets(parent)
+    targets = parent.targets if isinstance(parent, ast.Assign) else [parent.target]
     names = [target.id for target in targets if isinstance(target, ast.Name)]
-    return names if len(names) == len(targets) and parent.value is reading else []
+    return names if len(names) == len(targets) else []

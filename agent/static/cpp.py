@@ -16,7 +16,7 @@ from pathlib import Path
 from agent.scope import CPP_TOKENS, without_comments
 from agent.static import cpp_names as names
 from agent.static.cpp_clock import clocks
-from agent.static.preprocessed import TIMEOUT_S, preprocess
+from agent.static.preprocessed import TIMEOUT_S, Unread, preprocess
 from agent.static.python import Report
 
 
@@ -29,6 +29,9 @@ def inspect(tree: Path, path: str, source: str) -> Report:
         lines = preprocess(tree.resolve(), path, source)
     except subprocess.TimeoutExpired:
         report.refusals.append((1, f"not through the preprocessor within {TIMEOUT_S} s"))
+        return report
+    except Unread as unread:
+        report.refusals.append((1, str(unread)))
         return report
     if lines is None:
         hidden = "and what it becomes cannot be seen: no compiler is here, or it reports an error"
@@ -43,13 +46,10 @@ def inspect(tree: Path, path: str, source: str) -> Report:
         report.refusals += [(place, f"{prefix}{text}, after the preprocessor") for text in found]
     text = without_comments("\n".join(line for _, _, line in lines))
     bare = without_comments(text, strings=False)
-    found_there = [] if path.endswith(".cu") else [what for _, what in _assemblies(text)]
-    found_there += [
-        f"attribute `{m[1]}`: it puts code elsewhere" for m in names.PLACED.finditer(bare)
-    ]
-    found_there += ["a clock that is kept from call to call" for _ in names.LASTING.finditer(bare)]
-    found_there += [] if path.endswith(".cu") else [what for _, what in clocks(bare)]
-    report.refusals += [(1, f"{what}, after the preprocessor") for what in found_there]
+    over_lines = [*_over_lines(bare)]
+    if not path.endswith(".cu"):
+        over_lines += [*_assemblies(text), *clocks(bare)]
+    report.refusals += [(1, f"{what}, after the preprocessor") for _, what in over_lines]
     report.refusals = sorted(set(report.refusals))
     return report
 
@@ -108,16 +108,18 @@ def _spliced(source: str) -> str:
 
 
 def _pasted(source: str, tree: Path | None) -> list[tuple[int, str]]:
-    """(line, sentence) where words are pasted together, in the file or in a header of `tree`."""
-    texts = [source]
+    """(line, sentence) where words are pasted together, in the file or, then at line 1, in a header of `tree`."""
+    texts = [("", source)]
     if tree is not None:
-        texts += [h.read_text(errors="replace") for h in sorted((tree / "csrc").glob("*.h"))]
+        headers = sorted((tree / "csrc").glob("*.h"))
+        texts += [(f"csrc/{h.name}", h.read_text(errors="replace")) for h in headers]
     found = []
-    for text in texts:
+    for header, text in texts:
         code = without_comments(_spliced(text), strings=False)
-        found += [
-            (_line(code, m), "`##` pastes words together") for m in names.PASTE.finditer(code)
-        ]
+        for match in names.PASTE.finditer(code):
+            line = _line(code, match)
+            place, prefix = (1, f"{header}:{line}: ") if header else (line, "")
+            found.append((place, f"{prefix}`##` pastes words together"))
     return found
 
 
@@ -191,6 +193,13 @@ def _code(code: str) -> Iterator[tuple[int, str]]:
             _line(code, match),
             f"`{match[1]}`: register by LAB_SCHEMAS and LAB_KERNELS (csrc/lab.h), in the file's own namespace",
         )
+    yield from _over_lines(code)
+    for match in re.finditer(r"\\[uU][0-9a-fA-F]{4}", code):
+        yield _line(code, match), "a universal character name in code; write the letter"
+
+
+def _over_lines(code: str) -> Iterator[tuple[int, str]]:
+    """What may be broken over lines anywhere: clocks that are kept, and attributes that place code."""
     for match in names.LASTING.finditer(code):
         yield (
             _line(code, match),
@@ -198,8 +207,6 @@ def _code(code: str) -> Iterator[tuple[int, str]]:
         )
     for match in names.PLACED.finditer(code):
         yield _line(code, match), f"attribute `{match[1]}`: it puts code elsewhere"
-    for match in re.finditer(r"\\[uU][0-9a-fA-F]{4}", code):
-        yield _line(code, match), "a universal character name in code; write the letter"
 
 
 def _statements(code: str) -> list[str]:

@@ -69,15 +69,26 @@ def _module_bindings(tree: ast.Module) -> Iterator[tuple[str, int]]:
     open_ends: list[tuple[ast.AST, bool]] = [(tree, True)]
     while open_ends:
         node, inside = open_ends.pop()
-        scope = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda)
         if inside:
-            yield from _binds(node)
+            yield from binds(node)
         if isinstance(node, ast.Global):
             yield from ((name, node.lineno) for name in node.names)
-        open_ends += [(child, inside and not scope) for child in ast.iter_child_nodes(node)]
+        own = _body(node)
+        open_ends += [(each, inside and id(each) not in own) for each in ast.iter_child_nodes(node)]
 
 
-def _binds(node: ast.AST) -> Iterator[tuple[str, int]]:
+def _body(node: ast.AST) -> set[int]:
+    """What of a function or class has names of its own; its defaults, decorators and bases do not."""
+    match node:
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
+            return set(map(id, node.body))
+        case ast.Lambda():
+            return {id(node.body)}
+    return set()
+
+
+def binds(node: ast.AST) -> Iterator[tuple[str, int]]:
+    """(name, line) of what a node itself binds or deletes, whatever lies within it left out."""
     match node:
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef():
             yield node.name, node.lineno
@@ -90,5 +101,6 @@ def _binds(node: ast.AST) -> Iterator[tuple[str, int]]:
             ast.ExceptHandler(name=str(name))
             | ast.MatchAs(name=str(name))
             | ast.MatchStar(name=str(name))
+            | ast.MatchMapping(rest=str(name))
         ):
             yield name, node.lineno

@@ -9,7 +9,7 @@ IndexError, StopIteration, around statements that compute nothing) is no failure
 from __future__ import annotations
 
 import ast
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 _LOOKUP_ERRORS = frozenset({"KeyError", "IndexError", "LookupError", "StopIteration"})
 # Calls that a handler may return: they make a message or a number, no tensor.
@@ -24,24 +24,25 @@ _NO_COMPUTATION = (
 _VALUES = frozenset(
     "inf nan pi e float bool half double bfloat16 float16 float32 float64 int8 int16 int32 int64 uint8 Tensor strided".split()
 )
+_Of = Callable[[ast.AST], Sequence[str]]
 _REASON = (
     "a silent fallback: where the kernel fails, another computation answers; let the error out, "
     "and name the other way in IMPLEMENTATIONS"
 )
 
 
-def fallbacks(tree: ast.Module, origin: Callable[[ast.AST], str]) -> list[tuple[int, str]]:
-    """(line, sentence) of each fallback. `origin` gives the dotted origin of an expression that begins with an imported name."""
-    computing = _computing(tree, origin)
+def fallbacks(tree: ast.Module, of: _Of) -> list[tuple[int, str]]:
+    """(line, sentence) of each fallback. `of` gives the dotted origins that an expression may have."""
+    computing = _computing(tree, of)
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Try | ast.TryStar):
             for handler in node.handlers:
-                if not (_is_lookup(handler.type) and _looks_up(node.body, computing, origin)):
-                    found += [(line, _REASON) for line in _answers(handler.body, computing, origin)]
+                if not (_is_lookup(handler.type) and _looks_up(node.body, computing, of)):
+                    found += [(line, _REASON) for line in _answers(handler.body, computing, of)]
         elif isinstance(node, ast.With):
             for item in node.items:
-                if _suppresses(item.context_expr, origin):
+                if _suppresses(item.context_expr, of):
                     found.append(
                         (node.lineno, f"`contextlib.suppress` around a kernel is {_REASON}")
                     )
@@ -53,54 +54,63 @@ def _is_lookup(kind: ast.expr | None) -> bool:
     return all(isinstance(each, ast.Name) and each.id in _LOOKUP_ERRORS for each in kinds)
 
 
-def _suppresses(item: ast.expr, origin: Callable[[ast.AST], str]) -> bool:
-    if not isinstance(item, ast.Call) or origin(item.func) != "contextlib.suppress":
+def _suppresses(item: ast.expr, of: _Of) -> bool:
+    if not isinstance(item, ast.Call) or "contextlib.suppress" not in of(item.func):
         return False
     return any(not _is_lookup(argument) for argument in item.args)
 
 
-def _computing(tree: ast.Module, origin: Callable[[ast.AST], str]) -> set[str]:
+def _computing(tree: ast.Module, of: _Of) -> set[str]:
     """Functions of the file that compute with torch: they call it, or multiply matrices, or call one that does."""
-    functions = {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+    functions = list(_functions(tree))
     found: set[str] = set()
     grown = True
     while grown:
         new = {
             name
-            for name, function in functions.items()
-            if name not in found and any(_computes(n, found, origin) for n in ast.walk(function))
+            for name, function in functions
+            if name not in found and any(_computes(n, found, of) for n in ast.walk(function))
         }
         found |= new
         grown = bool(new)
     return found
 
 
-def _computes(node: ast.AST, computing: set[str], origin: Callable[[ast.AST], str]) -> bool:
+def _functions(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
+    """(name, node) of each function of the file, named lambdas among them; several may have one name."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            yield node.name, node
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Lambda):
+            yield from ((t.id, node.value) for t in node.targets if isinstance(t, ast.Name))
+
+
+def _computes(node: ast.AST, computing: set[str], of: _Of) -> bool:
     if isinstance(node, ast.BinOp):
         return isinstance(node.op, ast.MatMult)
-    return isinstance(node, ast.Call) and _is_computation(node.func, computing, origin)
+    return isinstance(node, ast.Call) and _is_computation(node.func, computing, of)
 
 
-def _is_computation(node: ast.expr, computing: set[str], origin: Callable[[ast.AST], str]) -> bool:
+def _is_computation(node: ast.expr, computing: set[str], of: _Of) -> bool:
     """Whether an expression is a function that computes with torch."""
-    name = origin(node)
     if isinstance(node, ast.Name) and node.id in computing:
         return True
-    if name.split(".")[-1] in _VALUES or name.startswith(_NO_COMPUTATION):
-        return False
-    return name.startswith("torch.")
-
-
-def _looks_up(body: list[ast.stmt], computing: set[str], origin: Callable[[ast.AST], str]) -> bool:
-    """Whether the statements compute nothing: then a KeyError comes from a lookup, as in a cache."""
-    return not any(
-        _computes(node, computing, origin) for statement in body for node in ast.walk(statement)
+    return any(
+        name.startswith("torch.")
+        and name.split(".")[-1] not in _VALUES
+        and not name.startswith(_NO_COMPUTATION)
+        for name in of(node)
     )
 
 
-def _answers(
-    body: list[ast.stmt], computing: set[str], origin: Callable[[ast.AST], str]
-) -> Iterator[int]:
+def _looks_up(body: list[ast.stmt], computing: set[str], of: _Of) -> bool:
+    """Whether the statements compute nothing: then a KeyError comes from a lookup, as in a cache."""
+    return not any(
+        _computes(node, computing, of) for statement in body for node in ast.walk(statement)
+    )
+
+
+def _answers(body: list[ast.stmt], computing: set[str], of: _Of) -> Iterator[int]:
     """Lines of a handler's body that give a result."""
     for node in (n for statement in body for n in ast.walk(statement)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -109,7 +119,7 @@ def _answers(
             # libdevice has had two places in triton: another import from triton is no other computation.
             if (node.module or "").startswith(("torch", "kernels")):
                 yield node.lineno
-        elif isinstance(node, ast.Call | ast.BinOp) and _computes(node, computing, origin):
+        elif isinstance(node, ast.Call | ast.BinOp) and _computes(node, computing, of):
             yield node.lineno
         elif isinstance(node, ast.Return) and node.value is not None:
             calls = [n for n in ast.walk(node.value) if isinstance(n, ast.Call)]
@@ -118,7 +128,7 @@ def _answers(
         elif isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value:
             parts = [n for n in ast.walk(node.value) if isinstance(n, ast.Name | ast.Attribute)]
             if isinstance(node.value, ast.Lambda) or any(
-                _is_computation(n, computing, origin) for n in parts
+                _is_computation(n, computing, of) for n in parts
             ):
                 yield node.lineno
 

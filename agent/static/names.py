@@ -158,7 +158,7 @@ _STATE = frozenset(
     "set_autocast_cache_enabled set_grad_enabled set_detect_anomaly reset".split()
 )
 # Those that put back what they set, where `with` holds them.
-CONTEXTS = frozenset({"set_grad_enabled", "set_detect_anomaly", "set_stream"})
+CONTEXTS = frozenset({"set_grad_enabled", "set_detect_anomaly"})
 # What reads a clock, or works beside the current stream: right in an autotuner; the judge keeps its own time.
 _CLOCKS = (
     "time.", "torch.cuda.Event", "torch.cuda.Stream", "torch.cuda.stream", "torch.profiler", "torch.autograd.profiler", "torch.cuda.nvtx",

@@ -9,6 +9,7 @@ import ast
 import functools
 import importlib.util
 import os
+import platform
 import re
 import resource
 import secrets
@@ -20,25 +21,48 @@ from pathlib import Path
 TIMEOUT_S = 20
 _MEMORY = 2 << 30
 JIT = Path(__file__).resolve().parents[2] / "kernels" / "jit.py"
+# Those of torch.utils.cpp_extension's COMMON_NVCC_FLAGS, with which it builds.
+CUDA_MACROS = (
+    "-D__CUDA_NO_HALF_OPERATORS__",
+    "-D__CUDA_NO_HALF_CONVERSIONS__",
+    "-D__CUDA_NO_BFLOAT16_CONVERSIONS__",
+    "-D__CUDA_NO_HALF2_OPERATORS__",
+)
 
 
 def preprocess(tree: Path, path: str, source: str) -> list[tuple[str, int, str]] | None:
     """(file, line number, text) of each line that comes from csrc/, for every instruction set that kernels/jit.py builds for.
 
-    None if there is no compiler, or if it reports an error (the build gate then says which). Raises TimeoutExpired.
+    None if there is no compiler, or if it reports an error (the build gate then says which). Raises TimeoutExpired and Unread.
     """
     compiler = _compiler(path)
     if compiler is None:
         return None
     own = [source, *(h.read_text(errors="replace") for h in sorted((tree / "csrc").glob("*.h")))]
     branches = any(re.search(r"(?:#|%:)[\s\\]*(?:if|elif)", text) for text in own)
-    targets = list(_flags()[1].values()) if branches else [()]
+    # nvcc gets no flags of an instruction set.
+    targets = _targets() if branches and not path.endswith(".cu") else {"": ()}
+    texts = {name: _run(compiler, path, source, tree, flags) for name, flags in targets.items()}
+    unread = [name for name, text in texts.items() if text is None]
+    if 0 < len(unread) < len(texts):
+        raise Unread(
+            f"does not pass the preprocessor for {', '.join(unread)}, so what its macros become there cannot be seen: it has to pass for every "
+            "instruction set; write plain C++ there in place of #error"
+        )
     found: set[tuple[str, int, str]] = set()
-    for target in targets:
-        text = _run(compiler, path, source, tree, target)
-        if text is not None:
-            found |= set(_own_lines(text, path, f"{tree}/csrc/"))
+    for text in filter(None, texts.values()):
+        found |= set(_own_lines(text, path, f"{tree}/csrc/"))
     return sorted(found) or None
+
+
+class Unread(Exception):
+    """The preprocessor takes a file for some instruction sets only; the message names the others."""
+
+
+def _targets() -> dict[str, tuple[str, ...]]:
+    """ISA_FLAGS of those that this machine's compiler knows, as kernels/jit.py has it in `targets`."""
+    known = _flags()[1]
+    return known if platform.machine() in ("x86_64", "AMD64") else {"generic": known["generic"]}
 
 
 def _compiler(path: str) -> str | None:
@@ -50,7 +74,7 @@ def _run(compiler: str, path: str, source: str, tree: Path, target: tuple[str, .
     cuda = path.endswith(".cu")
     # Named as jit names it, so that no branch can tell this run from the build.
     name = f"-DTORCH_EXTENSION_NAME={Path(path).stem}_{secrets.token_hex(6)}"
-    flags = _flags()[2] if cuda else (*_flags()[0], *target, "-fPIC")
+    flags = (*CUDA_MACROS, *_flags()[2]) if cuda else (*_flags()[0], *target, "-fPIC")
     command = [
         compiler,
         "-E",

@@ -55,8 +55,8 @@ def inspect_source(path: str, source: str) -> Report:
         report.refusals += [(line, text) for text in reader.refusals(node)]
         report.advice += [(line, text) for text in reader.advice(node)]
     if not reader.model:
-        report.refusals += fallbacks(tree, origins.first)
-        report.refusals += lasting_readings(tree, origins.first)
+        report.refusals += fallbacks(tree, origins.of)
+        report.refusals += lasting_readings(tree, origins.of)
     report.refusals = sorted(set(report.refusals))
     report.advice = sorted(set(report.advice))
     return report
@@ -186,10 +186,8 @@ class _Reader:
 
     def _in_with(self, node: ast.Attribute) -> bool:
         """Whether this is `with torch.set_grad_enabled(...)` or the like, which puts back what it sets."""
-        call = self.origins.parents.get(id(node))
-        return node.attr in names.CONTEXTS and isinstance(
-            self.origins.parents.get(id(call)), ast.withitem
-        )
+        held = self.origins.parents.get(id(self.origins.parents.get(id(node))))
+        return node.attr in names.CONTEXTS and self._is_called(node) and isinstance(held, ast.withitem)  # fmt: skip
 
     def _call(self, node: ast.Call) -> Iterator[str]:
         function = _name_of(node.func)

@@ -74,7 +74,8 @@ def corners(rng: random.Random) -> list[Case]:
         Case({"G": wide}),
         # all directions alike but one: who takes fewer steps where all look alike leaves it behind
         Case({"G": Input((1, 192, 768), family="weak")}),
-        Case({"G": Input((2, 20, 33), family="zero")}),
+        # any schedule makes nothing of nothing, so that fewer steps than it is tuned for can be asked
+        Case({"G": Input((2, 20, 33), family="zero")}, {"steps": 2}),
         Case({"G": Input((33, 20), rng.choice(("float32", "bfloat16")), family="rank_one")}),
         Case({"G": Input((1, rng.randint(2, 50)))}),
     ]

@@ -160,7 +160,7 @@ class Runner:
 
 def main() -> None:
     """`python -m bench.runner SOCKET_FD DEVICE`, started by bench/sandbox/__init__.py."""
-    gc.enable()
+    gc.enable()  # bench/sandbox/confine.py has turned it off for the imports
     Runner(Channel(socket.socket(fileno=int(sys.argv[1]))), sys.argv[2]).serve()
 
 

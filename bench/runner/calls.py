@@ -12,7 +12,7 @@
 
 A call is {"inputs": {name: where}, "updates": [names], "scalars": {...}, "outputs": [where], "wrt": [names], "through": [result
 numbers], "upstream": [where], "gradients": [where]}; gradients flow back from the results in `through`. Where there are `updates`, the op
-overwrites these inputs, and they are its results.
+overwrites these inputs, and they are its results. "weights": [names] are the inputs that a model holds as Parameters; in the dress copy they come as such.
 Dress of the inputs: lent (the judge's buffers, leaves of the graph), copy (a clone in the runner's own memory, as a model passes results on),
 alias (a view of the leaf).
 Modes: eager, no_grad, inference, autocast, compile (aot_eager: finds graph breaks and missing fakes without paying for code) and inductor.
@@ -280,7 +280,7 @@ def _own_memory(results: Sequence[Tensor], others: Sequence[Tensor]) -> None:
 
 def _overlap(a: Tensor, b: Tensor) -> bool:
     """Whether an element of one lies where an element of the other lies; elements of both may alternate in one buffer."""
-    if type(a) is not Tensor or a.numel() == 0 or b.numel() == 0 or a.device != b.device:
+    if type(a) not in (Tensor, torch.nn.Parameter) or not a.numel() or not b.numel() or a.device != b.device:  # fmt: skip
         return False
     (a0, a1), (b0, b1) = ((t.data_ptr(), t.data_ptr() + _extent(t)) for t in (a, b))
     if a0 >= b1 or b0 >= a1:

@@ -3,6 +3,7 @@
 setup     {spec, warm_up}                    build model.train.Trainer and, where random tokens are lent, warm it up  -> {describe, bytes}
 train     {seed, seconds, steps, dtype}      the bell: the shard comes as a descriptor; progress lines until the answer
 weights   {out}                              the model's state as one run of bytes
+release   {}                                 give back memory that the GPU's allocator holds and nobody uses
 restore   {weights}                          the other way round: the state of a model that another runner has trained
 logits    {rows, out, training}              map token rows to logits; training: the model's mode, null leaves it
 """
