@@ -1,7 +1,8 @@
 """Differences candidate minus incumbent, paired by seed, and what they prove. Noise is estimated, so everything here is Student's t.
 
 The spread of a difference is pooled from the noise of the campaign and from the scatter of the differences themselves. Where seeds move all
-trees alike, that overstates the spread, and the error rates are lower than stated.
+trees alike, that overstates the spread, and the error rates are lower than stated. Where a candidate is noisier than its incumbent it understates
+the spread: p-values and e-values claim too much (results/verdict.md). Three pairs are too few to measure a candidate's own noise.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class Paired:
         return interval.mean(self.differences, Spread(self.spread, self.degrees))
 
     def e_value(self) -> float:
-        """Evidence for a gain against "there is none": at most one on average without one, wherever one stops looking.
+        """Evidence for a gain against "there is none": at most one on average without one, wherever one stops looking, if both are equally noisy.
 
         A Bayes factor with a half normal prior on the effect in units of the spread and Jeffreys' prior on the spread
         (the t-mixture of Lai 1976; Wang and Ramdas 2024).

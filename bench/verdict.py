@@ -4,7 +4,7 @@ Candidate and incumbent are paired by seed; noise, and how well it is known, com
 
     model    must win BPB: a group-sequential t-test. After pair n it is kept if chance alone shows such a gain in less than SPEND[n - 1] of cases,
              and dropped as futile if in more than FUTILE[n - 1]. SPEND sums to ALPHA, so that no more null proposals than that are kept,
-             whatever the noise is.
+             however large the noise is. The candidate's is taken to be the incumbent's; of noisier ones more are kept (results/verdict.md).
     kernels  claim to compute the same: they must have won time (the microbench's interval), and show that they lose less than MARGIN sigma of
              BPB. A gain beyond what their extra tokens explain is flagged: the kernel has to go through the correctness gate again.
     a tie    goes to less code: a model that is SHORTER and loses less than TIE sigma is kept. It claims no gain; of shorter models that

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 
 import pytest
 import torch
@@ -43,3 +44,10 @@ def test_pieces_of_captured_arguments_name_arguments_of_the_op(op: str) -> None:
     for name, sizes in capture.PIECES[op].items():
         whole = torch.zeros(case.inputs[name].shape)
         assert 0 < capture._cut(whole, sizes).numel() <= math.prod(sizes)
+
+
+def test_a_simulated_candidate_may_be_noisier_than_its_incumbent() -> None:
+    campaign = verdict_simulation.Campaign(random.Random(1))
+    wild = campaign.candidate(0.0, times=100.0)
+    found = statistics.stdev(campaign._trial(wild, seed).val_bpb for seed in range(200))
+    assert found == pytest.approx(100 * verdict_simulation.NOISE_BPB, rel=0.3)

@@ -132,6 +132,23 @@ def test_less_code_that_loses_a_sigma_is_seldom_kept() -> None:
     assert kept / 500 <= 0.12  # 5 % at each of three looks, and they are not independent
 
 
+@pytest.mark.parametrize(("times", "least", "most"), [(1.0, 0.0, 0.015), (2.0, ALPHA, 0.08)])
+def test_of_noisier_candidates_without_effect_more_are_kept_as_the_docstring_says(
+    times: float, least: float, most: float
+) -> None:
+    rng = random.Random(8)
+    kept = 0
+    for _ in range(2_000):
+        differences: list[float] = []
+        verdict = Verdict("again", "")
+        while verdict.decision == "again":
+            ours, theirs = (rng.gauss(0, t * NOISE.deviation) for t in (1.0, times))
+            differences.append(theirs - ours)
+            verdict = judged(*differences)
+        kept += verdict.decision == "keep"
+    assert least <= kept / 2_000 <= most
+
+
 def test_a_failed_trial_is_dropped_with_its_reason() -> None:
     failed = TrialResult(False, "out_of_memory", "tried to allocate 3 GiB")
     verdict = decide("model", None, [trial(1.8)], [failed], NOISE)
