@@ -7,10 +7,15 @@
 // Bound: memory for rows that come from DRAM, else the arithmetic of one exp and one tanh a logit. A row (32 KB at V = 8192) stays in
 // L1 from its first read to its last write, and the caller hands over chunks that a matrix product has just left in the cache.
 // torch's eager composition passes over the N x V logits about twelve times, each time into fresh memory.
-#include "lab.h"
+#include "lanes.h"
 
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include <numeric>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -21,38 +26,64 @@ constexpr int64_t kIgnored = -100;
 // Up to this cap no row needs its maximum: e^60 times a vocabulary of 10^12 is still a float.
 constexpr float kBounded = 60.f;
 
+// 1 / x. On AVX-512 from an estimate of 14 bits by one of Newton's steps: 4 cycles a vector, where a division takes 16 (Zen 4).
+inline floats reciprocal(floats x) {
+#if defined(__AVX512F__)
+  const floats estimate = reinterpret_cast<floats>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
+  return estimate * (2.f - x * estimate);
+#else
+  return 1.f / x;
+#endif
+}
+
 // tanh x to a relative error of 4e-7: one rational function (Eigen's coefficients), 40 % fewer instructions than fast_tanh, which
-// needs an exponential. Beyond the clamp tanh is 1 to the last bit.
-inline float rational_tanh(float x) {
-  x = std::min(std::max(x, -7.90531110763549805f), 7.90531110763549805f);
-  const float s = x * x;
-  float p = -2.76076847742355e-16f;
-  p = p * s + 2.00018790482477e-13f;
+// needs an exponential. Beyond the clamp tanh is 1 to the last bit. NaN stays NaN.
+inline floats rational_tanh(floats x) {
+  constexpr float kEdge = 7.90531110763549805f;
+  x = x > kEdge ? floats{} + kEdge : x;
+  x = x < -kEdge ? floats{} - kEdge : x;
+  const floats s = x * x;
+  floats p = s * -2.76076847742355e-16f + 2.00018790482477e-13f;
   p = p * s - 8.60467152213735e-11f;
   p = p * s + 5.12229709037114e-08f;
   p = p * s + 1.48572235717979e-05f;
   p = p * s + 6.37261928875436e-04f;
   p = p * s + 4.89352455891786e-03f;
-  float q = 1.19825839466702e-06f;
-  q = q * s + 1.18534705686654e-04f;
+  floats q = s * 1.19825839466702e-06f + 1.18534705686654e-04f;
   q = q * s + 2.26843463243900e-03f;
   q = q * s + 4.89352518554385e-03f;
-  return x * p / q;
+  return x * p * reciprocal(q);
 }
 
-// What the softcap does to one logit: its value y and the slope dy/dz. A cap of 0 stands for none.
+// e^x for x of at most 88, otherwise as fast_exp (lab.h).
+inline floats exp_of(floats x) {
+  const floats shifted = x * 1.44269504f + 12582912.f, n = shifted - 12582912.f;  // n: the integer next to x / ln 2
+  const floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+  floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.f;
+  const words power = (reinterpret_cast<words>(shifted) - (0x4b400000u - 127u)) << 23;  // 2^n
+  return x < -87.33654f ? floats{} : p * reinterpret_cast<floats>(power);
+}
+
+// What becomes of logits z: y, capped or not; e^(y - shift); and the slope dy/dz.
+struct Terms {
+  floats y, e, slope;
+};
+
+// Terms of logits of one row. A cap of 0 stands for none.
 struct Softcap {
   float cap, inverse;
   explicit Softcap(std::optional<double> c) : cap(static_cast<float>(c.value_or(0.))), inverse(c ? 1.f / cap : 0.f) {}
 
   template <bool kCapped>
-  float value(float z) const {
-    return kCapped ? cap * rational_tanh(z * inverse) : z;
-  }
-  template <bool kCapped>
-  float slope(float y) const {
-    const float t = y * inverse;
-    return kCapped ? 1.f - t * t : 1.f;
+  Terms terms(floats z, float shift) const {
+    if constexpr (!kCapped) return {z, exp_of(z - shift), floats{} + 1.f};
+    const floats t = rational_tanh(z * inverse), y = t * cap;
+    return {y, exp_of(y - shift), 1.f - t * t};
   }
 };
 
@@ -63,98 +94,95 @@ float shift_of(const T* z, int64_t V, const Softcap& softcap) {
   float top = -std::numeric_limits<float>::infinity();
 #pragma omp simd reduction(max : top)
   for (int64_t i = 0; i < V; ++i) top = std::max(top, load(z + i));
-  return softcap.value<kCapped>(top);
+  return softcap.terms<kCapped>(floats{} + top, 0.f).y[0];
 }
 
-template <bool kCapped, typename T>
-float loss_of(const T* z, int64_t V, int64_t target, const Softcap& softcap) {
-  const float shift = shift_of<kCapped>(z, V, softcap);
-  float sum = 0.f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < V; ++i) sum += fast_exp(softcap.value<kCapped>(load(z + i)) - shift);
-  return shift + std::log(sum) - softcap.value<kCapped>(load(z + target));
-}
-
-// The same, and dz over z. `scratch` holds a row of floats between the two loops; for float logits it is the row itself.
-template <bool kCapped, typename T>
-float loss_and_gradient_of(T* z, float* scratch, int64_t V, int64_t target, const Softcap& softcap) {
-  const float shift = shift_of<kCapped>(z, V, softcap);
-  const float y_target = softcap.value<kCapped>(load(z + target));
-  float sum = 0.f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t i = 0; i < V; ++i) {
-    const float y = softcap.value<kCapped>(load(z + i)), e = fast_exp(y - shift);
-    sum += e;
-    scratch[i] = e * softcap.slope<kCapped>(y);
+// The loss of one row of V logits. kGradient: over z comes dz without the row's factor 1 / sum, which `scale` gets. So a row is passed over once, and
+// no row of floats stands between its logits and its gradient (0.78 ns a bfloat16 logit in place of 0.90, on one core of a Zen 4).
+template <bool kCapped, bool kGradient, typename T>
+float loss_of(std::conditional_t<kGradient, T, const T>* z, int64_t V, int64_t target, const Softcap& softcap, float* scale) {
+  const float shift = shift_of<kCapped, T>(z, V, softcap);
+  const Terms wanted = softcap.terms<kCapped>(floats{} + load(z + target), shift);
+  Pair sums{};
+  const auto block = [&](Pair v, auto write) {
+    const Terms even = softcap.terms<kCapped>(v.even, shift), odd = softcap.terms<kCapped>(v.odd, shift);
+    const Pair e{even.e, odd.e};
+    if constexpr (kGradient) write(z, e * Pair{even.slope, odd.slope});
+    return e;
+  };
+  const int64_t whole = V / kBlock * kBlock;
+  for_each_block<false>(whole, [&](int64_t, auto read, auto write) { sums = sums + block(read(z), write); });
+  float sum = sum_of(sums);
+  if (const int64_t n = V - whole) {
+    float e[kBlock];
+    store_pair(e, from_lanes<T>(block(load_pair(z + whole, n), [&](auto* p, Pair v) { store_pair(p + whole, v, n); })));
+    sum = std::accumulate(e, e + n, sum);
   }
-  const float inverse = 1.f / sum;
-  const float dz_target = scratch[target] * inverse - softcap.slope<kCapped>(y_target);
-#pragma omp simd
-  for (int64_t i = 0; i < V; ++i) store(z + i, scratch[i] * inverse);
-  store(z + target, dz_target);
-  return shift + std::log(sum) - y_target;
+  if constexpr (kGradient) {
+    store(z + target, (wanted.e[0] - sum) * wanted.slope[0]);
+    *scale = 1.f / sum;
+  }
+  return shift + std::log(sum) - wanted.y[0];
 }
 
-// Calls row(z, scratch, loss, target) for every row whose target counts and ignored(z) for the others, in parallel.
+// Calls row(z, n) for every row n whose target counts and ignored(z, n) for the others, in parallel.
 template <typename T, typename Row, typename Ignored>
-void for_each_row(Tensor& logits, const Tensor& targets, Tensor& loss, const Row& row, const Ignored& ignored) {
+void for_each_row(Tensor& logits, const Tensor& targets, const Row& row, const Ignored& ignored) {
   const int64_t N = logits.size(0), V = logits.size(1), stride = logits.stride(0);
   T* z = writes<T>(logits);
   const int64_t* target = reads<int64_t>(targets);
-  float* out = writes<float>(loss);
   torch::stable::parallel_for(0, N, std::max<int64_t>(1, kGrain / std::max<int64_t>(1, V)), [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch(std::is_same_v<T, float> ? 0 : static_cast<size_t>(V));
-    for (int64_t n = begin; n < end; ++n) {
-      T* zn = z + n * stride;
-      if (target[n] == kIgnored) {
-        out[n] = 0.f;
-        ignored(zn);
-      } else {
-        if constexpr (std::is_same_v<T, float>) out[n] = row(zn, zn, target[n]);
-        else out[n] = row(zn, scratch.data(), target[n]);
-      }
-    }
+    for (int64_t n = begin; n < end; ++n)
+      if (target[n] == kIgnored) ignored(z + n * stride, n);
+      else row(z + n * stride, n);
   });
 }
 
-void check(const Tensor& logits, const Tensor& targets, const Tensor& loss) {
+void check(const Tensor& logits, const Tensor& targets, const Tensor& loss, const Tensor& scale) {
   STD_TORCH_CHECK(logits.dim() == 2 && logits.stride(1) == 1,
                   "linear_cross_entropy: expected logits (N, V) with contiguous rows, got ", describe(logits));
   const int64_t N = logits.size(0);
   STD_TORCH_CHECK(targets.scalar_type() == ScalarType::Long && targets.is_contiguous() && targets.numel() == N,
                   "linear_cross_entropy: expected ", N, " contiguous int64 targets, one a row, got ", describe(targets));
-  STD_TORCH_CHECK(loss.scalar_type() == ScalarType::Float && loss.is_contiguous() && loss.numel() == N,
-                  "linear_cross_entropy: expected room for ", N, " contiguous float32 losses, one a row, got ", describe(loss));
+  for (const Tensor* out : {&loss, &scale})
+    STD_TORCH_CHECK(out->scalar_type() == ScalarType::Float && out->is_contiguous() && out->numel() == N,
+                    "linear_cross_entropy: expected room for ", N, " contiguous float32 numbers, one a row, got ", describe(*out));
 }
 
 // logits (N, V), targets (N,) in 0..V-1 or -100 -> loss (N,) written
 void loss(Tensor logits, const Tensor& targets, std::optional<double> cap, Tensor out) {
-  check(logits, targets, out);
+  check(logits, targets, out, out);
   const int64_t V = logits.size(1);
   const Softcap softcap(cap);
+  const int64_t* target = reads<int64_t>(targets);
+  float* losses = writes<float>(out);
   dispatch_float(logits.scalar_type(), "linear_cross_entropy", [&]<typename T>() {
     for_each_row<T>(
-        logits, targets, out,
-        [&](const T* z, float*, int64_t target) {
-          return cap ? loss_of<true>(z, V, target, softcap) : loss_of<false>(z, V, target, softcap);
+        logits, targets,
+        [&](const T* z, int64_t n) {
+          losses[n] = cap ? loss_of<true, false, T>(z, V, target[n], softcap, nullptr) : loss_of<false, false, T>(z, V, target[n], softcap, nullptr);
         },
-        [](T*) {});
+        [&](T*, int64_t n) { losses[n] = 0.f; });
   });
 }
 
-// logits (N, V), targets (N,) -> loss (N,) written, logits overwritten by dz
-void loss_and_gradient(Tensor logits, const Tensor& targets, std::optional<double> cap, Tensor out) {
-  check(logits, targets, out);
+// logits (N, V), targets (N,) -> loss (N,) written, scale (N,) written, logits overwritten: times their row's scale they are dz
+void loss_and_gradient(Tensor logits, const Tensor& targets, std::optional<double> cap, Tensor out, Tensor scale) {
+  check(logits, targets, out, scale);
   const int64_t V = logits.size(1);
   const Softcap softcap(cap);
+  const int64_t* target = reads<int64_t>(targets);
+  float *losses = writes<float>(out), *scales = writes<float>(scale);
   dispatch_float(logits.scalar_type(), "linear_cross_entropy", [&]<typename T>() {
     for_each_row<T>(
-        logits, targets, out,
-        [&](T* z, float* scratch, int64_t target) {
-          return cap ? loss_and_gradient_of<true>(z, scratch, V, target, softcap)
-                     : loss_and_gradient_of<false>(z, scratch, V, target, softcap);
+        logits, targets,
+        [&](T* z, int64_t n) {
+          losses[n] = cap ? loss_of<true, true, T>(z, V, target[n], softcap, scales + n) : loss_of<false, true, T>(z, V, target[n], softcap, scales + n);
         },
-        [&](T* z) { std::memset(static_cast<void*>(z), 0, static_cast<size_t>(V) * sizeof(T)); });
+        [&](T* z, int64_t n) {
+          std::memset(static_cast<void*>(z), 0, static_cast<size_t>(V) * sizeof(T));
+          losses[n] = scales[n] = 0.f;
+        });
   });
 }
 
@@ -175,7 +203,7 @@ Tensor new_buffer(const Tensor& like, int64_t rows, int64_t columns) {
 
 LAB_SCHEMAS(m) {
   m.def("loss(Tensor logits, Tensor targets, float? softcap, Tensor(a!) out) -> ()");
-  m.def("loss_and_gradient(Tensor(a!) logits, Tensor targets, float? softcap, Tensor(b!) out) -> ()");
+  m.def("loss_and_gradient(Tensor(a!) logits, Tensor targets, float? softcap, Tensor(b!) out, Tensor(c!) scale) -> ()");
   m.def("new_buffer(Tensor like, int rows, int columns) -> Tensor");
 }
 

@@ -92,9 +92,10 @@ void loss(Tensor logits, const Tensor& targets, std::optional<double> softcap, T
   rows(logits, targets, softcap, out, false);
 }
 
-// logits (N, V), targets (N,) -> loss (N,) written, logits overwritten by dz
-void loss_and_gradient(Tensor logits, const Tensor& targets, std::optional<double> softcap, Tensor out) {
+// logits (N, V), targets (N,) -> loss (N,) written, logits overwritten by dz, of which no factor is left for `scale` (N,)
+void loss_and_gradient(Tensor logits, const Tensor& targets, std::optional<double> softcap, Tensor out, Tensor scale) {
   rows(logits, targets, softcap, out, true);
+  std::fill_n(writes<float>(scale), scale.numel(), 1.f);
 }
 
 // Uninitialised (rows, columns) of like's dtype.
@@ -104,7 +105,7 @@ Tensor new_buffer(const Tensor& like, int64_t rows, int64_t columns) { return to
 
 LAB_SCHEMAS(m) {
   m.def("loss(Tensor logits, Tensor targets, float? softcap, Tensor(a!) out) -> ()");
-  m.def("loss_and_gradient(Tensor(a!) logits, Tensor targets, float? softcap, Tensor(b!) out) -> ()");
+  m.def("loss_and_gradient(Tensor(a!) logits, Tensor targets, float? softcap, Tensor(b!) out, Tensor(c!) scale) -> ()");
   m.def("new_buffer(Tensor like, int rows, int columns) -> Tensor");
 }
 

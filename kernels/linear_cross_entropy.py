@@ -6,9 +6,10 @@
     triton   the same, one program a row, which it holds in registers between loss and gradient
 
 Forward keeps dz = (softmax(y) - onehot) * (1 - tanh^2), the gradient for an upstream gradient of one, in the dtype of the products. With g a
-token's upstream gradient, backward is two products and nothing else of that size: dh = g * (dz W), dW = dz^T (g * h). Keeping less was
-measured, and loses. If dz W is formed inside forward, dW still needs g, and so a second pass over the logits whenever g differs from token to
-token. Recomputing z costs a third more arithmetic, and that outweighs the two passes over memory that it saves.
+token's upstream gradient, backward is two products and nothing else of that size: dh = g * (dz W), dW = dz^T (g * h). A factor of a row, such as
+one over the sum of its exponentials, may be left out of dz: it joins g. Keeping less was measured, and loses. If dz W is formed inside forward, dW
+still needs g, and so a second pass over the logits whenever g differs from token to token. Recomputing z costs a third more arithmetic, and that
+outweighs the two passes over memory that it saves.
 
 Bound: 6 N D V flops for loss and gradients (2 N D V for the loss alone); dz is written once and read twice.
 """
@@ -94,16 +95,17 @@ def _cpp_loss(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> T
 
 def _cpp_loss_and_gradient(
     h: Tensor, W: Tensor, targets: Tensor, softcap: float | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     _check_targets(targets, W.shape[0])
     N, V = h.shape[0], W.shape[0]
-    ops, loss = jit.load("linear_cross_entropy"), h.new_empty(N, dtype=torch.float32)
+    ops = jit.load("linear_cross_entropy")
+    loss, scale = (h.new_empty(N, dtype=torch.float32) for _ in range(2))
     dz = ops.new_buffer(h, N, V)
     for begin in range(0, N, CHUNK):
         rows = slice(begin, min(begin + CHUNK, N))
         torch.mm(h[rows], W.t(), out=dz[rows])
-        ops.loss_and_gradient(dz[rows], targets[rows], softcap, loss[rows])
-    return loss, dz
+        ops.loss_and_gradient(dz[rows], targets[rows], softcap, loss[rows], scale[rows])
+    return loss, dz, scale
 
 
 # ---- triton ----
@@ -234,14 +236,14 @@ def _triton_loss(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -
 
 def _triton_loss_and_gradient(
     h: Tensor, W: Tensor, targets: Tensor, softcap: float | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     N, V = h.shape[0], W.shape[0]
     loss, dz = h.new_empty(N, dtype=torch.float32), h.new_empty(N, V)
     for begin in range(0, N, TRITON_CHUNK):
         rows = slice(begin, min(begin + TRITON_CHUNK, N))
         torch.mm(h[rows], W.t(), out=dz[rows])
         _triton_rows(dz[rows], targets[rows], loss[rows], softcap, gradient=True)
-    return loss, dz
+    return loss, dz, torch.ones_like(loss)
 
 
 # The specialisations of the default model (bfloat16, V = 8192, softcap), and what differs most from them, for compiling ahead of time.
@@ -294,8 +296,8 @@ def _op_loss(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None, impl:
 @custom_op("linear_cross_entropy")
 def _op(
     h: Tensor, W: Tensor, targets: Tensor, softcap: float | None, impl: str
-) -> tuple[Tensor, Tensor]:
-    """The same loss, and dz (N, V)."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same loss; dz (N, V), but for a factor of each row; these factors (N,) float32."""
     return LOSS_AND_GRADIENT[impl](h, W, targets, softcap)
 
 
@@ -307,26 +309,28 @@ def _(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None, impl: str) -
 @_op.register_fake
 def _(
     h: Tensor, W: Tensor, targets: Tensor, softcap: float | None, impl: str
-) -> tuple[Tensor, Tensor]:
-    return h.new_empty(h.shape[0], dtype=torch.float32), h.new_empty(h.shape[0], W.shape[0])
+) -> tuple[Tensor, Tensor, Tensor]:
+    N, V = h.shape[0], W.shape[0]
+    loss, scale = (h.new_empty(N, dtype=torch.float32) for _ in range(2))
+    return loss, h.new_empty(N, V), scale
 
 
 def _save(ctx, inputs, output):
     h, W, *_ = inputs
     # else every backward would fill an N x V tensor of zeros for dz
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(h, W, output[1])
+    ctx.save_for_backward(h, W, *output[1:])
 
 
-def _gradient(ctx, g: Tensor | None, gradient_of_dz: Tensor | None):
-    if gradient_of_dz is not None:
+def _gradient(ctx, g: Tensor | None, *second: Tensor | None):
+    if any(each is not None for each in second):
         raise RuntimeError(
             "linear_cross_entropy has no second derivative: use impl='torch' for one"
         )
-    h, W, dz = ctx.saved_tensors
+    h, W, dz, scale = ctx.saved_tensors
     dh = dW = None
     with torch.autocast(h.device.type, enabled=False):
-        g = g[:, None]
+        g = (g * scale)[:, None]
         if ctx.needs_input_grad[0]:
             # in place: on a GPU the product of two dtypes would be a float32 copy first
             dh = (dz @ W).mul_(g)

@@ -88,8 +88,9 @@ void loss(Tensor logits, const Tensor& targets, std::optional<double> softcap, T
   rows(logits, targets, softcap, out, false);
 }
 
-void loss_and_gradient(Tensor logits, const Tensor& targets, std::optional<double> softcap, Tensor out) {
+void loss_and_gradient(Tensor logits, const Tensor& targets, std::optional<double> softcap, Tensor out, Tensor scale) {
   rows(logits, targets, softcap, out, true);
+  std::fill_n(writes<float>(scale), scale.numel(), 1.f);
 }
 
 Tensor new_buffer(const Tensor& like, int64_t n, int64_t columns) { return torch::stable::new_empty(like, {n, columns}); }
@@ -98,7 +99,7 @@ Tensor new_buffer(const Tensor& like, int64_t n, int64_t columns) { return torch
 
 LAB_SCHEMAS(m) {
   m.def("loss(Tensor logits, Tensor targets, float? softcap, Tensor(a!) out) -> ()");
-  m.def("loss_and_gradient(Tensor(a!) logits, Tensor targets, float? softcap, Tensor(b!) out) -> ()");
+  m.def("loss_and_gradient(Tensor(a!) logits, Tensor targets, float? softcap, Tensor(b!) out, Tensor(c!) scale) -> ()");
   m.def("new_buffer(Tensor like, int rows, int columns) -> Tensor");
 }
 
