@@ -75,8 +75,12 @@ void product(int64_t M, int64_t N, int64_t steps, const float* A, int64_t lda, c
   for (int64_t n = 0; n < N; n += kStep)
     for (int64_t m = 0; m < M; m += kRows) {
       const Range r = columns(m, m + kRows);
-      if (n < r.end && n + kStep > r.begin)
+      const int64_t begin = std::max(n, r.begin / kLanes * kLanes), end = std::min(n + kStep, round_up(r.end, kLanes));
+      if (end - begin == kStep)
         block<E, false, false, kVectors>(steps, A + m * lda, lda, B + n, ldb, C + m * ldc + n, ldc, factor);
+      else  // the band's edge
+        for (int64_t i = begin; i < end; i += kLanes)
+          block<E, false, false, 1>(steps, A + m * lda, lda, B + i, ldb, C + m * ldc + i, ldc, factor);
     }
 }
 
@@ -114,7 +118,8 @@ struct Band {
     after = causal ? 0 : reach;
   }
   Range keys_of(int64_t q0, int64_t queries) const {
-    return {std::max<int64_t>(0, q0 - before), std::min(T, q0 + queries + after)};
+    // from a multiple of kRows on, so that a tile has whole blocks of rows and need not be copied
+    return {std::max<int64_t>(0, q0 - before) / kRows * kRows, std::min(T, q0 + queries + after)};
   }
 };
 
@@ -125,7 +130,14 @@ struct TileBand {
   TileBand(const Band& band, int64_t q0, int64_t queries, int64_t k0, int64_t keys)
       : before(band.before), after(band.after), queries(queries), keys(keys), shift(q0 - k0) {}
   bool whole() const { return shift + queries - 1 <= before && keys - 1 - shift <= after; }
-  bool visible(int64_t i, int64_t j) const { return shift + i - j <= before && j - i - shift <= after; }
+  // v in the lanes of the queries i0, i0 + 1, ... that see key j, `hidden` in the others.
+  Pair masked(Pair v, int64_t i0, int64_t j, float hidden) const {
+    // one comparison for both ends: below -after a distance is a large number
+    const words distance = lane_numbers() + static_cast<uint32_t>(shift + i0 - j + after);
+    const uint32_t last = static_cast<uint32_t>(before + after);
+    const floats others = floats{} + hidden;
+    return {distance <= last ? v.even : others, distance + kLanes <= last ? v.odd : others};
+  }
   Range keys_of(int64_t i0, int64_t i1) const {
     return {std::max<int64_t>(0, shift + i0 - before), std::min(keys, shift + i1 + after)};
   }
@@ -166,12 +178,19 @@ E as(const T* p) {
   else return load(p);
 }
 
-// Rows [t, t + n) as E, `width` apart, with rows of zeros up to a multiple of kRows: a copy, or x itself where it has that form.
+// Rows of E, `stride` apart.
+template <typename E>
+struct Rows {
+  const E* data;
+  int64_t stride;
+};
+
+// Rows [t, t + n) as E, with rows of zeros up to a multiple of kRows: a copy, `width` apart, or x itself where it needs none.
 template <typename E, typename T>
-const E* rows(Matrix<const T> x, int64_t t, int64_t n, int64_t D, int64_t width, E* copy) {
+Rows<E> rows(Matrix<const T> x, int64_t t, int64_t n, int64_t D, int64_t width, E* copy) {
   const T* from = x.data + t * x.row;
   if constexpr (std::is_same_v<T, E>)
-    if (x.column == 1 && x.row == width && D == width && n % kRows == 0) return from;
+    if (x.column == 1 && D == width && n % kRows == 0 && x.row % kTerms<E> == 0) return {from, x.row};
   for (int64_t i = 0; i < n; ++i) {
     if (x.column == 1) {
 #pragma omp simd
@@ -182,31 +201,33 @@ const E* rows(Matrix<const T> x, int64_t t, int64_t n, int64_t D, int64_t width,
     std::fill(copy + i * width + D, copy + (i + 1) * width, E{});
   }
   std::fill(copy + n * width, copy + round_up(n, kRows) * width, E{});
-  return copy;
+  return {copy, width};
 }
 
 // Rows in the form of a product's left factor: the terms of a step are neighbours.
 template <typename E>
-const float* left(const E* rows) { return reinterpret_cast<const float*>(rows); }
+Rows<float> left(Rows<E> rows) { return {reinterpret_cast<const float*>(rows.data), rows.stride / kTerms<E>}; }
 
 // n rows in the form of its right factor, the rows of a step zipped into one: in `zips`, or where they are.
-inline const float* right(const float* rows, int64_t, int64_t, float*) { return rows; }
-inline const float* right(const bf16* rows, int64_t n, int64_t width, float* zips) {
-  for (int64_t k = 0; k < n; k += 2)
-    for (int64_t d = 0; d < width; d += kBlock)
-      store_pair(zips + k / 2 * width + d, zipped(rows + k * width + d, rows + (k + 1) * width + d));
-  return zips;
+inline Rows<float> right(Rows<float> rows, int64_t, int64_t, float*) { return rows; }
+inline Rows<float> right(Rows<bf16> rows, int64_t n, int64_t width, float* zips) {
+  for (int64_t k = 0; k < n; k += 2) {
+    const bf16* row = rows.data + k * rows.stride;
+    for (int64_t d = 0; d < width; d += kBlock) store_pair(zips + k / 2 * width + d, zipped(row + d, row + rows.stride + d));
+  }
+  return {zips, width};
 }
 
 // columns (steps of width, kQueries) = the transpose of rows (n, width), the terms of a step together; columns from n on are zero.
 template <typename E>
-void transpose(const E* rows, int64_t n, int64_t width, float* columns) {
+void transpose(Rows<E> rows, int64_t n, int64_t width, float* columns) {
+  const Rows<float> from = left(rows);
   for (int64_t i0 = 0; i0 < kQueries; i0 += kLanes)
     for (int64_t d0 = 0; d0 < steps_of<E>(width); d0 += kLanes) {
       floats square[kLanes];
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i)
-        square[i] = i0 + i < n ? *reinterpret_cast<const unaligned_floats*>(left(rows + (i0 + i) * width) + d0) : floats{};
+        square[i] = i0 + i < n ? *reinterpret_cast<const unaligned_floats*>(from.data + (i0 + i) * from.stride + d0) : floats{};
       ::transpose(square);
 #pragma GCC unroll 16
       for (int d = 0; d < kLanes; ++d) *reinterpret_cast<unaligned_floats*>(columns + (d0 + d) * kQueries + i0) = square[d];
@@ -229,7 +250,11 @@ const float* over_queries(const float* S, int64_t keys, int64_t rows, float* to)
   if constexpr (kTerms<E> == 1) return S;
   for (int64_t j = 0; j < rows; ++j)
     for (int64_t i = 0; i < kQueries; i += kBlock)
-      store_pair(reinterpret_cast<bf16*>(to + (j * kQueries + i) / 2), j < keys ? to_lanes<bf16>(load_pair(S + j * kQueries + i)) : Pair{});
+    {
+      // not to_lanes: a NaN that arithmetic has made needs no mending
+      const Pair p = j < keys ? load_pair(S + j * kQueries + i) : Pair{};
+      store_pair(reinterpret_cast<bf16*>(to + (j * kQueries + i) / 2), Pair{picked(p.even, p.odd, kEvens), picked(p.even, p.odd, kOdds)});
+    }
   return to;
 }
 
@@ -318,35 +343,38 @@ struct Shape {
 // Tile t of n in an order that takes turns between both ends, so that under a causal mask every two neighbours have the same work together.
 int64_t from_both_ends(int64_t t, int64_t n) { return t % 2 == 0 ? t / 2 : n - 1 - t / 2; }
 
-// Turns a tile of scores into P = exp(score - max) and brings max and sum (one a query) up to date;
-// older sums must be multiplied by decay = exp(old max - new max). False if no maximum moved.
-bool softmax_step(float* S, const TileBand& band, float* max, float* sum, float* decay) {
+// Turns a tile of scores into P = exp(score - max), zero where hidden, and brings max and sum (one a query) up to date;
+// older sums must be multiplied by decay = exp(old max - new max). False if no maximum moved. It takes kBlock queries at a time,
+// over the keys that one of them sees, so that maximum and sum stay in registers.
+bool softmax_step(float* S, TileBand band, float* max, float* sum, float* decay) {
   constexpr float kHidden = -std::numeric_limits<float>::infinity();
-  if (!band.whole())
-    for (int64_t j = 0; j < band.keys; ++j)
-#pragma omp simd
-      for (int64_t i = 0; i < kQueries; ++i) S[j * kQueries + i] = band.visible(i, j) ? S[j * kQueries + i] : kHidden;
-  alignas(64) float top[kQueries];
-  std::copy(max, max + kQueries, top);
-  for (int64_t j = 0; j < band.keys; ++j)
-#pragma omp simd
-    for (int64_t i = 0; i < kQueries; ++i) top[i] = S[j * kQueries + i] > top[i] ? S[j * kQueries + i] : top[i];
-  int moved = 0;
-#pragma omp simd reduction(| : moved)
-  for (int64_t i = 0; i < kQueries; ++i) {
-    decay[i] = fast_exp(max[i] - top[i]);
-    sum[i] *= decay[i];
-    moved |= top[i] != max[i];
-    max[i] = top[i];
-  }
-  for (int64_t j = 0; j < band.keys; ++j)
-#pragma omp simd
-    for (int64_t i = 0; i < kQueries; ++i) {
-      const float p = fast_exp(S[j * kQueries + i] - max[i]);
-      S[j * kQueries + i] = p;
-      sum[i] += p;
+  const auto larger = [](floats a, floats b) { return a > b ? a : b; };
+  const bool whole = band.whole();
+  for (int64_t i0 = 0; i0 < kQueries; i0 += kBlock) {
+    const Range seen = band.keys_of(i0, i0 + kBlock);
+    const Pair old = load_pair(max + i0);
+    Pair top = old;
+    for (int64_t j = seen.begin; j < seen.end; ++j) {
+      Pair s = load_pair(S + j * kQueries + i0);
+      if (!whole) s = band.masked(s, i0, j, kHidden);
+      top = {larger(s.even, top.even), larger(s.odd, top.odd)};
     }
-  return moved != 0;
+    const Pair shrink = exp_of(old - top);
+    Pair total = load_pair(sum + i0) * shrink;
+    for (int64_t j = 0; j < band.keys; ++j) {
+      Pair p{};
+      if (j >= seen.begin && j < seen.end) {
+        p = exp_of(load_pair(S + j * kQueries + i0) - top);
+        if (!whole) p = band.masked(p, i0, j, 0.f);
+        total = total + p;
+      }
+      store_pair(S + j * kQueries + i0, p);
+    }
+    store_pair(max + i0, top);
+    store_pair(sum + i0, total);
+    store_pair(decay + i0, shrink);
+  }
+  return std::any_of(decay, decay + kQueries, [](float d) { return d != 1.f; });
 }
 
 template <typename T, typename E>
@@ -376,15 +404,15 @@ void forward_tasks(const Shape& s, const Band& band, Heads<const T> q, Heads<con
     for (int64_t k0 = seen.begin; k0 < seen.end; k0 += kKeys) {
       const int64_t keys = std::min<int64_t>(kKeys, seen.end - k0);
       const TileBand tile(band, q0, queries, k0, keys);
-      const E* K = rows(k.at(b, h / s.group()), k0, keys, s.D, W, k_copy);
-      product<E>(round_up(keys, kRows), kQueries, steps_of<E>(s.D), left(K), left_row, q_columns, kQueries, S, kQueries, s.scale(),
+      const Rows<float> K = left(rows(k.at(b, h / s.group()), k0, keys, s.D, W, k_copy));
+      product<E>(round_up(keys, kRows), kQueries, steps_of<E>(s.D), K.data, K.stride, q_columns, kQueries, S, kQueries, s.scale(),
                  [&](int64_t j0, int64_t j1) { return tile.queries_of(j0, j1); });
       if (softmax_step(S, tile, max, sum, decay))
         for (int64_t i = 0; i < kQueries; ++i)
 #pragma omp simd
           for (int64_t d = 0; d < W; ++d) O[i * W + d] *= decay[i];
-      const E* V = rows(v.at(b, h / s.group()), k0, keys, s.D, W, v_copy);
-      accumulate<E, true>(kQueries, W, over_keys<E>(S, keys, P), kQueries, right(V, keys, W, v_zips), W, O, W,
+      const Rows<float> V = right(rows(v.at(b, h / s.group()), k0, keys, s.D, W, v_copy), keys, W, v_zips);
+      accumulate<E, true>(kQueries, W, over_keys<E>(S, keys, P), kQueries, V.data, V.stride, O, W,
                           [&](int64_t i0, int64_t i1) { return tile.keys_of(i0, i1); });
     }
     write_rows<E>(O, W, o.at(b, h), q0, queries, s.D, [&](int64_t i) { return 1.f / sum[i]; });
@@ -410,25 +438,20 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
 // ---- backward ----
 
 // Turns scores S and dP = dO V' into P and dS = P (dP - delta), in place; lse and delta are one a query.
-void softmax_gradient(float* S, float* dP, const TileBand& band, const float* lse, const float* delta) {
+void softmax_gradient(float* S, float* dP, TileBand band, const float* lse, const float* delta) {
   const bool whole = band.whole();
-  for (int64_t j = 0; j < band.keys; ++j) {
-    float* s = S + j * kQueries;
-    float* dp = dP + j * kQueries;
-    if (whole) {
-#pragma omp simd
-      for (int64_t i = 0; i < kQueries; ++i) {
-        s[i] = fast_exp(s[i] - lse[i]);
-        dp[i] = s[i] * (dp[i] - delta[i]);
+  for (int64_t i0 = 0; i0 < kQueries; i0 += kBlock) {
+    const Range seen = band.keys_of(i0, i0 + kBlock);
+    const Pair l = load_pair(lse + i0), d = load_pair(delta + i0);
+    for (int64_t j = 0; j < band.keys; ++j) {
+      Pair p{}, ds{};
+      if (j >= seen.begin && j < seen.end) {
+        p = exp_of(load_pair(S + j * kQueries + i0) - l);
+        ds = p * (load_pair(dP + j * kQueries + i0) - d);
+        if (!whole) p = band.masked(p, i0, j, 0.f), ds = band.masked(ds, i0, j, 0.f);
       }
-    } else {
-#pragma omp simd
-      for (int64_t i = 0; i < kQueries; ++i) {
-        const bool seen = band.visible(i, j);
-        const float p = fast_exp(s[i] - lse[i]);
-        s[i] = seen ? p : 0.f;
-        dp[i] = seen ? p * (dp[i] - delta[i]) : 0.f;
-      }
+      store_pair(S + j * kQueries + i0, p);
+      store_pair(dP + j * kQueries + i0, ds);
     }
   }
 }
@@ -502,20 +525,21 @@ struct Backward {
       for (int64_t h = hk * s.group(); h < (hk + 1) * s.group(); ++h)
         for (int64_t t = part; t < s.query_tiles(); t += parts) {
           const int64_t q0 = t * kQueries, queries = std::min<int64_t>(kQueries, s.T - q0);
-          const E* Q = rows(q.at(b, h), q0, queries, s.D, W, q_copy);
-          const E* dO = rows(d_o.at(b, h), q0, queries, s.D, W, do_copy);
-          const E* O = rows(o.at(b, h), q0, queries, s.D, W, o_copy);
+          const Rows<E> Q = rows(q.at(b, h), q0, queries, s.D, W, q_copy);
+          const Rows<E> dO = rows(d_o.at(b, h), q0, queries, s.D, W, do_copy);
+          const Rows<E> O = rows(o.at(b, h), q0, queries, s.D, W, o_copy);
           transpose(Q, queries, W, q_columns);
           transpose(dO, queries, W, do_columns);
-          const float* Q_right = right(Q, queries, W, q_zips);
-          const float* dO_right = right(dO, queries, W, do_zips);
-          for (int64_t i = 0; i < kQueries; ++i) {
-            float dot = 0.f;
-#pragma omp simd reduction(+ : dot)
-            for (int64_t d = 0; d < (i < queries ? W : 0); ++d) dot += load(dO + i * W + d) * load(O + i * W + d);
-            delta[i] = dot;
-            lse_tile[i] = i < queries ? lse[(b * s.H + h) * s.T + q0 + i] : 0.f;
+          const Rows<float> Q_right = right(Q, queries, W, q_zips);
+          const Rows<float> dO_right = right(dO, queries, W, do_zips);
+          for (int64_t i = 0; i < queries; ++i) {
+            Pair dots{};
+            for_each_block(s.D, [&](int64_t, auto read, auto) { dots = dots + read(dO.data + i * dO.stride) * read(O.data + i * O.stride); });
+            delta[i] = sum_of(dots);
+            lse_tile[i] = lse[(b * s.H + h) * s.T + q0 + i];
           }
+          std::fill(delta + queries, delta + kQueries, 0.f);
+          std::fill(lse_tile + queries, lse_tile + kQueries, 0.f);
           std::fill(dQ, dQ + kQueries * W, 0.f);
           const Range seen = band.keys_of(q0, queries);
           for (int64_t k0 = seen.begin; k0 < seen.end; k0 += kKeys) {
@@ -523,17 +547,18 @@ struct Backward {
             const TileBand tile(band, q0, queries, k0, keys);
             const auto queries_of = [&](int64_t j0, int64_t j1) { return tile.queries_of(j0, j1); };
             const auto keys_of = [&](int64_t i0, int64_t i1) { return tile.keys_of(i0, i1); };
-            const E* K = rows(k.at(b, hk), k0, keys, s.D, W, k_copy);
-            const E* V = rows(v.at(b, hk), k0, keys, s.D, W, v_copy);
+            const Rows<E> K = rows(k.at(b, hk), k0, keys, s.D, W, k_copy);
+            const Rows<E> V = rows(v.at(b, hk), k0, keys, s.D, W, v_copy);
+            const Rows<float> K_left = left(K), V_left = left(V), K_right = right(K, keys, W, k_zips);
             const int64_t steps = steps_of<E>(s.D);
-            product<E>(keys_up, kQueries, steps, left(K), left_row, q_columns, kQueries, S, kQueries, s.scale(), queries_of);
-            product<E>(keys_up, kQueries, steps, left(V), left_row, do_columns, kQueries, dP, kQueries, 1.f, queries_of);
+            product<E>(keys_up, kQueries, steps, K_left.data, K_left.stride, q_columns, kQueries, S, kQueries, s.scale(), queries_of);
+            product<E>(keys_up, kQueries, steps, V_left.data, V_left.stride, do_columns, kQueries, dP, kQueries, 1.f, queries_of);
             softmax_gradient(S, dP, tile, lse_tile, delta);
             const float* P = over_queries<E>(S, keys, keys_up, P_left);
             const float* dS = over_queries<E>(dP, keys, keys_up, dS_left);
-            accumulate<E, false>(keys_up, W, P, scores_row, dO_right, W, dv_sums + k0 * W, W, queries_of);
-            accumulate<E, false>(keys_up, W, dS, scores_row, Q_right, W, dk_sums + k0 * W, W, queries_of);
-            accumulate<E, true>(kQueries, W, over_keys<E>(dP, keys, dS_columns), kQueries, right(K, keys, W, k_zips), W, dQ, W, keys_of);
+            accumulate<E, false>(keys_up, W, P, scores_row, dO_right.data, dO_right.stride, dv_sums + k0 * W, W, queries_of);
+            accumulate<E, false>(keys_up, W, dS, scores_row, Q_right.data, Q_right.stride, dk_sums + k0 * W, W, queries_of);
+            accumulate<E, true>(kQueries, W, over_keys<E>(dP, keys, dS_columns), kQueries, K_right.data, K_right.stride, dQ, W, keys_of);
           }
           write_rows<E>(dQ, W, dq.at(b, h), q0, queries, s.D, [&](int64_t) { return s.scale(); });
         }

@@ -4,8 +4,11 @@
 //   y = c tanh(z / c)   (or z)      loss = log(sum exp y) - y[target]
 //   dz = (softmax(y) - onehot(target)) * (1 - tanh^2(z / c))
 //
-// Bound: memory for rows that come from DRAM, else the arithmetic of one exp and one tanh a logit. A row (32 KB at V = 8192) stays in
-// L1 from its first read to its last write, and the caller hands over chunks that a matrix product has just left in the cache.
+// dz is left without its row's factor 1 / sum exp y, which comes apart: so a row is read and written once (and read once before, for its largest
+// logit, where no small cap bounds them).
+//
+// Bound: memory for rows that come from DRAM, else the arithmetic of one exp and one tanh a logit. The caller hands over chunks that a matrix
+// product has just left in the cache.
 // torch's eager composition passes over the N x V logits about twelve times, each time into fresh memory.
 #include "lanes.h"
 
@@ -23,55 +26,46 @@ namespace {
 constexpr int64_t kGrain = 1 << 15;  // tune: 8192 32768 131072
 
 constexpr int64_t kIgnored = -100;
-// Up to this cap no row needs its maximum: e^60 times a vocabulary of 10^12 is still a float.
-constexpr float kBounded = 60.f;
+// Up to this cap no row needs its maximum. Beyond it 1 / sum, which joins the upstream gradient, may bring h below what bfloat16 products take for
+// zero (1e-38): e^-40 over a million words and a million tokens leaves 4e-30.
+constexpr float kBounded = 40.f;
 
 // 1 / x. On AVX-512 from an estimate of 14 bits by one of Newton's steps: 4 cycles a vector, where a division takes 16 (Zen 4).
-inline floats reciprocal(floats x) {
+inline Pair reciprocal(Pair x) {
 #if defined(__AVX512F__)
-  const floats estimate = reinterpret_cast<floats>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
+  const auto estimate_of = [](floats v) { return reinterpret_cast<floats>(_mm512_rcp14_ps(reinterpret_cast<__m512>(v))); };
+  const Pair estimate{estimate_of(x.even), estimate_of(x.odd)};
   return estimate * (2.f - x * estimate);
 #else
-  return 1.f / x;
+  return {1.f / x.even, 1.f / x.odd};
 #endif
 }
 
 // tanh x to a relative error of 4e-7: one rational function (Eigen's coefficients), 40 % fewer instructions than fast_tanh, which
 // needs an exponential. Beyond the clamp tanh is 1 to the last bit. NaN stays NaN.
-inline floats rational_tanh(floats x) {
-  constexpr float kEdge = 7.90531110763549805f;
-  x = x > kEdge ? floats{} + kEdge : x;
-  x = x < -kEdge ? floats{} - kEdge : x;
-  const floats s = x * x;
-  floats p = s * -2.76076847742355e-16f + 2.00018790482477e-13f;
+inline Pair rational_tanh(Pair x) {
+  const auto clamped = [](floats v) {
+    constexpr float kEdge = 7.90531110763549805f;
+    v = v > kEdge ? floats{} + kEdge : v;
+    return v < -kEdge ? floats{} - kEdge : v;
+  };
+  x = {clamped(x.even), clamped(x.odd)};
+  const Pair s = x * x;
+  Pair p = s * -2.76076847742355e-16f + 2.00018790482477e-13f;
   p = p * s - 8.60467152213735e-11f;
   p = p * s + 5.12229709037114e-08f;
   p = p * s + 1.48572235717979e-05f;
   p = p * s + 6.37261928875436e-04f;
   p = p * s + 4.89352455891786e-03f;
-  floats q = s * 1.19825839466702e-06f + 1.18534705686654e-04f;
+  Pair q = s * 1.19825839466702e-06f + 1.18534705686654e-04f;
   q = q * s + 2.26843463243900e-03f;
   q = q * s + 4.89352518554385e-03f;
   return x * p * reciprocal(q);
 }
 
-// e^x for x of at most 88, otherwise as fast_exp (lab.h).
-inline floats exp_of(floats x) {
-  const floats shifted = x * 1.44269504f + 12582912.f, n = shifted - 12582912.f;  // n: the integer next to x / ln 2
-  const floats r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-  floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.f;
-  const words power = (reinterpret_cast<words>(shifted) - (0x4b400000u - 127u)) << 23;  // 2^n
-  return x < -87.33654f ? floats{} : p * reinterpret_cast<floats>(power);
-}
-
 // What becomes of logits z: y, capped or not; e^(y - shift); and the slope dy/dz.
 struct Terms {
-  floats y, e, slope;
+  Pair y, e, slope;
 };
 
 // Terms of logits of one row. A cap of 0 stands for none.
@@ -80,9 +74,9 @@ struct Softcap {
   explicit Softcap(std::optional<double> c) : cap(static_cast<float>(c.value_or(0.))), inverse(c ? 1.f / cap : 0.f) {}
 
   template <bool kCapped>
-  Terms terms(floats z, float shift) const {
-    if constexpr (!kCapped) return {z, exp_of(z - shift), floats{} + 1.f};
-    const floats t = rational_tanh(z * inverse), y = t * cap;
+  Terms terms(Pair z, float shift) const {
+    if constexpr (!kCapped) return {z, exp_of(z - shift), Pair{} + 1.f};
+    const Pair t = rational_tanh(z * inverse), y = t * cap;
     return {y, exp_of(y - shift), 1.f - t * t};
   }
 };
@@ -94,7 +88,7 @@ float shift_of(const T* z, int64_t V, const Softcap& softcap) {
   float top = -std::numeric_limits<float>::infinity();
 #pragma omp simd reduction(max : top)
   for (int64_t i = 0; i < V; ++i) top = std::max(top, load(z + i));
-  return softcap.terms<kCapped>(floats{} + top, 0.f).y[0];
+  return softcap.terms<kCapped>(Pair{} + top, 0.f).y.even[0];
 }
 
 // The loss of one row of V logits. kGradient: over z comes dz without the row's factor 1 / sum, which `scale` gets. So a row is passed over once, and
@@ -102,13 +96,12 @@ float shift_of(const T* z, int64_t V, const Softcap& softcap) {
 template <bool kCapped, bool kGradient, typename T>
 float loss_of(std::conditional_t<kGradient, T, const T>* z, int64_t V, int64_t target, const Softcap& softcap, float* scale) {
   const float shift = shift_of<kCapped, T>(z, V, softcap);
-  const Terms wanted = softcap.terms<kCapped>(floats{} + load(z + target), shift);
+  const Terms wanted = softcap.terms<kCapped>(Pair{} + load(z + target), shift);  // the same in all lanes
   Pair sums{};
   const auto block = [&](Pair v, auto write) {
-    const Terms even = softcap.terms<kCapped>(v.even, shift), odd = softcap.terms<kCapped>(v.odd, shift);
-    const Pair e{even.e, odd.e};
-    if constexpr (kGradient) write(z, e * Pair{even.slope, odd.slope});
-    return e;
+    const Terms terms = softcap.terms<kCapped>(v, shift);
+    if constexpr (kGradient) write(z, terms.e * terms.slope);
+    return terms.e;
   };
   const int64_t whole = V / kBlock * kBlock;
   for_each_block<false>(whole, [&](int64_t, auto read, auto write) { sums = sums + block(read(z), write); });
@@ -119,10 +112,10 @@ float loss_of(std::conditional_t<kGradient, T, const T>* z, int64_t V, int64_t t
     sum = std::accumulate(e, e + n, sum);
   }
   if constexpr (kGradient) {
-    store(z + target, (wanted.e[0] - sum) * wanted.slope[0]);
+    store(z + target, (wanted.e.even[0] - sum) * wanted.slope.even[0]);
     *scale = 1.f / sum;
   }
-  return shift + std::log(sum) - wanted.y[0];
+  return (shift - wanted.y.even[0]) + std::log(sum);
 }
 
 // Calls row(z, n) for every row n whose target counts and ignored(z, n) for the others, in parallel.
@@ -169,6 +162,8 @@ void loss(Tensor logits, const Tensor& targets, std::optional<double> cap, Tenso
 // logits (N, V), targets (N,) -> loss (N,) written, scale (N,) written, logits overwritten: times their row's scale they are dz
 void loss_and_gradient(Tensor logits, const Tensor& targets, std::optional<double> cap, Tensor out, Tensor scale) {
   check(logits, targets, out, scale);
+  STD_TORCH_CHECK(logits.scalar_type() != ScalarType::Half,
+                  "linear_cross_entropy: expected float32 or bfloat16 where a gradient is made: float16 cannot hold e^softcap");
   const int64_t V = logits.size(1);
   const Softcap softcap(cap);
   const int64_t* target = reads<int64_t>(targets);

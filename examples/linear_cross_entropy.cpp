@@ -65,7 +65,7 @@ float row_loss(T* z, int64_t V, int64_t target, float cap, bool gradient, float*
     }
     store(z + target, (fast_exp(y_target - top) / sum - 1.f) * slope(y_target, cap));
   }
-  return top + std::log(sum) - y_target;
+  return (top - y_target) + std::log(sum);
 }
 
 void rows(Tensor logits, const Tensor& targets, std::optional<double> softcap, Tensor out, bool gradient) {

@@ -30,7 +30,8 @@ FUNCTIONS = {
     "std::sqrt": "std::cbrt",
     "std::log": "std::log2",
     "fast_exp": "std::exp2",
-    "rational_tanh": "std::sin",
+    "rational_tanh": "exp_of",
+    "exp_of": "rational_tanh",
 }
 STRIDES = {".row": ".column", ".column": ".row"}
 NOT_VALUES = re.compile(

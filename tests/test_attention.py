@@ -296,3 +296,17 @@ def test_triton_kernels_compile_ahead_of_time():
     assert all(row["registers"] <= 255 for row in rows)
     most_shared = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # of a block
     assert all(row["shared_bytes"] <= most_shared[row["arch"]] for row in rows), rows
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the C++ kernel's own reading")
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize(
+    ("T", "window"), [(192, 64), (192, 65), (192, 1), (130, 64), (131, 50), (128, None)]
+)
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
+def test_rows_read_where_they_lie_match_float64(dtype, T, window, causal):
+    q, k, v = random(1, T, 3, 2, 64, dtype=dtype).permute(2, 0, 3, 1, 4)  # parts of one projection
+    assert_matches_float64(q, k, v, causal, window, "cpp")
+    # rows an odd number of elements apart
+    odd = random(1, 2, T, 65, dtype=dtype, seed=1)[..., :64]
+    assert_matches_float64(odd, k, v, causal, window, "cpp")
