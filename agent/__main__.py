@@ -131,7 +131,7 @@ def _held_to(lab: Lab, given: dict[str, Any], run: str | None) -> str:
 def _aa(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     from agent import standard
 
-    fixed = {"proposer": standard.PLACEBO, "resume": None, "dry_run": False}
+    fixed = {"proposer": standard.PLACEBO, "resume": None}
     return _loop(lab, {"target": "all"} | given | fixed, screen)
 
 

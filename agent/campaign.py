@@ -206,9 +206,10 @@ def _go(
             why = loop.run()
         except KeyboardInterrupt:
             why = STOPPED
-        screen.say(f"ending: {why}; what was kept is measured again (Ctrl-C leaves that out)")
         # As the ledger has it: Ctrl-C may have come between a keep's row and its branch.
         incumbent = ledger.run(run.id).incumbent
+        again = "; what was kept is measured again (Ctrl-C leaves that out)"
+        screen.say(f"ending: {why}{again if incumbent != run.start else ''}")
         if stays := here.workspace.advance(incumbent):
             screen.say(stays)
         with here.guard.spare("the gain", screen.say):
@@ -244,7 +245,7 @@ def describe(settings: Settings, proposer: str) -> str:
     limits += [f"{settings.gpu_hours:g} hours of the device"] if settings.gpu_hours else []
     limits += [f"{settings.usd:.2f} USD"] if settings.usd is not None else []
     limits += [f"{settings.tokens:,} tokens"] if settings.tokens else []
-    until = " or ".join(limits) or "until you stop it"
+    until = " or ".join(limits) or "until nothing is left to try or you stop it"
     return f"{what}, proposer {proposer}, {until}, trials of {settings.seconds:g} s on {settings.device}"
 
 

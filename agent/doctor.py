@@ -107,7 +107,13 @@ def _software() -> Iterator[Row]:
     what = "g++ or clang++" + (", or unset CXX, which names it" if "CXX" in os.environ else "")
     yield _command(part, "C++ compiler", os.environ.get("CXX", "c++"), what)
     yield _command(part, "git", "git", "git")
-    yield _command(part, "nvcc", "nvcc", "the CUDA toolkit, for .cu files", needed=False)
+    yield _command(
+        part,
+        "nvcc",
+        hardware.toolkit("nvcc") or "nvcc",
+        "the CUDA toolkit, for .cu files",
+        needed=False,
+    )
     yield _assembler(part)
 
 

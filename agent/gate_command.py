@@ -40,7 +40,7 @@ def judge_file(
         before = (tree / path).read_bytes() if (tree / path).is_file() else None
         (tree / path).parent.mkdir(exist_ok=True)
         (tree / path).write_bytes(content)
-        change = Change(path, _PLAIN if before else "000000", _PLAIN, before, content)
+        change = Change(path, "000000" if before is None else _PLAIN, _PLAIN, before, content)
         names = ["static", "build", "correctness", *(["microbench"] if speed else [])]
         context = gates.Context(judge, complete=False)
         return _run(lab, Candidate("kernels", incumbent, tree, (change,)), context, names, screen)
@@ -80,7 +80,7 @@ def _run(
         steps = [(name, gate) for name, gate in gates.GATES if name in names and name in part]
         if "build" in part:
             _build_incumbent(candidate, context, screen)
-        for result in gates.run(candidate, context, steps, lambda name: screen.stage(name)):
+        for result in gates.run(candidate, context, steps, screen.stage):
             said = "passed" if result.passed else "REFUSED"
             screen.say(f"{result.name} {said} in {duration(result.seconds)}: {result.reason}")
             results.append(result)

@@ -13,7 +13,6 @@ in agent/gate_command.py if `agent gate` is to ask it, and a cheat in tests/chea
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from agent.machine import CORES, DEVICE, NOTHING, Machine
 from agent.proposers import Stopped
 from agent.records import Candidate, Change, GateResult
 from agent.static import cpp, exports, literals, python, symbols
+from bench import hardware
 from bench.finding import Finding
 
 if TYPE_CHECKING:
@@ -161,8 +161,8 @@ def build(candidate: Candidate, context: Context) -> Finding:
         for change in candidate.changes
         if change.path.endswith(".cu") and change.after is not None
     ]
-    if cuda and not shutil.which("nvcc"):
-        return Finding(False, f"{', '.join(cuda)}: nvcc, which compiles it, is not on the PATH; install the CUDA toolkit")  # fmt: skip
+    if cuda and not hardware.toolkit("nvcc"):
+        return Finding(False, f"{', '.join(cuda)}: nvcc, which compiles it, is neither on the PATH nor in CUDA_HOME/bin; install the CUDA toolkit, or set CUDA_HOME")  # fmt: skip
     finding = context.judge.build(candidate.tree, kernels)
     problems = [
         f"csrc/{source}: {text}"

@@ -76,7 +76,7 @@ class Lab:
             screen.stage("verifying the data")
             return data.open_dataset(self.data / remembered.read_text().strip())
         if source is not None and (Path(source) / "manifest.json").is_file():
-            return data.open_dataset(Path(source))
+            return data.open_dataset(Path(source).resolve())  # a run may go on from another folder
         return self.prepare(source, 8192, screen)
 
     def copy_tree(self, into: Path) -> Path:

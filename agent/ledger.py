@@ -231,7 +231,7 @@ class Ledger:
         """The experiments of a run, or of all, without patch and evidence, oldest first: 3,000 in a few hundredths of a second."""
         where, values = _of_run(run)
         names = ", ".join(f"e.{name}" for name in _PAST)
-        refusing = "SELECT name FROM gates WHERE experiment = e.id AND NOT passed ORDER BY position DESC LIMIT 1"
+        refusing = "SELECT CASE WHEN passed THEN NULL ELSE name END FROM gates WHERE experiment = e.id ORDER BY position DESC LIMIT 1"
         rows = self._database.rows(
             f"SELECT {names}, ({refusing}) AS gate FROM experiments e {where} ORDER BY id", values
         )
@@ -244,8 +244,7 @@ class Ledger:
                 GateResult(g["name"], bool(g["passed"]), g["reason"], json.loads(g["evidence"]), g["seconds"])
                 for g in self._database.rows("SELECT * FROM gates WHERE experiment = ? ORDER BY position", (row["id"],))
             )  # fmt: skip
-            refusals = [gate.name for gate in gates if not gate.passed]
-            past = _past(row, refusals[-1] if refusals else None)
+            past = _past(row, gates[-1].name if gates and not gates[-1].passed else None)
             found.append(Experiment(**past, patch=row["patch"], gates=gates))
         return found
 
@@ -300,7 +299,7 @@ def _proposed(
 
 
 def _past(row: sqlite3.Row, gate: str | None) -> dict[str, Any]:
-    """The fields of `Past`. `gate` is the last that refused; a repair may have passed it since, so it counts only with status REFUSE."""
+    """The fields of `Past`. `gate` is the last one, if it did not pass: it refused only with status REFUSE (a verdict may drop)."""
     outcome = Outcome(**{name: row[name] for name in _OUTCOME})
     return {
         "id": row["id"], "run": row["run"], "number": row["number"], "proposer": row["proposer"], "model": row["model"],

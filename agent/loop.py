@@ -105,7 +105,7 @@ class Loop:
                 self.guard.verify()
         except KeyboardInterrupt:
             # A model or an agent was paid for it, and its trials so far are remembered: it waits for the next life.
-            if self.proposer.ahead:
+            if self.proposer.ahead or prepared.proposer != self.proposer.name:
                 self.ledger.ready_experiment(experiment)
             raise
         outcome = watched.close(self.trials.seconds - spent)

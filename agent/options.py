@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     _isolation_option(loop)
     add(
         "--start",
+        type=os.path.abspath,  # the run may go on from another folder
         default=unset,
         metavar="DIR",
         help="start from the files in DIR, in place of the shipped ones; they must pass the correctness gate",
@@ -165,7 +167,7 @@ def _proposer_options(to: argparse.ArgumentParser) -> None:
         dest="prices",
         default=unset,
         metavar="MODEL=IN/OUT",
-        help="USD per million tokens, for a model that is not in the table (0/0 for a local one)",
+        help="USD per million tokens, in place of those in agent/prices.toml (0/0 for a local model); those of a cache may follow, /READ/WRITE",
     )
     group.add_argument(
         "--command",

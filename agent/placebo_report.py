@@ -27,8 +27,8 @@ def _kept(experiments: Sequence[Experiment]) -> Iterator[str]:
     if not judged:
         yield "false keeps: not known; no placebo has reached its verdict yet"
         return
-    found = rate(sum(e.outcome.status == KEEP for e in judged), len(judged))
-    kept = round(found.value * found.runs)
+    kept = sum(e.outcome.status == KEEP for e in judged)
+    found = rate(kept, len(judged))
     pairs = sum(e.outcome.pairs or 0 for e in judged) / len(judged)
     shown = share(found.value, found.low, found.high)
     yield f"false keeps: {kept} of {found.runs} placebos that reached their verdict, {shown}; {pairs:.2f} pairs of trials each"

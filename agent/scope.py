@@ -109,7 +109,7 @@ def evidence(candidate: Candidate) -> Mapping[str, Any]:
     return {
         "paths": list(candidate.paths),
         "lines": _lines(candidate.patch),
-        "bytes": len(candidate.patch),
+        "bytes": len(candidate.patch.encode()),
     }
 
 

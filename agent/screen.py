@@ -174,9 +174,8 @@ class Live:
             return
         self._clock, shown = Clock(seconds), bool(text)
         with contextlib.suppress(OSError):
-            self._bar.reset(
-                self._task, total=seconds, description=printable(text), note="", visible=shown
-            )
+            self._bar.tasks[0].total = seconds  # `reset` takes None for "as it was"
+            self._bar.reset(self._task, description=printable(text), note="", visible=shown)
 
     def progress(self, event: Mapping[str, Any]) -> None:
         left = self._clock.left(event)

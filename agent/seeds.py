@@ -1,4 +1,4 @@
-"""Seeds that chose nothing: derived from their purpose, so that a resumed run finds the same ones, and never used by a selection."""
+"""Seeds that have chosen nothing: derived from their purpose, so that a resumed run finds the same ones, and never those on which proposals are selected."""
 
 from __future__ import annotations
 

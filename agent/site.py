@@ -44,7 +44,7 @@ def workshop(lab: Lab, run: Run, ledger: Ledger, judge: Judging, screen: Screen)
     for stays in clear_leftovers(lab.folder):
         screen.say(f"{stays} cannot be removed, and is left: what is in it may be another user's")
     return Workshop(
-        run.settings, run.id, run.start, lab.folder / "runs" / run.id, ledger, lab.repository(), judge,
+        run.settings, run.id, lab.folder / "runs" / run.id, ledger, lab.repository(), judge,
         Machine(run.settings.device), screen, threading.Event(),
     )  # fmt: skip
 

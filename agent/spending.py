@@ -44,15 +44,6 @@ class Limits:
     tokens: int | None = None  # in and out, cached ones included
 
 
-@dataclass(frozen=True)
-class Spent:
-    """What a run has spent so far; calls in flight are in `usd` and `tokens` at their upper bound."""
-
-    usd: float
-    tokens: int
-    in_flight_usd: float
-
-
 class BudgetSpent(Exception):
     """The next request could pass a limit; the message is one line for the person."""
 
@@ -97,9 +88,9 @@ class Purse:
         """Enter that a call failed and used only what is `billed`; its cost in USD."""
         return self.settle(call, billed or Usage())
 
-    def spent(self) -> Spent:
-        totals = self._calls.calls(self._run)
-        return Spent(totals.usd, totals.tokens, totals.in_flight_usd)
+    def spent(self) -> CallTotals:
+        """What the run has spent so far; calls in flight count at their upper bound."""
+        return self._calls.calls(self._run)
 
     def _afford(self, usd: float, tokens: int) -> None:
         spent, limits = self.spent(), self._limits

@@ -34,7 +34,7 @@ def editable(path: str, target: str, op: str | None = None) -> bool:
 def describe(target: str, op: str | None = None) -> str:
     """The surface in words, for a refusal."""
     if op is not None:
-        return f"kernels/{op}.py, csrc/{op}.cpp, csrc/{op}.cu"
+        return f"kernels/{op}.py, csrc/{op}.cpp, csrc/{op}.cu, csrc/{op}.h"
     kernels = "kernels/*.py (not __init__.py, jit.py), csrc/*.cpp, csrc/*.cu, csrc/*.h"
     return {"kernels": kernels, "model": "model/*.py", "all": f"{kernels}, model/*.py"}[target]
 

@@ -80,10 +80,17 @@ def block(result: TrialResult) -> str:
 
 
 def as_json(result: TrialResult) -> str:
-    """The whole result; a figure that is not known is null."""
-    row = result.as_json()
-    unknown = {name: None for name, v in row.items() if isinstance(v, float) and math.isnan(v)}
-    return json.dumps(row | unknown, indent=2)
+    """The whole result; a figure that is not known, or not finite, is null."""
+    return json.dumps(_finite(result.as_json()), indent=2)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null for every figure that JSON has no word for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(each) for name, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def _head(result: TrialResult) -> Iterator[str]:

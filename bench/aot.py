@@ -100,9 +100,9 @@ def _told(cubin: bytes, tool: str, *options: str) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run(
-            [_TOOLS / tool, *options, file.name], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([_TOOLS / tool, *options, file.name], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{tool}: {done.stderr.strip() or f'status {done.returncode}'}")
     return done.stdout
 
 

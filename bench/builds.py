@@ -8,13 +8,13 @@ read from the cubin and reported.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from bench import hardware
 from bench.contracts import ops
 from bench.finding import Finding
 from bench.judge import Judge, Refused
@@ -69,7 +69,7 @@ def _compile(judge: Judge, sources: Sequence[Path]) -> dict[str, Any]:
 
 def _sources(tree: Path, changed: Sequence[str]) -> list[Path]:
     csrc = tree.resolve() / "csrc"
-    suffixes = (".cpp", ".cu") if shutil.which("nvcc") else (".cpp",)
+    suffixes = (".cpp", ".cu") if hardware.toolkit("nvcc") else (".cpp",)
     everything = sorted(p for p in csrc.glob("*") if p.suffix in suffixes)
     if any(path.startswith("csrc/") and path.endswith(".h") for path in changed):
         return everything

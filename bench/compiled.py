@@ -39,6 +39,8 @@ class Compiled:
     def of(cls, tree: Path, spec: Mapping[str, Any], store: Path) -> Compiled:
         asked = {name: value for name, value in spec.items() if name != "seconds"}
         machine = [hardware.name(spec["device"]), *map(installed, ("torch", "triton"))]
+        # Caches hold nothing for another compiler or assembler, and what is kept is never replaced.
+        machine += [os.environ.get(name, "") for name in ("CXX", "TRITON_PTXAS_PATH")]
         key = json.dumps([content(tree, FOLDERS), asked, machine], sort_keys=True)
         return cls(store / hashlib.sha256(key.encode()).hexdigest()[:32])
 

@@ -197,7 +197,11 @@ def _arms(op: str, device: str, folder: Path) -> tuple[list[Arm], dict[str, str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, prog="python -m bench.gpu_parts")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="python -m bench.gpu_parts",
+    )
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("op", nargs="?", choices=ops())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")

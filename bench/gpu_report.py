@@ -9,7 +9,8 @@ come to an end; to measure again those that have, give another --out.
 Builds run all at once, checks and sanitizers half of them at a time; what is timed runs alone. What the budget does not reach is named, and left
 to the next call. `--device cpu` rehearses the whole on a CPU, with the CPU's shapes.
 
-Exit status: 0 everything was measured and no op refused, 1 an op was refused or a part failed, 2 nothing could be measured, 130 Ctrl-C.
+Exit status: 0 everything was measured and no op refused, 1 an op was refused, or a part failed or is left to the next call, 2 nothing
+could be measured, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -174,9 +175,11 @@ class Run:
         self.journal.write({"part": str(part), "begun": round(limit, 1)})
         # in a session of its own: Ctrl-C is for this process, which then ends the others
         process = subprocess.Popen(
-            self.command(part), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+            self.command(part), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace", cwd=ROOT, start_new_session=True
         )  # fmt: skip
         self.running.add(process)
+        if self.interrupted:  # Ctrl-C came before it could be seen among what runs
+            process.terminate()
         timer = Timer(limit, process.terminate)
         timer.start()
         reasons = []

@@ -139,6 +139,8 @@ def _arms(lines: Sequence[Line]) -> Iterator[str]:
         elif "refused" in line:
             arm = f"{line['arm']} " if "arm" in line else ""
             yield f"- {line['op']} {line['case']}: {arm}refused: {line['refused']}"
+        if "without" in line:
+            yield f"- {line['op']} {line['case']}: judged without what others have written: {line['without']}"
     yield ""
 
 

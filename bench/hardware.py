@@ -5,7 +5,9 @@ A constant that is best for one may be worst for another. The host's name is no 
 
 from __future__ import annotations
 
+import os
 import platform
+import shutil
 from pathlib import Path
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -27,6 +29,13 @@ def processor() -> str:
     lines = _CPUINFO.read_text().splitlines() if _CPUINFO.is_file() else []
     models = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(models, "") or platform.machine()
+
+
+def toolkit(program: str) -> str | None:
+    """Where a program of the CUDA toolkit is: on the PATH, or where torch, which builds with it, looks as well; None if it is not here."""
+    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    folders = [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
+    return shutil.which(program, path=os.pathsep.join(folders))
 
 
 def no_device(device: str) -> str:

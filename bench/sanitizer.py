@@ -17,7 +17,6 @@ import os
 import random
 import re
 import secrets
-import shutil
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import sandbox
+from bench import hardware, sandbox
 from bench.contracts import Contract, contract
 from bench.finding import Finding
 from bench.judge import CACHE
@@ -105,11 +104,7 @@ def why_not(device: str) -> str:
 
 def tool() -> Path | None:
     """Where the program is; None if it is not here."""
-    homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
-    folders = os.pathsep.join(
-        [os.environ.get("PATH", ""), *(f"{home}/bin" for home in homes if home)]
-    )
-    found = shutil.which("compute-sanitizer", path=folders)
+    found = hardware.toolkit("compute-sanitizer")
     return Path(os.path.realpath(found)) if found else None
 
 
@@ -165,10 +160,12 @@ def _ended(name: str, running: Sandbox, word: str, deadline: float) -> Run:
     try:
         running.process.wait(max(0.0, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
-        return Run(name, f"no end within {LIMIT_S:.0f} s\n{running.tail()}", False)
+        # behind what was printed: only the end of a run without a verdict is told
+        return Run(name, f"{running.tail()}\nno end within {LIMIT_S:.0f} s", False)
     with running.log.open("rb") as log:
         text = log.read(MAX_LOG).decode(errors="replace")
-    return Run(name, text, word in text.split())
+    excess = running.excess()
+    return Run(name, f"{text}\nstopped: {excess}" if excess else text, word in text.split())
 
 
 def judged(runs: Sequence[Run], calls: int) -> Finding:
@@ -205,8 +202,8 @@ def _nothing(run: Run, calls: int) -> str:
 
 def _errors(text: str) -> int | None:
     """How many errors a tool has counted; None where it did not come to an end."""
-    found = _SUMMARY.search(text)
-    return int(found["count"]) if found else None
+    # the largest: a candidate may print such a line as well
+    return max((int(found["count"]) for found in _SUMMARY.finditer(text)), default=None)
 
 
 def parse(text: str) -> Iterator[Report]:

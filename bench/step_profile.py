@@ -95,7 +95,7 @@ def of_step(
         compiled.take(judge)
     try:
         return {"of": "a training step", "device": device, **_step(answer, device)}
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise Refused("structure", f"the profile is not what was asked for: {error!r}") from None
 
 
@@ -104,10 +104,11 @@ def _implementations(op: str, tree: Path, device: str) -> tuple[list[str], str]:
     with Judge(tree, device=device) as judge:
         judge.ask("load", op=op, tree=str(judge.tree))
         answer = judge.ask("runnable", op=op)
-    names, default = answer.get("names"), answer.get("default")
-    if not isinstance(names, list) or default not in names:
-        raise Refused("structure", f"implementations {names} with the default {default}")
-    return [str(name).split()[0] for name in names], str(default)
+    names, default = answer.get("names") or [], answer.get("default")
+    words = isinstance(names, list) and all(str(name).split() == [name] for name in names)
+    if not words or default not in names:
+        raise Refused("structure", f"implementations {names} with the default {default}: expected names of one word")  # fmt: skip
+    return [str(name) for name in names], str(default)
 
 
 def _step(answer: Mapping[str, Any], device: str) -> dict[str, Any]:

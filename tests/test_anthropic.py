@@ -151,7 +151,7 @@ def workshop(tmp_path, settings):
     screen, stop = Plain(io.StringIO()), threading.Event()
     unused: Any = None
     return Workshop(
-        settings, "night", "start", tmp_path, ledger, unused, unused, Machine("cpu"), screen, stop
+        settings, "night", tmp_path, ledger, unused, unused, Machine("cpu"), screen, stop
     )
 
 

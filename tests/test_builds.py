@@ -37,3 +37,15 @@ def test_ctrl_c_ends_the_compilers(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         builds._compiled(tmp_path, [tmp_path / "a.cpp", tmp_path / "b.cpp"])
     # told to end, and not by the clock
     assert all(waited)
+
+
+def test_nvcc_is_found_where_the_runners_build_finds_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = tmp_path.resolve()
+    for file in (tree / "toolkit" / "bin" / "nvcc", tree / "csrc" / "x.cu"):
+        file.parent.mkdir(parents=True)
+        file.touch(mode=0o755)
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setenv("CUDA_HOME", str(tree / "toolkit"))
+    assert builds._sources(tree, ["csrc/x.cu"]) == [tree / "csrc" / "x.cu"]

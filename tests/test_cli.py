@@ -252,13 +252,13 @@ def test_trial_and_profile_run_every_op_by_the_implementation_that_is_asked_for(
 
 def test_a_failed_trial_says_how_and_claims_no_figure() -> None:
     trace = "Traceback (most recent call last):\n  File x, line 3\nnan: loss was not finite\n"
-    failed = TrialResult(False, "nan", trace)
+    failed = TrialResult(False, "nan", trace, losses=[[64.0, float("nan")]])
     lines = trial_command.block(failed).splitlines()
     assert "failure:           nan: loss was not finite" in lines
     assert "log:               Traceback (most recent call last): File x, line 3" in lines
     assert not any(line.startswith("val_bpb") for line in lines)
     said = json.loads(trial_command.as_json(failed), parse_constant=pytest.fail)
-    assert (said["failure"], said["val_bpb"]) == ("nan", None)
+    assert (said["failure"], said["val_bpb"], said["losses"]) == ("nan", None, [[64.0, None]])
 
 
 def test_a_trial_sees_the_working_tree_and_only_its_sources(lab: Lab, tmp_path: Path) -> None:
@@ -389,7 +389,9 @@ print(campaign.run(Lab(Path({str(lab.root)!r})), Settings(data="corpus-1"), Told
     assert not list((lab.folder / "runs").glob("*/trees"))
 
 
-def test_text_is_prepared_once_and_is_the_default_from_then_on(lab: Lab, tmp_path: Path) -> None:
+def test_text_is_prepared_once_and_is_the_default_from_then_on(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = tmp_path / "texts.jsonl"
     words, rng = "sea sand wind salt boat oar net rope gull reef".split(), random.Random(0)
     lines = [json.dumps({"text": f"{i} {' '.join(rng.choices(words, k=80))}."}) for i in range(60)]
@@ -398,7 +400,9 @@ def test_text_is_prepared_once_and_is_the_default_from_then_on(lab: Lab, tmp_pat
     made = lab.prepare(str(text), 300, screen)
     assert made.vocab_size == 300
     assert lab.dataset(None, screen).directory == made.directory
-    assert lab.dataset(str(made.directory), screen).directory == made.directory
+    monkeypatch.chdir(made.directory.parent)
+    for source in (str(made.directory), made.directory.name):
+        assert lab.dataset(source, screen).directory == made.directory
     other = tmp_path / "other.jsonl"
     other.write_text("\n".join(lines[::-1] + [json.dumps({"text": "one more of them"})]))
     assert lab.prepare(str(other), 300, screen).directory != made.directory
@@ -534,3 +538,29 @@ def test_what_works_ahead_takes_no_stage_from_the_trial_under_way(
     ahead("  correctness")
     assert "candidate, seed 0: trial: training  step 3  4:50 left" in stream.getvalue()
     assert [word in stream.getvalue() for word in ("static", "build", "correctness")] == [True, False, True]  # fmt: skip
+
+
+def test_an_estimate_of_placebos_begins_no_run(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["--dry-run", "--device", "cpu", "aa", "--experiments", "3"], lab) == 0
+    assert "all, proposer placebo" in capsys.readouterr().out
+    assert lab.ledger().runs() == []
+
+
+def test_a_folder_to_start_from_is_known_wherever_the_run_goes_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = parser().parse_args(["--target", "kernels", "--start", "mine"])
+    assert asked.start == os.path.abspath("mine")
+
+
+def test_a_stage_of_unknown_length_has_no_bar_of_the_one_before() -> None:
+    shown = Live(io.StringIO())
+    shown.stage("trial", 300)
+    shown.progress({"fraction": 0.5})
+    shown.stage("building the kernels")
+    (task,) = shown._bar.tasks
+    shown.close()
+    assert (task.total, task.completed) == (None, 0)

@@ -61,7 +61,7 @@ class Bench:
     def workshop(self) -> Workshop:
         judge: Judging = Rules()
         return Workshop(
-            self.settings, "night", self.base, self.run, self.ledger, self.repository,
+            self.settings, "night", self.run, self.ledger, self.repository,
             judge, Machine("cpu"), self.screen, self.stop,
         )  # fmt: skip
 
@@ -598,3 +598,15 @@ def test_an_agent_s_output_is_read_to_its_end_though_the_disk_is_full() -> None:
     os.close(writes)
     with open(reads, "rb", buffering=0) as pipe:
         headless.Log(Path("/dev/full"), headless.Secrets({})).follow(pipe)
+
+
+def test_half_a_character_in_a_refusal_ends_no_repair(bench: Bench) -> None:
+    mended = CPP.replace("kRows = 1", "kRows = 2")
+    script = (
+        f"if 'no more' in sys.stdin.read():\n {put('csrc/scale.cpp', mended)}else:\n {put(*FASTER)}"
+    )
+    agent = bench.agent(script)
+    first = proposed(agent, bench.context())
+    second = agent.repair(first, replace(REFUSAL, reason="no more \ud83d"))
+    assert second is not None
+    assert dict(second.files) == {"csrc/scale.cpp": mended}

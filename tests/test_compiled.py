@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import textwrap
 import time
 from pathlib import Path
@@ -317,3 +318,33 @@ def test_a_runner_packs_into_memory_so_that_a_full_disk_is_none_of_its_faults(
     kept = Compiled(tmp_path / "store" / "key")
     kept.take(SimpleNamespace(ask=pack))
     assert kept.file.read_bytes() == b"made"
+
+
+@pytest.mark.parametrize("chosen", ["CXX", "TRITON_PTXAS_PATH"])
+def test_another_compiler_or_assembler_finds_nothing_that_is_kept(
+    chosen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = folder_of(tmp_path / "tree", {"model/train.py": "x = 1"})
+    monkeypatch.delenv(chosen, raising=False)
+    kept = Compiled.of(tree, SPEC, tmp_path)
+    monkeypatch.setenv(chosen, "/elsewhere")
+    assert Compiled.of(tree, SPEC, tmp_path) != kept
+
+
+def test_a_folder_that_a_compiler_deletes_meanwhile_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "triton" / "gone").mkdir(parents=True)
+    (tmp_path / "triton" / "x").write_text("made")
+    plain = os.scandir
+
+    def scandir(path: object):  # type: ignore[no-untyped-def]
+        if str(path).endswith("gone"):
+            raise FileNotFoundError(path)
+        return plain(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "triton"))
+    Keeping().do_pack({"most": 1 << 20}, os.open(tmp_path / "archive", os.O_RDWR | os.O_CREAT))
+    with tarfile.open(tmp_path / "archive") as archive:
+        assert "triton/x" in archive.getnames()

@@ -151,6 +151,7 @@ def test_who_thinks_ahead_waits_for_the_slower_of_the_two() -> None:
         ({"gpu_hours": 1.2}, "--gpu-hours 1.2", 3600 / 96, 0.2 + 3600 / 96 * 200 / 3600),
         ({"usd": 3.0}, "--usd 3", 6, 0.2 + 6 * 200 / 3600),
         ({"tokens": 50_000}, "--tokens 50000", 5, 0.2 + 5 * 200 / 3600),
+        ({"tokens": 2_000_000}, "--tokens 2000000", 200, 0.2 + 200 * 200 / 3600),
         ({"usd": 3.0, "hours": 2.2, "tokens": 50_000}, "--tokens 50000", 5, 0.2 + 5 * 200 / 3600),
         ({"hours": 0.1}, "--hours 0.1", 0, 0.2),
     ],

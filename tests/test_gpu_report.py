@@ -276,3 +276,21 @@ def test_a_peer_that_is_wrong_leaves_the_figures_of_ours(monkeypatch: pytest.Mon
     found = gpu_parts._judged(asked, asked.trial["cpu"][0], [own, peer], [None, None])
     assert "liger" in found["without"]
     assert "refused" not in found
+
+
+def test_the_table_says_why_others_were_left_out() -> None:
+    line = {**CASE, "judge": {"triton": 0.2}, "blocks": 9, "without": "an output (liger) is wrong"}
+    assert "judged without what others have written: an output (liger) is wrong" in gpu_table.render([line])  # fmt: skip
+
+
+def test_a_line_that_is_no_text_ends_nothing(tmp_path):
+    talks = "import sys; sys.stdout.buffer.write(b'\\xff hello\\n'); print('{\"n\": 1}')"
+    good, told, journal = run(tmp_path, {"talks": talks})
+    assert good
+    assert [line["text"] for line in journal.latest() if "text" in line] == ["\ufffd hello"]
+
+
+def test_the_help_of_the_parts_keeps_its_table(capsys):
+    with pytest.raises(SystemExit):
+        gpu_parts.main(["--help"])
+    assert "\n    facts      the device," in capsys.readouterr().out

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -335,3 +336,34 @@ def test_a_bubblewrap_that_does_not_end_or_start_is_one_that_does_not_work(
         file.chmod(0o755)
     assert "does not end within 1 s" in isolation._why_not(str(hangs))
     assert "does not start" in isolation._why_not(str(broken))
+
+
+@pytest.mark.parametrize("dies", ["os.kill(os.getpid(), 9)", "os._exit(3)", "{}['x']"])
+def test_a_layer_whose_trial_dies_does_not_hold(dies: str) -> None:
+    script = (
+        f"import os\nfrom bench.sandbox import confine\nprint(confine._why_not(lambda: {dies}))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=60
+    )  # fmt: skip
+    assert done.stdout.strip() not in ("", "None")
+
+
+def test_the_watchdog_looks_at_the_disk_of_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "log").touch()
+    own, cache = tmp_path / "own", tmp_path / "cache"
+    own.mkdir()
+    cache.mkdir()
+    plain = os.statvfs
+    full = SimpleNamespace(f_bavail=1, f_frsize=1 << 20)
+    monkeypatch.setattr(os, "statvfs", lambda path: full if path == cache else plain(path))
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    watchdog = Watchdog(
+        process.pid, Limits(), process.kill,
+        log=tmp_path / "log", counted=None, folders=[own, cache],
+    )  # fmt: skip
+    assert process.wait(10) == -9
+    watchdog.stop()
+    assert watchdog.excess.endswith(f"left at {cache}")

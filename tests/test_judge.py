@@ -229,3 +229,20 @@ STACK = 'impl=triton eager: Traceback (most recent call last):\n  File "calls.py
 )  # fmt: skip
 def test_an_error_in_one_line_is_what_went_wrong(text: str, said: str) -> None:
     assert error_line(Refused("x", text)) == said
+
+
+def test_an_answer_that_is_no_json_is_named_and_ends_no_runner(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "__init__.py").touch()
+    (tmp_path / "model" / "train.py").write_text(
+        "import torch\n\n\nclass Trainer:\n    def __init__(self, spec):\n        self.model = torch.nn.Linear(2, 2)\n\n"
+        "    def warm_up(self, tokens): ...\n\n    def describe(self):\n        return {'depth': torch.ones(())}\n"
+    )
+    with Judge(tree(tmp_path, "")) as judge:
+        judge.ask("load", tree=str(judge.tree))
+        warm_up = judge.arena.place("int32", (4,))
+        judge.arena.view(warm_up).zero_()
+        with pytest.raises(Refused, match="Tensor is not JSON serializable") as refused:
+            judge.ask("setup", spec={}, warm_up=warm_up)
+        assert refused.value.kind == "structure"
+        judge.ask("state")

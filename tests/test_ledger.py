@@ -440,3 +440,14 @@ def test_what_is_only_a_bound_is_told_apart_from_what_was_spent(ledger: Ledger) 
     ledger.accounts.open_call("r1", "m", 2000, 500, 1.5)
     said = report.spending(ledger, "r1")
     assert said.endswith("2,500 tokens; 1.50 USD of it are the most that requests without an answer can have cost")  # fmt: skip
+
+
+def test_a_gate_that_a_repair_has_passed_is_not_the_one_that_refused(ledger: Ledger) -> None:
+    number = propose(ledger)
+    ledger.add_gate(number, GateResult("build", False, "error: x", {}, 0.1))
+    ledger.add_gate(number, GateResult("build", True, "built", {}, 0.1))
+    ledger.close_experiment(
+        number, Outcome(REFUSE, "trial: csrc/a.cpp changed while it was trained")
+    )
+    assert ledger.experiment(number).refused_by is None
+    assert ledger.history()[0].refused_by is None

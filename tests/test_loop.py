@@ -520,3 +520,9 @@ def test_an_incumbent_that_no_longer_builds_is_not_called_the_start(lab: Lab) ->
         LoopError, match=f"the incumbent, commit {name}, does not build: no compiler"
     ):
         campaign.resume(lab, None, {"experiments": 9}, Transcript(), Broken())
+
+
+def test_a_run_that_kept_nothing_measures_nothing_again_and_says_so(lab: Lab) -> None:
+    screen = Transcript()
+    campaign.run(lab, replace(SETTINGS, experiments=1), screen, Rules(fail_trial="nan"))
+    assert not any("measured again" in line for line in screen.lines)

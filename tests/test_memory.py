@@ -176,7 +176,7 @@ def test_what_does_not_fit_is_counted() -> None:
     section = page[: page.index("Tried")]
     shown = section.count("[rms_norm]")
     assert 5 < shown < 40
-    assert f"... {100 - shown} more: the tool `history` has them" in section
+    assert f"... {100 - shown} more, for which there is no room here" in section
 
 
 STEP = {

@@ -208,7 +208,7 @@ def test_an_unlisted_model_is_said_to_be_taken_for_granted_and_costs_what_is_giv
         settings = Settings(base_url=server.url, prices=("qwen3-coder=0/0",))
         made = create(
             Workshop(
-                settings, "night", "start", tmp_path, Ledger(tmp_path / "ledger.sqlite"),
+                settings, "night", tmp_path, Ledger(tmp_path / "ledger.sqlite"),
                 unused, unused, Machine("cpu"), Plain(out), threading.Event(),
             )
         )  # fmt: skip

@@ -17,8 +17,9 @@ from agent.judging import Bench, Unfit
 from agent.lab import Lab
 from agent.research import answers
 from agent.research.menu import ToolLimits
-from bench import inspection, roofline, step_profile
+from bench import aot, inspection, roofline, step_profile
 from bench.contracts import ops
+from bench.judge import Refused
 from bench.runner.inspecting import loops
 from bench.runner.profiling import is_python, split, waited, watch_data
 from bench.step_profile import of_op, of_step
@@ -247,3 +248,49 @@ def test_remarks_on_files_elsewhere_and_reasons_of_other_loops_are_left_out(tmp_
             "outcomes": {"not vectorized: control flow in loop.": 1},
         },
     ]
+
+
+ENDLESS = {"seconds": 1.0, "ops": {}, "rest": {"aten::mm": [1.0, 0.0, float("inf")]}, "calls": {}, "data": [0.0, 0], "python_us": 0.0}  # fmt: skip
+
+
+class Claims:
+    """A runner whose word is not to be trusted."""
+
+    arena = SimpleNamespace(
+        place=lambda *_: {"shape": [4]}, view=lambda _: torch.zeros(4, dtype=torch.int32)
+    )
+
+    def __init__(self, tree: Path, **_: object) -> None:
+        self.tree = tree
+
+    def __enter__(self):  # type: ignore[no-untyped-def]
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def ask(self, do: str, **_: object) -> dict[str, object]:
+        runs = [{**ENDLESS, "rest": {}}, ENDLESS]
+        return {"runs": runs, "plain": [1.0, 2.0], "implementations": {}, "threads": 1, "names": [""], "default": ""}  # fmt: skip
+
+
+def test_a_profile_of_another_form_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = SimpleNamespace(bring=lambda _: None, take=lambda _: None)
+    monkeypatch.setattr(step_profile, "Judge", Claims)
+    monkeypatch.setattr(step_profile, "Compiled", SimpleNamespace(of=lambda *_: kept))
+    with pytest.raises(Refused, match="not what was asked for"):
+        of_step(tmp_path, 8, 7, device="cpu")
+    with pytest.raises(Refused, match="names of one word"):
+        of_op("rms_norm", tmp_path, device="cpu")
+
+
+def test_a_tool_that_cannot_read_a_build_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "cuobjdump"
+    tool.write_text("#!/bin/sh\necho 'an unknown architecture' >&2\nexit 1\n")
+    tool.chmod(0o755)
+    monkeypatch.setattr(aot, "_TOOLS", tmp_path)
+    with pytest.raises(RuntimeError, match="cuobjdump: an unknown architecture"):
+        aot._told(b"", "cuobjdump")

@@ -161,7 +161,9 @@ def test_limits_of_the_run_do_not_end_a_prune_and_stay_with_the_run(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept(lab, monkeypatch, Lucky(), RATE, ROWS)
-    summary = campaign.prune(lab, None, Transcript(), Lucky())
+    screen = Transcript()
+    summary = campaign.prune(lab, None, screen, Lucky())
+    assert any("until nothing is left to try" in line for line in screen.lines)
     assert "ended: proposer prune has nothing left to try" in summary
     assert lab.ledger().run().settings.experiments == 2
 

@@ -216,3 +216,14 @@ def test_what_was_ready_outlives_a_fault_of_the_machine(
     for judge, status in ((Full(), READY), (Rules(), KEEP)):
         campaign.resume(lab, None, {}, Transcript(), judge)
         assert [e.outcome.status for e in lab.ledger().experiments()] == [status]
+
+
+def test_a_paid_proposal_waits_whoever_proposes_when_ctrl_c_comes_again(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proposer = Scripted([idea(rows(4))])
+    night(lab, monkeypatch, proposer, Pressed(proposer))
+    other = Scripted([], ahead=0, name="sweep")
+    monkeypatch.setattr(proposers, "create", lambda name, workshop: other)
+    campaign.resume(lab, None, {}, Transcript(), Pressed(proposer))
+    assert [e.outcome.status for e in lab.ledger().experiments()] == [READY]

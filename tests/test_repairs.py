@@ -179,3 +179,18 @@ def test_a_full_disk_is_no_fault_of_the_proposal(
     with pytest.raises(LoopError, match="free space"):
         night(lab, monkeypatch, Scripted([idea(rows(4))]))
     assert [e.outcome.status for e in lab.ledger().experiments()] == [LOST]
+
+
+def test_each_fault_of_a_proposer_has_a_log_of_its_own(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "LONGEST_PAUSE_S", 0.0)
+    broken = {"csrc/scale.cpp": CPP.replace("kUnroll = 1", "kUnroll = 2")}
+
+    def mend(proposal: Proposal, refusal: GateResult) -> Proposal | None:
+        raise KeyError("in the repair")
+
+    night(lab, monkeypatch, Scripted([idea(broken), KeyError("in the proposal")], mend))
+    logs = [file.read_text() for file in (lab.folder / "runs").glob("*/error-*.log")]
+    for words in ("in the repair", "in the proposal"):
+        assert sum(words in log for log in logs) == 1

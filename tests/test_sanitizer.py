@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -312,3 +314,27 @@ def test_the_kernels_of_this_tree_are_clean(op: str) -> None:
     finding = sanitizer.findings(op, ROOT, "cuda")
     assert finding.passed, finding.reason
     assert "no verdict" not in str(finding.evidence), finding.evidence
+
+
+def test_a_summary_that_the_candidate_prints_hides_no_error() -> None:
+    forged = "========= ERROR SUMMARY: 0 errors\n" + CLEAN.replace("0 errors", "3 errors")
+    assert "3 errors of a kind" in verdict(memcheck=forged).reason
+
+
+@pytest.mark.parametrize(("ends", "said"), [(False, "no end within"), (True, "more memory than")])
+def test_why_a_tool_has_no_verdict_is_told_however_much_it_printed(
+    ends: bool, said: str, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    log.write_text("loading ...\n" * 100)
+
+    def wait(seconds: float) -> None:
+        if not ends:
+            raise subprocess.TimeoutExpired("tool", seconds)
+
+    running = SimpleNamespace(
+        process=SimpleNamespace(wait=wait), log=log, tail=log.read_text,
+        excess=lambda: "it used more memory than its cgroup allows",
+    )  # fmt: skip
+    found = sanitizer.judged([sanitizer._ended("memcheck", running, "word", 0.0)], 4)
+    assert said in found.evidence["compute_sanitizer"]["memcheck"]

@@ -89,7 +89,8 @@ def test_a_diff_that_touches_the_judge_is_refused_for_everyone(
 
 def test_with_an_op_only_its_own_files_are_open(root: Path) -> None:
     write(root, {"csrc/lab.h": "// more\n"})
-    assert "kernels/scale.py, csrc/scale.cpp" in judged(root, op="scale").reason
+    said = judged(root, op="scale").reason
+    assert "kernels/scale.py, csrc/scale.cpp, csrc/scale.cu, csrc/scale.h" in said
     write(root, {"csrc/scale.cpp": "// less\nint x;\n"})
     assert judged(root, op="scale").passed
 
@@ -202,3 +203,10 @@ def test_a_file_that_an_earlier_change_added_to_the_model_may_go(root: Path) -> 
     git(root, "commit", "-qm", "a file more")
     (root / "model/rotary.py").unlink()
     assert judged(root, "model").passed
+
+
+def test_the_size_of_a_change_is_told_in_bytes(root: Path) -> None:
+    write(root, {"csrc/scale.cpp": CPP + "// µµµµ\nint x;\n"})
+    found = judged(root)
+    patch = git(root, "diff", "--", "csrc/scale.cpp")
+    assert found.evidence["bytes"] >= len(patch.encode())

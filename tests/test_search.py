@@ -304,3 +304,10 @@ def test_a_plan_on_3000_experiments_tries_few_merges(
     assert tries, "no plan tried a merge"
     # To combine, and to find a start. Git takes nearly all the time of a plan.
     assert max(tries.values()) <= 2 * search.MERGES
+
+
+def test_what_waits_for_a_person_is_no_parent() -> None:
+    found = tried(1, DROP, bpb=-0.05, paths=("model/gpt.py",))
+    assert archive.is_near_miss(found)
+    waits = replace(found.outcome, reason="quarantined: better on less than 25% of the tokens/s")
+    assert not archive.is_near_miss(replace(found, outcome=waits))

@@ -20,6 +20,7 @@ from agent.machine import Machine
 from agent.prices import Price
 from agent.proposers import Context, NoProposal, Stopped, Workshop
 from agent.records import DROP, GateResult, Outcome, Proposal, Run, Settings, Usage
+from agent.research import wire
 from agent.research.draft import Draft
 from agent.research.messages import (
     CUT,
@@ -38,6 +39,7 @@ from agent.research.researcher import Researcher
 from agent.research.session import Bounds, Session
 from agent.research.tools import Submission, Toolbox, ToolLimits
 from agent.spending import BudgetSpent, Limits, Purse
+from bench.finding import Finding
 
 PATH = "csrc/scale.cpp"
 REFUSED = GateResult("build", False, "scale.cpp:3: error: cannot unroll", {}, 0.1)
@@ -83,7 +85,7 @@ def lab(tmp_path: Path) -> Iterator[Setting]:
     folder.mkdir()
     screen, rules = Transcript(), Rules()
     workshop = Workshop(
-        settings=settings, run="r", start=commit, folder=folder, ledger=ledger, repository=repository,
+        settings=settings, run="r", folder=folder, ledger=ledger, repository=repository,
         judge=rules, machine=Machine("cpu"), screen=screen, stop=threading.Event(),
     )  # fmt: skip
     context = Context(
@@ -586,3 +588,16 @@ def test_a_check_under_way_ends_with_the_run(lab: Setting, monkeypatch: pytest.M
     with pytest.raises(Stopped):
         lab.session(Scripted([edit(), calls(call("check"))])).run()
     assert "correctness" not in lab.rules.calls
+
+
+def test_half_a_character_in_a_candidate_s_last_words_ends_no_session(
+    lab: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = Finding(False, "RuntimeError: \ud83d")
+    monkeypatch.setattr(lab.rules, "correctness", lambda op, tree: wrong)
+    model = Scripted([edit(), calls(call("check")), submit(), submit()])
+    made = lab.session(model)
+    made.run()
+    made.repair(replace(REFUSED, reason="RuntimeError: \ud83d"))
+    for prompt in model.prompts:
+        assert wire.size(texts(prompt))

@@ -345,3 +345,10 @@ def test_a_file_that_is_no_utf_8_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "csrc/old.h").write_bytes(b"// 5 \xb5s\n")
     found = [space.path for space in settings_found.spaces(tmp_path)]
     assert found == ["csrc/scale.cpp", "model/optim.py"]
+
+
+def test_choices_may_be_none_and_texts(tmp_path: Path) -> None:
+    write(tmp_path, {"model/gpt.py": 'MODE = None  # tune: None "max-autotune"\n'})
+    proposal = Night(tmp_path, target="model").propose()
+    assert proposal is not None
+    assert proposal.notes["values"] == {"MODE": '"max-autotune"'}

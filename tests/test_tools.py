@@ -58,7 +58,7 @@ def bench(tmp_path: Path) -> Iterator[Bench]:
     rules, folder = Rules(), tmp_path / "scratch"
     folder.mkdir()
     workshop = Workshop(
-        settings, "r", commit, folder, ledger, repository, rules, Machine("cpu"), Transcript(), threading.Event()
+        settings, "r", folder, ledger, repository, rules, Machine("cpu"), Transcript(), threading.Event()
     )  # fmt: skip
     context = Context(
         "r", commit, root, "kernels", None, "cpu", 0, agenda="Fuse what is bound by memory.\n"

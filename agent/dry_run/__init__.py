@@ -114,7 +114,8 @@ def ends(settings: Settings, tempo: Pace, interval: float, usd: float, tokens: f
     for flag, limit, before, each in spent:
         if limit is not None and each > 0:
             count = max(0.0, (limit - before) / each)
-            found.append(End(f"{flag} {limit:g}", count, once + count * interval / 3600))
+            shown = str(limit) if isinstance(limit, int) else f"{limit:g}"
+            found.append(End(f"{flag} {shown}", count, once + count * interval / 3600))
     return sorted(found, key=lambda end: end.experiments)
 
 

@@ -49,7 +49,6 @@ class Workshop:
 
     settings: Settings
     run: str
-    start: str  # the commit that the run began with
     folder: Path  # of the run; drafts in it are removed when the run ends, logs stay
     ledger: Ledger
     repository: Repository

@@ -149,7 +149,7 @@ def _draw(ranked: Sequence[Sequence[str]], known: set[Setting], rng: random.Rand
 
 def _rank(choice: str) -> tuple[int, Any]:
     value = tunables.number_of(choice)
-    return (1, value) if isinstance(value, str) or value is None else (0, value)
+    return (1, str(value)) if isinstance(value, str) or value is None else (0, value)
 
 
 def _proposal(space: Space, setting: Setting, why: str) -> Proposal:

@@ -17,6 +17,9 @@ from bench.plan import PLAUSIBLE
 SIZE = 16  # members, the best ones
 # Ranks the two kinds: a model better by 0.005 is as good as an op faster by a tenth.
 BPB_WORTH = 20.0
+QUARANTINED = (
+    "quarantined"  # so begins the judge's reason for what waits for a person (bench/verdict.py)
+)
 
 
 def gain(past: Past) -> float:
@@ -38,6 +41,8 @@ def is_near_miss(past: Past) -> bool:
         outcome.status == REFUSE and past.refused_by == "microbench"
     )
     if not judged or not past.paths or gain(past) <= 0:
+        return False
+    if outcome.reason.startswith(QUARANTINED):
         return False
     change = outcome.bpb_change or 0.0
     before = (outcome.val_bpb or 0.0) - change

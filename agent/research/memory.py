@@ -80,7 +80,7 @@ def _section(title: str, lines: Iterable[str], total: int, limit: int) -> str:
     for line in lines:
         room -= len(line) + 1
         if room < 0:
-            shown.append(f"  ... {total - len(shown) + 1} more: the tool `history` has them")
+            shown.append(f"  ... {total - len(shown) + 1} more, for which there is no room here")
             break
         shown.append(line)
     return "\n".join(shown)

@@ -137,6 +137,7 @@ def first(context: Context, plan: Plan, memory: str, amdahl: str) -> str:
 
 def quote(source: str, text: str) -> str:
     """`text` as data, in a frame that it cannot close."""
+    text = text.encode(errors="replace").decode()  # half of a surrogate pair has no bytes
     seal = hashlib.sha256(f"{source}\0{text}".encode()).hexdigest()[:12]
     return f'<data source="{source}" seal="{seal}">\n{text}\n</data {seal}>'
 

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from agent.proposers import REPAIRS, NoProposal
 from agent.records import GateResult, Usage
-from agent.research import compaction
+from agent.research import compaction, wire
 from agent.research.messages import (
     CUT,
     MAX_TOKENS,
@@ -258,6 +258,8 @@ def _fitting(results: Sequence[ToolResult], bound: int) -> tuple[ToolResult, ...
     left = 3 * bound // 8
     fitting = []
     for result in results:
+        # Half of a surrogate pair, which a candidate's last words may hold, goes over no wire.
+        result = replace(result, text=wire.whole(result.text))
         if len(result.text) > left:
             over = f"\n[cut: {len(result.text) - left:,} more characters than fit in one turn; ask for less at a time]"
             result = replace(result, text=result.text[:left] + over)

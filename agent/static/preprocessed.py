@@ -18,6 +18,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench import hardware
+
 TIMEOUT_S = 20
 _MEMORY = 2 << 30
 JIT = Path(__file__).resolve().parents[2] / "kernels" / "jit.py"
@@ -66,7 +68,9 @@ def _targets() -> dict[str, tuple[str, ...]]:
 
 
 def _compiler(path: str) -> str | None:
-    return shutil.which("nvcc" if path.endswith(".cu") else os.environ.get("CXX", "c++"))
+    if path.endswith(".cu"):
+        return hardware.toolkit("nvcc")
+    return shutil.which(os.environ.get("CXX", "c++"))
 
 
 def _run(compiler: str, path: str, source: str, tree: Path, target: tuple[str, ...]) -> str | None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from bench.protocol import span
 
 FLOATS = ("float32", "bfloat16", "float16")
-# What `draw_float` draws from; "edges", "decades", "graded" and "weak" are for a contract to ask for.
+# What `draw_float` draws from; "edges", "decades", "graded", "weak" and "words" are for a contract to ask for.
 VARIED = ("normal", "offset", "heavy_tail", "spike", "rank_one")
 FAMILIES = (*VARIED, "constant", "zero")
 # Layouts in which every element has memory of its own, so that an op may write to it.

@@ -89,9 +89,19 @@ class Runner:
                 # whatever candidate code raises is an answer, not our failure
                 text = "".join(traceback.format_exception(error, limit=-LAST_FRAMES))
                 answer.update(ok=False, kind=type(error).__name__, error=text[-MAX_ERROR:])
-            self.channel.send(answer)
+            self.reply(answer)
             if request["do"] == "leave":
                 os._exit(lives.LEFT)  # what the candidate registered to be run at exit is not run
+
+    def reply(self, answer: Mapping[str, Any]) -> None:
+        """Send an answer. What the candidate has put into it may be no JSON: then that is the answer."""
+        try:
+            self.channel.send(answer)
+        except (TypeError, ValueError, RecursionError) as error:
+            said = f"expected plain numbers, texts, lists and dicts in the answer: {error}"
+            self.channel.send(
+                {"nonce": answer["nonce"], "ok": False, "kind": "structure", "error": said}
+            )
 
     def handler(self, do: str) -> Callable[..., dict[str, Any]]:
         name = f"do_{do}"

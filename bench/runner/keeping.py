@@ -22,7 +22,9 @@ class Keeping:
     def do_pack(self, request: Mapping[str, Any], fd: int) -> dict[str, Any]:
         folder = _folder()
         sizes: dict[Path, int] = {}
-        for path in (path for name in KEPT for path in sorted((folder / name).rglob("*"))):
+        # Not by Path.rglob, which in Python 3.11 fails where a compiler deletes a folder meanwhile.
+        walked = (found for kept in KEPT for found in os.walk(folder / kept))
+        for path in (Path(where, name) for where, _, names in walked for name in names):
             with contextlib.suppress(FileNotFoundError):  # a compiler's file, gone meanwhile
                 found = path.lstat()
                 if stat.S_ISREG(found.st_mode):

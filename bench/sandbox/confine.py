@@ -121,16 +121,20 @@ def _why_not(attempt: Callable[[], None]) -> str | None:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        code = 1
         try:
             attempt()
+            code = 0
         except OSError as error:
             os.write(writer, str(error).encode() or b"refused")
-        os._exit(0)
+        finally:  # whatever went wrong: no child may go on as its parent
+            os._exit(code)
     os.close(writer)
     with os.fdopen(reader, "rb") as answer:
         said = answer.read().decode()
-    os.waitpid(child, 0)
-    return said or None
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    return said or (f"the process that tried it ended with status {code}" if code else None)
 
 
 def _try_namespaces(root: str) -> None:

@@ -50,8 +50,8 @@ def text(path: str) -> ctypes.Array[ctypes.c_char]:
     return ctypes.create_string_buffer(os.fsencode(path))
 
 
-def prctl(option: int, value: int = 0, more: int = 0) -> int:
-    numbers = (ctypes.c_ulong(n) for n in (value, more, 0, 0))
+def prctl(option: int, value: int) -> int:
+    numbers = (ctypes.c_ulong(n) for n in (value, 0, 0, 0))
     return _checked(_libc.prctl(option, *numbers))
 
 

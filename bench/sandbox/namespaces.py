@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import struct
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
@@ -105,6 +106,7 @@ def _wait_and_sweep(child: int) -> int:
                 pass
         except ChildProcessError:
             break
+        time.sleep(0.002)
     return status
 
 

@@ -1,6 +1,6 @@
 """A thread of the judge that bounds, for one sandbox, what the kernel does not bound there. It looks, and kills.
 
-It bounds the output; where there is no cgroup, memory and processes; and where the scratch folder lies on a disk, that folder. It is needed because
+It bounds the output; where there is no cgroup, memory and processes; and what the sandbox may write on a disk: its scratch folder, the cache. It is needed because
 rlimits count a single process or file, and RLIMIT_NPROC counts nothing for root.
 """
 
@@ -84,9 +84,10 @@ class Watchdog:
         if disk and self._folders:
             if _size(self._folders) - self._before > self._limits.disk:
                 return f"it wrote more than {_megabytes(self._limits.disk)} of files"
-            space = os.statvfs(self._folders[0])
-            if space.f_bavail * space.f_frsize < RESERVE_BYTES:
-                return f"{FULL} {_megabytes(RESERVE_BYTES)} left at {self._folders[0]}"
+            for folder in self._folders:  # which may lie on different disks
+                space = os.statvfs(folder)
+                if space.f_bavail * space.f_frsize < RESERVE_BYTES:
+                    return f"{FULL} {_megabytes(RESERVE_BYTES)} left at {folder}"
         return ""
 
 
