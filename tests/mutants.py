@@ -72,7 +72,7 @@ SHARES: dict[str, tuple[int, tuple[str, ...]]] = {
     "csrc/adamw.cpp": (8, ("adamw",)),
     "csrc/nesterov.cpp": (4, ("nesterov",)),
     "csrc/muon_update.cpp": (12, ("muon_update",)),
-    "csrc/lanes.h": (10, ("qk_norm_rope", "relu2_mlp", "newton_schulz")),
+    "csrc/lanes.h": (10, ("qk_norm_rope", "linear_cross_entropy", "attention", "newton_schulz")),
     "csrc/product.h": (24, ("newton_schulz",)),
     "csrc/pairs.h": (8, ("newton_schulz", "attention")),
 }

@@ -37,9 +37,10 @@ STRIDES = {".row": ".column", ".column": ".row"}
 NOT_VALUES = re.compile(
     r"// tune\b|^\s*template\b|^\s*using\b|static_assert|constexpr int k|^LAB_|^\s*m\.(def|impl)\("
 )
-# Never called, the words of an error, and advice to the operating system: no change there can show.
+# Called by no shipped kernel, the words of an error, and advice to the operating system: no change there can show.
 WITHOUT_EFFECT = re.compile(
-    r"^(?:inline float fast_tanh|inline std::string describe|Tensor new_buffer)\(.*?^}", re.M | re.S
+    r"^(?:inline float fast_(?:exp|tanh)|inline std::string describe|Tensor new_buffer)\(.*?^}",
+    re.M | re.S,
 )
 OPERAND = r"\w+(?:::\w+)?(?:\.\w+)?(?:<\w+>)?(?:\([^()]*\)|\[[^\[\]]*\])?(?![\w(<\[.:])"
 DECLARATION = re.compile(r"^(const |float |int64_t |T )|[*&]\s*\w+$|^\s*$|[\[{]")

@@ -201,8 +201,9 @@ def test_empty_input_gives_empty_result(impl, shape):
 
 @pytest.mark.skipif(INTERPRETED, reason="the C++ kernel's own writing")
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
-def test_results_whose_channels_lie_apart_match_float64(dtype):
-    q, k, v = (random(1, 2, 40, 66, dtype=dtype, seed=s).mT for s in range(3))
+@pytest.mark.parametrize("shape", [(40, 66), (64, 128)], ids=str)
+def test_results_whose_channels_lie_apart_match_float64(dtype, shape):
+    q, k, v = (random(1, 2, *shape, dtype=dtype, seed=s).mT for s in range(3))
     assert_matches_float64(q, k, v, True, 20, "cpp")
 
 
