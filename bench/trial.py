@@ -404,9 +404,9 @@ class _Trial:
             )
 
     def examine_kernels(self, trainer: Judge) -> None:
-        """Check each op of the tree once more, as the model calls it, in the process that trained: values and gradients, in short trials the gradients of one op alone.
+        """Check each op of the tree once more, as the model calls it, in the process that trained.
 
-        Otherwise a kernel could turn careless after so many calls. Gradients of all ops take 3 s more on two cores.
+        In short trials values of all ops and gradients of one, else gradients of all. Otherwise a kernel could turn careless after so many calls. Gradients of all ops take 3 s more on two cores.
         """
         files = {path.stem for path in (trainer.tree / "kernels").glob("*.py")}
         ops = [op for op in contracts.ops() if op in files]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -119,17 +120,23 @@ def test_less_code_does_not_pay_for_a_loss() -> None:
     assert judged(3 * SIGMA, words=-500).decision == "drop"
 
 
-def test_less_code_that_loses_a_sigma_is_seldom_kept() -> None:
-    rng = random.Random(5)
+def kept_of(candidates: int, draw: Callable[[], float], words: int = 0) -> float:
+    """The share that is kept of candidates whose differences are drawn until each has its verdict."""
     kept = 0
-    for _ in range(500):
+    for _ in range(candidates):
         differences: list[float] = []
         verdict = Verdict("again", "")
         while verdict.decision == "again":
-            differences.append(rng.gauss(SIGMA, SIGMA))
-            verdict = judged(*differences, words=-SHORTER)
+            differences.append(draw())
+            verdict = judged(*differences, words=words)
         kept += verdict.decision == "keep"
-    assert kept / 500 <= 0.12  # 5 % at each of three looks, and they are not independent
+    return kept / candidates
+
+
+def test_less_code_that_loses_a_sigma_is_seldom_kept() -> None:
+    rng = random.Random(5)
+    kept = kept_of(500, lambda: rng.gauss(SIGMA, SIGMA), words=-SHORTER)
+    assert kept <= 0.12  # 5 % at each of three looks, and they are not independent
 
 
 @pytest.mark.parametrize(("times", "least", "most"), [(1.0, 0.0, 0.015), (2.0, ALPHA, 0.08)])
@@ -137,16 +144,12 @@ def test_of_noisier_candidates_without_effect_more_are_kept_as_the_docstring_say
     times: float, least: float, most: float
 ) -> None:
     rng = random.Random(8)
-    kept = 0
-    for _ in range(2_000):
-        differences: list[float] = []
-        verdict = Verdict("again", "")
-        while verdict.decision == "again":
-            ours, theirs = (rng.gauss(0, t * NOISE.deviation) for t in (1.0, times))
-            differences.append(theirs - ours)
-            verdict = judged(*differences)
-        kept += verdict.decision == "keep"
-    assert least <= kept / 2_000 <= most
+
+    def difference() -> float:
+        ours, theirs = (rng.gauss(0, t * NOISE.deviation) for t in (1.0, times))
+        return theirs - ours
+
+    assert least <= kept_of(2_000, difference) <= most
 
 
 def test_a_failed_trial_is_dropped_with_its_reason() -> None:

@@ -1,7 +1,7 @@
 """A thread of the judge that bounds, for one sandbox, what the kernel does not bound there. It looks, and kills.
 
-It bounds the output; where there is no cgroup, memory and processes; and what the sandbox may write on a disk: its scratch folder, the cache. It is needed because
-rlimits count a single process or file, and RLIMIT_NPROC counts nothing for root.
+It bounds the output; where there is no cgroup, memory and processes; and what the sandbox may write on a disk: its scratch folder, the cache. It is
+needed because rlimits count a single process or file, and RLIMIT_NPROC counts nothing for root.
 """
 
 from __future__ import annotations
