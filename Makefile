@@ -39,6 +39,7 @@ bench: install
 install: .venv/installed
 
 .venv/installed: requirements.lock pyproject.toml setup.py
+	@$(PYTHON) -c 'import platform, sys; here = f"{platform.system()} on {platform.machine()}"; sys.exit(0 if here == "Linux on x86_64" else f"Linux on x86_64 is needed, {here} came")'
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"Python 3.11 or newer is needed, {v[0]}.{v[1]} came: make PYTHON=python3.12")'
 	@command -v $${CXX:-c++} >/dev/null || { echo "a C++ compiler is needed: install g++ or clang++, or set CXX"; exit 1; }
 	@echo "installing into .venv (about a minute) ..."

@@ -88,7 +88,7 @@ def _kept(
 ) -> tuple[Run, Judging]:
     """A run that has kept something, reopened, and its judge. Raises Unusable if it has no keep."""
     found = _located(lab, ledger.run(name))
-    if not claims.standing(ledger.experiments(found.id)):
+    if not claims.standing(ledger.history(found.id)):
         raise Unusable(f"run {found.id} has no keep: nothing to take out, and nothing to run again")
     settings, judge = _ready(lab, found.settings, screen, judge)
     return _reopened(lab, found, settings, screen), judge

@@ -156,4 +156,4 @@ class Champion:
         return True
 
     def _keeps(self) -> int:
-        return len(claims.standing(self._ledger.experiments(self._run)))
+        return len(claims.standing(self._ledger.history(self._run)))

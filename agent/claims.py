@@ -10,11 +10,14 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TypeVar
 
 from agent import gains, standard
 from agent.ledger import Ledger
-from agent.records import KEEP, Confirmation, Experiment, Pair, Run
+from agent.records import KEEP, Confirmation, Experiment, Pair, Past, Run
 from bench.interval import Figure, Spread, mean, total
+
+Kept = TypeVar("Kept", bound=Past)
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ def of_champion(ledger: Ledger, run: Run) -> Again | None:
     return next((e for e in reversed(again(ledger, run)) if e.incumbent == run.incumbent), None)
 
 
-def standing(experiments: Sequence[Experiment]) -> list[Experiment]:
+def standing(experiments: Sequence[Kept]) -> list[Kept]:
     """The keeps that are in the champion: not those taken out again, and no removals."""
     kept = [e for e in experiments if e.outcome.status == KEEP]
     gone = {e.notes["without"] for e in kept if e.proposer == standard.PRUNE}

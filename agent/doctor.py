@@ -17,7 +17,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from agent.lab import Lab, Unusable
@@ -27,6 +27,10 @@ from bench import hardware
 
 _LEAST_DISK = 2 << 30  # for built kernels, their scratch, and a ledger
 _GIB = 1 << 30
+_PLATFORM = "Linux on x86_64"
+_MOUNTS = Path("/proc/self/mountinfo")
+# File systems of other machines, by how their names begin: SQLite's write-ahead log is not safe there.
+_NETWORK = ("nfs", "cifs", "smb", "9p", "ceph", "lustre", "gpfs", "beegfs", "afs", "fuse.sshfs")
 _MARKS = {(True, True): "yes", (True, False): "yes", (False, True): "NO", (False, False): "-"}
 
 
@@ -87,7 +91,11 @@ def as_json(rows: Sequence[Row]) -> str:
 
 
 def _software() -> Iterator[Row]:
+    from bench import sandbox
+
     part, version = "software", platform.python_version()
+    here = f"{platform.system()} on {platform.machine()}"
+    yield Row(part, "platform", here == _PLATFORM, f"{here} ({_PLATFORM} is needed)")
     yield Row(part, "Python", sys.version_info >= (3, 11), f"{version} (3.11 or newer is needed)")
     try:
         import torch
@@ -105,7 +113,13 @@ def _software() -> Iterator[Row]:
     )
     yield Row(part, "Python.h", header.is_file(), there, needed=False)
     what = "g++ or clang++" + (", or unset CXX, which names it" if "CXX" in os.environ else "")
-    yield _command(part, "C++ compiler", os.environ.get("CXX", "c++"), what)
+    compiler = os.environ.get("CXX", "c++")
+    row = _command(part, "C++ compiler", compiler, what)
+    if row.ok and sandbox.seen_by_runners(compiler) is None:
+        where = "they see the system's folders and those of this Python"
+        text = f"no runner sees {compiler}: {where}; install one there, and name it in CXX"
+        row = replace(row, ok=False, text=text)
+    yield row
     yield _command(part, "git", "git", "git")
     yield _command(
         part,
@@ -118,11 +132,21 @@ def _software() -> Iterator[Row]:
 
 
 def _machine(lab: Lab) -> Iterator[Row]:
+    from bench.sandbox import cgroup
+
     part = "machine"
     cores = len(os.sched_getaffinity(0))
     yield Row(part, "CPU", True, f"{hardware.processor()}, {cores} cores{_vectors()}")
+    share, bound = cgroup.allowance()
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    if share < (int(threads) if threads.isdigit() else cores):
+        text = f"a control group gives the time of {share:g} cores: set OMP_NUM_THREADS={max(1, int(share))}, or threads are stopped while they are timed"
+        yield Row(part, "CPU quota", False, text, False)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    yield Row(part, "memory", True, f"{memory / _GIB:.1f} GiB")
+    text = f"{memory / _GIB:.1f} GiB"
+    if bound < memory:
+        text = f"{bound / _GIB:.1f} of {text}, by a control group"
+    yield Row(part, "memory", True, text)
     gpu = _gpu(part)
     yield gpu
     if gpu.ok:
@@ -131,6 +155,22 @@ def _machine(lab: Lab) -> Iterator[Row]:
     free = shutil.disk_usage(folder).free
     text = f"{free / _GIB:.1f} GiB free in {folder} ({_LEAST_DISK // _GIB} are needed)"
     yield Row(part, "disk", free >= _LEAST_DISK, text)
+    kind = _file_system(folder)
+    local = not kind.startswith(_NETWORK)
+    advice = "" if local else ": the ledger is safe on a local disk alone; put the checkout on one"
+    yield Row(part, "file system", local, f"{kind}{advice}", False)
+
+
+def _file_system(folder: Path) -> str:
+    """The kind of file system that a folder lies on, such as ext4."""
+    deepest, kind = 0, "unknown"
+    for line in _MOUNTS.read_text().splitlines():
+        before, _, after = line.partition(" - ")
+        point = Path(before.split(" ")[4].replace("\\040", " "))
+        # Of two mounts at one place the later one is seen.
+        if folder.resolve().is_relative_to(point) and len(point.parts) >= deepest:
+            deepest, kind = len(point.parts), after.split(" ")[0]
+    return kind
 
 
 def _isolation() -> Iterator[Row]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from agent.git import GitError, Repository
 from agent.ledger import Ledger
-from agent.records import LOST, OPEN, Experiment, Past
+from agent.records import LOST, OPEN, Past
 
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 FIGURES = (
@@ -22,11 +22,11 @@ MORE = ("run", "number", "proposer", *FIGURES, "device_seconds", "reason")
 def tsv(ledger: Ledger, run: str | None = None) -> str:
     """One line per experiment. A figure that was not measured is 0.000000 or 0.0 in autoresearch's columns, and empty in ours."""
     lines = ["\t".join((*COLUMNS, *MORE))]
-    lines += ["\t".join(_cells(experiment)) for experiment in ledger.experiments(run)]
+    lines += ["\t".join(_cells(experiment)) for experiment in ledger.history(run)]
     return "\n".join(lines) + "\n"
 
 
-def _cells(experiment: Experiment) -> list[str]:
+def _cells(experiment: Past) -> list[str]:
     outcome = experiment.outcome
     bpb, memory = outcome.val_bpb or 0.0, (outcome.peak_memory_mb or 0.0) / 1024
     ours = (

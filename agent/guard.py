@@ -81,7 +81,7 @@ class Guard:
         except LoopError:
             raise
         except Exception as error:
-            log = self.keep(what, error)
+            log = self.log(what, error)
             say(
                 f"{what} is not measured to the end: {type(error).__name__}: {error}; see {log}; "
                 f"to measure it later: python -m agent report --rerun {self._folder.name}"
@@ -97,8 +97,8 @@ class Guard:
                 f"{tampered}; only the experiment under way is lost: python -m agent --resume"
             ) from None
 
-    def keep(self, name: str, error: Exception) -> Path:
-        """Write the traceback of an error into a log; the log."""
+    def log(self, name: str, error: Exception) -> Path:
+        """Write the traceback of an error into a file of the run; the file."""
         log = self._folder / f"error-{name.replace(' ', '-')}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("".join(traceback.format_exception(error)), errors="replace")
@@ -107,7 +107,7 @@ class Guard:
     def _failed(self, experiment: int, stage: str, error: Exception, status: str) -> Outcome:
         """The outcome to record. Raises LoopError at the MAX_FAILURES-th failure in a row: then the judge itself is broken."""
         self._failures[stage] += 1
-        log = self.keep(str(self._ledger.number(experiment)), error)
+        log = self.log(str(self._ledger.number(experiment)), error)
         outcome = Outcome(status, f"{UNFINISHED}: {type(error).__name__}: {error}; see {log}")
         if self._failures[stage] >= MAX_FAILURES:
             self._ledger.close_experiment(experiment, outcome)

@@ -1,5 +1,6 @@
 """What the loop asks of the judge, as one object: `Bench` asks the real one, and a test gives another.
 
+In agent/ `judge` is such an object, all of bench; in bench/ a `Judge` is the judge's end of one runner (bench/judge.py).
 `bench` is imported where it is used, because it imports torch.
 """
 

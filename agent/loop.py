@@ -136,6 +136,7 @@ class Loop:
         return replace(outcome, **gains.timed(results))
 
     def _baseline(self) -> None:
+        """Build the incumbent and train it on BASELINES seeds, for the first estimate of the noise. Raises LoopError if it does not."""
         which, mend = "the start", "try `python -m agent trial`"
         if self.incumbent != self.start:
             which = f"the incumbent, commit {self.incumbent[:12]},"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, fields
@@ -12,6 +13,7 @@ from agent.database import Database
 from agent.records import Confirmation, Pair, TrialKey
 
 _KEY = tuple(field.name for field in fields(TrialKey))
+_ALIKE = tuple(name for name in _KEY if name not in ("tree", "seed"))
 
 
 class Measurements:
@@ -36,17 +38,25 @@ class Measurements:
         )
         return json.loads(rows[0]["result"]) if rows else None
 
-    def results(
-        self, key: TrialKey, free: tuple[str, ...] = ("seed",)
-    ) -> list[tuple[str, dict[str, Any]]]:
-        """(tree, result) of every good trial whose key differs from `key` in no other fields than `free`, oldest first."""
-        same = [name for name in _KEY if name not in free]
-        where = " AND ".join(f"{name} = ?" for name in same)
-        rows = self._database.rows(
-            f"SELECT tree, result FROM trials WHERE {where} AND ok = 1 AND NOT void ORDER BY id",
-            [getattr(key, name) for name in same],
+    def figures(self, key: TrialKey) -> list[dict[str, Any]]:
+        """tree, seed, val_bpb and tokens_per_second of every good trial that differs from `key` in tree and seed alone, oldest first.
+
+        Without the curves, some 20 KB a trial: the noise is asked for after every pair, and a month leaves thousands of trials.
+        """
+        rows = self._good(key, "tree, seed, val_bpb, tokens_per_second", "ORDER BY id")
+        return [dict(row) for row in rows]
+
+    def seconds(self, key: TrialKey, most: int) -> list[float]:
+        """How long the last `most` of these trials took in all, the latest first."""
+        rows = self._good(key, "result", "ORDER BY id DESC LIMIT ?", most)
+        return [json.loads(row["result"])["total_seconds"] for row in rows]
+
+    def _good(self, key: TrialKey, columns: str, order: str, *more: int) -> list[sqlite3.Row]:
+        where = " AND ".join(f"{name} = ?" for name in _ALIKE)
+        return self._database.rows(
+            f"SELECT {columns} FROM trials WHERE {where} AND ok = 1 AND NOT void {order}",
+            [*(getattr(key, name) for name in _ALIKE), *more],
         )
-        return [(row["tree"], json.loads(row["result"])) for row in rows]
 
     def void_trials(self, key: TrialKey, before: float) -> None:
         """Record that this machine and device have changed: no run finds a trial from before that moment any more."""

@@ -198,7 +198,7 @@ class Preparing:
         except Stopped:
             raise
         except Exception as error:  # the boundary of a proposer: no fault of the judge's
-            log = self.guard.keep(f"repair-{self.ledger.number(experiment)}", error)
+            log = self.guard.log(f"repair-{self.ledger.number(experiment)}", error)
             self.screen.say(f"  not repaired: {type(error).__name__}: {error}; see {log}")
             return None
         if repaired is None:
@@ -233,7 +233,7 @@ class Preparing:
         """A fault of the proposer's own. Raises LoopError when it repeats."""
         self._failures += 1
         number = 1 + sum(self.ledger.counts(self.run_id).values())  # of the row that it will have
-        log = self.guard.keep(f"proposer-{number}", error)
+        log = self.guard.log(f"proposer-{number}", error)
         reason = f"{self.proposer.name} failed: {type(error).__name__}: {error}; see {log}"
         self._nothing(parent, NoProposal(reason))
         if self._failures >= MAX_FAILURES:

@@ -56,12 +56,13 @@ def status(ledger: Ledger, file: Path, tree: Path, running: bool) -> str:
         lines.append(f"{run.id}  {when}  {state:8} {_counts(ledger.history(run.id))}")
     latest = runs[-1]
     lines += ["", f"run {latest.id}"]
-    for experiment in ledger.experiments(latest.id):
+    experiments = ledger.experiments(latest.id)
+    for experiment in experiments:
         lines += _experiment(experiment)
     lines += [
         "",
         *gain_report.lines(ledger, latest),
-        *night_report.false_discoveries(ledger.experiments(latest.id)),
+        *night_report.false_discoveries(experiments),
         spending(ledger, latest.id),
     ]
     if found := [*settings_found.report(tree, ledger.history())]:

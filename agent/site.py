@@ -22,7 +22,7 @@ from agent.machine import Machine
 from agent.proposers import Workshop
 from agent.records import Run, TrialKey
 from agent.screen import Screen
-from agent.workspace import Workspace, clear_leftovers
+from agent.workspace import Workspace, clear_leftovers, clear_old_builds
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,12 @@ class Site:
 
 
 def workshop(lab: Lab, run: Run, ledger: Ledger, judge: Judging, screen: Screen) -> Workshop:
-    """What a proposer may use. Nothing is recorded yet; what killed runs left is removed."""
+    """What a proposer may use. Nothing is recorded yet; what killed runs left, and what was built long ago, is removed."""
     if ended := headless.end_leftovers(lab.folder):
         screen.say(f"ended {ended} processes of a coding agent, which a killed run had left")
     for stays in clear_leftovers(lab.folder):
         screen.say(f"{stays} cannot be removed, and is left: what is in it may be another user's")
+    clear_old_builds(lab.folder)
     return Workshop(
         run.settings, run.id, lab.folder / "runs" / run.id, ledger, lab.repository(), judge,
         Machine(run.settings.device), screen, threading.Event(),

@@ -28,6 +28,8 @@ TIMER_REFUSES = "timer_refuses"  # in the evidence of a placebo's microbench
 
 @dataclass(frozen=True)
 class Standard:
+    """What is asked of a change. (What is right for one call of an op is another Standard, of bench/comparison.py.)"""
+
     must_win: bool = True  # in the microbench
     # In the verdict, the incumbent (which has the keep) takes the candidate's place.
     turned_round: bool = False

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bench.trial import TrialResult
 
 FRESH_S = 12 * 3600  # a machine's clock and load drift; older trials are measured again
+RECENT = 20  # trials that say how long the next will take
 
 
 class Trials:
@@ -92,27 +93,23 @@ class Trials:
     def noise(self, start: str) -> Spread:
         """Spread of val_bpb from seed to seed, pooled over every tree that was trained with several seeds; `start`: the run's first commit."""
         trees: dict[str, dict[int, float]] = defaultdict(dict)
-        for tree, row in self._rows():
-            trees[tree][row["seed"]] = row["val_bpb"]
+        for row in self._ledger.measured.figures(self._key):
+            trees[row["tree"]][row["seed"]] = row["val_bpb"]
         return self._judge.noise(trees, self._tree_hash(start))
 
     def spread(self, of: Callable[[Mapping[str, Any]], float]) -> Spread:
-        """Spread from seed to seed of a figure that `of` takes from a trial's row, pooled over every tree trained with several seeds."""
+        """Spread from seed to seed of what `of` makes of val_bpb or tokens_per_second, pooled over every tree trained with several seeds."""
         from bench.interval import Spread
 
         groups: dict[str, list[float]] = defaultdict(list)
-        for tree, row in self._rows():
-            groups[tree].append(of(row))
+        for row in self._ledger.measured.figures(self._key):
+            groups[row["tree"]].append(of(row))
         return Spread.pooled(list(groups.values()))
 
     def typical_s(self) -> float:
-        """Seconds that a trial of this run takes in all, set-up and scoring included."""
-        took = [row["total_seconds"] for _, row in self._rows()]
+        """Seconds that a trial like those of this run takes in all, set-up and scoring included, by the last RECENT of any run."""
+        took = self._ledger.measured.seconds(self._key, RECENT)
         return statistics.median(took) if took else self._key.seconds
-
-    def _rows(self) -> list[tuple[str, dict[str, Any]]]:
-        """(tree, row) of every good trial on the split that selects."""
-        return self._ledger.measured.results(self._key, ("tree", "seed"))
 
     def _key_of(self, commit: str, seed: int) -> TrialKey:
         return replace(self._key, tree=self._tree_hash(commit), seed=seed)

@@ -12,6 +12,7 @@ import fcntl
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,8 @@ from agent.surface import FOLDERS
 
 TREES = "trees"
 DRAFT = "draft"  # a proposer's own files
+# Age at which a built object goes: a run builds what it needs before it needs it.
+OLD_S = 30 * 24 * 3600
 
 
 class Busy(RuntimeError):
@@ -152,6 +155,14 @@ def clear_leftovers(lab: Path) -> list[Path]:
     for folder in left:
         remove(folder)
     return [folder for folder in left if folder.exists()]
+
+
+def clear_old_builds(lab: Path) -> None:
+    """Remove what was built more than OLD_S ago: 10,000 kernels leave 1.3 GB, and hardly one is asked for again. To be called under `lock`."""
+    for file in (lab / "cache" / "lab").glob("*"):
+        with suppress(OSError):
+            if file.is_file() and file.stat().st_mtime < time.time() - OLD_S:
+                file.unlink()
 
 
 def make_way(tree: Path) -> None:

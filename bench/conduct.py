@@ -181,10 +181,10 @@ class Conduct:
 
 def no_memory_hog(incumbent: Conduct, candidate: Conduct) -> None:
     """Raises Refused where the candidate's memory grew far beyond the incumbent's."""
-    theirs, ours = incumbent.peak_bytes(), candidate.peak_bytes()
-    if ours > MEMORY_FACTOR * theirs + MEMORY_SLACK:
+    usual, taken = incumbent.peak_bytes(), candidate.peak_bytes()
+    if taken > MEMORY_FACTOR * usual + MEMORY_SLACK:
         raise Refused(
             "memory",
-            f"the candidate took up to {ours >> 20} MB where the incumbent took {theirs >> 20} MB: speed may not be bought with "
+            f"the candidate took up to {taken >> 20} MB where the incumbent took {usual >> 20} MB: speed may not be bought with "
             "memory that grows; free what a call no longer needs",
         )

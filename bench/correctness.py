@@ -64,7 +64,7 @@ LAST_CHECKS: tuple[Check, ...] = (training.aged, training.inference)
 
 def check(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) -> Finding:
     """Judge an op of a tree: its default implementation and every other that runs on the device."""
-    found = values_of(op, tree, device=device, seed=seed)
+    found = without_sanitizer(op, tree, device=device, seed=seed)
     if not found.passed:
         return found
     looked = sanitizer.findings(op, tree, device)
@@ -74,8 +74,10 @@ def check(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) 
     return Finding(True, found.reason, evidence)
 
 
-def values_of(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) -> Finding:
-    """The same without compute-sanitizer."""
+def without_sanitizer(
+    op: str, tree: Path, *, device: str = "cpu", seed: int | None = None
+) -> Finding:
+    """The same without compute-sanitizer's last word."""
     memory = device_memory.lendable(device)
     with Judge(tree, device=device, poison=True, memory=memory) as judge:
         return examined(op, judge, seed)

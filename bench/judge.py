@@ -72,6 +72,7 @@ def error_line(error: Exception) -> str:
 class Judge:
     """One runner process on one tree. Context manager: leaving it kills the runner and everything it started.
 
+    cache_writable: what the runner builds goes into CACHE, which it else can only read. poison, limits, layers: as in sandbox.start.
     memory: device memory in which tensors are lent; by default, and where this machine or its sandbox refuses, they are lent in shared
     memory and the runner copies them to its device. `lends` says which, and why.
     """

@@ -228,8 +228,10 @@ class _Trial:
         return taken
 
     def begin(self, trainer: Judge, taken: float) -> None:
-        """Take from the training what set-up (`taken` seconds) and handing over the weights, in which the model's own code runs, may take beyond
-        their allowances, and check that the model knows nothing."""
+        """Check that the model knows nothing, and take from the training what goes beyond two allowances.
+
+        They are for set-up, which took `taken` seconds, and for copying the weights: in both the model's own code runs.
+        """
         # In the data set's own numbers, in which a table or a checkpoint from elsewhere would be written. The model's code runs then as well.
         asked = time.monotonic()
         loss = self.loss(trainer, np.arange(self.dataset.vocab_size), GUESSED_ROWS)
@@ -382,7 +384,7 @@ class _Trial:
         self.known["val_bpb"] = bpb
 
     def _require_prompt(self, trainer: Judge, price: float, tokens: int) -> None:
-        """What the trainer answers first costs it what it costs the scorer (`price`, a token): else it has learned on since the bell."""
+        """What the trainer answers first has to cost it what it costs the scorer, `price` seconds of processor time a token: else it has gone on learning."""
         used = trainer.cpu_seconds() - self.handed
         looked = tokens + MEASURED_ROWS * SEQUENCE[self.device]
         allowed = LOOKED_SLACK_S + LOOKED_TIMES * price * looked
@@ -394,7 +396,10 @@ class _Trial:
             )
 
     def _require_cheap(self, used: float, asked: int) -> None:
-        """To score a token takes a third of what training on it took; much more is a learner, or many models in one. `asked`: how many tokens."""
+        """To score a token takes a third of what training on it took; much more is a learner, or many models in one.
+
+        used: seconds of processor time. asked: tokens.
+        """
         a_token = self.known["cpu_seconds"] / (1e6 * self.known["total_tokens_M"])
         allowed = SCORED_SLACK_S + SCORED_TIMES * a_token * asked
         if self.device == "cpu" and used > allowed:
@@ -404,9 +409,9 @@ class _Trial:
             )
 
     def examine_kernels(self, trainer: Judge) -> None:
-        """Check each op of the tree once more, as the model calls it, in the process that trained.
+        """Check each op of the tree once more, as the model calls it, in the process that trained: after so many calls a kernel could turn careless.
 
-        In short trials values of all ops and gradients of one, else gradients of all. Otherwise a kernel could turn careless after so many calls. Gradients of all ops take 3 s more on two cores.
+        In short trials the values of all ops and the gradients of one, else the gradients of all, which take 3 s more on two cores.
         """
         files = {path.stem for path in (trainer.tree / "kernels").glob("*.py")}
         ops = [op for op in contracts.ops() if op in files]

@@ -44,6 +44,8 @@ FEWER = 0.25
 
 @dataclass(frozen=True)
 class Verdict:
+    """What is decided, why in words, and the figures behind it, as plain JSON."""
+
     decision: str  # keep, drop, again, quarantine
     reason: str
     evidence: dict[str, Any] = field(default_factory=dict)

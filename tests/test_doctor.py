@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import sqlite3
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from agent.__main__ import main
 from agent.lab import Lab, Unusable
 from agent.records import Settings
 from bench import first_kernels, judge
-from bench.sandbox import isolation
+from bench.sandbox import cgroup, isolation
 from bench.sandbox.isolation import Layer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -126,6 +127,48 @@ def test_a_missing_compiler_is_told_with_what_to_install(
     assert (row.ok, row.needed) == (False, True)
     assert "no-such-compiler" in row.text
     assert "install g++ or clang++" in row.text
+
+
+def test_a_compiler_that_no_runner_sees_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\necho g++ 13.2\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    row = next(row for row in doctor.examine(Lab(tmp_path)) if row.name == "C++ compiler")
+    assert (row.ok, row.needed) == (False, True)
+    assert f"no runner sees {compiler}" in row.text
+
+
+def test_another_architecture_is_refused_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
+    row = next(row for row in doctor.examine(Lab(tmp_path)) if row.name == "platform")
+    assert (row.ok, row.needed) == (False, True)
+    assert row.text == "Linux on aarch64 (Linux on x86_64 is needed)"
+
+
+def test_what_a_container_may_use_of_the_machine_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cgroup, "allowance", lambda: (0.5, 1 << 30))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    rows = {row.name: row for row in doctor.examine(Lab(tmp_path))}
+    assert (rows["CPU quota"].ok, rows["CPU quota"].needed) == (False, False)
+    assert "0.5 cores: set OMP_NUM_THREADS=1" in rows["CPU quota"].text
+    assert rows["memory"].text.startswith("1.0 of ")
+
+
+def test_a_checkout_on_another_machine_s_disk_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert doctor._file_system(Path("/proc")) == "proc"
+    monkeypatch.setattr(doctor, "_file_system", lambda folder: "nfs4")
+    row = next(row for row in doctor.examine(Lab(tmp_path)) if row.name == "file system")
+    assert (row.ok, row.needed) == (False, False)
+    assert "local disk" in row.text
 
 
 def test_a_container_without_privileges_is_seen_and_a_candidate_still_held(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import signal
@@ -220,6 +221,54 @@ def test_a_group_hierarchy_that_cannot_be_written_says_so(
     monkeypatch.setattr(cgroup, "_mounts", lambda: iter([("", (tmp_path / "absent", "/"))]))
     with pytest.raises(OSError, match="absent is not writable"):
         cgroup.find()
+
+
+def test_a_mount_without_a_source_hides_no_hierarchy(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "23 1 0:21 / /x rw - tmpfs  rw\n31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+    monkeypatch.setattr(Path, "read_text", lambda path, *_, **__: told)
+    mounts = dict(cgroup._mounts())
+    monkeypatch.undo()
+    assert mounts == {"": (Path("/sys/fs/cgroup"), "/")}
+
+
+QUOTA, PERIOD = "cpu.cfs_quota_us", "cpu.cfs_period_us"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (
+            {"pod/cpu.max": "max 100000", "cpu.max": "150000 100000", "pod/memory.max": "4096"},
+            (1.5, 4096),
+        ),
+        (
+            {f"pod/{QUOTA}": "400000", f"pod/{PERIOD}": "100000", "memory.limit_in_bytes": "8192"},
+            (4.0, 8192),
+        ),
+        (
+            {f"pod/{QUOTA}": "-1", f"pod/{PERIOD}": "100000", "pod/memory.max": "max"},
+            (math.inf, math.inf),
+        ),
+    ],
+)
+def test_what_a_container_may_use_is_read_from_its_group_and_those_above(
+    files: dict[str, str],
+    expected: tuple[float, float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "pod").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    monkeypatch.setattr(cgroup, "_own", lambda: iter([("", "/pod"), ("elsewhere", "/")]))
+    monkeypatch.setattr(cgroup, "_mounts", lambda: iter([("", (tmp_path, "/"))]))
+    assert cgroup.allowance() == expected
+
+
+def test_a_sandbox_stays_below_the_memory_of_its_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroup, "allowance", lambda: (math.inf, 4 << 30))
+    assert default("cpu").memory <= 3 << 30
+    assert default("cpu").disk <= 1 << 30
 
 
 def test_the_watchdog_counts_processes_and_says_what_it_killed_for(tmp_path: Path) -> None:

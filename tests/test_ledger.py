@@ -256,7 +256,7 @@ def test_trials_that_a_changed_machine_made_void_are_never_found_again(ledger: L
     moment = time.time()
     ledger.measured.void_trials(KEY, before=moment)
     assert ledger.measured.find_trial(KEY) is None
-    assert ledger.measured.results(KEY) == []
+    assert ledger.measured.figures(KEY) == []
     assert ledger.measured.find_trial(other) == RESULT
     ledger.measured.add_trial("r1", KEY, RESULT)
     ledger.measured.void_trials(KEY, before=moment)
@@ -275,7 +275,21 @@ def test_a_pair_that_is_run_again_takes_the_place_of_the_first(ledger: Ledger) -
 def test_a_failed_trial_is_kept_but_never_reused(ledger: Ledger) -> None:
     ledger.measured.add_trial("r1", KEY, {"ok": False, "failure": "nan", "val_bpb": float("nan")})
     assert ledger.measured.find_trial(KEY) is None
-    assert ledger.measured.results(KEY) == []
+    assert ledger.measured.figures(KEY) == []
+    assert ledger.measured.seconds(KEY, 9) == []
+
+
+def test_figures_come_without_curves_and_the_latest_trials_say_how_long_one_takes(
+    ledger: Ledger,
+) -> None:
+    for seed, seconds in enumerate((90.0, 60.0, 70.0)):
+        key = TrialKey(**{**vars(KEY), "seed": seed, "tree": f"tree {seed}"})
+        result = RESULT | {"seed": seed, "total_seconds": seconds, "losses": [[1.0, 2.0]]}
+        ledger.measured.add_trial("r1", key, result)
+    ledger.measured.add_trial("r1", TrialKey(**{**vars(KEY), "judge": "another"}), RESULT)
+    figures = {"tree": "tree 2", "seed": 2, "val_bpb": 2.5, "tokens_per_second": 1000.0}
+    assert ledger.measured.figures(KEY)[2:] == [figures]
+    assert ledger.measured.seconds(KEY, 2) == [70.0, 60.0]
 
 
 def test_tsv_begins_with_the_columns_of_autoresearch_and_keeps_one_line_a_row(

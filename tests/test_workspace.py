@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +18,17 @@ from lab_tree import CPP, PY, git, make, write
 from agent.git import GitError, Repository
 from agent.records import Proposal
 from agent.surface import FOLDERS
-from agent.workspace import Busy, Workspace, clear_leftovers, is_held, lock, make_way, remove
+from agent.workspace import (
+    OLD_S,
+    Busy,
+    Workspace,
+    clear_leftovers,
+    clear_old_builds,
+    is_held,
+    lock,
+    make_way,
+    remove,
+)
 
 BETTER = CPP.replace("kRows = 1", "kRows = 4")
 NOBODY = 65534
@@ -284,6 +295,16 @@ def test_one_loop_a_checkout_and_a_killed_one_leaves_nothing_for_long(root: Path
     with lock(root / ".lab"):
         assert clear_leftovers(root / ".lab") == []
     assert not (root / ".lab/runs/dead/trees").exists()
+
+
+def test_what_was_built_long_ago_is_removed_and_the_rest_stays(root: Path) -> None:
+    cache = root / ".lab" / "cache" / "lab"
+    cache.mkdir(parents=True)
+    for name, age_s in (("old.so", OLD_S + 60), ("old.lock", OLD_S + 60), ("new.so", 60)):
+        (cache / name).touch()
+        os.utime(cache / name, (time.time() - age_s,) * 2)
+    clear_old_builds(root / ".lab")
+    assert [file.name for file in cache.iterdir()] == ["new.so"]
 
 
 def test_the_branch_goes_forwards_alone_and_never_under_a_person(root: Path) -> None:

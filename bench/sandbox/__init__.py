@@ -232,6 +232,20 @@ def start(
     return sandbox
 
 
+def seen_by_runners(program: str) -> str | None:
+    """Where a runner finds a program, by its own PATH or a path that is given; None if it sees none: of programs it has SYSTEM's and this Python's."""
+    found = shutil.which(program, path=_path())
+    if found is None:
+        return None
+    folders = map(os.path.realpath, (*SYSTEM, sys.prefix, sys.base_prefix))
+    real = Path(os.path.realpath(found))
+    return found if any(real.is_relative_to(folder) for folder in folders) else None
+
+
+def _path() -> str:
+    return f"{sysconfig.get_path('scripts')}:/usr/local/bin:/usr/bin:/bin"
+
+
 def _sweep() -> None:
     """Remove the scratch folders of judges that were killed: their runners died with them."""
     for folder in Path(tempfile.gettempdir()).glob("lab-*-*"):
@@ -320,7 +334,7 @@ def _environment(
 ) -> dict[str, str]:
     """Built from nothing; what is taken over from the judge's own environment is named here."""
     environment = {
-        "PATH": f"{sysconfig.get_path('scripts')}:/usr/local/bin:/usr/bin:/bin",
+        "PATH": _path(),
         "HOME": str(own),
         "TMPDIR": str(own),
         "LANG": "C.UTF-8",

@@ -6,6 +6,7 @@ asked and nothing is installed. Source: the kernel's admin-guide, cgroup-v1 and 
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -117,6 +118,45 @@ def find() -> Place:
     return Place(1, folders)
 
 
+def allowance() -> tuple[float, float]:
+    """(cores, bytes of memory) that the groups around this process leave to it, infinite where none sets a bound.
+
+    What a container may use shows here alone: inside, the numbers of cores and of pages are the machine's.
+    """
+    try:
+        mounts, own = dict(_mounts()), list(_own())
+    except FileNotFoundError:  # a kernel without control groups
+        return math.inf, math.inf
+    cores = memory = math.inf
+    for controller, path in own:
+        for folder in _upwards(mounts[controller], path) if controller in mounts else ():
+            cores, memory = min(cores, _cores(folder)), min(memory, _bytes(folder))
+    return cores, memory
+
+
+def _cores(folder: Path) -> float:
+    """Time on the cores in a period, over the period. Without a bound version 2 says `max`, and version 1 -1."""
+    told = _words(folder, "cpu.max") or _words(folder, "cpu.cfs_quota_us", "cpu.cfs_period_us")
+    bounded = len(told) == 2 and told[0].isdigit()
+    return int(told[0]) / int(told[1]) if bounded else math.inf
+
+
+def _bytes(folder: Path) -> float:
+    told = _words(folder, "memory.max") or _words(folder, "memory.limit_in_bytes")
+    return int(told[0]) if told and told[0].isdigit() else math.inf
+
+
+def _words(folder: Path, *names: str) -> list[str]:
+    """What these files hold; nothing of one that is not there."""
+    found: list[str] = []
+    for name in names:
+        try:
+            found += (folder / name).read_text().split()
+        except OSError:
+            continue
+    return found
+
+
 def sweep(place: Place) -> None:
     """Remove the groups of judges that were killed, with whatever still runs in them."""
     for folder in place.parents:
@@ -154,8 +194,8 @@ def _mounts() -> Iterator[tuple[str, tuple[Path, str]]]:
     """By controller: where its hierarchy is mounted, and which part of it."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
-        part, point = before.split()[3:5]
-        kind, _, options = after.split()[:3]
+        part, point = before.split(" ")[3:5]
+        kind, _, options = after.split(" ")[:3]  # the source, between them, may be empty
         if kind == "cgroup2":
             yield "", (Path(point), part)
         elif kind == "cgroup":

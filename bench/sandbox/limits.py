@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from bench.sandbox import cgroup
+
 GIB = 1 << 30
 
 
@@ -33,9 +35,10 @@ class Limits:
 
 
 def default(device: str) -> Limits:
-    """For a device: at most three quarters of the machine's memory, and for the files of each folder in memory at most a quarter of it."""
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    memory, disk = machine * 3 // 4, min(4 * GIB, machine // 4)
+    """For a device: at most three quarters of the memory of the machine or container, and for the files of each folder in memory a quarter."""
+    _, bound = cgroup.allowance()
+    whole = int(min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), bound))
+    memory, disk = whole * 3 // 4, min(4 * GIB, whole // 4)
     if device != "cuda":
         return Limits(memory=min(16 * GIB, memory), disk=disk)
     # A virtual machine with a GPU may be given its memory by and by: what it has now is no bound below 32 GiB.
