@@ -19,6 +19,7 @@ from bench.arena import ALIGN, Where, place_call
 from bench.comparison import Standard
 from bench.contracts import Case, Contract
 from bench.judge import Judge, Refused
+from bench.protocol import extent
 
 CALL_TIMEOUT_S = 90.0  # the first call may build
 LIMIT_S = 900.0  # of all calls of an examination, which take 5 to 15 s
@@ -159,6 +160,7 @@ class Examination:
         before = [arena.bytes(*each.lent).clone() for each in laid]
         for each in laid:
             for where in each.places():
+                arena.written(*extent(where))  # not fetched first, as in `lay`
                 arena.view(where).fill_(float("nan"))
         calls = [each.call for each in laid]
         request = {"call": calls[0]} if len(calls) == 1 else {"calls": calls}

@@ -9,9 +9,10 @@ and plainest first:
     cuda     CUDA C++ in `csrc/<op>.cu`; CUDA tensors
     fused    a single call of torch's that is the op (adamw alone), to be measured against
 
-All kernels of an op are one custom op (two where a gradient is optional): its fake and its autograd formula are written once, and torch.compile
-keeps it whole. A file with Triton kernels also exports `AOT`: the specialisations that the default model needs, each as (kernel, types of its
-runtime arguments, constexprs, options). bench/aot.py compiles them ahead of time, for GPUs that need not be present.
+All kernels of an op are one custom op, and where they make its gradient too another (the loss has one that keeps what its gradient needs and one
+that keeps nothing). Fake and autograd formula are written once, and torch.compile keeps each whole. A file with Triton kernels also exports `AOT`:
+the specialisations that the default model needs, each as (kernel, types of its runtime arguments, constexprs, options). bench/aot.py compiles them
+ahead of time, for GPUs that need not be present.
 
 An op may also export `LIBRARIES`: other people's code, each covering a part of what the op means. They run only where a caller names
 them:

@@ -82,8 +82,8 @@ def _check_targets(targets: Tensor, V: int) -> None:
 
 
 def _chunks(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors, which have one number of rows, by so many rows at a time. One call of torch makes all parts of a tensor, each of which
-    takes 2 us by a slice: on an H100 four of them would take as long as a chunk's product."""
+    """The tensors, which have one number of rows, by so many rows at a time. One call of torch makes all parts of a tensor. By slices, at 2 us
+    each, the four of a chunk would take the host 8 us, where its product takes an H100 21."""
     return zip(*(t.split(rows) for t in tensors if len(tensors[0])), strict=True)
 
 

@@ -147,6 +147,22 @@ def test_an_honest_kernel_agrees_in_every_layout(
                 of.refill(laid)
 
 
+def test_room_for_results_is_not_fetched_before_it_is_poisoned(tmp_path: Path) -> None:
+    fetched: list[int] = []
+
+    class Told(Apart):
+        def read(self, start: int, into: Tensor) -> None:
+            fetched.append(start)
+            super().read(start, into)
+
+    with Judge(tree(tmp_path, HONEST), memory=Told()) as judge:
+        of = examination(judge)
+        laid = of.lay(CASES[0], ())
+        of.verify(laid, of.ask(laid, None), None)
+        (place,) = laid.places()
+    assert fetched.count(place["offset"]) == 1  # when the runner has answered
+
+
 @pytest.mark.parametrize(("make", "device"), memories())
 def test_a_tensor_is_lent_with_its_strides(make: type[Memory], device: str, tmp_path: Path) -> None:
     body = f"assert x.stride() == (36, 1) and x.is_contiguous() is False, x.stride()\n{HONEST}"

@@ -146,8 +146,9 @@ CONTRACT = Contract(
     large=large,
     corners=corners,
     trial={
-        "cpu": (_trial(8192, 192, MODEL),),  # an embedding, or the head
-        "cuda": (_trial(8192, 512, MODEL),),
+        # embedding, value embeddings and head
+        "cpu": (replace(_trial(8192, 192, MODEL), calls=4),),
+        "cuda": (replace(_trial(8192, 512, MODEL), calls=7),),
     },
     called=_called,
     # all four are read, three are written

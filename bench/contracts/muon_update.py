@@ -130,7 +130,7 @@ CONTRACT = Contract(
     telling=telling,
     large=large,
     corners=corners,
-    # the model's banks: query, key, value and output of every layer; down; up
+    # the model's banks: up; down; query, key, value and output of every layer
     trial={
         "cpu": (
             _bank((4, 768, 192), -1),

@@ -68,7 +68,7 @@ CONTRACT = Contract(
             Case({"x": Input((2048, 192), "bfloat16")}, calls=6),
             Case({"x": Input((2048, 192))}, calls=0),
         ),
-        "cuda": (Case({"x": Input((131072, 512), "bfloat16")}),),
+        "cuda": (Case({"x": Input((131072, 512), "bfloat16")}, calls=11),),
     },
     called=lambda case, rng: in_rows(case, "x"),
     least_bytes=lambda case: 2 * nbytes(case.inputs["x"]),

@@ -156,7 +156,7 @@ def start(
 ) -> Sandbox:
     """Run `python -m bench.<module>` on the candidate files of `tree` (its kernels/, csrc/ and model/).
 
-    poison: memory that the runner allocates and never writes reads as -1.7e38 in float32 and bfloat16.
+    poison: memory of the host that the runner allocates and never writes reads as -1.7e38 in float32 and bfloat16.
     limits: those of the device by default. layers: names of `isolation.held`, by default all of them.
     environment, readable: variables, and paths to be read, beside what all get.
     """
