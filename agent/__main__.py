@@ -23,6 +23,7 @@ from agent.screen import Screen, open_screen, printable
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 # Without `command`: argparse keeps the name of the subcommand there.
 _SETTINGS = tuple(field.name for field in fields(Settings) if field.name != "command")
+Said = tuple[str, int]  # what a command prints on standard output, and its exit status
 
 
 def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
@@ -41,7 +42,11 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
     quiet_output = asked.command in ("gate", "trial", "export", "status", "report", "doctor")
     screen = open_screen(sys.stderr if quiet_output else sys.stdout)
     try:
-        return _COMMANDS[asked.command or "loop"](lab, given, screen)
+        said, status = _COMMANDS[asked.command or "loop"](lab, given, screen)
+        screen.close()
+        if said:
+            _show(said)
+        return status
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
@@ -59,9 +64,11 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
 def _is_told(error: Exception) -> bool:
     """Whether the message alone tells a person enough, so that no traceback is printed."""
     from agent.git import GitError
+    from agent.integrity import Tampered
     from agent.workspace import Busy
 
-    known: list[type[Exception]] = [Unusable, LedgerError, GitError, Busy, sqlite3.OperationalError]
+    known: list[type[Exception]] = [Unusable, LedgerError, GitError, Busy, Tampered]
+    # Looked up, not imported: what ended the command may be a judge that does not parse.
     if "bench.corpus" in sys.modules:
         known.append(sys.modules["bench.corpus"].DataError)
     if "agent.loop" in sys.modules:
@@ -69,7 +76,7 @@ def _is_told(error: Exception) -> bool:
     # This very class is a damaged file; its other subclasses are faults of our own.
     damaged = type(error) is sqlite3.DatabaseError
     full = isinstance(error, OSError) and error.errno in _MACHINE
-    return damaged or full or isinstance(error, tuple(known))
+    return damaged or full or isinstance(error, (*known, sqlite3.OperationalError))
 
 
 def _remedy(error: Exception, lab: Lab) -> str:
@@ -84,16 +91,16 @@ def _remedy(error: Exception, lab: Lab) -> str:
     return ""
 
 
-def _show(text: str, end: str = "\n") -> None:
+def _show(text: str) -> None:
     """Print on standard output, to a terminal without what it would obey. A reader that has had enough, such as `| head`, is no error."""
     try:
-        print(printable(text) if sys.stdout.isatty() else text, end=end, flush=True)
+        print(printable(text) if sys.stdout.isatty() else text, flush=True)
     except BrokenPipeError:
         # What is left goes nowhere: Python would fail once more when it flushes at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
     from agent import campaign, doctor, dry_run
     from agent.lab import device
 
@@ -103,23 +110,18 @@ def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     chosen |= {name: tuple(chosen[name]) for name in ("models", "prices") if name in chosen}
     settings = replace(Settings(device="auto"), **chosen)
     resumed = given["resume"] is not None
-    if given["dry_run"]:
+    if "dry_run" in given:
         if resumed:
             ledger = lab.ledger()
             run = ledger.run(given["resume"] or None)
             changed = replace(run, settings=replace(run.settings, **chosen))
             settings = dry_run.what_is_left(ledger, changed)
-        _show(dry_run.estimate(lab, replace(settings, device=device(settings.device))))
-        return 0
+        return dry_run.estimate(lab, replace(settings, device=device(settings.device))), 0
     mode = _held_to(lab, given, given["resume"]) if resumed else settings.isolation
     doctor.insist(mode, screen)
     if resumed:
-        summary = campaign.resume(lab, given["resume"] or None, chosen, screen)
-    else:
-        summary = campaign.run(lab, settings, screen)
-    screen.close()
-    _show(summary)
-    return 0
+        return campaign.resume(lab, given["resume"] or None, chosen, screen), 0
+    return campaign.run(lab, settings, screen), 0
 
 
 def _held_to(lab: Lab, given: dict[str, Any], run: str | None) -> str:
@@ -128,48 +130,40 @@ def _held_to(lab: Lab, given: dict[str, Any], run: str | None) -> str:
     return asked
 
 
-def _aa(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+def _aa(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
     from agent import standard
 
     fixed = {"proposer": standard.PLACEBO, "resume": None}
     return _loop(lab, {"target": "all"} | given | fixed, screen)
 
 
-def _prune(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+def _prune(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
     from agent import campaign, doctor
 
     doctor.insist(_held_to(lab, given, given["run"]), screen)
-    summary = campaign.prune(lab, given["run"], screen)
-    screen.close()
-    _show(summary)
-    return 0
+    return campaign.prune(lab, given["run"], screen), 0
 
 
-def _report(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+def _report(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
     from agent import campaign, doctor, report
 
     if given["rerun"]:
         doctor.insist(_held_to(lab, given, given["run"]), screen)
-        said = campaign.rerun(lab, given["run"], screen)
-    else:
-        ledger = lab.ledger()
-        said = report.of_run(ledger, ledger.run(given["run"]))
-    screen.close()
-    _show(said)
-    return 0
+        return campaign.rerun(lab, given["run"], screen), 0
+    ledger = lab.ledger()
+    return report.of_run(ledger, ledger.run(given["run"])), 0
 
 
-def _prepare(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+def _prepare(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
     dataset = lab.prepare(given.get("data"), given["vocab"], screen)
-    screen.close()
-    _show(
+    said = (
         f"{dataset.directory}: {dataset.train_tokens:,} training tokens, vocabulary {dataset.vocab_size:,}, "
         f"{dataset.val_bytes:,} bytes to validate on; the default from now on"
     )
-    return 0
+    return said, 0
 
 
-def _gate(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+def _gate(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
     from agent import doctor, gate_command, workspace
     from agent.judging import Bench
     from agent.lab import device
@@ -186,13 +180,11 @@ def _gate(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
         results = gate_command.judge_file(lab, op, file, speed, screen, judge)
     else:
         results = gate_command.judge_working_tree(lab, base, speed, screen, judge)
-    screen.close()
-    if given["json"]:
-        _show(gate_command.as_json(results))
-    return gate_command.PASSED if results[-1].passed else gate_command.REFUSED
+    said = gate_command.as_json(results) if given["json"] else ""
+    return said, gate_command.PASSED if results[-1].passed else gate_command.REFUSED
 
 
-def _trial(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+def _trial(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
     from agent import doctor, step_table, trial_command, workspace
     from agent.judging import Bench
     from agent.lab import device
@@ -207,43 +199,37 @@ def _trial(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
     judge = Bench(device(given.get("device", "auto")), dataset, seconds, given["impl"])
     if given["profile"]:
         found = trial_command.profile(lab, judge, screen)
-        screen.close()
-        _show(json.dumps(found, indent=2) if given["json"] else step_table.table(found))
-        return 0
+        return json.dumps(found, indent=2) if given["json"] else step_table.table(found), 0
     result = trial_command.run(lab, judge, seconds, seed, screen)
-    screen.close()
-    _show(trial_command.as_json(result) if given["json"] else trial_command.block(result))
-    return 0 if result.ok else 1
+    said = trial_command.as_json(result) if given["json"] else trial_command.block(result)
+    return said, 0 if result.ok else 1
 
 
-def _doctor(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+def _doctor(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
     from agent import doctor
 
     rows = doctor.examine(lab)
-    _show(doctor.as_json(rows) if given["json"] else doctor.table(rows))
-    return 0 if doctor.healthy(rows) else 1
+    said = doctor.as_json(rows) if given["json"] else doctor.table(rows)
+    return said, 0 if doctor.healthy(rows) else 1
 
 
-def _status(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+def _status(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
     from agent import report, workspace
 
     running = workspace.is_held(lab.folder)
-    _show(report.status(lab.ledger(), lab.folder / "ledger.sqlite", lab.root, running))
-    return 0
+    return report.status(lab.ledger(), lab.folder / "ledger.sqlite", lab.root, running), 0
 
 
-def _export(lab: Lab, given: dict[str, Any], screen: Screen) -> int:
+def _export(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
     from agent import export
 
     ledger, run = lab.ledger(), given["run"]
     if run is not None or given["recording"]:
         run = ledger.run(run).id
     if given["recording"]:
-        text = export.recording(ledger, lab.repository(), run)
-    else:
-        text = export.tsv(ledger, run) if given["tsv"] else export.as_json(ledger, run)
-    _show(text, end="")
-    return 0
+        return export.recording(ledger, lab.repository(), run).rstrip("\n"), 0
+    said = export.tsv(ledger, run) if given["tsv"] else export.as_json(ledger, run)
+    return said.rstrip("\n"), 0
 
 
 _COMMANDS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from agent.database import Database
-from agent.records import CallTotals
+from agent.records import CallTotals, Usage
 
 
 class Accounts:
@@ -22,22 +22,13 @@ class Accounts:
             }  # fmt: skip
             return self._database.insert("calls", row)
 
-    def close_call(
-        self,
-        call: int,
-        *,
-        tokens_in: int,
-        tokens_out: int,
-        cache_read: int,
-        cache_write: int,
-        usd: float,
-    ) -> None:
+    def close_call(self, call: int, used: Usage, usd: float) -> None:
         """Replace the bound of a request by what it really used and cost."""
         with self._database.transaction():
             self._database.execute(
                 "UPDATE calls SET in_flight = 0, tokens_in = ?, tokens_out = ?, cache_read = ?, cache_write = ?, usd = ? "
                 "WHERE id = ?",
-                (tokens_in, tokens_out, cache_read, cache_write, usd, call),
+                (used.input, used.output, used.cache_read, used.cache_write, usd, call),
             )
 
     def calls(self, run: str) -> CallTotals:

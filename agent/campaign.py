@@ -199,7 +199,7 @@ def _go(
     begin()
     with site.at_work(lab, run, workshop) as here:
         brings = brought(run.settings)
-        loop = Loop(run, here, proposer=proposer, agenda=agenda, brought=brings)
+        loop = Loop(here, proposer=proposer, agenda=agenda, brought=brings)
         what = describe(run.settings, proposer.name)
         screen.say(f"run {run.id}: {what}; Ctrl-C ends it with a summary")
         try:
@@ -226,7 +226,7 @@ def _measured_again(here: Site, incumbent: str, train: bool) -> None:
         if train:
             here.champion.run_again(incumbent)
     except KeyboardInterrupt:
-        here.workshop.screen.say("stopped before all that was kept was measured again")
+        here.shop.screen.say("stopped before all that was kept was measured again")
 
 
 def _chosen(workshop: Workshop) -> Proposer:

@@ -79,8 +79,8 @@ def rate(keeps: Iterable[Experiment]) -> Figure:
 
 def op_time(keeps: Iterable[Experiment], op: str) -> Figure:
     """The logarithm of the ratio of times of an op that keeps claim together."""
-    found = [gains.comparisons(e.gates)[op] for e in keeps if op in gains.comparisons(e.gates)]
-    return total([_logs(c["ratio"], c["low"], c["high"], gains.blocks(c)) for c in found])
+    timed = (gains.comparisons(e.gates) for e in keeps)
+    return total([gains.log_ratio(found[op]) for found in timed if op in found])
 
 
 def confirmed(found: Confirmation) -> Figure:

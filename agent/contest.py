@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 from agent import added_code, gains, gates, integrity, surface
 from agent.judging import MachineFault
 from agent.preparing import Prepared, gate_by_gate
-from agent.proposers import Workshop
-from agent.records import CRASH, DROP, KEEP, REFUSE, GateResult, Outcome, Run
+from agent.records import CRASH, DROP, KEEP, REFUSE, GateResult, Outcome
+from agent.site import Site
 from agent.standard import Standard, timer_refuses
-from agent.trials import Trials
 from bench.plan import BASELINES, ENOUGH_NOISE, MAX_PAIRS, RECHECK_S
 
 if TYPE_CHECKING:
@@ -46,15 +45,12 @@ class Tried:
 
 
 class Contest:
-    """Decides the candidates of one run. `tick` is called after each trial."""
+    """Decides the candidates of one run."""
 
-    def __init__(
-        self, run: Run, workshop: Workshop, *, trials: Trials, tick: Callable[[], None]
-    ) -> None:
-        self.run_id, self.settings, self.start = run.id, run.settings, run.start
-        self.ledger, self.judge = workshop.ledger, workshop.judge
-        self.screen, self.machine = workshop.screen, workshop.machine
-        self.trials, self.tick = trials, tick
+    def __init__(self, site: Site) -> None:
+        self.run_id, self.settings, self.shop = site.run.id, site.run.settings, site.shop
+        self.judge, self.screen = site.shop.judge, site.shop.screen
+        self.trials, self.tick = site.trials, site.hours.tick
 
     def decide(self, prepared: Prepared, asked: Standard, results: Sequence[GateResult]) -> Outcome:
         """The outcome of a candidate by the standard that is `asked` of it; `results` are those of the gates that timed it."""
@@ -74,7 +70,7 @@ class Contest:
         verdict, timer = tried.verdict, timer_refuses(results)
         reason = timer + verdict.reason
         said = GateResult("verdict", tried.kept, reason, verdict.evidence, time.time() - began)
-        self.ledger.add_gate(prepared.experiment, said)
+        self.shop.ledger.add_gate(prepared.experiment, said)
         if tried.kept and verdict.flag:
             if refused := self._examined_again(prepared, verdict.flag):
                 return Outcome(REFUSE, refused)
@@ -89,7 +85,7 @@ class Contest:
 
     def _figures(self, tried: Tried) -> dict[str, Any]:
         rates = self.trials.spread(lambda row: math.log(row["tokens_per_second"]))
-        return gains.trained(tried.ours, tried.theirs, self.trials.noise(self.start), rates)
+        return gains.trained(tried.ours, tried.theirs, self.trials.noise(), rates)
 
     def _pairs(
         self, prepared: Prepared, asked: Standard, seeds: Sequence[int], results: Sequence[GateResult]
@@ -109,7 +105,7 @@ class Contest:
             if not theirs[-1].ok:
                 return Outcome(CRASH, f"trial: {theirs[-1].failure}: {theirs[-1].detail}")
             ours.append(self._incumbent_trial(prepared, seed))
-            noise = self.trials.noise(self.start)
+            noise = self.trials.noise()
             verdict = asked.decide(self.judge, kind, claim, ours, theirs, noise, words=added)
             if verdict.decision != "again":
                 break
@@ -133,7 +129,7 @@ class Contest:
         """Train the incumbent on further seeds, once in a campaign, so that what looks promising can be told from luck."""
         first = self.settings.seed
         for seed in range(first, first + ENOUGH_NOISE + BASELINES):
-            if self.trials.noise(self.start).degrees >= ENOUGH_NOISE:
+            if self.trials.noise().degrees >= ENOUGH_NOISE:
                 return
             tree = prepared.candidate.incumbent
             self.trials.result(prepared.parent, tree, seed, "incumbent, for the noise")
@@ -142,7 +138,7 @@ class Contest:
     def _recheck(self, prepared: Prepared, seed: int, older_s: float) -> bool:
         """Whether the machine has changed since the incumbent's last trial, which is run again if it is older than `older_s`."""
         tree = prepared.candidate.incumbent
-        said = self.trials.recheck(prepared.parent, tree, seed, older_s, self.start)
+        said = self.trials.recheck(prepared.parent, tree, seed, older_s)
         self.tick()
         if said:
             self.screen.say(f"  the machine has changed: {said}; all trials from before are void")
@@ -152,8 +148,6 @@ class Contest:
         """Put a kernel that gains more than it should through the correctness gate again, with drawn and captured data; why it refuses, or ""."""
         self.screen.say(f"  flagged: {flag}; to the correctness gate again")
         context = gates.Context(self.judge, self.settings.op)
-        found = gate_by_gate(
-            self.ledger, self.screen, self.machine, prepared.experiment, prepared.candidate, context,
-            [("correctness", gates.correctness)],
-        )  # fmt: skip
+        again = [("correctness", gates.correctness)]
+        found = gate_by_gate(self.shop, prepared.experiment, prepared.candidate, context, again)
         return "" if found[-1].passed else f"correctness: {found[-1].reason} (asked again: {flag})"

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agent.records import GateResult
+from bench.interval import Figure, Spread, mean, total
 
 if TYPE_CHECKING:
-    from bench.interval import Figure, Spread
     from bench.trial import TrialResult
 
 
@@ -24,9 +24,10 @@ def comparisons(results: Sequence[GateResult]) -> dict[str, dict[str, Any]]:
     }
 
 
-def blocks(comparison: Mapping[str, Any]) -> int:
-    """Blocks of calls that a comparison timed, over all its shapes."""
-    return sum(int(shape["blocks"]) for shape in comparison["shapes"])
+def log_ratio(comparison: Mapping[str, Any]) -> Figure:
+    """The logarithm of the ratio of times that a comparison found; its runs are blocks of calls, over all shapes."""
+    ratio, low, high = (math.log(comparison[name]) for name in ("ratio", "low", "high"))
+    return Figure(ratio, low, high, sum(int(shape["blocks"]) for shape in comparison["shapes"]))
 
 
 def faster(comparison: Mapping[str, Any]) -> bool:
@@ -47,13 +48,7 @@ def timed(results: Sequence[GateResult]) -> dict[str, Any]:
     found = comparisons(results).values()
     if not found:
         return {}
-    from bench.interval import Figure, total
-
-    logs = [
-        Figure(math.log(each["ratio"]), math.log(each["low"]), math.log(each["high"]), blocks(each))
-        for each in found
-    ]
-    summed, count = total(logs), len(logs)
+    summed, count = total([log_ratio(each) for each in found]), len(found)
     ratio = Figure(summed.value / count, summed.low / count, summed.high / count, summed.runs).exp()
     return {
         "speed": ratio.value, "speed_low": ratio.low, "speed_high": ratio.high, "blocks": ratio.runs,
@@ -67,7 +62,6 @@ def trained(
 
     BPB has the bounds that the verdict uses, tokens/s those from `log_rate`, the spread of a single trial.
     """
-    from bench.interval import mean
     from bench.paired import Paired
 
     together = list(zip(ours, theirs, strict=True))

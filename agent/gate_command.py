@@ -12,10 +12,9 @@ from agent.judging import Judging
 from agent.lab import Lab, Unusable
 from agent.records import Candidate, Change, GateResult
 from agent.screen import Screen, duration
-from agent.surface import FOLDERS, JUDGE
+from agent.surface import FOLDERS, JUDGE, PLACES
 
 PASSED, REFUSED = 0, 1
-_PLACES = {".py": "kernels/{}.py", ".cpp": "csrc/{}.cpp", ".cu": "csrc/{}.cu"}
 _PLAIN = "100644"
 
 
@@ -23,7 +22,7 @@ def judge_file(
     lab: Lab, op: str, file: Path, speed: bool, screen: Screen, judge: Judging
 ) -> list[GateResult]:
     """Put the file in its op's place in a copy of the tree, and judge it against the tree's own version; it has to be faster."""
-    if file.suffix not in _PLACES:
+    if file.suffix not in (".py", ".cpp", ".cu"):
         raise Unusable(f"--candidate {file}: expected a .py, .cpp or .cu file")
     if not file.is_file():
         raise Unusable(f"--candidate {file}: no such file")
@@ -33,7 +32,7 @@ def judge_file(
         raise Unusable(f"--candidate {file}: cannot be read ({error.strerror})") from None
     if op not in judge.ops():
         raise Unusable(f"--op {op}: expected one of {', '.join(judge.ops())}")
-    path = _PLACES[file.suffix].format(op)
+    path = f"{PLACES[file.suffix]}/{op}{file.suffix}"
     with tempfile.TemporaryDirectory(prefix="lab-gate-") as scratch:
         incumbent = lab.copy_tree(Path(scratch) / "incumbent")
         tree = lab.copy_tree(Path(scratch) / "candidate")
@@ -74,22 +73,21 @@ def as_json(results: Sequence[GateResult]) -> str:
 def _run(
     lab: Lab, candidate: Candidate, context: gates.Context, names: Sequence[str], screen: Screen
 ) -> list[GateResult]:
+    """Raises Tampered if the judge has changed meanwhile."""
     judge = integrity.of_judge(lab.root)
     results: list[GateResult] = []
-    for part in (("scope", "static"), ("build", "correctness", "microbench")):
-        steps = [(name, gate) for name, gate in gates.GATES if name in names and name in part]
-        if "build" in part:
+
+    def announce(name: str) -> None:
+        if name == "build":
             _build_incumbent(candidate, context, screen)
-        for result in gates.run(candidate, context, steps, screen.stage):
-            said = "passed" if result.passed else "REFUSED"
-            screen.say(f"{result.name} {said} in {duration(result.seconds)}: {result.reason}")
-            results.append(result)
-        if not results[-1].passed:
-            break
-    try:
-        integrity.verify(judge)
-    except integrity.Tampered as tampered:
-        raise Unusable(str(tampered)) from None
+        screen.stage(name)
+
+    steps = [(name, gate) for name, gate in gates.GATES if name in names]
+    for result in gates.run(candidate, context, steps, announce):
+        said = "passed" if result.passed else "REFUSED"
+        screen.say(f"{result.name} {said} in {duration(result.seconds)}: {result.reason}")
+        results.append(result)
+    integrity.verify(judge)
     return results
 
 

@@ -7,13 +7,12 @@
     microbench   faster on the trial's shapes, beyond the measurement's own interval
     parity       the first training steps go as before, and no slower
 
-A new gate is a function here, its place in GATES (and in USES, if it builds, runs or times), a row of ASSUMED in agent/dry_run/pace.py, its name
-in agent/gate_command.py if `agent gate` is to ask it, and a cheat in tests/cheats/ that only it stops.
+A new gate is a function here, its place in EARLY or MEASURING (and in USES, if it builds, runs or times), a row of ASSUMED in
+agent/dry_run/pace.py, its name in agent/gate_command.py if `agent gate` is to ask it, and a cheat in tests/cheats/ that only it stops.
 """
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,8 +23,8 @@ from typing import TYPE_CHECKING, Any
 from agent import integrity, similarity, surface
 from agent import scope as rules
 from agent.judging import Judging, MachineFault, Unfit
-from agent.machine import CORES, DEVICE, NOTHING, Machine
-from agent.proposers import Stopped
+from agent.machine import CORES, DEVICE, NOTHING
+from agent.proposers import Stopped, Workshop
 from agent.records import Candidate, Change, GateResult
 from agent.static import cpp, exports, literals, python, symbols
 from bench import hardware
@@ -59,7 +58,7 @@ Gate = Callable[[Candidate, Context], Finding]
 
 
 def scope(candidate: Candidate, context: Context) -> Finding:
-    evidence = dict(rules.evidence(candidate))
+    evidence = rules.evidence(candidate)
     judge = rules.judge_paths(candidate.paths)
     if judge:
         return Finding(
@@ -204,15 +203,12 @@ def _unrun(candidate: Candidate, evidence: Mapping[str, Any]) -> list[str]:
     uses = {op: surface.uses_of(op, candidate.tree) for op in evidence}
     found = []
     for change in candidate.changes:
-        made = (
-            MADE_OF.get(Path(change.path).suffix, set())
-            if surface.is_kernel(change.path)
-            else set()
-        )
+        path = Path(change.path)
+        made = MADE_OF.get(path.suffix, set()) if surface.is_kernel(change.path) else set()
         examined = {
             row["impl"]
             for op, stems in uses.items()
-            if Path(change.path).stem in stems
+            if path.stem in stems
             for row in evidence[op]["implementations"]
         }
         if made and change.after is not None and not made & examined:
@@ -282,14 +278,15 @@ def parity(candidate: Candidate, context: Context) -> Finding:
 
 
 Steps = Sequence[tuple[str, Gate]]
-GATES: Steps = (
+EARLY: Steps = (
     ("scope", scope),
     ("static", static),
     ("build", build),
     ("correctness", correctness),
-    ("microbench", microbench),
-    ("parity", parity),
 )
+# These compare with the incumbent, which may change until a proposal's turn has come.
+MEASURING: Steps = (("microbench", microbench), ("parity", parity))
+GATES: Steps = (*EARLY, *MEASURING)
 # What a gate needs of the machine while it runs; those that are not named need nothing.
 USES = {
     "static": CORES,
@@ -298,22 +295,6 @@ USES = {
     "microbench": DEVICE,
     "parity": DEVICE,
 }
-# The gates that compare with the incumbent, which may change until a proposal's turn has come.
-MEASURING = ("microbench", "parity")
-
-
-def while_it_lasts(steps: Steps, stop: threading.Event) -> Steps:
-    """The gates; each raises Stopped if the run has ended when its turn on the machine comes."""
-
-    def asked(gate: Gate) -> Gate:
-        def ask(candidate: Candidate, context: Context) -> Finding:
-            if stop.is_set():
-                raise Stopped("the run ended")
-            return gate(candidate, context)
-
-        return ask
-
-    return [(name, asked(gate)) for name, gate in steps]
 
 
 def run(
@@ -321,16 +302,19 @@ def run(
     context: Context,
     gates: Steps = GATES,
     announce: Callable[[str], None] = lambda name: None,
-    machine: Machine | None = None,
+    shop: Workshop | None = None,
 ) -> Iterator[GateResult]:
     """Each gate's result as it comes, up to the first refusal. The tree has to stay as it was before the first gate.
 
-    Each gate waits for its turn on `machine` where that is shared; the wait is not part of its seconds.
+    In the `shop` of a run each gate waits for its turn on the machine, which is not part of its seconds. Raises Stopped if the run has
+    ended by then.
     """
     sealed = integrity.of_tree(candidate.tree)
     for name, gate in gates:
         announce(name)
-        with machine.hold(USES.get(name, NOTHING)) if machine else nullcontext():
+        with shop.machine.hold(USES.get(name, NOTHING)) if shop else nullcontext():
+            if shop and shop.stop.is_set():
+                raise Stopped("the run ended")
             started = time.monotonic()
             finding = _of_links(sealed) or gate(candidate, context)
             seconds = time.monotonic() - started

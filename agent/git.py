@@ -86,7 +86,7 @@ class Repository:
     def tip(self, branch: str) -> str | None:
         """The commit that a branch stands at; None if there is no such branch."""
         try:
-            return self.text("rev-parse", "--verify", "--quiet", f"refs/heads/{branch}^{{commit}}")
+            return self.resolve(f"refs/heads/{branch}")
         except GitError:
             return None
 

@@ -46,7 +46,7 @@ class Watched:
 class Guard:
     """Watches over the experiments of one run."""
 
-    def __init__(self, ledger: Ledger, folder: Path, seal: integrity.Seal | None) -> None:
+    def __init__(self, ledger: Ledger, folder: Path, seal: integrity.Seal) -> None:
         self._ledger, self._folder, self._seal = ledger, folder, seal
         self._failures: Counter[str] = Counter()  # in a row, by stage
 
@@ -90,8 +90,7 @@ class Guard:
     def verify(self) -> None:
         """Raises LoopError if the judge's files have changed since the run was opened."""
         try:
-            if self._seal is not None:
-                integrity.verify(self._seal)
+            integrity.verify(self._seal)
         except integrity.Tampered as tampered:
             raise LoopError(
                 f"{tampered}; only the experiment under way is lost: python -m agent --resume"

@@ -8,7 +8,7 @@ limit, nothing is set aside, and the re-run is left for later.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from agent.ledger import Ledger
 from agent.machine import Machine
@@ -33,10 +33,11 @@ class Hours:
     def left_s(self) -> float:
         return min((limit - used for limit, used, _ in self._limits()), default=math.inf)
 
-    def over(self, aside_s: float) -> str | None:
-        """Why nothing more is begun, or None. `aside_s`: seconds that the end of the run will take."""
+    def over(self, aside_s: Callable[[], float]) -> str | None:
+        """Why nothing more is begun, or None. `aside_s`: seconds that the end of the run will take, asked for where there is a limit."""
         for limit, used, name in self._limits():
-            aside = aside_s if aside_s <= SHARE * limit else 0.0
+            asked = aside_s()
+            aside = asked if asked <= SHARE * limit else 0.0
             if used + aside >= limit:
                 all_of_it = f"{limit / 3600:g} {name}"
                 if aside:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -67,7 +67,7 @@ class Judging(Protocol):
         ...
 
     def revive(self, row: dict[str, Any]) -> TrialResult:
-        """The result of which the ledger kept this row, made by `as_row`."""
+        """The result of which the ledger kept this row, made by its `as_json`."""
         ...
 
     def noise(self, trees: Mapping[str, Mapping[int, float]], start: str) -> Spread:
@@ -214,8 +214,3 @@ class Bench:
         if self.dataset is None:
             raise ValueError("this judge was made without data: pass `dataset`")
         return self.dataset
-
-
-def as_row(result: TrialResult) -> dict[str, Any]:
-    """A trial's result as the ledger keeps it."""
-    return asdict(result)

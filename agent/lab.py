@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from bench.data import Dataset
 
 ROOT = Path(__file__).resolve().parent.parent
-_SOURCES = frozenset({".py", ".cpp", ".cu", ".h"})
 
 
 class Unusable(RuntimeError):
@@ -61,9 +59,11 @@ class Lab:
         from bench import data
 
         screen.stage(f"preparing {source or 'the embedded corpus'}")
-        dataset = data.prepare(
-            source, vocab_size=vocab_size, root=self.data, progress=_tell(screen)
-        )
+
+        def tell(label: str, fraction: float) -> None:
+            screen.progress({"phase": label, "fraction": fraction})
+
+        dataset = data.prepare(source, vocab_size=vocab_size, root=self.data, progress=tell)
         (self.data / "default").write_text(dataset.directory.name)
         return dataset
 
@@ -83,7 +83,7 @@ class Lab:
         """Copy the sources in the editable folders of the working tree, as they are."""
         for folder in surface.FOLDERS:
             for file in sorted((self.root / folder).glob("*")):
-                if file.suffix in _SOURCES and file.is_file():
+                if file.suffix in surface.PLACES and file.is_file():
                     (into / folder).mkdir(parents=True, exist_ok=True)
                     shutil.copyfile(file, into / folder / file.name)
         return into
@@ -105,14 +105,13 @@ def device(asked: str) -> str:
 
 def overlay(folder: Path) -> dict[str, str | None]:
     """The texts of a folder's files, by the path that they get in the tree: .py in kernels/, .cpp, .cu and .h in csrc/."""
-    places = {".py": "kernels", ".cpp": "csrc", ".cu": "csrc", ".h": "csrc"}
     if not folder.is_dir():
         raise Unusable(f"--start {folder}: no such folder")
     files: dict[str, str | None] = {}
     for file in sorted(folder.iterdir()):
-        if file.suffix in places and file.is_file():
+        if file.suffix in surface.PLACES and file.is_file():
             try:
-                files[f"{places[file.suffix]}/{file.name}"] = file.read_text()
+                files[f"{surface.PLACES[file.suffix]}/{file.name}"] = file.read_text()
             except UnicodeDecodeError as error:
                 raise Unusable(
                     f"--start {folder}: {file.name} is no UTF-8 text ({error})"
@@ -124,7 +123,3 @@ def overlay(folder: Path) -> dict[str, str | None]:
     if not files:
         raise Unusable(f"--start {folder}: no .py, .cpp, .cu or .h file there")
     return files
-
-
-def _tell(screen: Screen) -> Callable[[str, float], None]:
-    return lambda label, fraction: screen.progress({"phase": label, "fraction": fraction})

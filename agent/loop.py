@@ -17,7 +17,7 @@ from agent.machine import DEVICE
 from agent.pipeline import Ahead
 from agent.preparing import BaseMoved, Prepared, Preparing, gate_by_gate
 from agent.proposers import Proposer
-from agent.records import DROP, KEEP, REFUSE, Outcome, Run
+from agent.records import DROP, KEEP, REFUSE, Outcome
 from agent.site import Site
 from bench.plan import BASELINES
 
@@ -26,29 +26,17 @@ LOOK_S = 5.0
 
 
 class Loop:
-    """One run, from where the ledger says it stands. All its parts are arguments, so that a test can give others."""
+    """One run, from where the ledger says it stands."""
 
     def __init__(
-        self,
-        run: Run,
-        site: Site,
-        *,
-        proposer: Proposer,
-        agenda: str = "",
-        brought: Sequence[str] = (),
-        steps: gates.Steps = gates.GATES,
+        self, site: Site, *, proposer: Proposer, agenda: str, brought: Sequence[str]
     ) -> None:
-        self.settings, self.start = run.settings, run.start
-        shop = site.workshop
-        self.ledger, self.judge, self.screen, self.machine, self.stop = shop.ledger, shop.judge, shop.screen, shop.machine, shop.stop  # fmt: skip
+        self.run_id, self.settings, self.start = site.run.id, site.run.settings, site.run.start
+        self.shop, self.ledger, self.judge, self.screen = site.shop, site.shop.ledger, site.shop.judge, site.shop.screen  # fmt: skip
         self.workspace, self.trials, self.guard = site.workspace, site.trials, site.guard
         self.hours, self.champion, self.proposer = site.hours, site.champion, proposer
-        self.steps = [step for step in steps if step[0] in gates.MEASURING]
-        self.contest = Contest(run, shop, trials=site.trials, tick=site.hours.tick)
-        self.preparing = Preparing(
-            run, shop, workspace=site.workspace, proposer=proposer, guard=site.guard, agenda=agenda, brought=brought,
-            steps=[step for step in steps if step[0] not in gates.MEASURING],
-        )  # fmt: skip
+        self.contest = Contest(site)
+        self.preparing = Preparing(site, proposer=proposer, agenda=agenda, brought=brought)
 
     @property
     def incumbent(self) -> str:
@@ -65,7 +53,7 @@ class Loop:
             if (why := self._spent()) is not None:
                 return why
             self._try(waiting)
-        with Ahead(self._prepare, self.proposer.ahead, self.stop) as prepared:
+        with Ahead(self._prepare, self.proposer.ahead, self.shop.stop) as prepared:
             idle = False
             while (why := self._spent()) is None:
                 made = prepared.next(LOOK_S)
@@ -125,9 +113,8 @@ class Loop:
     def _decide(self, prepared: Prepared) -> Outcome:
         asked = standard.of(prepared.proposer)
         context = gates.Context(self.judge, self.settings.op, must_win=asked.must_win)
-        results = gate_by_gate(
-            self.ledger, self.screen, self.machine, prepared.experiment, prepared.candidate, context, asked.steps(self.steps)
-        )  # fmt: skip
+        steps = asked.steps(gates.MEASURING)
+        results = gate_by_gate(self.shop, prepared.experiment, prepared.candidate, context, steps)
         if results and not results[-1].passed:
             last = results[-1]
             outcome = Outcome(REFUSE, f"{last.name}: {last.reason}")
@@ -155,13 +142,13 @@ class Loop:
                 raise LoopError(
                     f"{which} does not train: {result.failure}: {result.detail}; {mend}"
                 )
-        self.screen.say(f"noise of val_bpb from seed to seed: {self.trials.noise(self.start)}")
+        self.screen.say(f"noise of val_bpb from seed to seed: {self.trials.noise()}")
 
     def _require_right(self, tree: Path) -> None:
         """What a person brings meets no gate: were it wrong, parity would refuse whatever is right."""
         for op in surface.touched_ops(self.preparing.brought, tree, self.judge.ops()):
             self.screen.stage(f"checking the start's {op}")
-            with self.machine.hold(DEVICE):
+            with self.shop.machine.hold(DEVICE):
                 found = self.judge.correctness(op, tree)
             if not found.passed:
                 raise LoopError(
@@ -171,9 +158,9 @@ class Loop:
     def _spent(self) -> str | None:
         """Which limit is reached, in words, or None. Money and tokens are up to the purse, which refuses a call before it is sent."""
         limit = self.settings.experiments
-        if limit is not None and self.preparing.finished() >= limit:
+        if limit is not None and self.ledger.finished(self.run_id) >= limit:
             return self._full
-        return self.hours.over(self.champion.aside_s(self.incumbent))
+        return self.hours.over(lambda: self.champion.aside_s(self.incumbent))
 
     @property
     def _full(self) -> str:

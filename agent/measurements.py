@@ -20,7 +20,7 @@ class Measurements:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add_trial(self, run: str | None, key: TrialKey, result: Mapping[str, Any]) -> None:
+    def add_trial(self, run: str, key: TrialKey, result: Mapping[str, Any]) -> None:
         with self._database.transaction():
             row = {"run": run, **asdict(key), "ok": int(result["ok"]), "at": time.time()}
             row |= {name: result.get(name) for name in ("val_bpb", "tokens_per_second")}

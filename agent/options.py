@@ -27,12 +27,12 @@ def parser() -> argparse.ArgumentParser:
         description="Improve the kernels and the model, unattended: without a command, the loop.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        # An option that is not given keeps the run's own value under --resume.
+        argument_default=argparse.SUPPRESS,
     )
-    # An option that is not given keeps the run's own value under --resume.
-    unset = argparse.SUPPRESS
     add = loop.add_argument
-    add("--target", choices=("kernels", "model", "all"), default=unset, help="what may be edited")
-    add("--op", default=unset, help="edit only the files of this op, such as rms_norm")
+    add("--target", choices=("kernels", "model", "all"), help="what may be edited")
+    add("--op", help="edit only the files of this op, such as rms_norm")
     _proposer_options(loop)
     _budget_options(loop)
     _trial_options(loop)
@@ -40,7 +40,6 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--start",
         type=os.path.abspath,  # the run may go on from another folder
-        default=unset,
         metavar="DIR",
         help="start from the files in DIR, in place of the shipped ones; they must pass the correctness gate",
     )
@@ -56,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     commands = loop.add_subparsers(dest="command", title="commands", metavar="")
     prepare = commands.add_parser("prepare", help="prepare the data, or verify it")
     # Unset here and below, or else a subcommand's default would overrule `--data DIR prepare`.
+    unset = argparse.SUPPRESS
     prepare.add_argument(
         "--data",
         default=unset,
@@ -139,11 +139,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _proposer_options(to: argparse.ArgumentParser) -> None:
-    unset = argparse.SUPPRESS
     group = to.add_argument_group("who proposes")
     group.add_argument(
         "--proposer",
-        default=unset,
         metavar="NAME",
         help="anthropic, openai, command, replay or sweep; auto, the default, takes what is configured",
     )
@@ -151,13 +149,11 @@ def _proposer_options(to: argparse.ArgumentParser) -> None:
         "--model",
         action="append",
         dest="models",
-        default=unset,
         metavar="NAME",
         help="the model to ask; of several, spending moves to the one whose proposals are kept",
     )
     group.add_argument(
         "--base-url",
-        default=unset,
         metavar="URL",
         help="an OpenAI-compatible endpoint, such as http://localhost:11434/v1",
     )
@@ -165,22 +161,17 @@ def _proposer_options(to: argparse.ArgumentParser) -> None:
         "--price",
         action="append",
         dest="prices",
-        default=unset,
         metavar="MODEL=IN/OUT",
         help="USD per million tokens, in place of those in agent/prices.toml (0/0 for a local model); those of a cache may follow, /READ/WRITE",
     )
     group.add_argument(
         "--command",
         dest="coder",
-        default=unset,
         metavar="LINE",
         help="a coding agent that runs headless, such as 'claude -p --permission-mode acceptEdits'; its changes are the proposal",
     )
     group.add_argument(
-        "--recording",
-        default=unset,
-        metavar="FILE",
-        help="a file that `export --recording` wrote, to replay",
+        "--recording", metavar="FILE", help="a file that `export --recording` wrote, to replay"
     )
 
 
@@ -203,9 +194,7 @@ def _budget_options(to: argparse.ArgumentParser) -> None:
             "send no model request that could take the run beyond this number of tokens (a --command counts only what it reports)",
         ),
     ):
-        group.add_argument(
-            flag, type=_positive(kind), default=argparse.SUPPRESS, metavar=metavar, help=says
-        )
+        group.add_argument(flag, type=_positive(kind), metavar=metavar, help=says)
     group.add_argument(
         "--dry-run", action="store_true", help="estimate what the night will cost, and stop"
     )

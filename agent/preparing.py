@@ -11,24 +11,12 @@ from dataclasses import dataclass, replace
 
 from agent import gates, merging, scope, similarity, standard
 from agent.git import GitError
-from agent.guard import MAX_FAILURES, Guard, LoopError, Watched
-from agent.ledger import Ledger
-from agent.machine import Machine
+from agent.guard import MAX_FAILURES, LoopError, Watched
 from agent.proposers import REPAIRS, Context, NoProposal, Proposer, Stopped, Workshop
-from agent.records import (
-    CRASH,
-    LOST,
-    REFUSE,
-    Candidate,
-    Experiment,
-    GateResult,
-    Outcome,
-    Proposal,
-    Run,
-)
-from agent.screen import Screen, duration
+from agent.records import CRASH, LOST, REFUSE, Candidate, Experiment, GateResult, Outcome, Proposal
+from agent.screen import duration
+from agent.site import Site
 from agent.spending import BudgetSpent
-from agent.workspace import Workspace
 from bench import hardware
 
 FULL = ("No space left on device", "Disk quota exceeded")  # as git says it
@@ -52,9 +40,7 @@ class Prepared:
 
 
 def gate_by_gate(
-    ledger: Ledger,
-    screen: Screen,
-    machine: Machine,
+    shop: Workshop,
     experiment: int,
     candidate: Candidate,
     context: gates.Context,
@@ -63,12 +49,12 @@ def gate_by_gate(
     """Put a candidate through gates; every result is recorded as it comes."""
     results = []
     for result in gates.run(
-        candidate, context, steps, lambda name: screen.stage(f"  {name}"), machine
+        candidate, context, steps, lambda name: shop.screen.stage(f"  {name}"), shop
     ):
-        ledger.add_gate(experiment, result)
+        shop.ledger.add_gate(experiment, result)
         results.append(result)
         said = "passed" if result.passed else "refused"
-        screen.say(f"  {result.name} {said} in {duration(result.seconds)}: {result.reason}")
+        shop.screen.say(f"  {result.name} {said} in {duration(result.seconds)}: {result.reason}")
     return results
 
 
@@ -76,23 +62,13 @@ class Preparing:
     """From a proposer's idea to a candidate that is worth a trial. `incumbent` is moved by the loop."""
 
     def __init__(
-        self,
-        run: Run,
-        workshop: Workshop,
-        *,
-        workspace: Workspace,
-        proposer: Proposer,
-        guard: Guard,
-        agenda: str,
-        brought: Sequence[str],
-        steps: gates.Steps,
+        self, site: Site, *, proposer: Proposer, agenda: str, brought: Sequence[str]
     ) -> None:
+        run, shop = site.run, site.shop
         self.settings, self.run_id, self.incumbent = run.settings, run.id, run.incumbent
-        self.ledger, self.repository, self.judge = workshop.ledger, workshop.repository, workshop.judge  # fmt: skip
-        self.screen, self.machine, self.stop = workshop.screen, workshop.machine, workshop.stop
-        self.workspace, self.proposer, self.guard = workspace, proposer, guard
+        self.shop, self.ledger, self.judge, self.screen = shop, shop.ledger, shop.judge, shop.screen
+        self.workspace, self.proposer, self.guard = site.workspace, proposer, site.guard
         self.agenda, self.brought = agenda, tuple(brought)
-        self.steps = gates.while_it_lasts(steps, self.stop)
         self.hardware = hardware.name(run.settings.device)
         # In a row: calls of the proposer that gave no proposal, its errors, and proposals that git did not take.
         self._empty = self._failures = self._unwritten = 0
@@ -175,10 +151,8 @@ class Preparing:
     def _gates(
         self, experiment: int, candidate: Candidate, context: gates.Context
     ) -> list[GateResult]:
-        results = gate_by_gate(
-            self.ledger, self.screen, self.machine, experiment, candidate, context, self.steps
-        )
-        if self.stop.is_set():
+        results = gate_by_gate(self.shop, experiment, candidate, context, gates.EARLY)
+        if self.shop.stop.is_set():
             raise Stopped("the run ended")
         return results
 
@@ -226,7 +200,7 @@ class Preparing:
         self.screen.say(f"{self._named(experiment)}: no proposal: {nothing.reason}")
         # A proposer that asks nobody, such as a recording, has its next proposal at hand.
         if self.proposer.ahead:
-            self.stop.wait(min(LONGEST_PAUSE_S, 0.5 * 2 ** min(self._empty, 16)))
+            self.shop.stop.wait(min(LONGEST_PAUSE_S, 0.5 * 2 ** min(self._empty, 16)))
         self._empty += 1
 
     def _proposer_failed(self, parent: str, error: Exception) -> None:
@@ -311,7 +285,7 @@ class Preparing:
         parent = self.incumbent
         if prepared.parent == parent:
             return prepared
-        files = merging.onto(self.repository, prepared.parent, prepared.commit, parent)
+        files = merging.onto(self.shop.repository, prepared.parent, prepared.commit, parent)
         if files is None:
             raise BaseMoved("the incumbent has changed in the same lines since this was proposed")
         if not files:
@@ -335,9 +309,6 @@ class Preparing:
         return replace(prepared, parent=parent, commit=commit, candidate=candidate)
 
     # ---- how the run stands
-
-    def finished(self) -> int:
-        return self.ledger.finished(self.run_id)
 
     def begun(self) -> int:
         return sum(n for s, n in self.ledger.counts(self.run_id).items() if s != LOST)

@@ -32,13 +32,7 @@ def summary(ledger: Ledger, run: Run, why: str, file: Path, kept_as: str) -> str
     lines = ["", f"run {run.id} ended: {why}", ""]
     for experiment in experiments:
         lines += _experiment(experiment)
-    lines += ["", _counts(experiments)]
-    lines += [
-        *gain_report.lines(ledger, run),
-        *night_report.false_discoveries(experiments),
-        *_of_placebos(run, experiments),
-    ]
-    lines += [spending(ledger, run.id)]
+    lines += ["", _counts(experiments), *_came_to(ledger, run, experiments)]
     lines += ["", f"ledger   {file}", *_next(run, experiments, kept_as)]
     return "\n".join(lines)
 
@@ -55,16 +49,11 @@ def status(ledger: Ledger, file: Path, tree: Path, running: bool) -> str:
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started))
         lines.append(f"{run.id}  {when}  {state:8} {_counts(ledger.history(run.id))}")
     latest = runs[-1]
-    lines += ["", f"run {latest.id}"]
     experiments = ledger.experiments(latest.id)
+    lines += ["", f"run {latest.id}"]
     for experiment in experiments:
         lines += _experiment(experiment)
-    lines += [
-        "",
-        *gain_report.lines(ledger, latest),
-        *night_report.false_discoveries(experiments),
-        spending(ledger, latest.id),
-    ]
+    lines += ["", *_came_to(ledger, latest, experiments)]
     if found := [*settings_found.report(tree, ledger.history())]:
         lines += ["", *found, ""]
     if not running:
@@ -75,16 +64,17 @@ def status(ledger: Ledger, file: Path, tree: Path, running: bool) -> str:
 def of_run(ledger: Ledger, run: Run) -> str:
     """The gain of a run, by what its champion showed when it was run again."""
     experiments = ledger.experiments(run.id)
-    lines = [
-        f"run {run.id}: {_counts(experiments)}",
-        *gain_report.lines(ledger, run),
-        *night_report.false_discoveries(experiments),
-    ]
-    return "\n".join([*lines, *_of_placebos(run, experiments), spending(ledger, run.id)])
+    head = f"run {run.id}: {_counts(experiments)}"
+    return "\n".join([head, *_came_to(ledger, run, experiments)])
 
 
-def _of_placebos(run: Run, experiments: Sequence[Experiment]) -> list[str]:
-    return placebo_report.rates(experiments) if run.settings.proposer == standard.PLACEBO else []
+def _came_to(ledger: Ledger, run: Run, experiments: Sequence[Experiment]) -> Iterator[str]:
+    """The gain of a run, how its keeps stand together, how many placebos it kept, and what it cost."""
+    yield from gain_report.lines(ledger, run)
+    yield from night_report.false_discoveries(experiments)
+    if run.settings.proposer == standard.PLACEBO:
+        yield from placebo_report.rates(experiments)
+    yield spending(ledger, run.id)
 
 
 def spending(ledger: Ledger, run: str) -> str:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from agent import surface
 from agent.records import Candidate, Change
 
-MAX_LINES = 2_000  # added or removed; the whole surface has about 6,000
+MAX_LINES = 2_000  # added or removed; the whole surface has about 6,500
 MAX_BYTES = 200_000
 ROOMS = tuple(f"model/{name}.py" for name in ("__init__", "gpt", "optim", "train"))
 _PLAIN = "100644"
@@ -105,7 +105,7 @@ def without_comments(text: str, strings: bool = True) -> str:
     return CPP_TOKENS.sub(blank, text)
 
 
-def evidence(candidate: Candidate) -> Mapping[str, Any]:
+def evidence(candidate: Candidate) -> dict[str, Any]:
     return {
         "paths": list(candidate.paths),
         "lines": _lines(candidate.patch),

@@ -3,7 +3,7 @@
 A change is read as the statements that it adds and those that it removes. A statement is told by its content and depth, so that one
 that only moved is neither. Comments, layout and docstrings are dropped, and local names are numbered by order of appearance in their
 function. What is left is compared by its runs of four tokens (shingles; Broder 1997), with a MinHash signature of HASHES values for each
-side. It takes 2 KB of the ledger and estimates the Jaccard similarity with a standard deviation of 0.024 at the threshold; equal sets
+side. It takes 3 KB of the ledger and estimates the Jaccard similarity with a standard deviation of 0.024 at the threshold; equal sets
 always give 1.
 
 Two changes are duplicates if they are at least ALIKE similar both in what they add and in what they remove, have the same numbers

@@ -29,7 +29,8 @@ from agent.workspace import Workspace, clear_leftovers, clear_old_builds
 class Site:
     """The parts that every piece of work on a run needs."""
 
-    workshop: Workshop
+    run: Run
+    shop: Workshop
     workspace: Workspace
     trials: trials.Trials
     hours: Hours
@@ -61,9 +62,7 @@ def at_work(lab: Lab, run: Run, shop: Workshop) -> Iterator[Site]:
         tree="", judge=trials.judge_hash(lab.root / "bench"), machine=trials.machine(settings.device), dataset=Path(settings.data).name,
         device=settings.device, seconds=settings.seconds, seed=settings.seed,
     )  # fmt: skip
-    measured = trials.Trials(
-        shop.ledger, shop.judge, shop.screen, run.id, key, workspace.tree_hash, shop.machine
-    )
+    measured = trials.Trials(run, shop, key, workspace.tree_hash)
     hours = Hours(run, shop.ledger, shop.machine)
     guard = Guard(shop.ledger, workspace.folder, integrity.of_judge(lab.root))
     champion = Champion(
@@ -76,7 +75,7 @@ def at_work(lab: Lab, run: Run, shop: Workshop) -> Iterator[Site]:
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, _interrupt)
     try:
-        yield Site(shop, workspace, measured, hours, guard, champion)
+        yield Site(run, shop, workspace, measured, hours, guard, champion)
     finally:
         shop.stop.set()
         try:

@@ -9,31 +9,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
+from agent.accounts import Accounts
 from agent.prices import Price, UnknownPrice
 from agent.records import CallTotals, Usage
-
-
-class Calls(Protocol):
-    """Where the calls of a run are kept; agent.accounts.Accounts is one."""
-
-    def open_call(
-        self, run: str, model: str, tokens_in: int, tokens_out: int, usd: float
-    ) -> int: ...
-
-    def close_call(
-        self,
-        call: int,
-        *,
-        tokens_in: int,
-        tokens_out: int,
-        cache_read: int,
-        cache_write: int,
-        usd: float,
-    ) -> None: ...
-
-    def calls(self, run: str) -> CallTotals: ...
 
 
 @dataclass(frozen=True)
@@ -51,8 +30,10 @@ class BudgetSpent(Exception):
 class Purse:
     """Pays for the calls of a run. Several threads may use it."""
 
-    def __init__(self, calls: Calls, run: str, prices: Mapping[str, Price], limits: Limits) -> None:
-        self._calls, self._run, self._prices, self._limits = calls, run, prices, limits
+    def __init__(
+        self, accounts: Accounts, run: str, prices: Mapping[str, Price], limits: Limits
+    ) -> None:
+        self._accounts, self._run, self._prices, self._limits = accounts, run, prices, limits
         self._in_flight: dict[int, str] = {}  # model by call
         self._lock = threading.Lock()
 
@@ -66,7 +47,7 @@ class Purse:
         usd = self._prices[model].most(tokens_in, max_output)
         with self._lock:
             self._afford(usd, tokens_in + max_output)
-            call = self._calls.open_call(self._run, model, tokens_in, max_output, usd)
+            call = self._accounts.open_call(self._run, model, tokens_in, max_output, usd)
             self._in_flight[call] = model
         return call
 
@@ -74,14 +55,7 @@ class Purse:
         """Enter that a call was answered; its cost in USD."""
         with self._lock:
             usd = self._prices[self._in_flight.pop(call)].cost(usage)
-            self._calls.close_call(
-                call,
-                tokens_in=usage.input,
-                tokens_out=usage.output,
-                cache_read=usage.cache_read,
-                cache_write=usage.cache_write,
-                usd=usd,
-            )
+            self._accounts.close_call(call, usage, usd)
         return usd
 
     def release(self, call: int, billed: Usage | None) -> float:
@@ -90,7 +64,7 @@ class Purse:
 
     def spent(self) -> CallTotals:
         """What the run has spent so far; calls in flight count at their upper bound."""
-        return self._calls.calls(self._run)
+        return self._accounts.calls(self._run)
 
     def _afford(self, usd: float, tokens: int) -> None:
         spent, limits = self.spent(), self._limits

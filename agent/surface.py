@@ -10,6 +10,7 @@ from pathlib import Path
 FOLDERS = ("kernels", "csrc", "model")  # everything that a trial runs
 JUDGE = ("bench", "agent")  # everything that decides about it
 FROZEN = ("kernels/__init__.py", "kernels/jit.py")
+PLACES = {".py": "kernels", ".cpp": "csrc", ".cu": "csrc", ".h": "csrc"}  # of an op's files
 
 _NAME = r"[A-Za-z0-9_]{1,100}"  # longer ones are of no use, and beyond 255 bytes no file system takes them
 _KERNELS = re.compile(rf"kernels/{_NAME}\.py|csrc/{_NAME}\.(cpp|cu|h)")

@@ -12,11 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent.judging import Judging, as_row
-from agent.ledger import Ledger
-from agent.machine import DEVICE, Machine
-from agent.records import TrialKey
-from agent.screen import Screen
+from agent.machine import DEVICE
+from agent.proposers import Workshop
+from agent.records import Run, TrialKey
 
 if TYPE_CHECKING:
     from bench.interval import Spread
@@ -30,17 +28,11 @@ class Trials:
     """The trials of one run. `key` is any key of the run; tree and seed are filled in."""
 
     def __init__(
-        self,
-        ledger: Ledger,
-        judge: Judging,
-        screen: Screen,
-        run: str,
-        key: TrialKey,
-        tree_hash: Callable[[str], str],
-        machine: Machine,
+        self, run: Run, shop: Workshop, key: TrialKey, tree_hash: Callable[[str], str]
     ) -> None:
-        self._ledger, self._judge, self._screen, self._run = ledger, judge, screen, run
-        self._key, self._tree_hash, self._machine = key, tree_hash, machine
+        self._run, self._start, self._key, self._tree_hash = run.id, run.start, key, tree_hash
+        self._measured, self._judge = shop.ledger.measured, shop.judge
+        self._screen, self._machine = shop.screen, shop.machine
         # Who scores pairs of start and champion: the judge's sources, and this machine.
         scorer = f"{key.judge} {key.machine}".encode()
         self.scorer = hashlib.sha256(scorer).hexdigest()[:16]
@@ -53,7 +45,7 @@ class Trials:
 
         `own`: one of this run alone. A lucky trial of another run may be why these files are a candidate at all.
         """
-        row = self._ledger.measured.find_trial(
+        row = self._measured.find_trial(
             self._key_of(commit, seed), since=time.time() - FRESH_S, run=self._run if own else None
         )
         return self._judge.revive(row) if row is not None else self.run(commit, tree, seed, what)
@@ -66,7 +58,7 @@ class Trials:
             started = time.monotonic()
             result = self._judge.trial(tree, seed, self._screen.progress, split)
             self.seconds += time.monotonic() - started
-        self._ledger.measured.add_trial(self._run, key, as_row(result))
+        self._measured.add_trial(self._run, key, result.as_json())
         if result.ok:
             said = f"{split}_bpb {result.val_bpb:.4f}, {result.tokens_per_second:,.0f} tokens/s, {result.num_steps:,} steps"
         else:
@@ -74,41 +66,41 @@ class Trials:
         self._screen.say(f"  {what}, seed {seed}: {said}")
         return result
 
-    def recheck(self, commit: str, tree: Path, seed: int, older_s: float, start: str) -> str:
+    def recheck(self, commit: str, tree: Path, seed: int, older_s: float) -> str:
         """Run a tree again if its last trial is older than `older_s`; how the machine has changed since, in words, or "".
 
         All trials from before such a change are void.
         """
         key, now = self._key_of(commit, seed), time.time()
-        row = self._ledger.measured.find_trial(key, since=now - FRESH_S)
-        young = self._ledger.measured.find_trial(key, since=now - older_s)
+        row = self._measured.find_trial(key, since=now - FRESH_S)
+        young = self._measured.find_trial(key, since=now - older_s)
         if row is None or young is not None:
             return ""
         again = self.run(commit, tree, seed, "incumbent again")
-        said = self._judge.drifted(self._judge.revive(row), again, self.noise(start))
+        said = self._judge.drifted(self._judge.revive(row), again, self.noise())
         if said:
-            self._ledger.measured.void_trials(key, before=now)
+            self._measured.void_trials(key, before=now)
         return said
 
-    def noise(self, start: str) -> Spread:
-        """Spread of val_bpb from seed to seed, pooled over every tree that was trained with several seeds; `start`: the run's first commit."""
+    def noise(self) -> Spread:
+        """Spread of val_bpb from seed to seed, pooled over every tree that was trained with several seeds."""
         trees: dict[str, dict[int, float]] = defaultdict(dict)
-        for row in self._ledger.measured.figures(self._key):
+        for row in self._measured.figures(self._key):
             trees[row["tree"]][row["seed"]] = row["val_bpb"]
-        return self._judge.noise(trees, self._tree_hash(start))
+        return self._judge.noise(trees, self._tree_hash(self._start))
 
     def spread(self, of: Callable[[Mapping[str, Any]], float]) -> Spread:
         """Spread from seed to seed of what `of` makes of val_bpb or tokens_per_second, pooled over every tree trained with several seeds."""
         from bench.interval import Spread
 
         groups: dict[str, list[float]] = defaultdict(list)
-        for row in self._ledger.measured.figures(self._key):
+        for row in self._measured.figures(self._key):
             groups[row["tree"]].append(of(row))
         return Spread.pooled(list(groups.values()))
 
     def typical_s(self) -> float:
         """Seconds that a trial like those of this run takes in all, set-up and scoring included, by the last RECENT of any run."""
-        took = self._ledger.measured.seconds(self._key, RECENT)
+        took = self._measured.seconds(self._key, RECENT)
         return statistics.median(took) if took else self._key.seconds
 
     def _key_of(self, commit: str, seed: int) -> TrialKey:

@@ -6,12 +6,12 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab_tree import CPP, MODEL, Rules, Transcript
 
 from agent import campaign, proposers
-from agent.judging import Progress
 from agent.lab import Lab
 from agent.proposers import Context
 from agent.records import GateResult, Proposal, Settings
@@ -63,11 +63,16 @@ def idea(files: Mapping[str, str | None], says: str = "an idea") -> Proposal:
 
 
 def night(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, proposer: Scripted, judge: Rules | None = None
+    lab: Lab,
+    monkeypatch: pytest.MonkeyPatch,
+    proposer: Scripted,
+    judge: Rules | None = None,
+    **settings: Any,
 ) -> Transcript:
     monkeypatch.setattr(proposers, "create", lambda name, workshop: proposer)
     screen = Transcript()
-    campaign.run(lab, replace(SETTINGS, proposer="sweep"), screen, judge or Rules())
+    asked = replace(SETTINGS, proposer="sweep", **settings)
+    campaign.run(lab, asked, screen, judge or Rules())
     return screen
 
 
@@ -78,9 +83,7 @@ class SlowTrials(Rules):
         super().__init__()
         self.proposer = proposer
 
-    def trial(
-        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-    ) -> TrialResult:
+    def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
         if "kRows = 1" not in (tree / "csrc/scale.cpp").read_text():
             assert self.proposer.again.wait(20)
-        return super().trial(tree, seed, progress, split)
+        return found

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 from lab_tree import Rules, Transcript, compared, constant
+from scripted_nights import Scripted, idea, rate
 
 from agent import campaign, champion, gain_report
 from agent.__main__ import main
 from agent.champion import PAIRS
-from agent.judging import Progress
 from agent.lab import Lab
 from agent.ledger import Ledger
 from agent.proposers import Context
@@ -34,11 +34,8 @@ class Lucky(Rules):
         super().__init__()
         self.asked: list[tuple[str, int]] = []
 
-    def trial(
-        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-    ) -> TrialResult:
+    def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
         self.asked.append((split, seed))
-        found = super().trial(tree, seed, progress, split)
         better = constant(tree, "model/optim.py", "LR") < 0.04
         return replace(found, val_bpb=found.val_bpb - LUCK) if better and split == "val" else found
 
@@ -81,12 +78,10 @@ class Stopping(Lucky):
         super().__init__()
         self.at = at
 
-    def trial(
-        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-    ) -> TrialResult:
+    def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
         if split == "test" and len([s for s, _ in self.asked if s == "test"]) == self.at:
             raise KeyboardInterrupt
-        return super().trial(tree, seed, progress, split)
+        return super().trained(found, tree, seed, split)
 
 
 def test_a_re_run_that_was_stopped_tells_what_is_known_and_goes_on_with_the_next_pair(
@@ -115,10 +110,8 @@ def test_a_keep_that_was_never_run_again_is_a_claim_and_no_gain(lab: Lab) -> Non
 class Timed(Stopping):
     """Every trial takes a minute."""
 
-    def trial(
-        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-    ) -> TrialResult:
-        return replace(super().trial(tree, seed, progress, split), total_seconds=60.0)
+    def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
+        return replace(super().trained(found, tree, seed, split), total_seconds=60.0)
 
 
 @pytest.mark.parametrize(
@@ -156,10 +149,8 @@ def test_hours_of_the_device_end_a_run(lab: Lab) -> None:
 
 def test_a_champion_that_no_longer_trains_has_no_gain(lab: Lab) -> None:
     class Fragile(Lucky):
-        def trial(
-            self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-        ) -> TrialResult:
-            found = super().trial(tree, seed, progress, split)
+        def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
+            found = super().trained(found, tree, seed, split)
             return found if split == "val" else replace(found, ok=False, failure="nan")
 
     screen = Transcript()
@@ -167,32 +158,22 @@ def test_a_champion_that_no_longer_trains_has_no_gain(lab: Lab) -> None:
     assert any("the start failed when it was run again" in line for line in screen.lines)
 
 
-class Rates:
+def slower(context: Context) -> Proposal:
     """One model after another, each better by what every keep needs."""
-
-    name = "rates"
-    ahead = 0
-
-    def propose(self, context: Context) -> Proposal | None:
-        rate = 0.038 - 0.002 * len(context.history)
-        return Proposal("slower", {"model/optim.py": f"LR = {rate:.3f}\n"}, self.name)
-
-    def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
-        return None
+    return idea(rate(round(0.038 - 0.002 * len(context.history), 3)), "slower")
 
 
 def test_ctrl_c_ends_a_run_without_minutes_of_training_and_tells_how_to_have_them_later(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Pressed(Lucky):
-        def trial(
-            self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-        ) -> TrialResult:
+        def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
             if constant(tree, "model/optim.py", "LR") < 0.038:
                 raise KeyboardInterrupt
-            return super().trial(tree, seed, progress, split)
+            return super().trained(found, tree, seed, split)
 
-    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: Rates())
+    rates = Scripted([slower] * 2, ahead=0)
+    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: rates)
     judge = Pressed()
     summary = campaign.run(lab, MODEL, Transcript(), judge)
     assert "ended: stopped" in summary
@@ -204,7 +185,8 @@ def test_ctrl_c_ends_a_run_without_minutes_of_training_and_tells_how_to_have_the
 def test_every_few_keeps_the_champion_is_run_again(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: Rates())
+    rates = Scripted([slower] * 3, ahead=0)
+    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: rates)
     monkeypatch.setattr(champion, "EVERY", 2)
     summary = campaign.run(lab, replace(MODEL, experiments=3), Transcript(), Rules(noise_bpb=1e-4))
     ledger = lab.ledger()
@@ -259,12 +241,10 @@ def test_a_re_run_that_trips_is_said_and_ends_no_night(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Tripping(Lucky):
-        def trial(
-            self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-        ) -> TrialResult:
+        def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
             if split == "test":
                 raise OSError("no file descriptors are left")
-            return super().trial(tree, seed, progress, split)
+            return super().trained(found, tree, seed, split)
 
     monkeypatch.setattr(champion, "EVERY", 1)
     screen = Transcript()
@@ -289,11 +269,9 @@ class Emptied(Lucky):
         self.built.add(tree.name)
         return super().build(tree, changed)
 
-    def trial(
-        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-    ) -> TrialResult:
+    def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
         assert tree.name in self.built
-        return super().trial(tree, seed, progress, split)
+        return super().trained(found, tree, seed, split)
 
 
 def test_start_and_champion_are_built_before_they_are_run_again(lab: Lab) -> None:

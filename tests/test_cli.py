@@ -23,6 +23,7 @@ from lab_tree import CPP, PY, Rules, Transcript, git, write
 
 from agent import campaign, gate_command, step_table, trial_command
 from agent.__main__ import _COMMANDS, main
+from agent.integrity import Tampered
 from agent.judging import Bench, Unfit
 from agent.lab import Lab, Unusable, device
 from agent.options import parser
@@ -293,7 +294,9 @@ def test_status_and_exports_tell_what_happened(
     assert main(["export", "--tsv"], lab) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert main(["export", "--json"], lab) == 0
-    assert len(json.loads(capsys.readouterr().out)["runs"][0]["experiments"]) == 3
+    text = capsys.readouterr().out
+    assert text.endswith("}\n")
+    assert len(json.loads(text)["runs"][0]["experiments"]) == 3
 
 
 def test_a_log_gets_plain_lines_with_the_time() -> None:
@@ -328,9 +331,10 @@ def test_a_long_stage_of_a_log_says_how_far_it_is(monkeypatch: pytest.MonkeyPatc
         (OSError(errno.ENOSPC, "No space left on device"), 2, "error: [Errno 28] No space left on device; free space", False),
         (sqlite3.OperationalError("database is locked"), 2, "error: database is locked; ", False),
         (Unusable("give it a file"), 2, "error: give it a file", False),
+        (Tampered("bench/rule.py changed"), 2, "error: bench/rule.py changed", False),
         (RuntimeError("a fault of ours"), 2, "error: a fault of ours", True),
     ],
-    ids=["ctrl-c", "full-disk", "locked-ledger", "unusable", "fault"],
+    ids=["ctrl-c", "full-disk", "locked-ledger", "unusable", "tampered", "fault"],
 )  # fmt: skip
 def test_whatever_ends_a_command_has_a_status_that_is_not_refused(
     lab: Lab,
@@ -498,7 +502,7 @@ def test_words_that_a_terminal_cannot_spell_end_nothing(
     written = io.BytesIO()
     terminal = io.TextIOWrapper(written, encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
-    monkeypatch.setitem(_COMMANDS, "status", lambda *_: print("1 \u2192 4") or 0)
+    monkeypatch.setitem(_COMMANDS, "status", lambda *_: ("1 \u2192 4", 0))
     assert main(["status"], lab) == 0
     terminal.flush()
     assert written.getvalue() == b"1 \\u2192 4\n"

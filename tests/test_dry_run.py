@@ -40,9 +40,10 @@ def ended(
     outcome: Outcome,
     model: str = "",
     run: str = "before",
+    proposer: str = "sweep",
 ) -> None:
     """An experiment that went through these gates, the last of which refused it if the outcome says so."""
-    number = ledger.open_experiment(run, Proposal("h", {}, "sweep", model=model), "c", "c", "", "")
+    number = ledger.open_experiment(run, Proposal("h", {}, proposer, model), "c", "c", "", "")
     for name in seconds:
         passed = outcome.status != REFUSE or name != [*seconds][-1]
         ledger.add_gate(number, GateResult(name, passed, "", {}, seconds[name]))
@@ -94,7 +95,7 @@ def test_tokens_of_a_model_come_from_the_runs_that_asked_it_alone(lab: Lab) -> N
             ended(ledger, {}, Outcome(DROP, ""), others[i % len(others)], name)
             call = ledger.accounts.open_call(name, "m", 0, 0, 0.0)
             read = 50_000 if name == "alone" else 999_999
-            ledger.accounts.close_call(call, tokens_in=10, tokens_out=700, cache_read=read, cache_write=8_000, usd=0.0)  # fmt: skip
+            ledger.accounts.close_call(call, Usage(10, 700, read, 8_000), 0.0)
     text = estimate(lab, NIGHT)
     assert "from: 12 in the ledger" in text
     assert figures(text, "tokens read from the cache")[:3] == [20_000, 50_000, 125_000]
@@ -172,8 +173,7 @@ def test_a_night_that_goes_on_has_what_is_left_of_its_limits(lab: Lab) -> None:
     began(ledger, limits)
     ended(ledger, {"scope": 1.0}, Outcome(REFUSE, "scope"))
     call = ledger.accounts.open_call("before", "m", 100, 100, 9.0)
-    usage = {"tokens_in": 30, "tokens_out": 20, "cache_read": 0, "cache_write": 0}
-    ledger.accounts.close_call(call, **usage, usd=4.0)
+    ledger.accounts.close_call(call, Usage(30, 20), 4.0)
     left = what_is_left(ledger, ledger.run("before"))
     assert (left.experiments, left.usd, left.tokens, left.hours) == (2, 6.0, 950, 8.0)
     assert left.gpu_hours is None
@@ -235,10 +235,7 @@ def test_nobody_is_asked_and_nothing_heavy_is_loaded(lab: Lab) -> None:
 def test_placebos_which_are_measured_to_the_end_say_nothing_of_a_night(lab: Lab) -> None:
     ledger = lab.ledger()
     began(ledger, NIGHT)
+    outcome = Outcome(DROP, "", device_seconds=700.0)
     for _ in range(10):
-        proposal = Proposal("h", {}, "placebo")
-        number = ledger.open_experiment("before", proposal, "c", "c", "", "")
-        for gate in ASSUMED:
-            ledger.add_gate(number, GateResult(gate, True, "", {}, 2.0))
-        ledger.close_experiment(number, Outcome(DROP, "", device_seconds=700.0))
+        ended(ledger, dict.fromkeys(ASSUMED, 2.0), outcome, proposer="placebo")
     assert "10 in the ledger" not in estimate(lab, NIGHT)

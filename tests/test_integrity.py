@@ -11,7 +11,7 @@ import pytest
 from lab_tree import CPP, Rules, Transcript, constant, make, write
 
 from agent import campaign, gate_command, gates, integrity, trial_command
-from agent.lab import Lab, Unusable
+from agent.lab import Lab
 from agent.loop import LoopError
 from agent.records import KEEP, LOST, OPEN, REFUSE, Candidate, Change, Settings
 from bench.finding import Finding
@@ -147,8 +147,8 @@ def test_a_command_says_that_its_judge_changed_and_gives_no_verdict(
     file = tmp_path / "mine.cpp"
     file.write_text(CPP.replace("kRows = 1", "kRows = 4"))
     judge = Meddling(lab.root, RULE, nth=2)
-    with pytest.raises(Unusable, match="bench/rule.py changed"):
+    with pytest.raises(integrity.Tampered, match="bench/rule.py changed"):
         gate_command.judge_file(lab, "scale", file, True, Transcript(), judge)
     judge = Meddling(lab.root, "bench/other.py", nth=1)
-    with pytest.raises(Unusable, match="bench/other.py changed"):
+    with pytest.raises(integrity.Tampered, match="bench/other.py changed"):
         trial_command.run(lab, judge, 5.0, 0, Transcript())

@@ -162,20 +162,14 @@ def test_a_trial_ends_with_its_figures(checkout: Path) -> None:
     assert float(figures["training_seconds"]) <= 5.5
 
 
+def gate(checkout: Path, candidate: str) -> subprocess.CompletedProcess[str]:
+    words = ("--op", "rms_norm", "--candidate", str(ROOT / candidate), "--no-speed", "--json")
+    return run("-m", "agent", "gate", *words, cwd=checkout)
+
+
 @pytest.mark.slow
 def test_gate_refuses_a_wrong_kernel_with_the_reason(checkout: Path) -> None:
-    done = run(
-        "-m",
-        "agent",
-        "gate",
-        "--op",
-        "rms_norm",
-        "--candidate",
-        str(ROOT / "tests" / "cheats" / "rms_norm_trusts_unit_data.py"),
-        "--no-speed",
-        "--json",
-        cwd=checkout,
-    )
+    done = gate(checkout, "tests/cheats/rms_norm_trusts_unit_data.py")
     assert done.returncode == 1, done.stderr[-3000:]
     result = json.loads(done.stdout)
     assert result["passed"] is False
@@ -186,18 +180,7 @@ def test_gate_refuses_a_wrong_kernel_with_the_reason(checkout: Path) -> None:
 
 @pytest.mark.slow
 def test_gate_passes_a_right_kernel(checkout: Path) -> None:
-    done = run(
-        "-m",
-        "agent",
-        "gate",
-        "--op",
-        "rms_norm",
-        "--candidate",
-        str(ROOT / "csrc" / "rms_norm.cpp"),
-        "--no-speed",
-        "--json",
-        cwd=checkout,
-    )
+    done = gate(checkout, "csrc/rms_norm.cpp")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert json.loads(done.stdout)["passed"] is True
 

@@ -29,6 +29,7 @@ from agent.records import (
     Run,
     Settings,
     TrialKey,
+    Usage,
 )
 from agent.schema import SCHEMA_VERSION
 
@@ -98,9 +99,7 @@ def test_what_waits_for_its_trial_is_not_lost_until_it_is_taken(ledger: Ledger) 
 def test_a_call_in_flight_at_a_kill_counts_at_its_upper_bound(ledger: Ledger) -> None:
     answered = ledger.accounts.open_call("r1", "m", 1000, 500, 0.9)
     ledger.accounts.open_call("r1", "m", 2000, 500, 1.5)
-    ledger.accounts.close_call(
-        answered, tokens_in=100, tokens_out=40, cache_read=800, cache_write=60, usd=0.2
-    )
+    ledger.accounts.close_call(answered, Usage(100, 40, cache_read=800, cache_write=60), 0.2)
     ledger.close()
     again = Ledger(ledger.path)
     again.reopen_run("r1", Settings())

@@ -6,28 +6,16 @@ import sqlite3
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from lab_tree import CPP, PY, Rules, Transcript, constant, git, impatient, write
+from scripted_nights import Scripted, idea, night, rows
 
 from agent import campaign, gates
-from agent.judging import Progress
 from agent.lab import Lab, Unusable, overlay
 from agent.ledger import Ledger
 from agent.loop import LoopError
-from agent.proposers import Context
-from agent.records import (
-    CRASH,
-    DROP,
-    KEEP,
-    LOST,
-    REFUSE,
-    UNFINISHED,
-    GateResult,
-    Proposal,
-    Settings,
-)
+from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, UNFINISHED, Settings
 from agent.seeds import SELECTING
 from bench.finding import Finding
 from bench.speed import Comparison
@@ -36,23 +24,9 @@ from bench.trial import TrialResult
 SETTINGS = Settings(proposer="sweep", seconds=5.0, data="corpus-1", experiments=7)
 
 
-class Fixed:
-    """Proposes the same files for ever."""
-
-    name = "fixed"
-    ahead = 0
-
-    def __init__(self, files: Mapping[str, str]) -> None:
-        self.files = files
-
-    def propose(self, context: Context) -> Proposal | None:
-        return Proposal("again", self.files, self.name)
-
-    def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
-        return None
-
-
-ROWS_8 = {"csrc/scale.cpp": CPP.replace("kRows = 1", "kRows = 8")}
+def fixed(files: Mapping[str, str | None]) -> Scripted:
+    """Proposes the same files again and again."""
+    return Scripted([idea(files)] * 9, ahead=0)
 
 
 def statuses(ledger: Ledger, run: str | None = None) -> list[str]:
@@ -109,9 +83,8 @@ def test_every_gate_of_an_experiment_is_in_the_ledger_up_to_the_refusal(lab: Lab
 def test_after_a_refusal_nothing_dearer_is_asked(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], gate: str
 ) -> None:
-    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: Fixed(files))
     rules = Rules()
-    campaign.run(lab, replace(SETTINGS, experiments=1), Transcript(), rules)
+    night(lab, monkeypatch, fixed(files), rules, experiments=1)
     (experiment,) = lab.ledger().experiments()
     assert experiment.gates[-1].name == gate
     order = ["build", "correctness", "compare", "parity"]
@@ -128,12 +101,10 @@ class Watched(Rules):
         super().__init__()
         self.asked: list[tuple[float, int]] = []
 
-    def trial(
-        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-    ) -> TrialResult:
+    def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
         if seed < SELECTING:
             self.asked.append((constant(tree, "model/optim.py", "LR"), seed))
-        return super().trial(tree, seed, progress, split)
+        return found
 
 
 def test_another_run_remembers_the_incumbent_s_trials_and_trains_every_candidate_itself(
@@ -273,8 +244,7 @@ def test_an_incumbent_that_fails_once_more_is_the_machine_s_fault(lab: Lab) -> N
     class Full(Rules):
         failing = 1
 
-        def trial(self, tree, seed, progress, split="val"):  # type: ignore[no-untyped-def]
-            found = super().trial(tree, seed, progress, split)
+        def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
             incumbent = constant(tree, "csrc/scale.cpp", "kRows") == 1
             if not incumbent or self.calls.count("compare") == 0 or not self.failing:
                 return found
@@ -311,19 +281,17 @@ def test_resume_refuses_settings_that_would_break_comparability(lab: Lab) -> Non
 
 
 @pytest.mark.parametrize(
-    ("proposer", "words"),
+    ("files", "words"),
     [
-        (Fixed(ROWS_8), "same change as experiment 1"),
-        (Fixed({"bench/rule.py": "LIMIT = 100\n"}), "bench/rule.py"),
+        (rows(8), "same change as experiment 1"),
+        ({"bench/rule.py": "LIMIT = 100\n"}, "bench/rule.py"),
     ],
 )
 def test_what_scope_refuses_costs_no_trial(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch, proposer: Any, words: str
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, files: Mapping[str, str | None], words: str
 ) -> None:
-    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: proposer)
     # so that nothing is kept and the same patch meets the same parent
-    rules = Rules(fail_trial="nan")
-    campaign.run(lab, replace(SETTINGS, experiments=2), Transcript(), rules)
+    night(lab, monkeypatch, fixed(files), Rules(fail_trial="nan"), experiments=2)
     last = lab.ledger().experiments()[-1]
     assert last.outcome.status == REFUSE
     assert words in last.outcome.reason
@@ -368,8 +336,7 @@ def test_a_judge_that_trips_in_every_measurement_ends_the_run_though_the_first_g
 def test_a_path_that_git_does_not_take_is_a_refusal(
     path: str, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: Fixed({path: "x"}))
-    campaign.run(lab, replace(SETTINGS, experiments=1), Transcript(), Rules())
+    night(lab, monkeypatch, fixed({path: "x"}), experiments=1)
     (experiment,) = lab.ledger().experiments()
     assert experiment.outcome.status == REFUSE
     assert "cannot be written" in experiment.outcome.reason
@@ -378,9 +345,9 @@ def test_a_path_that_git_does_not_take_is_a_refusal(
 def test_words_that_cannot_be_written_down_are_a_refusal(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    half = Proposal("half \ud83d\x1b[2J", ROWS_8, "fixed", expected="1 % \udfff")
-    monkeypatch.setattr(Fixed, "propose", lambda self, context: half)
-    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: Fixed({}))
+    half = replace(idea(rows(8), "half \ud83d\x1b[2J"), expected="1 % \udfff")
+    proposer = Scripted([half], ahead=0)
+    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: proposer)
     summary = campaign.run(lab, replace(SETTINGS, experiments=1), Transcript(), Rules())
     (experiment,) = lab.ledger().experiments()
     assert experiment.outcome.status == REFUSE
@@ -454,10 +421,8 @@ def test_a_ledger_that_is_locked_is_no_fault_of_the_candidate(lab: Lab) -> None:
 def test_git_that_takes_nothing_ends_the_run_before_its_money(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outside = Fixed({"../outside.py": "x"})
-    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: outside)
     with pytest.raises(LoopError, match="3 times in a row git did not take what was proposed"):
-        campaign.run(lab, replace(SETTINGS, experiments=9), Transcript(), Rules())
+        night(lab, monkeypatch, fixed({"../outside.py": "x"}), experiments=9)
     assert statuses(lab.ledger()) == [REFUSE] * 3
 
 
@@ -466,16 +431,12 @@ def test_half_a_character_in_a_candidate_s_last_words_ends_no_night(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, raises: bool
 ) -> None:
     class Odd(Rules):
-        def trial(
-            self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-        ) -> TrialResult:
-            found = super().trial(tree, seed, progress, split)
+        def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
             if not found.ok and raises:
                 raise ValueError("\ud83d")
             return found if found.ok else replace(found, detail="\ud83d")
 
-    monkeypatch.setattr(campaign.proposers, "create", lambda name, workshop: Fixed(ROWS_8))
-    campaign.run(lab, replace(SETTINGS, experiments=1), Transcript(), Odd(fail_trial="nan"))
+    night(lab, monkeypatch, fixed(rows(8)), Odd(fail_trial="nan"), experiments=1)
     (experiment,) = lab.ledger().experiments()
     assert experiment.outcome.status == CRASH
     assert ("ValueError: ?" if raises else "trial: nan: ?") in experiment.outcome.reason

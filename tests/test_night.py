@@ -13,7 +13,7 @@ import pytest
 from lab_tree import Rules, Transcript, constant, git, impatient, make
 
 from agent import campaign, export
-from agent.judging import Progress, Unfit
+from agent.judging import Unfit
 from agent.lab import Lab
 from agent.records import LOST, REFUSE, Past, Settings
 from bench.finding import Finding
@@ -92,14 +92,11 @@ class Night(Rules):
         said = _said(candidate, {"kFlush": "the loss parts from the incumbent's at step 3"})
         return Finding(False, said) if said else super().parity(incumbent, candidate)
 
-    def trial(
-        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-    ) -> TrialResult:
+    def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
         failures = {"kScratch": "out_of_memory", "LR = 4.0": "nan", "while self": "late"}
         if failure := _said(tree, failures):
             return TrialResult(False, failure, "it broke", seed=seed)
-        result = super().trial(tree, seed, progress, split)
-        return replace(result, val_bpb=1.0) if _said(tree, {"self.targets": "x"}) else result
+        return replace(found, val_bpb=1.0) if _said(tree, {"self.targets": "x"}) else found
 
 
 def _said(tree: Path, consequences: Mapping[str, str]) -> str:

@@ -8,47 +8,19 @@ from pathlib import Path
 
 import pytest
 from lab_tree import CPP, Rules, Transcript, constant, git, impatient, past
+from scripted_nights import Scripted, idea
 
 from agent import campaign, claims
 from agent.__main__ import main
-from agent.judging import Progress
 from agent.lab import Lab, Unusable
-from agent.proposers import Context
 from agent.prune import due
-from agent.records import (
-    CRASH,
-    DROP,
-    KEEP,
-    LOST,
-    REFUSE,
-    Experiment,
-    GateResult,
-    Outcome,
-    Proposal,
-    Settings,
-)
+from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, Experiment, Outcome, Settings
 from agent.seeds import SELECTING
 from bench.trial import TrialResult
 
 SETTINGS = Settings(target="all", proposer="sweep", seconds=5.0, data="corpus-1", experiments=2)
 ROWS = {"csrc/scale.cpp": CPP.replace("kRows = 1", "kRows = 4")}
 RATE = {"model/optim.py": "LR = 0.02  # tune: 0.02 0.04 0.08\n"}
-
-
-class Scripted:
-    """Proposes these files, one proposal after the other."""
-
-    name = "scripted"
-    ahead = 0
-
-    def __init__(self, *files: Mapping[str, str]) -> None:
-        self._left = list(files)
-
-    def propose(self, context: Context) -> Proposal | None:
-        return Proposal("an idea", self._left.pop(0), self.name) if self._left else None
-
-    def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
-        return None
 
 
 class Lucky(Rules):
@@ -58,12 +30,9 @@ class Lucky(Rules):
         super().__init__()
         self.real, self.seeds = real, set[tuple[float, int]]()
 
-    def trial(
-        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-    ) -> TrialResult:
+    def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
         rate = constant(tree, "model/optim.py", "LR")
         self.seeds.add((rate, seed))
-        found = super().trial(tree, seed, progress, split)
         if self.real or seed < SELECTING:
             return found
         return TrialResult(**{**vars(found), "val_bpb": found.val_bpb - rate})
@@ -73,8 +42,9 @@ def kept(
     lab: Lab, monkeypatch: pytest.MonkeyPatch, judge: Rules, *files: Mapping[str, str]
 ) -> None:
     """A run that has kept these changes."""
+    proposer = Scripted([idea(each) for each in files], ahead=0)
     with monkeypatch.context() as patched:
-        patched.setattr(campaign.proposers, "create", lambda name, workshop: Scripted(*files))
+        patched.setattr(campaign.proposers, "create", lambda name, workshop: proposer)
         campaign.run(lab, SETTINGS, Transcript(), judge)
     ledger = lab.ledger()
     assert ledger.counts(ledger.run().id) == {KEEP: len(files)}

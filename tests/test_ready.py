@@ -15,7 +15,6 @@ from lab_tree import Rules, Transcript, git
 from scripted_nights import SETTINGS, Move, Scripted, SlowTrials, idea, night, rate, rows
 
 from agent import campaign, proposers
-from agent.judging import Progress
 from agent.lab import Lab
 from agent.proposers import Context, Stopped
 from agent.records import KEEP, LOST, READY, REFUSE, Proposal
@@ -27,13 +26,11 @@ from bench.verdict import Verdict
 class Pressed(SlowTrials):
     """Ctrl-C in the trial of the first candidate."""
 
-    def trial(
-        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-    ) -> TrialResult:
+    def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
+        found = super().trained(found, tree, seed, split)
         if "kRows = 1" not in (tree / "csrc/scale.cpp").read_text():
-            assert self.proposer.again.wait(20)
             raise KeyboardInterrupt
-        return super().trial(tree, seed, progress, split)
+        return found
 
 
 class PressedLate(Rules):

@@ -44,18 +44,9 @@ class Night:
 
     def context(self) -> Context:
         return Context(
-            self.run,
-            "incumbent",
-            self.root,
-            self.target,
-            None,
-            self.device,
-            0,
-            tuple(self.history),
-            "",
-            self.brought,
-            self.hardware,
-        )
+            self.run, "incumbent", self.root, self.target, None, self.device, 0,
+            tuple(self.history), brought=self.brought, hardware=self.hardware,
+        )  # fmt: skip
 
     def propose(self) -> Proposal | None:
         return sweep.Sweep().propose(self.context())

@@ -12,7 +12,6 @@ import pytest
 from lab_tree import Rules, Transcript, constant
 
 from agent import added_code, campaign
-from agent.judging import Progress
 from agent.lab import Lab
 from agent.records import DROP, KEEP, REFUSE, Change, Settings
 from bench.finding import Finding
@@ -42,25 +41,20 @@ class Faster(Rules):
     after: int = 0
     bits: float = 0.05
 
-    def trial(
-        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-    ) -> TrialResult:
-        result = super().trial(tree, seed, progress, split)
+    def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
         done = sum(call.startswith("trial") for call in self.calls)
         if done <= self.after:
-            return result
-        faster = result.tokens_per_second * 1.2
-        return replace(result, val_bpb=result.val_bpb - self.bits, tokens_per_second=faster)
+            return found
+        faster = found.tokens_per_second * 1.2
+        return replace(found, val_bpb=found.val_bpb - self.bits, tokens_per_second=faster)
 
 
 class Worthless(Faster):
     """No setting does anything to the bits."""
 
-    def trial(
-        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-    ) -> TrialResult:
-        result = super().trial(tree, seed, progress, split)
-        return replace(result, val_bpb=result.val_bpb - constant(tree, "model/optim.py", "LR"))
+    def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
+        found = super().trained(found, tree, seed, split)
+        return replace(found, val_bpb=found.val_bpb - constant(tree, "model/optim.py", "LR"))
 
     def decide(self, *arguments: Any, **more: Any) -> Verdict:
         verdict = super().decide(*arguments, **more)
@@ -119,14 +113,11 @@ class TooGood(Rules):
 
     again: bool = True
 
-    def trial(
-        self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
-    ) -> TrialResult:
-        result = super().trial(tree, seed, progress, split)
+    def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
         curve = [[1e5 * i, 3.0 - i / 80] for i in range(1, 41)]
         better = 0.1 * (constant(tree, "csrc/scale.cpp", "kRows") > 1)
         return replace(
-            result, val_bpb=result.val_bpb - better, total_tokens_M=4.0 + 2 * better, losses=curve
+            found, val_bpb=found.val_bpb - better, total_tokens_M=4.0 + 2 * better, losses=curve
         )
 
     def correctness(self, op: str, tree: Path) -> Finding:

@@ -39,6 +39,11 @@ def root(tmp_path: Path) -> Path:
     return make(tmp_path / "checkout")
 
 
+@pytest.fixture
+def workspace(root: Path) -> Workspace:
+    return Workspace(Repository(root), root / ".lab", "r1")
+
+
 def state(root: Path) -> tuple[str, str, str]:
     return (
         git(root, "rev-parse", "HEAD"),
@@ -55,13 +60,13 @@ def proposal(**files: str | None) -> Proposal:
     )
 
 
-def test_a_candidate_lies_beside_its_incumbent_and_the_user_s_tree_stays(root: Path) -> None:
+def test_a_candidate_lies_beside_its_incumbent_and_the_user_s_tree_stays(
+    root: Path, workspace: Workspace
+) -> None:
     write(root, {"kernels/scale.py": "mine, half done", "notes.txt": "mine"})
     git(root, "add", "kernels/scale.py")
     before = state(root)
-    repository = Repository(root)
-    workspace = Workspace(repository, root / ".lab", "r1")
-    parent = repository.resolve("HEAD")
+    parent = workspace.repository.resolve("HEAD")
     commit = workspace.commit(parent, proposal(csrc__scale=BETTER))
     candidate = workspace.candidate("kernels", parent, commit)
     assert (candidate.tree / "csrc/scale.cpp").read_text() == BETTER
@@ -88,11 +93,9 @@ def test_the_patch_in_the_ledger_makes_the_candidate_again(root: Path, tmp_path:
 
 
 def test_a_tree_that_was_littered_is_written_anew_and_the_old_one_left_to_its_readers(
-    root: Path,
+    workspace: Workspace,
 ) -> None:
-    repository = Repository(root)
-    workspace = Workspace(repository, root / ".lab", "r1")
-    head = repository.resolve("HEAD")
+    head = workspace.repository.resolve("HEAD")
     tree = workspace.checkout(head)
     assert workspace.checkout(head) == tree
     write(tree, {"kernels/left.py": "x", "csrc/scale.cpp": "changed"})
@@ -106,7 +109,7 @@ def test_a_tree_that_was_littered_is_written_anew_and_the_old_one_left_to_its_re
     assert not again.exists()
 
 
-def test_no_hook_of_the_user_s_runs(root: Path) -> None:
+def test_no_hook_of_the_user_s_runs(root: Path, workspace: Workspace) -> None:
     (root / "my hooks").mkdir()
     for name in ("post-checkout", "pre-commit", "reference-transaction", "post-index-change"):
         hook = root / "my hooks" / name
@@ -114,8 +117,7 @@ def test_no_hook_of_the_user_s_runs(root: Path) -> None:
         hook.chmod(0o755)
     git(root, "config", "core.hooksPath", "my hooks")
     git(root, "config", "core.fsmonitor", f"touch {root}/hooked; false")
-    repository = Repository(root)
-    workspace = Workspace(repository, root / ".lab", "r1")
+    repository = workspace.repository
     head = repository.resolve("HEAD")
     commit = workspace.commit(head, proposal(csrc__scale=BETTER))
     workspace.advance(commit)
@@ -156,14 +158,14 @@ def test_an_export_cannot_be_thinned_by_attributes(root: Path, tmp_path: Path) -
     assert not (tmp_path / "out/bench").exists()
 
 
-def test_no_attribute_and_no_filter_comes_between_a_commit_and_what_runs(root: Path) -> None:
+def test_no_attribute_and_no_filter_comes_between_a_commit_and_what_runs(
+    root: Path, workspace: Workspace
+) -> None:
     git(root, "config", "filter.swap.smudge", f"touch {root}/filtered; sed s/1/9/")
     git(root, "config", "filter.swap.clean", f"touch {root}/filtered; sed s/9/1/")
     git(root, "config", "core.autocrlf", "true")
     attributes = "*.cpp filter=swap eol=crlf ident\n*.py working-tree-encoding=UTF-16\n"
-    repository = Repository(root)
-    workspace = Workspace(repository, root / ".lab", "r1")
-    head = repository.resolve("HEAD")
+    head = workspace.repository.resolve("HEAD")
     files = {
         ".gitattributes": attributes,
         "csrc/.gitattributes": attributes,
@@ -180,11 +182,10 @@ def test_no_attribute_and_no_filter_comes_between_a_commit_and_what_runs(root: P
     "path",
     ["../out.py", "/tmp/out.py", ".git/hooks/pre-commit", ".GIT/config", "csrc/../../out.h", "csrc//a.h", ""],
 )  # fmt: skip
-def test_a_path_that_leads_out_of_the_tree_is_refused(root: Path, path: str) -> None:
-    repository = Repository(root)
-    workspace = Workspace(repository, root / ".lab", "r1")
+def test_a_path_that_leads_out_of_the_tree_is_refused(workspace: Workspace, path: str) -> None:
+    head = workspace.repository.resolve("HEAD")
     with pytest.raises(GitError):
-        workspace.commit(repository.resolve("HEAD"), Proposal("out", {path: "x"}, "test"))
+        workspace.commit(head, Proposal("out", {path: "x"}, "test"))
 
 
 def test_a_handmade_tree_cannot_write_outside_of_its_folder(root: Path, tmp_path: Path) -> None:
@@ -236,10 +237,8 @@ def test_what_git_ignores_is_not_in_a_tree(root: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out/csrc/hidden.h").exists()
 
 
-def test_a_tree_holds_no_executable_and_nothing_of_git(root: Path) -> None:
-    repository = Repository(root)
-    workspace = Workspace(repository, root / ".lab", "r1")
-    tree = workspace.checkout(repository.resolve("HEAD"))
+def test_a_tree_holds_no_executable_and_nothing_of_git(workspace: Workspace) -> None:
+    tree = workspace.checkout(workspace.repository.resolve("HEAD"))
     assert sorted(p.name for p in tree.iterdir()) == ["csrc", "kernels", "model"]
     assert not any(p.stat().st_mode & 0o111 for p in tree.rglob("*.*"))
 
@@ -307,9 +306,10 @@ def test_what_was_built_long_ago_is_removed_and_the_rest_stays(root: Path) -> No
     assert [file.name for file in cache.iterdir()] == ["new.so"]
 
 
-def test_the_branch_goes_forwards_alone_and_never_under_a_person(root: Path) -> None:
-    repository = Repository(root)
-    workspace = Workspace(repository, root / ".lab", "r1")
+def test_the_branch_goes_forwards_alone_and_never_under_a_person(
+    root: Path, workspace: Workspace
+) -> None:
+    repository = workspace.repository
     head = repository.resolve("HEAD")
     first = workspace.commit(head, proposal(csrc__scale=BETTER))
     second = workspace.commit(first, proposal(csrc__scale=BETTER + "int x;\n"))
@@ -332,10 +332,9 @@ def test_the_branch_goes_forwards_alone_and_never_under_a_person(root: Path) -> 
     assert workspace.name(second) == "lab/r1"
 
 
-def test_a_branch_that_git_does_not_move_ends_no_night(root: Path) -> None:
-    repository = Repository(root)
-    workspace = Workspace(repository, root / ".lab", "r1")
-    commit = workspace.commit(repository.resolve("HEAD"), proposal(csrc__scale=BETTER))
+def test_a_branch_that_git_does_not_move_ends_no_night(root: Path, workspace: Workspace) -> None:
+    head = workspace.repository.resolve("HEAD")
+    commit = workspace.commit(head, proposal(csrc__scale=BETTER))
     taken = root / ".git" / "refs" / "heads" / "lab" / "r1.lock"
     taken.parent.mkdir(parents=True)
     taken.touch()

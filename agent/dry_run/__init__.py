@@ -140,12 +140,8 @@ def _talk_table(of: Talk) -> list[str]:
         rows.append([name, *(format(figure, form) for figure in figures), note])
 
     every, price, used = range(len(CASES)), of.price, of.usage
-    row(
-        "tokens read from the cache",
-        (u.cache_read for u in used),
-        ",",
-        f"{price.cache_read:g} USD a million",
-    )
+    a_million = f"{price.cache_read:g} USD a million"
+    row("tokens read from the cache", (u.cache_read for u in used), ",", a_million)
     row("tokens written to it", (u.cache_write for u in used), ",", f"{price.cache_write:g}")
     row("tokens in beside it", (u.input for u in used), ",", f"{price.input:g}")
     row("tokens out", (u.output for u in used), ",", f"{price.output:g}")
@@ -155,19 +151,9 @@ def _talk_table(of: Talk) -> list[str]:
 
 
 def _night_table(settings: Settings, name: str, tempo: Pace, talks: Sequence[Talk]) -> list[str]:
-    rows = [["the night", *CASES]]
     columns = [_night(settings, tempo, talks, case) for case in range(len(CASES))]
-    labels = (
-        "proposer at work, s",
-        "experiments an hour",
-        "USD an hour",
-        "ends first by",
-        "experiments",
-        "hours",
-        "USD in all",
-    )
-    rows += [[label, *figures] for label, *figures in zip(labels, *columns, strict=True)]
-    lines = _table(rows)
+    rows = [[label, *(column[label] for column in columns)] for label in columns[0]]
+    lines = _table([["the night", *CASES], *rows])
     if name == "command":
         lines.append(
             "what the command spends is not known before it says so, and is not in these figures"
@@ -179,24 +165,22 @@ def _night_table(settings: Settings, name: str, tempo: Pace, talks: Sequence[Tal
     return lines
 
 
-def _night(settings: Settings, tempo: Pace, talks: Sequence[Talk], case: int) -> list[str]:
-    """One column of the last table."""
+def _night(settings: Settings, tempo: Pace, talks: Sequence[Talk], case: int) -> dict[str, str]:
+    """One column of the last table, by the labels of its rows."""
     interval = tempo.interval(tempo.thinking[case])
     usd = sum(talk.usd(case) for talk in talks) / max(1, len(talks))
     tokens = sum(talk.tokens(case) for talk in talks) / max(1, len(talks))
     hourly = 3600 / interval
-    head = [f"{tempo.thinking[case]:,.1f}", f"{hourly:.1f}", f"{usd * hourly:.2f}"]
-    found = ends(settings, tempo, interval, usd, tokens)
-    if not found:
-        return [*head, "Ctrl-C", "", "", ""]
-    end = found[0]
-    return [
-        *head,
-        end.limit,
-        f"{end.experiments:.0f}",
-        f"{end.hours:.1f}",
-        f"{end.experiments * usd:.2f}",
-    ]
+    end = next(iter(ends(settings, tempo, interval, usd, tokens)), None)
+    return {
+        "proposer at work, s": f"{tempo.thinking[case]:,.1f}",
+        "experiments an hour": f"{hourly:.1f}",
+        "USD an hour": f"{usd * hourly:.2f}",
+        "ends first by": end.limit if end else "Ctrl-C",
+        "experiments": f"{end.experiments:.0f}" if end else "",
+        "hours": f"{end.hours:.1f}" if end else "",
+        "USD in all": f"{end.experiments * usd:.2f}" if end else "",
+    }
 
 
 def _source(known: int) -> str:

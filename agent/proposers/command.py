@@ -187,10 +187,7 @@ class Command:
         used, ledger = said.usage, self._workshop.ledger
         if said.usd or used != Usage():
             call = ledger.accounts.open_call(self._workshop.run, self._program, 0, 0, said.usd)
-            ledger.accounts.close_call(
-                call, tokens_in=used.input, tokens_out=used.output, cache_read=used.cache_read,
-                cache_write=used.cache_write, usd=said.usd,
-            )  # fmt: skip
+            ledger.accounts.close_call(call, used, said.usd)
         elif (self._workshop.settings.usd, self._workshop.settings.tokens) != (None, None):
             self._workshop.screen.say(
                 f"  {self._program} did not say what it spent, so the limit does not count this run: let its last line be JSON with "

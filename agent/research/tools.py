@@ -25,7 +25,6 @@ from agent.research.messages import ToolCall, ToolResult
 
 SEARCH_S = 5.0
 MAX_MATCHES = 200
-CHECKED = ("scope", "static", "build", "correctness")
 
 
 @dataclass(frozen=True)
@@ -144,11 +143,8 @@ class Toolbox:
 
     def _check(self) -> str:
         self._require_change()
-        steps = gates.while_it_lasts(
-            [step for step in gates.GATES if step[0] in CHECKED], self._workshop.stop
-        )
-        candidate, machine = self._draft.candidate(), self._workshop.machine
-        results = list(gates.run(candidate, self._judged_as, steps, machine=machine))
+        candidate = self._draft.candidate()
+        results = list(gates.run(candidate, self._judged_as, gates.EARLY, shop=self._workshop))
         if not results[-1].passed:
             raise Mistake(answers.gates(results))
         return answers.gates(results)
