@@ -24,7 +24,7 @@ and static, are in agent/.
     reports       conftest and test_kernels (`pytest bench --benchmark`); gpu_report, gpu_parts, gpu_table (all of it on a GPU);
                   trial_report (the README's figures); timer_calibration, process_scatter (how good the timer is);
                   verdict_simulation, drift_simulation, simulated (how good the verdict is)
-    helpers       hardware (a machine's name), identity (which figures may stand together), jsonl, threads
+    helpers       hardware (a machine's name), identity (which figures may stand together), jsonl, paragraphs, threads
 
 Read contracts/contract, then correctness, timing and trial: they are the gates.
 """

@@ -83,7 +83,9 @@ class Arena:
         start = self.used + skew * itemsize
         self.used = -(-(start + span(shape, strides) * itemsize + GAP) // ALIGN) * ALIGN
         if self.used > self.size:
-            raise MemoryError(f"the arena of {self.size >> 20} MiB is too small for this request")
+            raise MemoryError(
+                f"a request of more than {self.size >> 20} MiB of tensors, which is all that judge and runner share: take smaller shapes"
+            )
         return describe(dtype, shape, strides, start)
 
     def place_input(self, wanted: Input) -> Where:

@@ -5,13 +5,12 @@ What others have written stands in `LIBRARIES` of a kernel file or in bench/peer
 
 from __future__ import annotations
 
-import ast
 from dataclasses import replace
 from pathlib import Path
 
 from bench.contracts import Case, contract
 from bench.examination import Examination
-from bench.implementations import OURS
+from bench.implementations import OURS, names_in
 from bench.judge import Judge, Refused, error_line
 from bench.peers import PEERS
 from bench.timing import Arm
@@ -20,7 +19,6 @@ ROOT = Path(__file__).resolve().parent.parent
 FUSED = "fused"  # the implementation that is a single call of torch's, where an op has one
 # Run on CUDA tensors, where they are installed; each does a part of an op.
 LIBRARIES = ("cudnn", "flex", "fa4")
-TABLES = ("IMPLEMENTATIONS", "LIBRARIES")  # of a kernel file
 
 
 def arms(op: str, device: str, *, compiled: bool) -> list[Arm]:
@@ -31,24 +29,8 @@ def arms(op: str, device: str, *, compiled: bool) -> list[Arm]:
     found = [Arm("torch eager", ROOT, "torch")]
     if compiled:
         found.append(Arm("torch.compile", ROOT, "torch", "inductor"))
-    written = implementations(ROOT / "kernels" / f"{op}.py")
+    written = names_in(ROOT / "kernels" / f"{op}.py")
     return found + [Arm(name, ROOT, name) for name in (FUSED, *OURS[device], *LIBRARIES) if name in written]  # fmt: skip
-
-
-def implementations(file: Path) -> set[str]:
-    """The names in the TABLES of a kernel file, which the judge reads and does not import. Raises ValueError where they are not plain to see."""
-    tables = {
-        ast.unparse(node.targets[0]): node.value.keys
-        for node in ast.parse(file.read_text()).body
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict)
-    }
-    keys = [key for table in TABLES for key in tables.get(table, ())]
-    names = {str(key.value) for key in keys if isinstance(key, ast.Constant)}
-    if TABLES[0] not in tables or len(names) < len(keys):
-        raise ValueError(
-            f"{file}: expected {TABLES[0]} = {{...}}, and in it and in {TABLES[1]} the names as plain strings, each once"
-        )
-    return names
 
 
 def peers(op: str, device: str, folder: Path) -> tuple[list[Arm], dict[str, str]]:
@@ -70,19 +52,23 @@ def why_not(op: str, case: Case, arm: Arm, device: str) -> str:
 
     To be asked before it is timed: a wrong answer in the audit (bench/audit.py) would refuse the figures of all arms.
     """
-    if arm.impl not in LIBRARIES and arm.tree == ROOT:
+    if is_ours(arm):
         return ""
     if arm.impl in LIBRARIES and device != "cuda":
         return f"{arm.impl} runs on CUDA tensors, and here is no GPU"
     with Judge(arm.tree, device=device) as judge:
         try:
             judge.ask("load", op=op, tree=str(judge.tree))
-            examination = Examination(contract(op), judge, 0)
-            laid = examination.lay(one_row(case))
-            examination.verify(laid, examination.ask(laid, arm.impl), arm.impl)
+            examination = Examination(contract(op), judge, 0, arm.impl)
+            examination.right(examination.lay(one_row(case)))
         except Refused as refused:
             return error_line(refused)
     return ""
+
+
+def is_ours(arm: Arm) -> bool:
+    """Whether it is one of this tree's own implementations, plain torch included, and nothing that others have written."""
+    return arm.tree == ROOT and arm.impl not in LIBRARIES
 
 
 def one_row(case: Case) -> Case:

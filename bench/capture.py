@@ -39,12 +39,7 @@ PIECES: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "add_rms_norm": {"x": (1, 48, 192), "residual": (1, 48, 192)},
     "attention": {"q": (1, 2, 100, 64), "k": (1, 2, 100, 64), "v": (1, 2, 100, 64)},
     "newton_schulz": {"G": (1, 64, 192)},
-    "qk_norm_rope": {
-        "q": (1, 16, 3, 64),
-        "k": (1, 16, 3, 64),
-        "cos": (16, 32),
-        "sin": (16, 32),
-    },
+    "qk_norm_rope": {"q": (1, 16, 3, 64), "k": (1, 16, 3, 64), "cos": (16, 32), "sin": (16, 32)},
     "relu2_mlp": {"x": (1, 24, 48), "w_up": (64, 48), "w_down": (48, 64)},
     "linear_cross_entropy": {"h": (1, 64, 192), "W": (256, 192), "targets": (1, 64)},
 }

@@ -124,7 +124,8 @@ class Standard:
                 self.criterion = contract.criterion(case, self.inputs, plain)
                 return
             self.truth = self._evaluate(self.inputs, torch.float64)
-            self.named_terms = self._named_terms()
+            terms = contract.terms
+            self.named_terms = terms(self.inputs, self.upstream, case.scalars) if terms else {}
             self.allowed = self._allowed()
 
     def working_in(self, dtype: torch.dtype) -> Standard:
@@ -163,10 +164,6 @@ class Standard:
         return evaluate(
             self.contract, self.case, inputs, self.upstream, self.wrt, dtype, self.through
         )
-
-    def _named_terms(self) -> Mapping[str, float]:
-        terms = self.contract.terms
-        return {} if terms is None else terms(self.inputs, self.upstream, self.case.scalars)
 
     def _allowed(self) -> dict[str, tuple[float, float]]:
         """(norm-relative, max-relative) error that each tensor may have."""
@@ -266,7 +263,5 @@ def _errors(got: Tensor, wanted: Tensor, unrounded: Tensor | None = None) -> tup
     reference = torch.where(finite, exact, 0.0)
     if difference.numel() == 0:
         return 0.0, 0.0
-    norm, largest = float(reference.norm()), float(reference.abs().max())
-    return float(difference.norm()) / max(norm, TINY), float(difference.abs().max()) / max(
-        largest, TINY
-    )
+    norm, largest = (max(float(x), TINY) for x in (reference.norm(), reference.abs().max()))
+    return float(difference.norm()) / norm, float(difference.abs().max()) / largest

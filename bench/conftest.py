@@ -26,7 +26,6 @@ from bench.goals import cases, lead
 from bench.implementations import OURS
 from bench.interval import CONFIDENCE
 from bench.ratio import Estimate, estimate, logs, stretches, typical
-from bench.step_profile import limit_of
 from bench.timing import Arm, Samples, sample
 
 # Beside other tests (`make test`) a GPU has no room for all runners at once, 5 GiB each: there the CPU's kernels are run.
@@ -140,7 +139,7 @@ def replay(
         asked, times = contract(op), found[arm.name]
         moved, flops = asked.least_work(case, trained=not case.forward_only)
         median = statistics.median(times)
-        limit = limit_of(asked, case, DEVICE, trained=not case.forward_only)
+        limit = roofline.limit_of(asked, case, DEVICE)
         rates = {
             "gb_per_s": moved / median / 1e9,
             "gflop_per_s": flops / median / 1e9,

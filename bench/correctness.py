@@ -31,7 +31,7 @@ DRAWN_CASES = 8
 # For an implementation that is asked for by its name: fewer, as a trial runs the default.
 DRAWN_FOR_NAMED = 3
 
-Check = Callable[[Subject, str | None], None]
+Check = Callable[[Subject], None]
 # Asked of the public function as the trial calls it.
 CHECKS: tuple[Check, ...] = (
     values.values,
@@ -97,11 +97,12 @@ def examined(op: str, judge: Judge, seed: int | None = None) -> Finding:
             try:
                 for impl in [None, *runnable(names, judge.device)]:
                     _examine(subject, impl)
-                    evidence["implementations"].append(
-                        {"impl": impl or "default", "tensors": _shares(exam)}
-                    )
+                    # the share of the allowed error, by tensor
+                    used = [{"tensor": name, "used": round(x, 3)} for name, x in exam.used.items()]
+                    evidence["implementations"].append({"impl": impl or "default", "tensors": used})
+                exam.impl = None
                 for each in LAST_CHECKS:
-                    each(subject, None)
+                    each(subject)
                 Conduct("candidate", judge).unchanged()
             finally:
                 evidence["cases"] = exam.cases
@@ -111,14 +112,10 @@ def examined(op: str, judge: Judge, seed: int | None = None) -> Finding:
 
 
 def _examine(subject: Subject, impl: str | None) -> None:
-    """All checks of one implementation, on cases of its own; None is the public function as the trial calls it."""
+    """All checks of one implementation, on cases of its own."""
+    subject.exam.impl = impl
     subject.exam.used = {}
     count = DRAWN_CASES if impl is None else DRAWN_FOR_NAMED
     subject.drawn = [subject.contract.draw(subject.exam.rng) for _ in range(count)]
     for each in CHECKS if impl is None else CHECKS_OF_NAMED:
-        each(subject, impl)
-
-
-def _shares(exam: Examination) -> list[dict[str, Any]]:
-    """How much of the allowed error each tensor used."""
-    return [{"tensor": name, "used": round(used, 3)} for name, used in exam.used.items()]
+        each(subject)

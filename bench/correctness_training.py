@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from bench.comparison import Standard
 from bench.contracts import Case
-from bench.examination import Laid, Tensors, same_bits
+from bench.examination import Examination, Tensors, same_bits
 from bench.subject import Known, Subject, in_dtype
 
 # A call is repeated under other thread counts, each a chance for a race to show: REPEATS times at least, and on until REPEAT_S are over. Beside
@@ -27,28 +27,27 @@ THREADS = (2, 1, 3, 5, 2, 8, 3, 5)
 AGE_CALLS, AGE_S = 20_000, 1.0
 
 
-def orders(subject: Subject, impl: str | None) -> None:
+def orders(subject: Subject) -> None:
     """Forward, forward, backward, backward; one leaf through two calls; gradients through some results only, and of some inputs only."""
     exam = subject.exam
-    cases = subject.differentiable(subject.drawn)[:2]
-    if not cases:
+    cases = [case for case in subject.drawn if not case.forward_only][:2]
+    if not cases or not subject.contract.differentiable:
         return
     for other in {id(case): case for case in (cases[0], cases[-1])}.values():
         both = [exam.lay(cases[0]), exam.lay(other, fresh=False)]
-        answers = exam.ask_all(both, impl, "interleave")
+        answers = exam.ask_all(both, "interleave")
         for laid, answer in zip(both, answers, strict=True):
-            exam.verify(laid, answer, impl, what="forward, forward, backward, backward")
+            exam.verify(laid, answer, what="forward, forward, backward, backward")
     laid = exam.lay(cases[0])
-    answer = exam.ask(laid, impl, "accumulate")
+    answer = exam.ask(laid, "accumulate")
     twice = [2 * each.double() for each in laid.upstream]
     standard = exam.standard(laid, upstream=twice)
-    exam.verify(laid, answer, impl, what="two calls, gradients accumulated", standard=standard)
+    exam.verify(laid, answer, what="two calls, gradients accumulated", standard=standard)
     for i, result in enumerate(subject.contract.results):
         reached = _reached(subject, cases[0], i)
         for wrt in [reached, *([name] for name in reached)]:
-            laid = exam.lay(cases[0], wrt, through=(i,))
             what = f"gradient of {', '.join(wrt)} through {result} alone"
-            exam.verify(laid, exam.ask(laid, impl), impl, what=what)
+            exam.right(exam.lay(cases[0], wrt, through=(i,)), what=what)
 
 
 def _reached(subject: Subject, case: Case, result: int) -> list[str]:
@@ -64,7 +63,7 @@ def _reached(subject: Subject, case: Case, result: int) -> list[str]:
     return [name for name, gradient in zip(names, found, strict=True) if gradient is not None]
 
 
-def trial_shapes(subject: Subject, impl: str | None) -> None:
+def trial_shapes(subject: Subject) -> None:
     """Every shape that the model uses, in the form in which it calls, and every crossing: the shape of one, the dtype of another, the scalars of a third."""
     crossed = subject.trial
     for case, other, third in itertools.product(subject.trial, repeat=3):
@@ -73,107 +72,86 @@ def trial_shapes(subject: Subject, impl: str | None) -> None:
             crossed.append(each)
     for case in crossed:
         laid = subject.exam.lay(subject.contract.as_called(case, subject.exam.rng))
-        answer = subject.exam.ask(laid, impl, dress="copy")
-        standard = subject.exam.standard(laid)
-        subject.exam.verify(laid, answer, impl, standard=standard)
-        subject.known.append(Known(laid, answer, standard))
+        subject.known.append(subject.answered(laid, dress="copy"))
 
 
-def under_way(subject: Subject, impl: str | None) -> None:
+def under_way(subject: Subject) -> None:
     """Two calls of a shape of the trial at once: what the first keeps for its backward pass outlives the second."""
     exam = subject.exam
     for known in [each for each in subject.known if each.laid.wrt][:2]:
         both = [exam.again(known.laid), exam.lay(known.laid.case, fresh=False)]
-        answer, _ = exam.ask_all(both, impl, "interleave")
-        exam.verify(both[0], answer, impl, what="two calls under way", standard=known.standard)
+        answer, _ = exam.ask_all(both, "interleave")
+        exam.verify(both[0], answer, what="two calls under way", standard=known.standard)
 
 
-def threads(subject: Subject, impl: str | None) -> None:
+def threads(subject: Subject) -> None:
     """Other numbers of threads, more than there are cores: every answer is right, however they meet."""
     exam = subject.exam
-    laid = exam.lay(subject.contract.large(exam.rng))
-    first = exam.ask(laid, impl)
-    standard = exam.standard(laid)
-    exam.verify(laid, first, impl, standard=standard)
-    times, seconds = (REPEATS, REPEAT_S) if impl is None else (FEW_REPEATS, 0.0)
-    _repeat(subject, laid, first, standard, impl, times, seconds)
-    forward = exam.again(laid, ())
-    answer = exam.ask(forward, impl, mode="no_grad")
-    exam.verify(forward, answer, impl, what="no_grad", standard=standard)
+    large = subject.answered(exam.lay(subject.contract.large(exam.rng)))
+    times, seconds = (REPEATS, REPEAT_S) if exam.impl is None else (FEW_REPEATS, 0.0)
+    _repeat(exam, large, times, seconds)
+    exam.right(exam.again(large.laid, ()), mode="no_grad", what="no_grad", standard=large.standard)
     # Other implementations take long for the trial's shapes, and a trial does not run them.
-    if impl is None:
+    if exam.impl is None:
         known = exam.rng.choice(subject.known)
-        laid = exam.again(known.laid)
-        _repeat(subject, laid, known.answer, known.standard, impl, FEW_REPEATS)
+        _repeat(exam, replace(known, laid=exam.again(known.laid)), FEW_REPEATS)
 
 
-def _repeat(
-    subject: Subject,
-    laid: Laid,
-    right: Tensors,
-    standard: Standard,
-    impl: str | None,
-    times: int,
-    seconds: float = 0.0,
-) -> None:
+def _repeat(exam: Examination, known: Known, times: int, seconds: float = 0.0) -> None:
     until = time.monotonic() + seconds
     for i in itertools.count():
         if i >= times and time.monotonic() >= until:
             break
         count = THREADS[i % len(THREADS)]
-        answer = subject.exam.ask(laid, impl, threads=count)
-        if not all(same_bits(answer[name], right[name]) for name in answer):
+        answer = exam.ask(known.laid, threads=count)
+        if not all(same_bits(answer[name], known.answer[name]) for name in answer):
             what = f"repeated with {count} threads"
-            subject.exam.verify(laid, answer, impl, what=what, standard=standard)
+            exam.verify(known.laid, answer, what=what, standard=known.standard)
 
 
-def compiled(subject: Subject, impl: str | None) -> None:
+def compiled(subject: Subject) -> None:
     """Under torch.compile, without a graph break."""
+    _in_mode(subject, "compile", "compile")
+
+
+def _in_mode(subject: Subject, mode: str, what: str, wrt: Sequence[str] | None = None) -> None:
+    """A drawn case, and one of the trial's."""
     exam = subject.exam
-    laid = exam.lay(subject.wide())
-    exam.verify(laid, exam.ask(laid, impl, mode="compile"), impl, what="compile")
-    laid, standard = subject.known_call()
-    answer = exam.ask(laid, impl, mode="compile")
-    exam.verify(laid, answer, impl, what="compile", standard=standard)
+    exam.right(exam.lay(subject.wide(), wrt), mode=mode, what=what)
+    laid, standard = subject.known_call(wrt)
+    exam.right(laid, mode=mode, what=what, standard=standard)
 
 
-def autocast(subject: Subject, impl: str | None) -> None:
+def autocast(subject: Subject) -> None:
     """float32 inputs under autocast to bfloat16: as close as the plain implementation in bfloat16."""
     exam = subject.exam
     if not subject.contract.differentiable:
         return
     known = [k for k in subject.known if _first_dtype(k.laid.case) == "float32"]
-    if known and exam.rng.random() < 0.5:
-        chosen = exam.rng.choice(known)
-        laid, standard = exam.again(chosen.laid), chosen.standard.working_in(torch.bfloat16)
-        answer = exam.ask(laid, impl, mode="autocast")
+    chosen = exam.rng.choice(known) if known and exam.rng.random() < 0.5 else None
+    laid = exam.again(chosen.laid) if chosen else exam.lay(in_dtype("float32", subject.wide()))
+    answer = exam.ask(laid, mode="autocast")
+    if chosen:
+        standard = chosen.standard.working_in(torch.bfloat16)
     else:
-        laid = exam.lay(in_dtype("float32", subject.wide()))
-        answer = exam.ask(laid, impl, mode="autocast")
         standard = exam.standard(laid, working=torch.bfloat16)
-    exam.verify(laid, answer, impl, what="autocast", standard=standard)
+    exam.verify(laid, answer, what="autocast", standard=standard)
 
 
 def _first_dtype(case: Case) -> str:
     return next(iter(case.inputs.values())).dtype
 
 
-def aged(subject: Subject, impl: str | None) -> None:
+def aged(subject: Subject) -> None:
     """After as many calls as a training run makes in a while, the op is still what it was."""
     exam = subject.exam
     small = exam.lay(subject.contract.telling(exam.rng)[0])
-    asked: dict[str, Any] = {"op": subject.contract.name, "impl": impl, "call": small.call}
+    asked: dict[str, Any] = {"op": subject.contract.name, "impl": exam.impl, "call": small.call}
     made = exam.judge.ask("age", n=AGE_CALLS, seconds=AGE_S, **asked)["calls"]
     laid, standard = subject.known_call()
-    answer = exam.ask(laid, impl, dress="copy")
-    exam.verify(laid, answer, impl, what=f"after {made} more calls", standard=standard)
+    exam.right(laid, dress="copy", what=f"after {made} more calls", standard=standard)
 
 
-def inference(subject: Subject, impl: str | None) -> None:
+def inference(subject: Subject) -> None:
     """In inference mode. The last of all calls: inference tensors that a kernel keeps from here on are of no use outside that mode."""
-    exam = subject.exam
-    laid = exam.lay(subject.wide(), ())
-    exam.verify(laid, exam.ask(laid, impl, mode="inference"), impl, what="inference mode")
-    laid, standard = subject.known_call(())
-    answer = exam.ask(laid, impl, mode="inference")
-    exam.verify(laid, answer, impl, what="inference mode", standard=standard)
+    _in_mode(subject, "inference", "inference mode", ())

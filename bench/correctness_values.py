@@ -19,7 +19,7 @@ HELD_CASES, PLANTED, FUTURES = 3, 2, 4
 LOUD = 30.0
 
 
-def values(subject: Subject, impl: str | None) -> None:
+def values(subject: Subject) -> None:
     """Drawn cases, each twice at the same addresses with other contents; some answers are held and read again at the end.
 
     For an op that overwrites its arguments, only answers whose arguments are the runner's own are held: the judge's buffers get other contents.
@@ -31,10 +31,9 @@ def values(subject: Subject, impl: str | None) -> None:
         laid = exam.lay(case, upstream=layout)
         for again, dress in enumerate(("lent", exam.rng.choice(("lent", "alias", "copy")))):
             if again:
-                exam.refill(laid)
+                exam.fill(laid)
             hold = i < HELD_CASES and (dress == "copy" or not updates)
-            answer = exam.ask(laid, impl, dress=dress, hold=hold)
-            exam.verify(laid, answer, impl)
+            answer = exam.right(laid, dress=dress, hold=hold)
             if hold:
                 held.append((case, answer))
     _recall(subject, held)
@@ -57,63 +56,58 @@ def _recall(subject: Subject, held: Sequence[tuple[Case, Tensors]]) -> None:
                 )
 
 
-def recorded(subject: Subject, impl: str | None) -> None:
+def recorded(subject: Subject) -> None:
     """What the op was called with in a training run."""
     for case, inputs in captured.cases(subject.contract.name):
-        laid = subject.exam.lay(case, values=inputs)
-        subject.exam.verify(laid, subject.exam.ask(laid, impl), impl)
+        subject.exam.right(subject.exam.lay(case, values=inputs))
 
 
-def corners(subject: Subject, impl: str | None) -> None:
+def corners(subject: Subject) -> None:
     """What overflows, and what is empty."""
     for case in subject.contract.corners(subject.exam.rng):
-        laid = subject.exam.lay(case)
-        subject.exam.verify(laid, subject.exam.ask(laid, impl), impl)
+        subject.exam.right(subject.exam.lay(case))
 
 
-def arguments(subject: Subject, impl: str | None) -> None:
+def arguments(subject: Subject) -> None:
     """Each argument varied alone must move the result, and to where the reference says."""
     exam = subject.exam
     base, scalars = subject.contract.telling(exam.rng)
     laid = exam.lay(base, ())
-    first = exam.ask(laid, impl)
-    exam.verify(laid, first, impl)
-    usual = exam.lay(replace(base, scalars={}), ())  # the defaults are part of the op
-    exam.verify(usual, exam.ask(usual, impl), impl, what="with its defaults")
+    first = exam.right(laid)
+    # the defaults are part of the op
+    exam.right(exam.lay(replace(base, scalars={}), ()), what="with its defaults")
     laid = exam.again(laid)
     for name, value in scalars.items():
         laid.case = replace(base, scalars={**base.scalars, name: value})
         laid.call["scalars"][name] = value
-        _moved(subject, laid, first, name, impl)
+        _moved(subject, laid, first, name)
         laid.call["scalars"][name] = base.scalars[name]
     laid.case = base
     for name, wanted in base.inputs.items():
         before = laid.inputs[name]
         exam.put(laid, name, wanted.values(exam.generator))
-        _moved(subject, laid, first, name, impl)
+        _moved(subject, laid, first, name)
         exam.put(laid, name, before)
 
 
-def _moved(subject: Subject, laid: Laid, first: Tensors, name: str, impl: str | None) -> None:
+def _moved(subject: Subject, laid: Laid, first: Tensors, name: str) -> None:
     exam, contract = subject.exam, subject.contract
-    answer = exam.ask(laid, impl)
+    answer = exam.ask(laid)
     # a property may be reached in other ways than by doing as many steps as asked
     exact = contract.criterion is None
     if exact and all(same_bits(answer[r], first[r]) for r in contract.results):
-        raise Refused(
-            "ignored",
-            f"{exam.where(impl, '', laid.case)}: the result does not depend on {name}",
-        )
-    exam.verify(laid, answer, impl, what=f"with another {name}")
+        where = exam.where(laid.case)
+        raise Refused("ignored", f"{where}: the result does not depend on {name}")
+    exam.verify(laid, answer, what=f"with another {name}")
 
 
-def planted(subject: Subject, impl: str | None) -> None:
+def planted(subject: Subject) -> None:
     """A NaN shows wherever it is seen, and nowhere else."""
     for case in subject.drawn[:PLANTED]:
-        planting.check(subject.exam, subject.exam.lay(case, ()), impl)
+        planting.check(subject.exam, subject.exam.lay(case, ()))
 
 
-def future(subject: Subject, impl: str | None) -> None:
+def future(subject: Subject) -> None:
     """Everything from a random cut on is changed, loudly: results before the cut stay what they were, but for their last bits."""
     exam, axis = subject.exam, subject.contract.time_axis
     if not axis:
@@ -125,11 +119,11 @@ def future(subject: Subject, impl: str | None) -> None:
         )
 
     long = [case for case in subject.drawn if length(case) > 1][: FUTURES - 1]
-    for case in [*long, *([exam.rng.choice(subject.trial)] if impl is None else [])]:
+    for case in [*long, *([exam.rng.choice(subject.trial)] if exam.impl is None else [])]:
         if "causal" in case.scalars:
             case = replace(case, scalars={**case.scalars, "causal": True})
         laid = exam.lay(case, ())
-        first = exam.ask(laid, impl)
+        first = exam.ask(laid)
         T = length(case)
         cut = exam.rng.randint(1, T - 1)
         for name, dim in axis.items():
@@ -139,7 +133,7 @@ def future(subject: Subject, impl: str | None) -> None:
                 size = LOUD * float(changed.double().abs().mean())
                 tail.copy_(size * torch.randn(tail.shape, generator=exam.generator))
                 exam.put(laid, name, changed)
-        second = exam.ask(laid, impl)
+        second = exam.ask(laid)
         for name in subject.contract.results:
             before, after = (a[name].narrow(axis[name], 0, cut) for a in (first, second))
             # a kernel may round otherwise beside other data; LOUD data that leak move it far more
@@ -147,5 +141,5 @@ def future(subject: Subject, impl: str | None) -> None:
             if not bool(((before - after).abs() <= slack).all()):
                 raise Refused(
                     "future",
-                    f"{name} before position {cut} of {T} depends on inputs from {cut} on: {exam.where(impl, '', case)}",
+                    f"{name} before position {cut} of {T} depends on inputs from {cut} on: {exam.where(case)}",
                 )

@@ -116,21 +116,16 @@ def nights(trial_s: float, age_s: float, stay_s: float) -> list[Counted]:
 
 
 def report() -> Iterator[str]:
-    """The lines of results/drift.md."""
+    """The parts of results/drift.md."""
     yield "# The age of an incumbent, simulated"
-    yield ""
     yield (
         f"Written by `python -m bench.drift_simulation`: {NIGHTS} nights of {NIGHT_S / 3600:g} hours for each row, {BASELINES} baselines "
-        f"first. One proposal in {REAL} gains 3 sigma of a paired difference."
-    )
-    yield (
+        f"first. One proposal in {REAL} gains 3 sigma of a paired difference.\n"
         f"The machine takes another speed ({JUMP:.0%}, one standard deviation) after 30 minutes, or 4 hours, on average. Gains found are per "
         "night, with one standard error."
     )
     for stay_s in (1800.0, 14400.0):
-        yield ""
         yield f"## The machine changes every {stay_s / 3600:g} hours"
-        yield ""
         yield "| trial | age at which the incumbent is run again | gains found | of the real ones | false keeps | time spent on it |"
         yield "|--:|--:|--:|--:|--:|--:|"
         for trial_s in LENGTHS_S:

@@ -50,20 +50,20 @@ class Laid:
 
 
 class Examination:
-    """Draws, lays, asks and compares. Every refusal is a `Refused` whose kind names the check."""
+    """Draws, lays, asks and compares. Every refusal is a `Refused` whose kind names the check.
 
-    def __init__(self, contract: Contract, judge: Judge, seed: int) -> None:
-        self.contract = contract
-        self.judge = judge
+    `impl`: the implementation that is asked; None is the public function as the trial calls it.
+    """
+
+    def __init__(
+        self, contract: Contract, judge: Judge, seed: int, impl: str | None = None
+    ) -> None:
+        self.contract, self.judge, self.impl = contract, judge, impl
         self.rng = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.cases = 0
         self.used: dict[str, float] = {}  # share of the allowed error, by tensor
         self.until = time.monotonic() + LIMIT_S
-
-    def _patience(self) -> float:
-        """How long a call may take: with all calls before it no longer than LIMIT_S."""
-        return min(CALL_TIMEOUT_S, max(0.1, self.until - time.monotonic()))
 
     def lay(
         self,
@@ -99,7 +99,7 @@ class Examination:
         # else the image of a GPU's memory would first fetch what is overwritten here
         arena.written(*laid.lent)
         arena.bytes(*laid.lent).fill_(0xFF)  # a NaN in every floating dtype
-        self._fill(laid, values, pushed)
+        self.fill(laid, values, pushed)
         return laid
 
     def again(self, laid: Laid, wrt: Sequence[str] | None = None) -> Laid:
@@ -107,11 +107,10 @@ class Examination:
         wrt = laid.wrt if wrt is None else wrt
         return self.lay(laid.case, wrt, values=laid.inputs, pushed=laid.upstream)
 
-    def refill(self, laid: Laid) -> None:
-        """Other values at the same addresses."""
-        self._fill(laid, None, None)
-
-    def _fill(self, laid: Laid, values: Tensors | None, pushed: Sequence[Tensor] | None) -> None:
+    def fill(
+        self, laid: Laid, values: Tensors | None = None, pushed: Sequence[Tensor] | None = None
+    ) -> None:
+        """Values into what is laid; they are drawn where none are given."""
         for name, wanted in laid.case.inputs.items():
             each = wanted.values(self.generator) if values is None else values[name]
             self.put(laid, name, each)
@@ -140,7 +139,6 @@ class Examination:
     def ask(
         self,
         laid: Laid,
-        impl: str | None,
         do: str = "call",
         *,
         mode: str = "eager",
@@ -150,11 +148,9 @@ class Examination:
     ) -> Tensors:
         """Poison the room for results, let the runner answer, take the bytes, check what was lent, and restore what the op was to overwrite."""
         options = {"mode": mode, "dress": dress, "hold": hold, "threads": threads}
-        return self.ask_all([laid], impl, do, **options)[0]
+        return self.ask_all([laid], do, **options)[0]
 
-    def ask_all(
-        self, laid: Sequence[Laid], impl: str | None, do: str, **options: Any
-    ) -> list[Tensors]:
+    def ask_all(self, laid: Sequence[Laid], do: str, **options: Any) -> list[Tensors]:
         """As `ask`, for a request that concerns several calls at once."""
         arena = self.judge.arena
         before = [arena.bytes(*each.lent).clone() for each in laid]
@@ -163,26 +159,22 @@ class Examination:
                 arena.written(*extent(where))  # not fetched first, as in `lay`
                 arena.view(where).fill_(float("nan"))
         calls = [each.call for each in laid]
-        request = {"call": calls[0]} if len(calls) == 1 else {"calls": calls}
-        mode = options.get("mode", "eager")
+        request: dict[str, Any] = {"call": calls[0]} if len(calls) == 1 else {"calls": calls}
+        request |= {"op": self.contract.name, "impl": self.impl, **options}
+        # with all calls before it no longer than LIMIT_S
+        patience = min(CALL_TIMEOUT_S, max(0.1, self.until - time.monotonic()))
         try:
-            self.judge.ask(
-                do, timeout=self._patience(), op=self.contract.name, impl=impl, **request, **options
-            )
+            self.judge.ask(do, timeout=patience, **request)
         except Refused as refused:
-            what = do if do != "call" else mode
-            spent = refused.kind == "timeout" and time.monotonic() > self.until - 0.2
-            said = (
-                f"all its calls together have taken {LIMIT_S:.0f} s, and may take no more"
-                if spent
-                else refused
-            )
-            raise Refused(refused.kind, f"{_named(impl)} {what}: {said}") from None
+            what, said = do if do != "call" else options["mode"], str(refused)
+            if refused.kind == "timeout" and time.monotonic() > self.until - 0.2:
+                said = f"all its calls together have taken {LIMIT_S:.0f} s, and may take no more"
+            raise Refused(refused.kind, f"{self.named} {what}: {said}") from None
         for each, lent in zip(laid, before, strict=True):
             for name in self.contract.updates:
                 arena.view(each.call["inputs"][name]).copy_(each.inputs[name])
             if not torch.equal(arena.bytes(*each.lent), lent):
-                raise Refused("mutation", f"{_named(impl)}: {self._changed(each)}; work on a copy")
+                raise Refused("mutation", f"{self.named}: {self._changed(each)}; work on a copy")
         return [
             {
                 name: arena.view(where).clone()
@@ -217,24 +209,30 @@ class Examination:
         )
 
     def verify(
-        self,
-        laid: Laid,
-        answer: Tensors,
-        impl: str | None,
-        *,
-        what: str = "",
-        standard: Standard | None = None,
+        self, laid: Laid, answer: Tensors, *, what: str = "", standard: Standard | None = None
     ) -> None:
         """Compare an answer with float64."""
         self.cases += 1
         wrong, used = (standard or self.standard(laid)).examine(answer)
         if wrong:
-            raise Refused("wrong", f"{self.where(impl, what, laid.case)}: {wrong}")
+            raise Refused("wrong", f"{self.where(laid.case, what)}: {wrong}")
         for name, share in used.items():
             self.used[name] = max(self.used.get(name, 0.0), share)
 
-    def where(self, impl: str | None, what: str, case: Case) -> str:
-        return f"{_named(impl)}{' ' + what if what else ''}, {case.label()}"
+    def right(
+        self, laid: Laid, *, what: str = "", standard: Standard | None = None, **options: Any
+    ) -> Tensors:
+        """The answer to a call (`options` as of `ask`), which has to be right."""
+        answer = self.ask(laid, **options)
+        self.verify(laid, answer, what=what, standard=standard)
+        return answer
+
+    @property
+    def named(self) -> str:
+        return f"impl={self.impl or 'default'}"
+
+    def where(self, case: Case, what: str = "") -> str:
+        return f"{self.named}{' ' + what if what else ''}, {case.label()}"
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -242,7 +240,3 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
         return t.clone(memory_format=torch.contiguous_format).flatten().view(torch.uint8)
 
     return a.numel() == 0 or torch.equal(raw(a), raw(b))
-
-
-def _named(impl: str | None) -> str:
-    return f"impl={impl or 'default'}"

@@ -40,7 +40,6 @@ from bench.judge import Refused, error_line
 from bench.timing import Arm, measure, runners_of
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("facts", "ceilings", "build", "check", "sanitize", "time", "judge", "profile")
 FAILED = 3
 # Kinds of a refusal that another run may not meet, and words of CUDA, Triton and cuBLAS in its reason: other parts' runners may have held the memory.
 BROKE = ("crash", "timeout", "OutOfMemoryError")
@@ -96,7 +95,7 @@ def timed(op: str, device: str) -> Iterator[Record]:
         arms, absent = _arms(op, device, Path(folder))
         yield from ({"op": op, "arm": name, "absent": reason} for name, reason in absent.items())
         for case in goals.cases(op, device):
-            limit = step_profile.limit_of(asked, case, device, trained=not case.forward_only)
+            limit = roofline.limit_of(asked, case, device)
             yield {"op": op, "case": case.label(), "limit_ms": 1e3 * limit}
         # torch.compile takes longest to be ready: what is ours and others' is measured on all shapes before
         compiled = [arm for arm in arms if arm.mode == "inductor" or arm.impl == "flex"]
@@ -172,11 +171,7 @@ def _judged(asked: Contract, case: Case, arms: Sequence[Arm], runners: Sequence[
         found = measure(asked, case, arms, runners, limit_s=CASE_S, rng=rng).row
     # RuntimeError is torch's: the device is full, and the next shape may fit
     except (Refused, MemoryError, RuntimeError) as error:
-        own = [
-            i
-            for i, arm in enumerate(arms)
-            if arm.tree == measured.ROOT and arm.impl not in measured.LIBRARIES
-        ]
+        own = [i for i, arm in enumerate(arms) if measured.is_ours(arm)]
         if getattr(error, "kind", "") == "wrong" and 0 < len(own) < len(arms):
             # What others have written may be wrong on many rows alone, which `why_not` does not ask: ours are timed without them.
             alone = _judged(asked, case, [arms[i] for i in own], [runners[i] for i in own])
@@ -196,23 +191,26 @@ def _arms(op: str, device: str, folder: Path) -> tuple[list[Arm], dict[str, str]
     return [arm for arm in arms if arm.name not in libraries] + written, absent
 
 
+OF_AN_OP = {"build": build, "check": check, "sanitize": sanitize, "time": timed, "judge": judged}
+WHOLE = {"facts": facts, "ceilings": ceilings, "profile": step}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         prog="python -m bench.gpu_parts",
     )
-    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("part", choices=(*WHOLE, *OF_AN_OP))
     parser.add_argument("op", nargs="?", choices=ops())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     asked = parser.parse_args(arguments)
-    of_op = {"build": build, "check": check, "sanitize": sanitize, "time": timed, "judge": judged}
-    whole = {"facts": facts, "ceilings": ceilings, "profile": step}
-    if (asked.part in of_op) != (asked.op is not None):
-        parser.error(f"{', '.join(of_op)} need an op, and the other parts take none")
-    found = (
-        of_op[asked.part](asked.op, asked.device) if asked.op else whole[asked.part](asked.device)
-    )
+    if (asked.part in OF_AN_OP) != (asked.op is not None):
+        parser.error(f"{', '.join(OF_AN_OP)} need an op, and the other parts take none")
+    if asked.op:
+        found = OF_AN_OP[asked.part](asked.op, asked.device)
+    else:
+        found = WHOLE[asked.part](asked.device)
     passed, started = True, time.monotonic()
     try:
         for record in found:

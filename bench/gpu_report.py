@@ -91,9 +91,7 @@ class Journal:
     def __init__(self, out: Path) -> None:
         self.out, self.file = out, out / "raw.jsonl"
         self._lock = Lock()
-        self.lines: list[dict[str, Any]] = []
-        if self.file.is_file():
-            self.lines = whole_lines(self.file)
+        self.lines = whole_lines(self.file)
 
     def write(self, line: dict[str, Any]) -> None:
         with self._lock, self.file.open("a") as file:
@@ -117,9 +115,12 @@ class Journal:
         )
 
     def latest(self) -> list[dict[str, Any]]:
-        """The lines of each part's last run, and before them what an earlier run had found of shapes that the last one did not come to."""
+        """The lines of each part's last run and its last end, and before them what an earlier run had found of shapes that the last one did not come to."""
         starts = {line["part"]: i for i, line in enumerate(self.lines) if "begun" in line}
         last = [line for i, line in enumerate(self.lines) if i >= starts.get(line["part"], 0)]
+        # what the budget never reaches ends in each call anew, without a beginning
+        ends = {line["part"]: line for line in last if "ended" in line}
+        last = [line for line in last if "ended" not in line or line is ends[line["part"]]]
         found = {_about(line): line for line in self.lines if "case" in line}
         again = set(map(_about, last))
         return [line for about, line in found.items() if about not in again] + last
@@ -159,7 +160,8 @@ class Run:
                         process.terminate()
                     raise
                 finally:
-                    self.write()
+                    table = gpu_table.render(self.journal.latest())
+                    (self.journal.out / "report.md").write_text(table)
             good = good and all(self.journal.ended(part) == "done" for part in group)
         return good
 
@@ -192,7 +194,7 @@ class Run:
                 found = _finding(line)
                 reasons += [found["reason"]] if found.get("passed") is False else []
                 self.journal.write({"part": str(part), **found})
-            said = words.result().strip().splitlines()
+            last = "".join(words.result().strip().splitlines()[-1:])
         timer.cancel()
         self.running.discard(process)
         seconds = time.monotonic() - started
@@ -202,20 +204,15 @@ class Run:
         elif process.returncode == 0:
             self._end(part, "done", "", seconds)
         elif process.returncode == 1:
-            why = reasons[0] if reasons else said[-1] if said else "it gave no reason"
+            why = reasons[0] if reasons else last or "it gave no reason"
             self._end(part, "refused", why, seconds)
         else:
-            why = said[-1] if said else f"status {process.returncode}"
-            self._end(part, "stopped", why, seconds)
+            self._end(part, "stopped", last or f"status {process.returncode}", seconds)
 
     def _end(self, part: Part, how: str, why: str, seconds: float) -> None:
         why = " ".join(why.split())[:300]
         self.journal.write({"part": str(part), "ended": how, "why": why, "seconds": round(seconds, 1)})  # fmt: skip
         self.tell(f"{part}: {how} in {seconds:.0f} s{': ' if why else ''}{why}")
-
-    def write(self) -> None:
-        table = gpu_table.render(self.journal.latest())
-        (self.journal.out / "report.md").write_text(table)
 
 
 def _finding(line: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.goals import BACKWARD, BOTH, FORWARD, GOALS, PASSES, Goal
 from bench.implementations import OURS
+from bench.paragraphs import spaced
 
 Line = dict[str, Any]
 NOT_YET = "not measured"
@@ -71,9 +72,9 @@ def summary(lines: Sequence[Line]) -> str:
 
 def render(lines: Sequence[Line]) -> str:
     """The whole report, of whatever has been measured."""
-    parts = ["# A GPU", "", "Written by `python -m bench.gpu_report` from raw.jsonl.", ""]
+    parts = ["# A GPU", "Written by `python -m bench.gpu_report` from raw.jsonl."]
     parts += [*_facts(lines), *_goals(lines), *_arms(lines), *_ends(lines), *_step(lines)]
-    return "\n".join(parts) + "\n"
+    return "\n".join(spaced(parts)) + "\n"
 
 
 def _facts(lines: Sequence[Line]) -> Iterator[str]:
@@ -82,7 +83,6 @@ def _facts(lines: Sequence[Line]) -> Iterator[str]:
             told = {k: v for k, v in line.items() if k not in ("part", "begun", "ended", "why", "seconds", "at_s")}  # fmt: skip
             if told:
                 yield f"- {line['part']}: {', '.join(f'{k} {_shown(v)}' for k, v in told.items())}"
-    yield ""
 
 
 def _shown(value: Any) -> str:
@@ -93,12 +93,10 @@ def _shown(value: Any) -> str:
 
 def _goals(lines: Sequence[Line]) -> Iterator[str]:
     yield "## Goals"
-    yield ""
     yield (
         "Milliseconds by the protocol of the public figures (triton.testing.do_bench); met: within the goal, and no slower than a peer beside it. "
         f"Floors, goals and public figures are an {GOALS_OF}'s: on another GPU none is called met."
     )
-    yield ""
     yield "| op | shape | pass | ours | best peer here | best public | floor | goal | met? |"
     yield "|---|---|---|--:|--:|--:|--:|--:|---|"
     for row in measured(lines):
@@ -107,7 +105,6 @@ def _goals(lines: Sequence[Line]) -> Iterator[str]:
             f"| {goal.op} | {goal.case.label()} | {goal.passes} | {_named(row.ours)} | {_named(row.peer)} | "
             f"{goal.peer_ms:g} ({goal.peer}) | {goal.floor_ms:g} | {goal.goal_ms:g} | {row.met} |"
         )
-    yield ""
 
 
 def _named(arm: tuple[str, float] | None) -> str:
@@ -116,12 +113,10 @@ def _named(arm: tuple[str, float] | None) -> str:
 
 def _arms(lines: Sequence[Line]) -> Iterator[str]:
     yield "## Every arm"
-    yield ""
     yield (
         "do_bench as above, by the runner's word; judge: interleaved and audited, with the request's share; limit: least traffic or arithmetic "
         "here, all passes."
     )
-    yield ""
     yield f"| op | shape | arm | {FORWARD} | {BACKWARD} | {BOTH} | judge | limit |"
     yield "|---|---|---|--:|--:|--:|--:|--:|"
     judged = {_key(line): line["judge"] for line in lines if "judge" in line}
@@ -132,7 +127,6 @@ def _arms(lines: Sequence[Line]) -> Iterator[str]:
             figures = [_ms(line["events"].get(name)) for name in PASSES]
             figures += [_ms(judged.get(key, {}).get(arm)), _ms(limits.get(key))]
             yield f"| {key[0]} | {key[1]} | {arm} | {' | '.join(figures)} |"
-    yield ""
     for line in lines:
         if "absent" in line:
             yield f"- {line['op']}, {line['arm']}: {line['absent']}"
@@ -141,7 +135,6 @@ def _arms(lines: Sequence[Line]) -> Iterator[str]:
             yield f"- {line['op']} {line['case']}: {arm}refused: {line['refused']}"
         if "without" in line:
             yield f"- {line['op']} {line['case']}: judged without what others have written: {line['without']}"
-    yield ""
 
 
 def _key(line: Line) -> tuple[str, str]:
@@ -154,7 +147,6 @@ def _ms(value: float | None) -> str:
 
 def _ends(lines: Sequence[Line]) -> Iterator[str]:
     yield "## Parts"
-    yield ""
     yield "| part | end | s | |"
     yield "|---|---|--:|---|"
     reasons = {line["part"]: line["reason"] for line in lines if "reason" in line}
@@ -162,19 +154,15 @@ def _ends(lines: Sequence[Line]) -> Iterator[str]:
         if "ended" in line:
             why = (line["why"] or reasons.get(line["part"], "")).replace("|", "/")
             yield f"| {line['part']} | {line['ended']} | {line['seconds']:.0f} | {why} |"
-    yield ""
 
 
 def _step(lines: Sequence[Line]) -> Iterator[str]:
     for line in lines:
         if "step_ms" in line:
             yield f"## A training step: {line['step_ms']:.1f} ms"
-            yield ""
             yield "| where | ms | share | calls | % of limit |"
             yield "|---|--:|--:|--:|--:|"
             for row in line["rows"][:STEP_ROWS]:
-                percent = (
-                    "" if row["percent_of_limit"] is None else f"{row['percent_of_limit']:.0f}"
-                )
-                name = str(row["name"]).replace("|", "/")
+                limit, name = row["percent_of_limit"], str(row["name"]).replace("|", "/")
+                percent = "" if limit is None else f"{limit:.0f}"
                 yield f"| {name} | {row['ms']:.2f} | {row['share']:.1%} | {row['calls']} | {percent} |"

@@ -9,8 +9,8 @@ from typing import Any
 
 
 def whole_lines(file: Path) -> list[dict[str, Any]]:
-    """The lines of JSON in a file. A last line that a kill has cut short is deleted from it."""
-    text = file.read_bytes()
+    """The lines of JSON in a file; none where there is no file. A last line that a kill has cut short is deleted from it."""
+    text = file.read_bytes() if file.is_file() else b""
     whole = text.rfind(b"\n") + 1
     if whole < len(text):
         os.truncate(file, whole)

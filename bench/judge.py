@@ -131,10 +131,6 @@ class Judge:
         """Processor time that the runner and all its descendants have used, in steps of 10 ms."""
         return processes.cpu_seconds(processes.tree(self.pid))
 
-    def log(self) -> str:
-        """The end of what the runner printed; for people, never for a decision."""
-        return self._sandbox.tail()
-
     def ask(
         self,
         do: str,
@@ -229,7 +225,7 @@ class Judge:
                 raise OSError(errno.ENOSPC, f"{excess}: free space there") from None
             raise Refused(
                 "crash",
-                f"the runner died or broke the protocol during '{do}': {error}\n{self.log()}".strip(),
+                f"the runner died or broke the protocol during '{do}': {error}\n{self._sandbox.tail()}".strip(),
             ) from None
 
     def __enter__(self) -> Judge:

@@ -55,11 +55,9 @@ class Paired:
             return 1.0
         return float(special.stdtr(self.degrees, (self.mean - bound) / self.error))
 
-    def p_above(self, bound: float = 0.0) -> float:
-        """The same for a mean as high as this where the truth is `bound` or less."""
-        if not self.degrees:
-            return 1.0
-        return float(special.stdtr(self.degrees, (bound - self.mean) / self.error))
+    def p_above(self) -> float:
+        """The same for a mean as high as this where the truth is 0 or less."""
+        return Paired([-d for d in self.differences], self.noise).p_below()
 
     def figure(self) -> Figure:
         """The mean, and where the true difference lies."""

@@ -17,7 +17,6 @@ import threading
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from bench.contracts import ops
 from bench.data import Dataset
@@ -69,18 +68,41 @@ def probe(incumbent: Path, candidate: Path, dataset: Dataset, *, device: str) ->
         runs["incumbent"] = first_steps(*trees["incumbent"])
     if (untrained := _untrained(runs)) is not None:
         return untrained
+    curves = _curves(runs)
+    if not curves.passed:
+        return curves
+    ratios = [_time_ratio(runs["candidate"], runs["incumbent"])]
+    while min(ratios) > SLOWER and len(ratios) < PAIRS:
+        again = {name: first_steps(*trees[name]) for name in ("incumbent", "candidate")}
+        if (untrained := _untrained(again)) is not None:
+            return untrained
+        ratios.append(_time_ratio(again["candidate"], again["incumbent"]))
+    evidence = curves.evidence | {"step_time_ratios": [round(ratio, 3) for ratio in ratios]}
+    said = " and ".join(f"{ratio:.2f}x" for ratio in ratios)
+    pairs = "one pair of runs" if len(ratios) == 1 else f"{len(ratios)} pairs of runs"
+    if min(ratios) > SLOWER:
+        return Finding(
+            False,
+            f"{STEPS} steps of the model take {said} the incumbent's time in {pairs}, where {SLOWER:.2f}x is allowed: what the "
+            "kernel saves by itself, the rest of the step loses",
+            evidence,
+        )
+    return Finding(True, f"{curves.reason}, which took {said} its time ({pairs})", evidence)
+
+
+def _curves(runs: Mapping[str, TrialResult]) -> Finding:
+    """Whether the candidate's curve stays as near to the incumbent's as that of another order of summation."""
     parted = _distance(runs["candidate"], runs["incumbent"])
     if math.isinf(parted):
         return Finding(
             False,
             "the loss curves of incumbent and candidate have no point in common: model/train.py has to record the loss after the same numbers "
             "of tokens in every run, not by the clock",
-            {},
         )
     # Plain torch may not train here for want of memory: that is no fault of the candidate's, which then has FLOOR_NATS.
     noise = _distance(runs["plain"], runs["incumbent"]) if runs["plain"].ok else 0.0
     allowed = max(PARTING * noise, FLOOR_NATS)
-    evidence: dict[str, Any] = {
+    evidence = {
         "steps": STEPS,
         "largest_loss_difference": round(parted, 5),
         "allowed": round(allowed, 5),
@@ -88,36 +110,20 @@ def probe(incumbent: Path, candidate: Path, dataset: Dataset, *, device: str) ->
         "seconds": {name: round(run.training_seconds, 2) for name, run in runs.items()},
         "losses": {name: [round(loss, 4) for _, loss in run.losses] for name, run in runs.items()},
     }
-    moved = f"another order of summation moves it by {noise:.4f}"
-    if not runs["plain"].ok:
-        moved = "plain torch, which shows what another order of summation does, did not train here"
     if not parted <= allowed:
+        moved = f"another order of summation moves it by {noise:.4f}"
+        if not runs["plain"].ok:
+            moved = (
+                "plain torch, which shows what another order of summation does, did not train here"
+            )
         return Finding(
             False,
             f"after the same {STEPS} steps the loss differs by {parted:.4f} nats, where {allowed:.4f} is allowed ({moved}): "
             "the kernel does not compute the same thing in the trial's shapes",
             evidence,
         )
-    ratios = [_time_ratio(runs["candidate"], runs["incumbent"])]
-    while min(ratios) > SLOWER and len(ratios) < PAIRS:
-        again = {name: first_steps(*trees[name]) for name in ("incumbent", "candidate")}
-        if (untrained := _untrained(again)) is not None:
-            return untrained
-        ratios.append(_time_ratio(again["candidate"], again["incumbent"]))
-    evidence["step_time_ratios"] = [round(ratio, 3) for ratio in ratios]
-    said = " and ".join(f"{ratio:.2f}x" for ratio in ratios)
-    if min(ratios) > SLOWER:
-        return Finding(
-            False,
-            f"{STEPS} steps of the model take {said} the incumbent's time in {_pairs(ratios)}, where {SLOWER:.2f}x is allowed: what the "
-            "kernel saves by itself, the rest of the step loses",
-            evidence,
-        )
-    return Finding(
-        True,
-        f"loss within {parted:.4f} nats of the incumbent's over {STEPS} steps, which took {said} its time ({_pairs(ratios)})",
-        evidence,
-    )
+    within = f"loss within {parted:.4f} nats of the incumbent's over {STEPS} steps"
+    return Finding(True, within, evidence)
 
 
 def _untrained(runs: Mapping[str, TrialResult]) -> Finding | None:
@@ -159,7 +165,3 @@ def _distance(a: TrialResult, b: TrialResult) -> float:
 
 def _time_ratio(a: TrialResult, b: TrialResult) -> float:
     return a.training_seconds / b.training_seconds
-
-
-def _pairs(ratios: list[float]) -> str:
-    return "one pair of runs" if len(ratios) == 1 else f"{len(ratios)} pairs of runs"

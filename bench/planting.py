@@ -45,19 +45,17 @@ def plants(examination: Examination, laid: Laid) -> list[Plant]:
     return found
 
 
-def check(examination: Examination, laid: Laid, impl: str | None) -> None:
+def check(examination: Examination, laid: Laid) -> None:
     """Ask a laid, forward-only call again with each plant. Raises Refused with kind "nan" where one is swallowed or leaks."""
     honest = dict(laid.inputs)
     for plant in plants(examination, laid):
         examination.put(laid, plant.name, plant.into(honest, plant.value)[plant.name])
-        answer = examination.ask(laid, impl)
+        answer = examination.ask(laid)
         examination.put(laid, plant.name, honest[plant.name])
-        _judge(examination, laid, plant, answer, impl)
+        _judge(examination, laid, plant, answer)
 
 
-def _judge(
-    examination: Examination, laid: Laid, plant: Plant, answer: Tensors, impl: str | None
-) -> None:
+def _judge(examination: Examination, laid: Laid, plant: Plant, answer: Tensors) -> None:
     contract, case = examination.contract, laid.case
     ordinary = float(laid.inputs[plant.name].double().abs().mean()) or 1.0
 
@@ -81,15 +79,15 @@ def _judge(
         if bool((sees & blown & ~shows).any()):
             raise Refused(
                 "nan",
-                f"{examination.where(impl, '', case)}: {where} is swallowed: {name} stays finite where it depends on it",
+                f"{examination.where(case)}: {where} is swallowed: {name} stays finite where it depends on it",
             )
         if bool((shows & ~blown & ~shared).any()):
             raise Refused(
                 "nan",
-                f"{examination.where(impl, '', case)}: {where} spreads to elements of {name} that do not depend on it",
+                f"{examination.where(case)}: {where} spreads to elements of {name} that do not depend on it",
             )
         free = shared | shows
         repaired[name] = torch.where(free, one[name], got.cpu().double()).to(got.dtype)
     if contract.criterion is None:
         finite = Laid(case, laid.call, plant.into(laid.inputs, ordinary), [], laid.lent)
-        examination.verify(finite, repaired, impl, what=f"beside a planted {plant.value}")
+        examination.verify(finite, repaired, what=f"beside a planted {plant.value}")

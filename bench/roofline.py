@@ -12,9 +12,12 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench import hardware
+
+if TYPE_CHECKING:
+    from bench.contracts import Case, Contract
 
 FILE = Path(__file__).resolve().parent.parent / ".lab" / "ceilings.json"
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
@@ -57,11 +60,17 @@ def bound_seconds(bytes_moved: float, flops: float, dtype: str, device: str) -> 
     return max(bytes_moved / found["bytes_per_s"], flops / rate)
 
 
+def limit_of(asked: Contract, case: Case, device: str) -> float:
+    """The bound of a call, with its backward unless the case is forward only."""
+    dtype = next(i.dtype for i in case.inputs.values() if i.dtype != "int64")
+    moved, flops = asked.least_work(case, trained=not case.forward_only)
+    return bound_seconds(moved, flops, dtype, device)
+
+
 def floor_seconds(bytes_moved: float, flops: float, device: str, *, again: bool = False) -> float:
     """Time below which nothing can have moved this traffic or done this arithmetic here, in whatever dtype: the bound over BEYOND."""
     found = ceilings(device, again=again)
-    rate = max(found["flops_float32"], found["flops_bfloat16"])
-    return max(bytes_moved / found["bytes_per_s"], flops / rate) / BEYOND
+    return max(bytes_moved / found["bytes_per_s"], flops / peak_flops(device)) / BEYOND
 
 
 def _copied_bytes(device: str) -> int:
@@ -76,15 +85,15 @@ def _copied_bytes(device: str) -> int:
 def _measure(device: str) -> dict[str, float]:
     import torch
 
+    wait: Callable[[], object] = torch.cuda.synchronize if device == "cuda" else lambda: None
+
     def seconds(call: Callable[[], object]) -> float:
         times = []
         for _ in range(SAMPLES + 2):
-            if device == "cuda":
-                torch.cuda.synchronize()
+            wait()
             started = time.perf_counter()
             call()
-            if device == "cuda":
-                torch.cuda.synchronize()
+            wait()
             times.append(time.perf_counter() - started)
         return min(times[2:])  # the best: a ceiling is what the machine does when nothing else runs
 

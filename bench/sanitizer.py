@@ -30,11 +30,11 @@ from bench.contracts import Contract, contract
 from bench.finding import Finding
 from bench.judge import CACHE
 from bench.sandbox import Sandbox, isolation
+from bench.sandbox.limits import Limits
 
 TOOLS = ("memcheck", "racecheck", "initcheck")
 DRAWN = 3  # cases beside the contract's large one
 LIMIT_S = 180.0  # for all tools; torch alone takes 20 s to start under one
-MAX_LOG = 8 << 20
 # Bytes between allocations, so that an access past the end of one does not hit the next.
 PADDING = 256
 OPTIONS = {
@@ -61,6 +61,7 @@ _HEAD = re.compile(
 _RACE = re.compile(
     r"(?i:(?P<severity>error|warning)): (?P<what>.*?(?:access at|detected at)) (?P<place>.*)"
 )
+_THREAD = re.compile(r"(Read|Write) Thread .* at ")
 _OTHER = re.compile(r"and (?:Read|Write) access at (?P<place>.*?)(?: \[\d+ hazards?\])?$")
 _SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (?P<count>\d+)")
 _PLACE = re.compile(r"(?P<kernel>.+?)[+:]0x[0-9a-f]+(?: in (?P<file>[^:]+):(?P<line>\d+))?$")
@@ -163,7 +164,8 @@ def _ended(name: str, running: Sandbox, word: str, deadline: float) -> Run:
         # behind what was printed: only the end of a run without a verdict is told
         return Run(name, f"{running.tail()}\nno end within {LIMIT_S:.0f} s", False)
     with running.log.open("rb") as log:
-        text = log.read(MAX_LOG).decode(errors="replace")
+        # all that it may print: a report may stand at the end
+        text = log.read(Limits.output).decode(errors="replace")
     excess = running.excess()
     return Run(name, f"{text}\nstopped: {excess}" if excess else text, word in text.split())
 
@@ -173,12 +175,8 @@ def judged(runs: Sequence[Run], calls: int) -> Finding:
     said: dict[str, Any] = {}
     refusals: list[str] = []
     for one in runs:
-        reports = list(parse(one.text))
-        counted = [
-            r
-            for r in reports
-            if r.error and (one.tool == "memcheck" or not LIBRARIES.match(r.kernel))
-        ]
+        reports, all_count = list(parse(one.text)), one.tool == "memcheck"
+        counted = [r for r in reports if r.error and (all_count or not LIBRARIES.match(r.kernel))]
         refusals += [f"{one.tool}: {report}" for report in dict.fromkeys(counted)]
         if not reports and (count := _errors(one.text)):
             refusals.append(
@@ -231,11 +229,7 @@ def _read(lines: Sequence[str]) -> Iterator[Report]:
         return
     at = next((line[3:] for line in lines[1:] if line.startswith("at ")), "")
     kernel, place = _located(at)
-    frames = [
-        line.removeprefix("Device Frame:").strip()
-        for line in lines
-        if line.startswith("Device Frame")
-    ]
+    frames = [line.partition(":")[2].strip() for line in lines if line.startswith("Device Frame:")]
     if frames:
         kernel = _located(frames[-1])[0] or kernel  # outermost: the kernel that called the function
     address = next((line for line in lines[1:] if line.startswith(("Address", "Access "))), "")
@@ -246,11 +240,7 @@ def _read(lines: Sequence[str]) -> Iterator[Report]:
 def _race(head: re.Match[str], below: Sequence[str]) -> Report:
     kernel, place = _located(head["place"])
     others = [_located(o["place"])[1] for o in map(_OTHER.fullmatch, below) if o is not None]
-    threads = [
-        _located(line.split(" at ", 1)[1])
-        for line in below
-        if re.match(r"(Read|Write) Thread .* at ", line)
-    ]
+    threads = [_located(line.split(" at ", 1)[1]) for line in below if _THREAD.match(line)]
     if threads:
         kernel, place = threads[0]
         others = [where for _, where in threads[1:]]
@@ -264,6 +254,5 @@ def _located(place: str) -> tuple[str, str]:
     found = _OLD_PLACE.match(place) or _PLACE.match(place)
     if found is None:
         return "", ""
-    return found["kernel"].strip(), f"{found['file'].strip()}:{found['line']}" if found[
-        "file"
-    ] else ""
+    file = found["file"]
+    return found["kernel"].strip(), f"{file.strip()}:{found['line']}" if file else ""

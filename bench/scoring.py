@@ -286,8 +286,7 @@ def confirm(
             with_another_future(batch, None, None)
     if by := _moved(same):
         raise Refused(
-            "state",
-            f"scores of a row move {by} with its batch, its turn or its process: {PURE}",
+            "state", f"scores of a row move {by} with its batch, its turn or its process: {PURE}"
         )
     if by := _moved(altered) or _leaning(at_cuts):
         raise Refused(

@@ -1,4 +1,4 @@
-"""A simulation as a command: its report line by line as it comes, and then as a file of results/."""
+"""A simulation as a command: its report part by part as it comes, and then as a file of results/."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from bench.paragraphs import spaced
+
 
 def command(name: str, about: str | None, report: Iterable[str], to: Path) -> None:
     """Run `python -m NAME`, which takes no options; `about` is the module's docstring. The file is written when all is done."""
@@ -14,7 +16,7 @@ def command(name: str, about: str | None, report: Iterable[str], to: Path) -> No
     argparse.ArgumentParser(f"python -m {name}", description=what).parse_args()
     started = time.monotonic()
     lines = []
-    for line in report:
+    for line in spaced(report):
         print(line, flush=True)
         lines.append(line)
     to.write_text("\n".join(lines) + "\n")

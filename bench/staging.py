@@ -77,11 +77,7 @@ class Stage:
         self.contents, self.arena = contents, arena
         placed = [
             place_call(
-                arena,
-                contents.case,
-                contents.results,
-                contents.wrt,
-                updates=contents.asked.updates,
+                arena, contents.case, contents.results, contents.wrt, updates=contents.asked.updates
             )
             for _ in range(contents.sets())
         ]
@@ -137,10 +133,7 @@ class Stage:
         """Views of a set's inputs and of what comes from upstream; what a call overwrites is given as it was when last remembered."""
         call = self.calls[number]
         views = {name: self.arena.view(where) for name, where in call["inputs"].items()}
-        return (
-            views | self._before,
-            [self.arena.view(where) for where in call["upstream"]],
-        )
+        return (views | self._before, [self.arena.view(where) for where in call["upstream"]])
 
     def _results(self) -> list[dict[str, Any]]:
         return [*self.calls[0]["outputs"], *self.calls[0]["gradients"]]

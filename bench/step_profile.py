@@ -17,18 +17,18 @@ Both answers are plain JSON with "of", "device" and "rows", the longest first.
 from __future__ import annotations
 
 import random
-import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import median, quantiles
 from typing import Any
 
 import torch
 
 from bench.compiled import Compiled
-from bench.contracts import Case, Contract, Input, contract, ops
+from bench.contracts import Case, Input, contract, ops
 from bench.judge import COMPILED, Judge, Refused
 from bench.protocol import DTYPES
-from bench.roofline import bound_seconds
+from bench.roofline import limit_of
 from bench.scoring import SEQUENCE
 from bench.timing import Arm, measure, runners_of
 from bench.trial import SETUP_LIMIT_S, specification
@@ -51,7 +51,7 @@ def of_op(op: str, tree: Path, *, beside: Path | None = None, device: str) -> di
     asked, rows = contract(op), []
     with runners_of(op, arms, device) as runners:
         for case in asked.trial[device]:
-            limit = limit_of(asked, case, device, trained=not case.forward_only)
+            limit = limit_of(asked, case, device)
             found = measure(asked, case, arms, runners, limit_s=CASE_S, rng=random.Random())
             for name, seconds in found.row.items():
                 which, impl = name.split()
@@ -61,8 +61,8 @@ def of_op(op: str, tree: Path, *, beside: Path | None = None, device: str) -> di
                         "tree": which,
                         "default": impl == default or which == "incumbent",
                         "case": case.label(),
-                        **_figures(statistics.median(seconds), limit),
-                        "quartiles_ms": _quartiles(seconds),
+                        **_figures(median(seconds), limit),
+                        "quartiles_ms": [round(1e3 * q, 4) for q in quantiles(seconds, n=4)[::2]],
                     }
                 )
     return {"of": op, "device": device, "rows": rows}
@@ -164,13 +164,12 @@ def _least_s(op: str, calls: Iterable[Any], steps: int, device: str) -> float | 
     """Least seconds that a step needs for an op, from its calls in so many steps; None if none was seen (torch.compile hides them)."""
     asked, least = contract(op), 0.0
     for arguments, count in calls:
-        case, trained = _case(arguments)
-        least += int(count) * limit_of(asked, case, device, trained)
+        least += int(count) * limit_of(asked, _case(arguments), device)
     return least / steps or None
 
 
-def _case(arguments: Mapping[str, Any]) -> tuple[Case, bool]:
-    """A case of the shapes that a call had, and whether gradients flowed."""
+def _case(arguments: Mapping[str, Any]) -> Case:
+    """A case of the shapes that a call had, forward only if no gradient flowed."""
     inputs, scalars, trained = {}, {}, False
     for name, value in arguments.items():
         if not isinstance(value, list):
@@ -181,14 +180,7 @@ def _case(arguments: Mapping[str, Any]) -> tuple[Case, bool]:
             raise ValueError(f"dtype {dtype!r}: expected one of {', '.join(DTYPES)}")
         inputs[name] = Input(tuple(int(n) for n in shape), dtype)
         trained = trained or bool(grad)
-    return Case(inputs, scalars), trained
-
-
-def limit_of(asked: Contract, case: Case, device: str, trained: bool) -> float:
-    """The bound of a call, with its backward where it is trained."""
-    dtype = next(i.dtype for i in case.inputs.values() if i.dtype != "int64")
-    moved, flops = asked.least_work(case, trained=trained)
-    return bound_seconds(moved, flops, dtype, device)
+    return Case(inputs, scalars, forward_only=not trained)
 
 
 def _figures(seconds: float, limit_s: float | None) -> dict[str, Any]:
@@ -198,11 +190,6 @@ def _figures(seconds: float, limit_s: float | None) -> dict[str, Any]:
         "limit_ms": None if limit_s is None else round(1e3 * limit_s, 4),
         "percent_of_limit": percent,
     }
-
-
-def _quartiles(seconds: list[float]) -> list[float]:
-    low, _, high = statistics.quantiles(seconds, n=4)
-    return [round(1e3 * low, 4), round(1e3 * high, 4)]
 
 
 def _shown(name: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from bench.comparison import Standard
 from bench.contracts import Case, Contract
@@ -12,7 +13,7 @@ from bench.examination import Examination, Laid, Tensors
 
 @dataclass(frozen=True)
 class Known:
-    """A call of the trial that was answered rightly, and what float64 says of it."""
+    """A call that was answered rightly, and what float64 says of it."""
 
     laid: Laid
     answer: Tensors
@@ -21,7 +22,7 @@ class Known:
 
 @dataclass
 class Subject:
-    """`default`: the name of the device's choice; `drawn`: the cases drawn for the implementation at hand; `known`: answers found right so far."""
+    """`default`: the name of the device's choice; `drawn`: the cases drawn for the implementation at hand; `known`: calls of the trial found right."""
 
     exam: Examination
     default: str
@@ -37,12 +38,16 @@ class Subject:
         """The shapes of a training run on this device, heaviest first; how often the model calls each does not matter to this gate."""
         return [replace(case, calls=1) for case in self.contract.trial[self.exam.judge.device]]
 
-    def differentiable(self, cases: Sequence[Case]) -> list[Case]:
-        return [c for c in cases if not c.forward_only] if self.contract.differentiable else []
-
     def wide(self) -> Case:
         """The drawn case with the most elements: compile and autocast want a representative one."""
         return max(self.drawn, key=lambda c: sum(i.span() for i in c.inputs.values()))
+
+    def answered(self, laid: Laid, **options: Any) -> Known:
+        """A call that is asked now (`options` as of Examination.ask), and has to be right."""
+        answer = self.exam.ask(laid, **options)
+        standard = self.exam.standard(laid)
+        self.exam.verify(laid, answer, standard=standard)
+        return Known(laid, answer, standard)
 
     def known_call(self, wrt: Sequence[str] | None = None) -> tuple[Laid, Standard]:
         """One of the known calls, laid out again."""

@@ -26,6 +26,7 @@ from bench import hardware
 from bench.builds import build_all
 from bench.contracts import contract, ops
 from bench.judge import Refused
+from bench.paragraphs import spaced
 from bench.speed import CONFIDENCE
 from bench.timing import ASKED_ON, LIMIT_S, Arm, compare, sample
 
@@ -86,16 +87,14 @@ def read() -> list[dict[str, str]]:
 
 def report(rows: Sequence[dict[str, str]]) -> str:
     """The Markdown of results/timer.md."""
-    lines = [
+    parts = [
         "# How often the timer is wrong, and what it finds",
-        "",
-        "Written by `python -m bench.timer_calibration --comparisons N [--load]` from timer.tsv, a line a comparison. Equal kernels: each op of this",
-        f"tree with itself in turn, on the trial's shapes; planted: {PLANTED_OP} with one pass more. A comparison has",
+        "Written by `python -m bench.timer_calibration --comparisons N [--load]` from timer.tsv, a line a comparison. Equal kernels: each op of this\n"
+        f"tree with itself in turn, on the trial's shapes; planted: {PLANTED_OP} with one pass more. A comparison has\n"
         f"{LIMIT_S:.0f} s, and as many again where its {ASKED_ON:.0%} interval excludes 1 then and that of its confidence does not. "
-        "Called different, of equal kernels, or",
+        "Called different, of equal kernels, or\n"
         f"found, of planted ones: within {ALLOWED_S:.0f} s from the start of the runners, and in all. "
         "Load: the machine's average over a minute, this command's own share included.",
-        "",
         "| machine | confidence | kind | beside a load | median load | comparisons | faster | slower | refused "
         f"| within {ALLOWED_S:.0f} s | in all | wanted | median ratio | median s | longest s |",
         "|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|---|--:|--:|--:|",
@@ -111,12 +110,12 @@ def report(rows: Sequence[dict[str, str]]) -> str:
         others = statistics.median(float(r["others"]) for r in mine)
         ratios = [_size(r) for r in mine if r["ratio"]]
         seconds = [float(r["seconds"]) for r in mine if r["seconds"]] or [0.0]
-        lines.append(
+        parts.append(
             f"| {machine} | {float(confidence):.1%} | {kind} | {load} | {others:.1f} | {len(mine)} | {counts} | "
             f"{len(soon) / len(mine):.1%} | {len(called) / len(mine):.1%} | {WANTED[kind]} | "
             f"{statistics.median(ratios or [1.0]):.4f} | {statistics.median(seconds):.1f} | {max(seconds):.1f} |"
         )
-    return "\n".join([*lines, ""])
+    return "\n".join(spaced(parts)) + "\n"
 
 
 def _called(row: dict[str, str]) -> bool:

@@ -184,17 +184,9 @@ def _renew(op: str, prepared: Sequence[Rounds], runners: Sequence[Conduct], *, f
     ready(prepared, runners)
 
 
-def sample(
-    op: str,
-    case: Case,
-    arms: Sequence[Arm],
-    *,
-    device: str,
-    limit_s: float,
-    seed: int | None = None,
-) -> Samples:
+def sample(op: str, case: Case, arms: Sequence[Arm], *, device: str, limit_s: float) -> Samples:
     """Seconds a call, block by block and interleaved, for each arm by name."""
-    rng = random.Random(secrets.randbits(48) if seed is None else seed)
+    rng = random.Random(secrets.randbits(48))
     with runners_of(op, arms, device) as runners:
         return measure(contract(op), case, arms, runners, limit_s=limit_s, rng=rng).row
 
@@ -242,9 +234,7 @@ def _started(arms: Sequence[Arm], device: str, lent: bool = True) -> Iterator[li
         judges = [
             stack.enter_context(
                 Judge(
-                    arm.tree,
-                    device=device,
-                    memory=device_memory.lendable(device) if lent else None,
+                    arm.tree, device=device, memory=device_memory.lendable(device) if lent else None
                 )
             )
             for arm in arms

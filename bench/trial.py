@@ -157,7 +157,7 @@ def run_trial(
     except Refused as refused:
         ok, failure, detail = False, _classify(refused), str(refused)[-4000:]
     total = time.monotonic() - started
-    return TrialResult(ok, failure, detail, **{**trial.known, "total_seconds": total})
+    return TrialResult(ok, failure, detail, total_seconds=total, **trial.known)
 
 
 def specification(
@@ -206,7 +206,6 @@ class _Trial:
         compiled = Compiled.of(trainer.tree, spec, COMPILED)
         for judge in filter(None, (trainer, scorer)):
             compiled.bring(judge)  # before anything of the candidate's is there
-        for judge in filter(None, (trainer, scorer)):
             judge.ask("load", tree=str(judge.tree))
         trainer.arena.reset()
         warm_up = trainer.arena.place("int32", (4 * SEQUENCE[self.device] * 256,))
@@ -423,8 +422,7 @@ class _Trial:
             case = examination.rng.choice(asked.trial[self.device])
             case = asked.as_called(case, examination.rng)
             laid = examination.lay(case, None if op in with_gradients else ())
-            answer = examination.ask(laid, None, dress="copy")
-            examination.verify(laid, answer, None, what=f"{op} after training")
+            examination.right(laid, dress="copy", what=f"{op} after training")
 
 
 def _size(answer: Mapping[str, Any]) -> int:

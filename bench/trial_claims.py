@@ -5,7 +5,6 @@ Nothing here decides what a model is worth: bench/scoring.py does. A claim is re
 
 from __future__ import annotations
 
-import ast
 import math
 import os
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.implementations import triton_kernels
 from bench.judge import Refused
 
 GUESSING = (0.8, 1.5)  # loss of a model that has learned nothing, in units of ln V
@@ -175,13 +175,3 @@ def require_kernels(
                 f"{op} is said to run as {impl}, and {steps} steps of training called it {ran} times, {least} is the least: call it, or let "
                 "Trainer.describe() name what runs",
             )
-
-
-def triton_kernels(source: Path) -> set[str]:
-    """Names of the functions that triton.jit makes a kernel of; none where there is no such file."""
-    if not source.is_file():  # an op that only the model knows
-        return set()
-    functions = (
-        n for n in ast.walk(ast.parse(source.read_text())) if isinstance(n, ast.FunctionDef)
-    )
-    return {f.name for f in functions if any("jit" in ast.unparse(d) for d in f.decorator_list)}

@@ -70,7 +70,7 @@ def trials(
     Raises Mixed where `kept` holds trials of something else, SystemExit where a trial fails.
     """
     about = {"seconds": seconds, "dataset": dataset.directory.name, **identity(device)}
-    earlier = whole_lines(kept) if kept.is_file() else []
+    earlier = whole_lines(kept)
     for line in earlier:
         require_same(kept, line["about"], about)
     done = {(line["arm"], line["seed"]): line["figures"] for line in earlier}

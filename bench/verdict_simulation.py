@@ -27,6 +27,7 @@ NOISE_BPB = 0.0035  # identical code scored 0.9348 and 0.9398 on one H100
 FAR_NOISE_BPB = 0.02  # a hundred times the least that an estimate may show, which is a help where noise is small
 NIGHT = 50  # proposals a campaign
 NULLS = 10_000
+CAMPAIGNS = NULLS // NIGHT
 POWER_CAMPAIGNS = 2_000
 NOISIER = (1.0, 1.5, 2.0, 4.0, 10.0)
 FASTER = Comparison(0.9, 0.88, 0.92, [], 1.0)
@@ -147,15 +148,15 @@ def sigma(alike: float = 0.0) -> float:
     return math.sqrt(2 * (1 - alike)) * NOISE_BPB
 
 
-def nulls(draw: Draw = normal, alike: float = 0.0) -> tuple[list[list[Tried]], float]:
-    """Campaigns of null proposals, and the incumbent's runs a campaign."""
-    rng = random.Random(1)
-    nights, runs = [], 0
-    for _ in range(NULLS // NIGHT):
+def nulls(draw: Draw = normal, alike: float = 0.0) -> tuple[list[Tried], float]:
+    """The null proposals of CAMPAIGNS, and the incumbent's runs a campaign."""
+    rng, runs = random.Random(1), 0
+    found: list[Tried] = []
+    for _ in range(CAMPAIGNS):
         campaign = Campaign(rng, draw, alike)
-        nights.append([campaign.propose(0.0) for _ in range(NIGHT)])
+        found += [campaign.propose(0.0) for _ in range(NIGHT)]
         runs += campaign.incumbents_runs
-    return nights, runs / len(nights)
+    return found, runs / CAMPAIGNS
 
 
 def first_proposals(noise_bpb: float = NOISE_BPB) -> list[Tried]:
@@ -198,13 +199,13 @@ def any_lower_number() -> tuple[float, float]:
     """Keeps a null proposal, and BPB claimed a night, where a single run below the best so far is kept."""
     rng = random.Random(1)
     kept, claimed = 0, 0.0
-    for _ in range(NULLS // NIGHT):
+    for _ in range(CAMPAIGNS):
         first = best = normal(rng)
         for _ in range(NIGHT):
             if (score := normal(rng)) < best:
                 kept, best = kept + 1, score
         claimed += (first - best) * NOISE_BPB
-    return kept / NULLS, claimed / (NULLS // NIGHT)
+    return kept / NULLS, claimed / CAMPAIGNS
 
 
 def rate(tried: Sequence[Tried]) -> str:
@@ -214,65 +215,69 @@ def rate(tried: Sequence[Tried]) -> str:
     return f"{found.value:.2%} ({found.low:.2%} to {found.high:.2%}, {kept:,} of {found.runs:,})"
 
 
+def cells(tried: Sequence[Tried], digits: int) -> str:
+    """Two cells of a table: keeps, and runs a proposal."""
+    return f"{rate(tried)} | {statistics.fmean(t.runs for t in tried):.{digits}f}"
+
+
 def report() -> Iterator[str]:
-    """The lines of results/verdict.md."""
-    spread = sigma()
-    nights, incumbents = nulls()
-    tried = [one for one_night in nights for one in one_night]
-    firsts = first_proposals()
-    runs = statistics.fmean(t.runs for t in tried)
+    """The parts of results/verdict.md."""
     yield "# The verdict, simulated"
-    yield ""
-    yield "Written by `python -m bench.verdict_simulation`: campaigns played with the functions that the loop asks, trials drawn at random."
-    yield f"Spread of one trial {NOISE_BPB} BPB (measured: identical code scored 0.9348 and 0.9398 on one H100), unknown to the verdict, which has"
-    yield f"{BASELINES} baselines at first and learns as the loop does. sigma is that of a paired difference, {spread:.5f} BPB. Intervals are 95 %."
-    yield ""
-    yield f"## Proposals without effect: {NULLS:,} in {len(nights)} campaigns of {NIGHT}"
-    yield ""
+    yield (
+        "Written by `python -m bench.verdict_simulation`: campaigns played with the functions that the loop asks, trials drawn at random.\n"
+        f"Spread of one trial {NOISE_BPB} BPB (measured: identical code scored 0.9348 and 0.9398 on one H100), unknown to the verdict, which has\n"
+        f"{BASELINES} baselines at first and learns as the loop does. sigma is that of a paired difference, {sigma():.5f} BPB. Intervals are 95 %."
+    )
+    yield from _without_effect()
+    yield from _noisier()
+    yield from _with_effect()
+    yield from _faster_kernels()
+    yield from _nights()
+
+
+def _without_effect() -> Iterator[str]:
+    tried, incumbents = nulls()
+    yield f"## Proposals without effect: {NULLS:,} in {CAMPAIGNS} campaigns of {NIGHT}"
     yield "| rule | kept | runs a proposal |"
     yield "|---|--:|--:|"
-    yield f"| verdict | {rate(tried)} | {runs:.3f} |"
-    yield f"| verdict, first proposals of {NULLS:,} campaigns | {rate(firsts)} | {statistics.fmean(t.runs for t in firsts):.3f} |"
-    far = first_proposals(FAR_NOISE_BPB)
-    yield f"| the same, noise of {FAR_NOISE_BPB} BPB | {rate(far)} | {statistics.fmean(t.runs for t in far):.3f} |"
+    yield f"| verdict | {cells(tried, 3)} |"
+    yield f"| verdict, first proposals of {NULLS:,} campaigns | {cells(first_proposals(), 3)} |"
+    yield f"| the same, noise of {FAR_NOISE_BPB} BPB | {cells(first_proposals(FAR_NOISE_BPB), 3)} |"
     lower, claimed = any_lower_number()
     yield f"| any lower number is kept | {lower:.2%} | 1 |"
-    yield ""
     yield (
         f"The goal is at most {ALPHA:.0%} and 1.3 runs, over a campaign; a first proposal, when little is known of the noise, takes more. "
-        f"Beside them the incumbent was trained {incumbents:.1f} times a campaign."
+        f"Beside them the incumbent was trained {incumbents:.1f} times a campaign.\n"
+        f"Keeping any lower number claims {claimed:.4f} BPB a night ({claimed / NOISE_BPB:.1f} times the noise of a trial) for nothing at all."
     )
-    yield f"Keeping any lower number claims {claimed:.4f} BPB a night ({claimed / NOISE_BPB:.1f} times the noise of a trial) for nothing at all."
-    yield ""
     yield "Where the assumptions do not hold:"
-    yield ""
     yield "| noise | kept | runs a proposal |"
     yield "|---|--:|--:|"
     for name, draw, alike in (
         ("heavy tails (t with 4 degrees of freedom)", heavy, 0.0),
         ("half the variance is the seed's, for all trees alike", normal, 0.5),
     ):
-        odd = [one for one_night in nulls(draw, alike)[0] for one in one_night]
-        yield f"| {name} | {rate(odd)} | {statistics.fmean(t.runs for t in odd):.3f} |"
-    yield ""
+        yield f"| {name} | {cells(nulls(draw, alike)[0], 3)} |"
+
+
+def _noisier() -> Iterator[str]:
     yield (
         f"Where a candidate is noisier than its incumbent, whose noise is known with {ENOUGH_NOISE} degrees of freedom or more "
         f"({NULLS:,} campaigns each):"
     )
-    yield ""
     yield "| its noise, times the incumbent's | kept without effect | runs | kept at a gain of 3 sigma |"
     yield "|--:|--:|--:|--:|"
     for times in NOISIER:
-        none, gain = noisier(times), noisier(times, 3 * spread)
-        yield f"| {times:g} | {rate(none)} | {statistics.fmean(t.runs for t in none):.3f} | {rate(gain)} |"
-    yield ""
+        yield f"| {times:g} | {cells(noisier(times), 3)} | {rate(noisier(times, 3 * sigma()))} |"
     yield (
         "The verdict takes a candidate's noise to be the incumbent's, since one to three trials do not show it; sigma is that of equal noise. "
         "Such a keep does not win its place again on fresh seeds (`prune`), and adds nothing to the champion's gain."
     )
-    yield ""
+
+
+def _with_effect() -> Iterator[str]:
+    spread = sigma()
     yield f"## Proposals with an effect: {POWER_CAMPAIGNS:,} campaigns each"
-    yield ""
     yield "| true gain | proposals before it | kept | runs |"
     yield "|---|--:|--:|--:|"
     least: dict[str, float] = {}
@@ -285,33 +290,29 @@ def report() -> Iterator[str]:
         for before in (0, 10, 30):
             found = planted(effect, before)
             least[name] = min(least.get(name, 1.0), statistics.fmean(t.kept for t in found))
-            yield f"| {name} | {before} | {rate(found)} | {statistics.fmean(t.runs for t in found):.2f} |"
+            yield f"| {name} | {before} | {cells(found, 2)} |"
     yield f"| 3 sigma, heavy tails | 10 | {rate(planted(3 * spread, 10, draw=heavy))} | |"
     shared = planted(3 * sigma(0.5), 10, alike=0.5)
     yield f"| 3 sigma, half the variance is the seed's | 10 | {rate(shared)} | |"
-    yield ""
     yield (
         f"The goal is 90 % at three sigma in at most {MAX_PAIRS} runs. In sigma of a paired difference it is {least['3 sigma']:.1%} at the "
-        "least. In units of the noise of"
-    )
-    yield (
+        "least. In units of the noise of\n"
         f"one trial it is {least['3 times the noise of one trial (2.1 sigma)']:.1%}: a difference of two trials is noisier than one by the "
-        "root of two. Where seeds move all trees alike, the"
+        "root of two. Where seeds move all trees alike, the\n"
+        "estimate, which does not know it, overstates the noise of a difference: errors become rarer and small gains are missed."
     )
-    yield "estimate, which does not know it, overstates the noise of a difference: errors become rarer and small gains are missed."
-    yield ""
     yield (
         "What it is worth to train the incumbent on further seeds, once a campaign, before a promising candidate is trained again "
         "(3 sigma, first proposal):"
     )
-    yield ""
     yield "| degrees of freedom asked for | kept |"
     yield "|--:|--:|"
     for enough in (0, 4, ENOUGH_NOISE):
         yield f"| {enough} | {rate(planted(3 * spread, 0, enough=enough))} |"
-    yield ""
+
+
+def _faster_kernels() -> Iterator[str]:
     yield "## Faster kernels: what becomes of them in the trial"
-    yield ""
     yield "| true change of BPB | kept | runs |"
     yield "|---|--:|--:|"
     for name, loss in (
@@ -320,20 +321,15 @@ def report() -> Iterator[str]:
         (f"a loss of {MARGIN:g} sigma, the margin", MARGIN),
         ("a loss of 5 sigma", 5.0),
     ):
-        found = planted(-loss * spread, 10, "kernels")
-        yield f"| {name} | {rate(found)} | {statistics.fmean(t.runs for t in found):.2f} |"
-    yield ""
+        yield f"| {name} | {cells(planted(-loss * sigma(), 10, 'kernels'), 2)} |"
+
+
+def _nights() -> Iterator[str]:
     yield "## The night"
-    yield ""
     yield (
         f"Campaigns of {NIGHT} with one in ten worth 4 sigma; false discoveries among what is kept, and among what also stands at "
         f"{night.FALSE_DISCOVERY:.0%} by e-BH."
     )
-    yield ""
-    yield from _nights(spread)
-
-
-def _nights(spread: float) -> Iterator[str]:
     rng = random.Random(3)
     shares: dict[str, list[float]] = {"kept": [], "kept, and stands": []}
     real: dict[str, int] = dict.fromkeys(shares, 0)
@@ -342,7 +338,7 @@ def _nights(spread: float) -> Iterator[str]:
     for _ in range(campaigns):
         campaign = Campaign(rng)
         worth = [i % 10 == 9 for i in range(NIGHT)]
-        tried = [campaign.propose(4 * spread if w else 0.0) for w in worth]
+        tried = [campaign.propose(4 * sigma() if w else 0.0) for w in worth]
         nothing += [t for t, w in zip(tried, worth, strict=True) if not w]
         found = night.rates([t.verdict.evidence["e_value"] for t in tried])
         stands = [t.kept and q <= night.FALSE_DISCOVERY for t, q in zip(tried, found, strict=True)]
@@ -354,7 +350,6 @@ def _nights(spread: float) -> Iterator[str]:
     yield "|---|--:|--:|"
     for name, each in shares.items():
         yield f"| {name} | {statistics.fmean(each):.2%} | {real[name]:,} of {campaigns * NIGHT // 10:,} |"
-    yield ""
     yield f"Of the proposals without effect in these campaigns {rate(nothing)} were kept."
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from bench import arms
+from bench import arms, implementations
 from bench.conftest import DEVICE, beside
 from bench.contracts import Case, contract, ops
 from bench.goals import cases, lead
@@ -68,9 +68,9 @@ def test_a_kernel_file_whose_implementations_cannot_be_read_is_an_error(tmp_path
     for text in ("IMPLEMENTATIONS = dict(torch=1)", "NAME = 'a'\nIMPLEMENTATIONS = {NAME: 1}"):
         file.write_text(text)
         with pytest.raises(ValueError, match="the names as plain strings"):
-            arms.implementations(file)
+            implementations.names_in(file)
     file.write_text("IMPLEMENTATIONS = {'torch': 1}\nLIBRARIES = {'fa4': 2}")
-    assert arms.implementations(file) == {"torch", "fa4"}
+    assert implementations.names_in(file) == {"torch", "fa4"}
 
 
 @pytest.mark.parametrize("worker", ["", "gw0"])

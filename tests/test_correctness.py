@@ -105,12 +105,14 @@ def test_on_a_gpu_a_call_launches_a_triton_kernel_of_the_file(
 
     judge = SimpleNamespace(device="cuda", tree=ROOT, ask=ask)
     lay = SimpleNamespace(call={})
-    exam = SimpleNamespace(judge=judge, rng=random.Random(0), lay=lambda case: lay)
+    exam = SimpleNamespace(
+        judge=judge, rng=random.Random(0), lay=lambda case: lay, impl=None, named="impl=default"
+    )
     subject = SimpleNamespace(
         exam=exam, contract=contract("rms_norm"), default="triton", trial=[None]
     )
     with contextlib.nullcontext() if honest else pytest.raises(Refused, match="does not run"):
-        correctness_origin.own_work(subject, None)
+        correctness_origin.own_work(subject)
     assert set(asked) == {"trace"}
 
 
@@ -123,25 +125,26 @@ def test_a_causal_op_may_have_any_arguments(looks_ahead: bool) -> None:
         inputs = {name: each.values(generator) for name, each in case.inputs.items()}
         return SimpleNamespace(inputs=inputs)
 
-    def ask(laid: SimpleNamespace, impl: str | None) -> dict[str, torch.Tensor]:
+    def ask(laid: SimpleNamespace) -> dict[str, torch.Tensor]:
         x = laid.inputs["x"]
         whole = x.mean(1, keepdim=True).expand_as(x)
         return {"y": whole if looks_ahead else x.cumsum(1)}
 
     exam = SimpleNamespace(
+        impl=None,
         rng=random.Random(0),
         generator=generator,
         lay=lay,
         ask=ask,
         put=lambda laid, name, values: laid.inputs.update({name: values}),
-        where=lambda impl, what, case: case.label(),
+        where=Case.label,
     )
     case = Case({"x": Input((2, 9, 4))})
     op = SimpleNamespace(time_axis={"x": 1, "y": 1}, results={"y": "x"})
     subject = SimpleNamespace(exam=exam, contract=op, drawn=[case], trial=[case])
     leak = pytest.raises(Refused, match="depends on inputs from")
     with leak if looks_ahead else contextlib.nullcontext():
-        correctness_values.future(subject, None)
+        correctness_values.future(subject)
 
 
 def test_what_torch_registers_when_it_is_first_used_is_no_change_of_the_candidates(

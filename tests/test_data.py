@@ -28,22 +28,7 @@ ROOT = Path(__file__).parents[1]
 def prose(seed: int, words: int = 120) -> str:
     """Invented words with what a byte tokenizer may cut in half."""
     draw = random.Random(seed)
-    syllables = [
-        "ka",
-        "to",
-        "mi",
-        "ren",
-        "sol",
-        "é",
-        "ß",
-        "漢字",
-        "かな",
-        "🙂",
-        "👩‍🔬",
-        "ñu",
-        "lor",
-        "vex",
-    ]
+    syllables = "ka to mi ren sol é ß 漢字 かな 🙂 👩‍🔬 ñu lor vex".split()
     rare = (chr(0x4E00 + draw.randrange(5000)) for _ in range(9))
     return " ".join((*("".join(draw.choices(syllables, k=3)) for _ in range(words)), *rare, "\r\n"))
 

@@ -9,6 +9,7 @@ import random
 import re
 import signal
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,7 @@ from bench.sandbox import devices
 from bench.staging import Contents, Stage, fill
 from bench.timing import Arm, measure
 
-ON_GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here"),
-]
+ON_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]
 SIZE = 256 << 20
 
 
@@ -91,9 +89,13 @@ CASES = [
 ]
 
 
-def examination(judge: Judge) -> Examination:
-    judge.ask("load", op="rms_norm", tree=str(judge.tree))
-    return Examination(contract("rms_norm"), judge, 3)
+@contextlib.contextmanager
+def examination(
+    folder: Path, body: str, memory: Memory, device: str = "cpu"
+) -> Iterator[Examination]:
+    with Judge(tree(folder, body), device=device, memory=memory) as judge:
+        judge.ask("load", op="rms_norm", tree=str(judge.tree))
+        yield Examination(contract("rms_norm"), judge, 3)
 
 
 # --- the judge's image -----------------------------------------------------------------------------------------------
@@ -137,14 +139,13 @@ def test_what_the_judge_wrote_is_kept_where_a_wider_view_is_fetched() -> None:
 def test_an_honest_kernel_agrees_in_every_layout(
     make: type[Memory], device: str, tmp_path: Path
 ) -> None:
-    with Judge(tree(tmp_path, HONEST), device=device, memory=make()) as judge:
-        of = examination(judge)
-        assert judge.lends == make.words
+    with examination(tmp_path, HONEST, make(), device) as of:
+        assert of.judge.lends == make.words
         for case in CASES:
             laid = of.lay(case)
             for dress in ("lent", "alias", "copy"):
-                of.verify(laid, of.ask(laid, None, dress=dress), None)
-                of.refill(laid)
+                of.right(laid, dress=dress)
+                of.fill(laid)
 
 
 def test_room_for_results_is_not_fetched_before_it_is_poisoned(tmp_path: Path) -> None:
@@ -166,10 +167,8 @@ def test_room_for_results_is_not_fetched_before_it_is_poisoned(tmp_path: Path) -
 @pytest.mark.parametrize(("make", "device"), memories())
 def test_a_tensor_is_lent_with_its_strides(make: type[Memory], device: str, tmp_path: Path) -> None:
     body = f"assert x.stride() == (36, 1) and x.is_contiguous() is False, x.stride()\n{HONEST}"
-    with Judge(tree(tmp_path, body), device=device, memory=make()) as judge:
-        of = examination(judge)
-        laid = of.lay(CASES[2])
-        of.verify(laid, of.ask(laid, None), None)
+    with examination(tmp_path, body, make(), device) as of:
+        of.right(of.lay(CASES[2]))
 
 
 @pytest.mark.parametrize(("make", "device"), memories())
@@ -177,11 +176,10 @@ def test_an_input_written_by_the_kernel_is_seen(
     make: type[Memory], device: str, tmp_path: Path
 ) -> None:
     body = f"x.data[0, 0] += 1\n{HONEST}"
-    with Judge(tree(tmp_path, body), device=device, memory=make()) as judge:
-        of = examination(judge)
+    with examination(tmp_path, body, make(), device) as of:
         laid = of.lay(CASES[0], ())
         with pytest.raises(Refused, match="input x was changed") as refused:
-            of.ask(laid, None)
+            of.ask(laid)
         assert refused.value.kind == "mutation"
 
 
@@ -189,14 +187,13 @@ def test_an_input_written_by_the_kernel_is_seen(
 def test_an_output_that_is_not_written_stays_poison(
     make: type[Memory], device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Judge(tree(tmp_path, HONEST), device=device, memory=make()) as judge:
-        of = examination(judge)
-        first = of.ask(of.lay(CASES[0], ()), None)["y"]
+    with examination(tmp_path, HONEST, make(), device) as of:
+        first = of.ask(of.lay(CASES[0], ()))["y"]
         assert bool(torch.isfinite(first).all())
-        ask = judge.ask
+        ask = of.judge.ask
         # a runner that answers and writes nothing
-        monkeypatch.setattr(judge, "ask", lambda *_, **__: ask("recall", outputs=[]))
-        assert bool(torch.isnan(of.ask(of.lay(CASES[0], ()), None)["y"]).all())
+        monkeypatch.setattr(of.judge, "ask", lambda *_, **__: ask("recall", outputs=[]))
+        assert bool(torch.isnan(of.ask(of.lay(CASES[0], ()))["y"]).all())
 
 
 @pytest.mark.parametrize(
@@ -298,12 +295,11 @@ class Another(Apart):
 def test_memory_that_cannot_be_lent_is_told_and_shared_memory_serves(
     memory: type[Apart], reason: str, tmp_path: Path
 ) -> None:
-    with Judge(tree(tmp_path, HONEST), memory=memory()) as judge:
-        of = examination(judge)
-        laid = of.lay(CASES[1])
-        of.verify(laid, of.ask(laid, None), None)
-        assert judge.lends.startswith("shared memory, and the runner copies: no a stand-in here")
-        assert re.search(reason, judge.lends)
+    with examination(tmp_path, HONEST, memory()) as of:
+        of.right(of.lay(CASES[1]))
+        lends = of.judge.lends
+        assert lends.startswith("shared memory, and the runner copies: no a stand-in here")
+        assert re.search(reason, lends)
 
 
 def test_memory_is_given_back_when_a_runner_dies_before_it_has_it(tmp_path: Path) -> None:
@@ -444,8 +440,7 @@ def test_a_block_is_held_by_its_mapping_and_its_descriptor_alone(
 
 
 @pytest.mark.parametrize(
-    "fails",
-    "Create ExportToShareableHandle AddressReserve Map SetAccess".split(),
+    "fails", "Create ExportToShareableHandle AddressReserve Map SetAccess".split()
 )
 def test_nothing_stays_of_a_block_that_cannot_be_made(
     fails: str, monkeypatch: pytest.MonkeyPatch
@@ -553,10 +548,8 @@ def test_a_runner_sees_one_gpu_and_it_is_the_judges(tmp_path: Path) -> None:
     )
     if not devices.first().alone:
         pytest.skip("the driver's list of GPUs is hidden here")
-    with Judge(tree(tmp_path, body), device="cuda", memory=DeviceMemory()) as judge:
-        of = examination(judge)
-        laid = of.lay(CASES[0])
-        of.verify(laid, of.ask(laid, None), None)
+    with examination(tmp_path, body, DeviceMemory(), "cuda") as of:
+        of.right(of.lay(CASES[0]))
 
 
 def test_a_view_of_lent_memory_names_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,12 @@ def test_what_takes_too_long_is_ended_and_keeps_what_it_had_found(tmp_path):
     assert "the budget was spent before it began" in told[0]
 
 
+def test_a_part_that_the_budget_does_not_reach_in_two_calls_is_named_once(tmp_path):
+    for _ in range(2):
+        _, _, journal = run(tmp_path, {"slow": "pass"}, budget_s=0.0)
+    assert gpu_table.summary(journal.latest()).endswith("not measured; stopped: slow")
+
+
 def test_a_run_that_was_cut_keeps_the_shapes_that_only_an_earlier_one_had_measured(tmp_path):
     def begun(*found):
         return [

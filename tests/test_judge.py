@@ -47,9 +47,9 @@ def test_a_call_loads_no_compiler(tmp_path: Path) -> None:
         judge.ask("load", op="rms_norm", tree=str(folder))
         examination = Examination(contract("rms_norm"), judge, 0)
         laid = examination.lay(contract("rms_norm").trial["cpu"][0])
-        examination.ask(laid, None)
+        examination.ask(laid)
         with pytest.raises(Refused, match="the compiler is here"):
-            examination.ask(laid, None, mode="inductor")
+            examination.ask(laid, mode="inductor")
 
 
 def test_calls_that_take_too_long_together_are_refused_as_that(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_calls_that_take_too_long_together_are_refused_as_that(tmp_path: Path) -
         examination.until = 0.0
         laid = examination.lay(contract("rms_norm").trial["cpu"][0])
         with pytest.raises(Refused, match="all its calls together have taken 900 s"):
-            examination.ask(laid, None)
+            examination.ask(laid)
 
 
 def test_a_full_disk_is_no_fault_of_the_candidate(

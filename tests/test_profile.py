@@ -136,12 +136,7 @@ def test_a_step_is_split_by_op_and_a_slow_op_shows(
     assert set(found["implementations"].values()) == {"cpp"}
     assert "linear_cross_entropy" in step_table.table(found)
     # of the others, few microseconds decide
-    heavy = (
-        "attention",
-        "linear_cross_entropy",
-        "newton_schulz",
-        "relu2_mlp",
-    )
+    heavy = ("attention", "linear_cross_entropy", "newton_schulz", "relu2_mlp")
     assert all(0 < rows[op]["percent_of_limit"] < 200 for op in heavy)
     assert rows["rms_norm"]["percent_of_limit"] < 0.2 * rows["add_rms_norm"]["percent_of_limit"]
     assert rows["rms_norm"]["share"] > 0.1

@@ -316,6 +316,18 @@ def test_the_kernels_of_this_tree_are_clean(op: str) -> None:
     assert "no verdict" not in str(finding.evidence), finding.evidence
 
 
+def test_a_report_behind_megabytes_that_the_candidate_prints_refuses_all_the_same(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "log"
+    log.write_text("word\n" + 100 * ("x" * 99_999 + "\n") + OUT_OF_BOUNDS)
+    running = SimpleNamespace(
+        process=SimpleNamespace(wait=lambda _: None), log=log, excess=lambda: ""
+    )
+    found = sanitizer.judged([sanitizer._ended("memcheck", running, "word", 0.0)], 4)
+    assert "rms_norm.py:57" in found.reason
+
+
 def test_a_summary_that_the_candidate_prints_hides_no_error() -> None:
     forged = "========= ERROR SUMMARY: 0 errors\n" + CLEAN.replace("0 errors", "3 errors")
     assert "3 errors of a kind" in verdict(memcheck=forged).reason

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,23 @@ import torch
 from bench import scoring
 from bench.arena import ARENA_BYTES, Arena, Where
 from bench.judge import Refused
+
+
+@pytest.fixture
+def arena() -> Iterator[Arena]:
+    arena = Arena(64 << 20)
+    yield arena
+    arena.close()
+
+
+def exam_of(stream: Any, T: int, V: int) -> scoring.Exam:
+    """Rows of T tokens of a stream, each a byte."""
+    inputs, targets = scoring.rows(np.asarray(stream), T, bos=0)
+    return scoring.Exam(inputs, targets, torch.ones(V, dtype=torch.int64), len(stream) - 1)
+
+
+def counting(rows: int) -> scoring.Exam:
+    return exam_of(np.arange(1, rows * 32 + 2) % 64, 32, 64)
 
 
 def test_rows_hold_every_token_once_as_a_target() -> None:
@@ -40,11 +59,10 @@ def test_a_peek_at_the_next_token_now_and_then_is_seen(share: float) -> None:
     for _ in range(20):
         frequency = torch.rand(V, generator=generator) ** 3
         stream = torch.multinomial(frequency, 32 * T + 1, replacement=True, generator=generator)
-        inputs, targets = scoring.rows(stream.numpy(), T, bos=0)
-        exam = scoring.Exam(inputs, targets, torch.ones(V, dtype=torch.int64), len(stream))
+        exam = exam_of(stream, T, V)
         guess = torch.log(frequency / frequency.sum())
         # where the unigram's own nats are highest it peeks, by what comes next
-        nats = -guess[targets]
+        nats = -guess[exam.targets]
         peeks = nats >= nats.flatten().quantile(1 - share)
         marks = nats.masked_fill(peeks, 0.0)
         told = exam.told(torch.arange(32), marks)
@@ -54,18 +72,16 @@ def test_a_peek_at_the_next_token_now_and_then_is_seen(share: float) -> None:
 
 
 @pytest.mark.parametrize("peeking", [2, 5])
-def test_a_look_ahead_in_a_few_rows_of_many_is_seen(peeking: int) -> None:
+def test_a_look_ahead_in_a_few_rows_of_many_is_seen(peeking: int, arena: Arena) -> None:
     """By a model that sees the next token in two rows of two hundred, whose first token tells it which, and knows frequencies elsewhere."""
     generator = torch.Generator().manual_seed(7)
     V, T, R = 64, 32, 200
     frequency = torch.rand(V, generator=generator) ** 3
     stream = torch.multinomial(frequency, R * T + 1, replacement=True, generator=generator)
-    inputs, targets = scoring.rows(stream.numpy(), T, bos=0)
-    inputs[:, 0] = torch.arange(R) % V
-    inputs[:peeking, 0] = V - 1
-    inputs[peeking:, 0].clamp_(max=V - 2)
-    exam = scoring.Exam(inputs, targets, torch.ones(V, dtype=torch.int64), len(stream) - 1)
-    arena = Arena(64 << 20)
+    exam = exam_of(stream, T, V)
+    exam.inputs[:, 0] = torch.arange(R) % V
+    exam.inputs[:peeking, 0] = V - 1
+    exam.inputs[peeking:, 0].clamp_(max=V - 2)
 
     def logits(do: str, *, rows: Where, out: Where, **_: object) -> dict[str, object]:
         wanted, into = arena.view(rows), arena.view(out)
@@ -80,17 +96,13 @@ def test_a_look_ahead_in_a_few_rows_of_many_is_seen(peeking: int) -> None:
         with pytest.raises(Refused) as refused:
             scoring.mark(judge, exam, limit_s=60.0, tell=lambda _: None)
         assert refused.value.kind == "leak"
-    arena.close()
 
 
-def test_a_look_ahead_at_few_positions_is_seen_where_there_is_time_to_ask() -> None:
+def test_a_look_ahead_at_few_positions_is_seen_where_there_is_time_to_ask(arena: Arena) -> None:
     """By a model that sees the next token at one position of fifty, where it is hard, and makes it no easier than others are."""
     generator = torch.Generator().manual_seed(7)
     V, T, R = 64, 32, 512
-    stream = torch.randint(1, V, (R * T + 1,), generator=generator)
-    inputs, targets = scoring.rows(stream.numpy(), T, bos=0)
-    exam = scoring.Exam(inputs, targets, torch.ones(V, dtype=torch.int64), len(stream) - 1)
-    arena = Arena(64 << 20)
+    exam = exam_of(torch.randint(1, V, (R * T + 1,), generator=generator), T, V)
 
     def logits(do: str, *, rows: Where, out: Where, **_: object) -> dict[str, object]:
         wanted, into = arena.view(rows), arena.view(out)
@@ -109,21 +121,18 @@ def test_a_look_ahead_at_few_positions_is_seen_where_there_is_time_to_ask() -> N
         except Refused as refused:
             seen += refused.kind == "leak"
     assert seen == 4
-    arena.close()
 
 
 @pytest.mark.parametrize("leans", [0.0, 0.15])
 def test_a_small_lean_towards_every_next_token_is_seen_in_a_process_that_knows_no_row(
-    leans: float,
+    leans: float, arena: Arena
 ) -> None:
     """By a model that gives a beginning that it has seen the future that it saw then, so that nothing moves where it is asked twice."""
     generator = torch.Generator().manual_seed(7)
     V, T, R = 64, 256, 160
-    stream = torch.randint(1, V, (R * T + 1,), generator=generator)
-    inputs, targets = scoring.rows(stream.numpy(), T, bos=0)
-    exam = scoring.Exam(inputs, targets, torch.ones(V, dtype=torch.int64), len(stream) - 1)
+    exam = exam_of(torch.randint(1, V, (R * T + 1,), generator=generator), T, V)
 
-    def judge(arena: Arena) -> SimpleNamespace:
+    def judge() -> SimpleNamespace:
         seen: dict[tuple[int, ...], torch.Tensor] = {}
 
         def logits(do: str, *, rows: Where, out: Where, **_: object) -> dict[str, object]:
@@ -137,20 +146,16 @@ def test_a_small_lean_towards_every_next_token_is_seen_in_a_process_that_knows_n
         return SimpleNamespace(arena=arena, ask=logits)
 
     for _ in range(4):
-        arena = Arena(64 << 20)
         expected = pytest.raises(Refused, match="at the cut") if leans else contextlib.nullcontext()
-        _, marks = scoring.mark(judge(arena), exam, limit_s=60.0, tell=lambda _: None)
+        _, marks = scoring.mark(judge(), exam, limit_s=60.0, tell=lambda _: None)
         with expected:
-            scoring.confirm(judge(arena), exam, marks, probe_s=0.0)
-        arena.close()
+            scoring.confirm(judge(), exam, marks, probe_s=0.0)
 
 
 def test_who_answers_slowly_is_asked_about_the_future_all_the_same(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, arena: Arena
 ) -> None:
-    inputs, targets = scoring.rows(np.arange(1, 200 * 32 + 2) % 64, 32, bos=0)
-    exam = scoring.Exam(inputs, targets, torch.ones(64, dtype=torch.int64), 200 * 32)
-    arena, asked = Arena(64 << 20), []
+    exam, asked = counting(200), []
 
     def logits(do: str, *, rows: Where, out: Where, **_: object) -> dict[str, object]:
         asked.append(rows["shape"][0])
@@ -158,12 +163,11 @@ def test_who_answers_slowly_is_asked_about_the_future_all_the_same(
         time.sleep(0.05)
         return {}
 
-    marks = torch.full(inputs.shape, math.log(64))
+    marks = torch.full(exam.inputs.shape, math.log(64))
     judge = SimpleNamespace(arena=arena, ask=logits)
     monkeypatch.setattr(scoring, "LEAST_ROWS_S", 100.0)
     scoring.confirm(judge, exam, marks, probe_s=1.0)
     assert sum(asked) >= scoring.AGAIN_ROWS + scoring.LEAST_ROWS + 100
-    arena.close()
 
 
 @pytest.mark.parametrize(
@@ -174,10 +178,8 @@ def test_as_many_rows_are_asked_at_once_as_the_arena_holds(vocab_size: int, rows
     assert scoring.rows_at_once(judge, 2048, vocab_size) == rows
 
 
-def test_no_question_of_an_exam_outlasts_its_time_limit() -> None:
-    inputs, targets = scoring.rows(np.arange(1, 40 * 32 + 2) % 64, 32, bos=0)
-    exam = scoring.Exam(inputs, targets, torch.ones(64, dtype=torch.int64), 40 * 32)
-    arena, limits = Arena(64 << 20), []
+def test_no_question_of_an_exam_outlasts_its_time_limit(arena: Arena) -> None:
+    limits = []
 
     def logits(do: str, *, out: Where, timeout: float, **_: object) -> dict[str, object]:
         limits.append(timeout)
@@ -185,11 +187,10 @@ def test_no_question_of_an_exam_outlasts_its_time_limit() -> None:
         return {}
 
     judge = SimpleNamespace(arena=arena, ask=logits)
-    scoring.mark(judge, exam, limit_s=5.0, tell=lambda _: None)
+    scoring.mark(judge, counting(40), limit_s=5.0, tell=lambda _: None)
     assert max(limits) <= 5.0
     assert limits == sorted(limits, reverse=True)
     assert limits[-1] < limits[0]
-    arena.close()
 
 
 def test_a_document_s_start_is_no_good_prediction() -> None:
@@ -199,15 +200,11 @@ def test_a_document_s_start_is_no_good_prediction() -> None:
     assert told[0].isinf().tolist() == [False, False, True, True]
 
 
-def test_an_exam_that_takes_too_long_says_how_long_it_may_take() -> None:
-    inputs, targets = scoring.rows(np.arange(1, 40 * 32 + 2) % 64, 32, bos=0)
-    exam = scoring.Exam(inputs, targets, torch.ones(64, dtype=torch.int64), 40 * 32)
-    arena = Arena(64 << 20)
-
+def test_an_exam_that_takes_too_long_says_how_long_it_may_take(arena: Arena) -> None:
     def late(do: str, *, timeout: float, **_: object) -> dict[str, object]:
         raise Refused("timeout", f"no answer to '{do}' within {timeout:.0f} s")
 
+    judge = SimpleNamespace(arena=arena, ask=late)
     with pytest.raises(Refused, match="not all scored within 5 s") as refused:
-        scoring.mark(SimpleNamespace(arena=arena, ask=late), exam, limit_s=5.0, tell=lambda _: None)
+        scoring.mark(judge, counting(40), limit_s=5.0, tell=lambda _: None)
     assert refused.value.kind == "timeout"
-    arena.close()

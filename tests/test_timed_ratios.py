@@ -168,10 +168,6 @@ def test_what_all_parts_share_they_do_not_tell() -> None:
     assert bounds([measured(0.985, noise=1e-4)], CONFIDENCE)[1] < 1.0
 
 
-def test_a_gain_that_the_clock_on_the_wall_denies_is_none() -> None:
-    assert not replace(FOUND, wall={"ratio": 1.1, "low": 1.02, "high": 1.2}).faster
-
-
 @pytest.mark.parametrize("other", ["typical", "wall"])
 def test_a_gain_beyond_what_all_blocks_or_the_wall_clock_show_is_none(other: str) -> None:
     """A kernel that is fast in one block of three, and one whose own threads wait for each other."""

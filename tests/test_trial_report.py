@@ -49,8 +49,6 @@ def test_arms_take_turns_and_an_ended_run_goes_on_with_what_is_missing(asked, tm
 
     trial_report.trials(DATASET, 5.0, (0,), [*arms, "torch.compile"], "cpu", kept)
     assert asked[7:] == [("torch.compile", 0)]
-    with pytest.raises(Mixed, match="give another --out"):
-        trial_report.trials(DATASET, 6.0, (0, 1, 2), arms, "cpu", kept)
 
 
 def test_what_an_arm_names_is_there():
