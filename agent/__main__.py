@@ -216,8 +216,8 @@ def _doctor(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
 def _status(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
     from agent import report, workspace
 
-    running = workspace.is_held(lab.folder)
-    return report.status(lab.ledger(), lab.folder / "ledger.sqlite", lab.root, running), 0
+    since = workspace.held_since(lab.folder)
+    return report.status(lab.ledger(), lab.folder / "ledger.sqlite", lab.root, since), 0
 
 
 def _export(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:

@@ -65,9 +65,10 @@ class Accounts:
         self._clocks[stretch] = time.monotonic()
         return stretch
 
-    def last_at_work(self) -> str | None:
-        """The run that was worked on last, which is the one at work, if any is."""
-        rows = self._database.rows("SELECT run FROM stretches ORDER BY id DESC LIMIT 1")
+    def last_at_work(self, since: float) -> str | None:
+        """The run that was worked on last, if that work began after `since`, in seconds since 1970."""
+        query = "SELECT run FROM stretches WHERE began >= ? ORDER BY id DESC LIMIT 1"
+        rows = self._database.rows(query, [since])
         return rows[0]["run"] if rows else None
 
     def tick(self, stretch: int, device_seconds: float) -> None:

@@ -11,8 +11,8 @@ import contextlib
 import re
 from collections.abc import Sequence
 
+from agent.bare_code import without_comments, without_docstrings
 from agent.records import Change
-from agent.scope import without_comments, without_docstrings
 
 
 def added(changes: Sequence[Change]) -> int:

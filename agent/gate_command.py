@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from agent.lab import Lab, Unusable
 from agent.records import Candidate, Change, GateResult
 from agent.screen import Screen, duration
 from agent.surface import FOLDERS, JUDGE, PLACES
+from bench.sandbox import processes
 
 PASSED, REFUSED = 0, 1
 _PLAIN = "100644"
@@ -33,7 +33,7 @@ def judge_file(
     if op not in judge.ops():
         raise Unusable(f"--op {op}: expected one of {', '.join(judge.ops())}")
     path = f"{PLACES[file.suffix]}/{op}{file.suffix}"
-    with tempfile.TemporaryDirectory(prefix="lab-gate-") as scratch:
+    with processes.scratch() as scratch:
         incumbent = lab.copy_tree(Path(scratch) / "incumbent")
         tree = lab.copy_tree(Path(scratch) / "candidate")
         before = (tree / path).read_bytes() if (tree / path).is_file() else None
@@ -53,7 +53,7 @@ def judge_working_tree(
     commit = repository.resolve("HEAD") if base is None else repository.merge_base(base)
     snapshot = repository.snapshot([*FOLDERS, *JUDGE])
     changes = repository.changes(commit, snapshot)
-    with tempfile.TemporaryDirectory(prefix="lab-gate-") as scratch:
+    with processes.scratch() as scratch:
         incumbent, tree = Path(scratch) / "incumbent", Path(scratch) / "candidate"
         repository.export(commit, incumbent, FOLDERS)
         repository.export(snapshot, tree, FOLDERS)

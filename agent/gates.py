@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from agent import integrity, similarity, surface
+from agent import bare_code, integrity, similarity, surface
 from agent import scope as rules
 from agent.judging import Judging, MachineFault, Unfit
 from agent.machine import CORES, DEVICE, NOTHING
@@ -71,14 +71,14 @@ def scope(candidate: Candidate, context: Context) -> Finding:
         inside = tuple(c for c in candidate.changes if c.path.split("/")[0] in surface.FOLDERS)
         evidence["not_judged"] = [c.path for c in candidate.changes if c not in inside]
         candidate = replace(candidate, changes=inside)
-    elif rules.is_idle(candidate.changes):
+    elif bare_code.is_idle(candidate.changes):
         return Finding(
             False,
             "nothing that runs is changed; change code, not comments or layout alone",
             evidence,
         )
     refusals = list(rules.refusals(candidate, context.op, context.judge.ops()))
-    twin = (context.earlier or {}).get(rules.patch_hash(candidate.changes))
+    twin = (context.earlier or {}).get(bare_code.patch_hash(candidate.changes))
     if twin is not None:
         refusals.append(
             f"the same change as experiment {twin} of this run; its outcome is in the ledger: try another idea"

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from agent import gains, gates, standard, surface
+from agent.ahead import Ahead
 from agent.contest import Contest
 from agent.guard import LoopError
 from agent.machine import DEVICE
-from agent.pipeline import Ahead
 from agent.preparing import BaseMoved, Prepared, Preparing, gate_by_gate
 from agent.proposers import Proposer
 from agent.records import DROP, KEEP, REFUSE, Outcome

@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Iterator
 
-from agent.scope import CPP_TOKENS
+from agent.bare_code import CPP_TOKENS
 
 _DECLARED = re.compile(r"^\s+(?:const )?(?:int64_t|int|float|double|auto|bool) (\w+) = ", re.M)
 _NOT_PLAIN = r"(?:\.|->|::|#)\s*{0}\b|\b{0}\s*(?:\(|::|<\w)|^[ \t]*#.*\b{0}\b"

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from agent import gates, merging, scope, similarity, standard
+from agent import bare_code, gates, merging, similarity, standard
 from agent.git import GitError
 from agent.guard import MAX_FAILURES, LoopError, Watched
 from agent.proposers import REPAIRS, Context, NoProposal, Proposer, Stopped, Workshop
@@ -337,6 +337,6 @@ def _patch(candidate: Candidate) -> tuple[str, str, tuple[int, ...]]:
     """A candidate's patch, and the hash and the sketch by which it will be known again."""
     return (
         candidate.patch,
-        scope.patch_hash(candidate.changes),
+        bare_code.patch_hash(candidate.changes),
         similarity.sketch(candidate.changes),
     )

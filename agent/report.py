@@ -16,6 +16,7 @@ from agent.ledger import Ledger
 from agent.records import CRASH, DROP, KEEP, READY, REFUSE, RUNNING, Experiment, Past, Run
 from agent.screen import duration, printable
 
+SHOWN = 100  # experiments at the end of a run, about a night's
 _PAST = {
     KEEP: "kept",
     DROP: "dropped",
@@ -30,34 +31,40 @@ def summary(ledger: Ledger, run: Run, why: str, file: Path, kept_as: str) -> str
     """The end of a run: what was tried, what each gate said, what was kept (in git: `kept_as`), what that gains, what to type next."""
     experiments = ledger.experiments(run.id)
     lines = ["", f"run {run.id} ended: {why}", ""]
-    for experiment in experiments:
-        lines += _experiment(experiment)
-    lines += ["", _counts(experiments), *_came_to(ledger, run, experiments)]
+    lines += [*_listed(experiments), "", _counts(experiments), *_came_to(ledger, run, experiments)]
     lines += ["", f"ledger   {file}", *_next(run, experiments, kept_as)]
     return "\n".join(lines)
 
 
-def status(ledger: Ledger, file: Path, tree: Path, running: bool) -> str:
-    """Every run in a line, the latest in detail, and the settings that were found for the constants of `tree`."""
+def status(ledger: Ledger, file: Path, tree: Path, since: float | None = None) -> str:
+    """Every run in a line, the latest in detail, and the settings that were found for the constants of `tree`.
+
+    since: when the loop that is at work began, in seconds since 1970; None if none is.
+    """
     runs = ledger.runs()
     if not runs:
         return "no run yet; start one with `python -m agent --target kernels`"
     lines = [f"ledger {file}", ""]
-    at_work = ledger.accounts.last_at_work() if running else None
+    at_work = None if since is None else ledger.accounts.last_at_work(since)
     for run in runs:
         state = "running" if run.id == at_work else "ended" if run.ended else "stopped"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started))
         lines.append(f"{run.id}  {when}  {state:8} {_counts(ledger.history(run.id))}")
     latest = runs[-1]
     experiments = ledger.experiments(latest.id)
-    lines += ["", f"run {latest.id}"]
-    for experiment in experiments:
-        lines += _experiment(experiment)
-    lines += ["", *_came_to(ledger, latest, experiments)]
+    lines += [
+        "",
+        f"run {latest.id}",
+        *_listed(experiments),
+        "",
+        *_came_to(ledger, latest, experiments),
+    ]
     if found := [*settings_found.report(tree, ledger.history())]:
         lines += ["", *found, ""]
-    if not running:
+    if since is None:
         lines.append(f"go on with it: python -m agent --resume {latest.id}")
+    elif at_work is None:
+        lines.append("a loop has been started, and is getting ready")
     return "\n".join(lines)
 
 
@@ -89,6 +96,16 @@ def spending(ledger: Ledger, run: str) -> str:
     bound = spent["in_flight_usd"]
     most = f"; {bound:.2f} USD of it are the most that requests without an answer can have cost"
     return f"spent: {', '.join(parts)}{most if bound else ''}"
+
+
+def _listed(experiments: Sequence[Experiment]) -> Iterator[str]:
+    """What was kept, and the last SHOWN."""
+    earlier, last = experiments[:-SHOWN], experiments[-SHOWN:]
+    kept = [experiment for experiment in earlier if experiment.outcome.status == KEEP]
+    if left_out := len(earlier) - len(kept):
+        yield f"{'':5}{left_out} earlier ones that were not kept: python -m agent export --tsv"
+    for experiment in [*kept, *last]:
+        yield from _experiment(experiment)
 
 
 def _experiment(experiment: Experiment) -> Iterator[str]:

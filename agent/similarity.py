@@ -21,8 +21,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import eq
 
+from agent.bare_code import without_comments, without_docstrings
 from agent.records import Change
-from agent.scope import without_comments, without_docstrings
 
 ALIKE = 0.92
 MIN_TOKENS = 30

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from agent import integrity, surface
 from agent.judging import Judging, Unfit
 from agent.lab import Lab, Unusable
 from agent.screen import Screen
+from bench.sandbox import processes
 
 if TYPE_CHECKING:
     from bench.trial import TrialResult
@@ -55,7 +55,7 @@ def profile(lab: Lab, judge: Judging, screen: Screen) -> Mapping[str, Any]:
 @contextmanager
 def _built(lab: Lab, judge: Judging, screen: Screen) -> Iterator[Path]:
     """A copy of the working tree with its kernels built. Raises Tampered in the end if the judge has changed meanwhile."""
-    with tempfile.TemporaryDirectory(prefix="lab-trial-") as scratch:
+    with processes.scratch() as scratch:
         tree, seal = lab.copy_tree(Path(scratch)), integrity.of_judge(lab.root)
         # Into the shared cache, which the trial's own sandbox can only read.
         screen.stage("building the kernels")

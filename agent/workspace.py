@@ -133,20 +133,20 @@ def lock(lab: Path) -> Iterator[None]:
 
 def tell_busy(lab: Path, say: Callable[[str], None]) -> None:
     """Say so if a loop runs in this checkout, before something is measured beside it."""
-    if is_held(lab):
+    if held_since(lab) is not None:
         say("a loop is at work in this checkout: its timings and these spoil each other")
 
 
-def is_held(lab: Path) -> bool:
-    """Whether a loop runs in this checkout."""
+def held_since(lab: Path) -> float | None:
+    """When the loop that runs in this checkout took its lock, in seconds since 1970; None if none runs."""
     try:
         with (lab / "lock").open("r") as handle:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except FileNotFoundError:
-        return False
+        return None
     except BlockingIOError:
-        return True
-    return False
+        return (lab / "lock").stat().st_mtime
+    return None
 
 
 def clear_leftovers(lab: Path) -> list[Path]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import os
 import statistics
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +25,14 @@ from bench.goals import cases, lead
 from bench.implementations import OURS
 from bench.interval import CONFIDENCE
 from bench.ratio import Estimate, estimate, logs, stretches, typical
+from bench.sandbox import processes
 from bench.timing import Arm, Samples, sample
 
 # Beside other tests (`make test`) a GPU has no room for all runners at once, 5 GiB each: there the CPU's kernels are run.
 _ALONE = "PYTEST_XDIST_WORKER" not in os.environ
 DEVICE = "cuda" if torch.cuda.is_available() and _ALONE else "cpu"
 SECONDS_A_CASE = 8.0  # of blocks
-_FOLDER = tempfile.TemporaryDirectory(prefix="lab-peers-")  # goes with this process
+_FOLDER = processes.scratch()  # goes with this process
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ import random
 import secrets
 import statistics
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -37,6 +36,7 @@ from bench.contracts import Case, Contract, contract, ops
 from bench.finding import Finding
 from bench.identity import installed
 from bench.judge import Refused, error_line
+from bench.sandbox import processes
 from bench.timing import Arm, measure, runners_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,7 +91,7 @@ def step(device: str) -> Iterator[Record]:
 def timed(op: str, device: str) -> Iterator[Record]:
     asked = contract(op)
     yield {"op": op, "clocks": clocks.read(device)}
-    with tempfile.TemporaryDirectory(prefix="lab-peers-") as folder:
+    with processes.scratch() as folder:
         arms, absent = _arms(op, device, Path(folder))
         yield from ({"op": op, "arm": name, "absent": reason} for name, reason in absent.items())
         for case in goals.cases(op, device):
@@ -114,7 +114,7 @@ def _timed(asked: Contract, arms: Sequence[Arm], device: str) -> Iterator[Record
 
 def judged(op: str, device: str) -> Iterator[Record]:
     asked = contract(op)
-    with tempfile.TemporaryDirectory(prefix="lab-peers-") as folder:
+    with processes.scratch() as folder:
         arms, _ = _arms(op, device, Path(folder))
         for case, runners, refused in _ready(asked, arms, device):
             wrong = [why or measured.why_not(op, case, arm, device) for arm, why in zip(arms, refused, strict=True)]  # fmt: skip

@@ -14,7 +14,6 @@ import errno
 import os
 import secrets
 import socket
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -67,6 +66,13 @@ def error_line(error: Exception) -> str:
     said = [line for line in lines[above[-1] + 1 :] if not line.startswith(" ")] or lines[-1:]
     # "kernels.jit.BuildError: x.cpp could not be built:" says little without the compiler's first complaint.
     return " ".join(said[: 2 if said[0].endswith(":") else 1])
+
+
+class Answer(dict[str, Any]):
+    """What a runner answers. If it lacks a field, that is the runner's fault, not the judge's."""
+
+    def __missing__(self, field: str) -> Any:
+        raise Refused("structure", f"the runner's answer has no {field!r}")
 
 
 class Judge:
@@ -199,7 +205,7 @@ class Judge:
                 progress(answer["progress"])
         if answer.get("ok") is not True:
             raise Refused(str(answer.get("kind", "error")), str(answer.get("error", "")))
-        return answer
+        return Answer(answer)
 
     def _answer(self, nonce: str, deadline: float) -> dict[str, Any]:
         """The next message to this request."""
@@ -247,7 +253,7 @@ class Judge:
 def lending(device: str) -> str:
     """In words, how tensors travel to the runners of a device on this machine. It is tried, which takes as long as a runner takes to start."""
     with (
-        tempfile.TemporaryDirectory(prefix="lab-lending-") as tree,
+        processes.scratch() as tree,
         Judge(Path(tree), device=device, memory=device_memory.lendable(device)) as judge,
     ):
         judge.ask("recall", outputs=[])

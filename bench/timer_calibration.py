@@ -16,7 +16,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from bench.builds import build_all
 from bench.contracts import contract, ops
 from bench.judge import Refused
 from bench.paragraphs import spaced
+from bench.sandbox import processes
 from bench.speed import CONFIDENCE
 from bench.timing import ASKED_ON, LIMIT_S, Arm, compare, sample
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     if asked.comparisons < 1:
         parser.error(f"--comparisons: expected 1 or more, got {asked.comparisons}")
-    with tempfile.TemporaryDirectory(prefix="lab-timer-") as folder, _load(asked.load):
+    with processes.scratch() as folder, _load(asked.load):
         _build(ROOT)
         trees = _trees(Path(folder))
         while (kind := _next(asked.comparisons, asked.load)) is not None:

@@ -14,7 +14,8 @@ from bench.corpus import DataError
 if TYPE_CHECKING:
     import tiktoken
 
-SMALLEST, LARGEST = 257, 1 << 20  # vocabularies: 256 bytes and bos; 20 bits
+# Vocabularies: 256 bytes and bos; a row of 2,048 logits each that takes half of the 4 GiB that a judge lends (bench/arena.py).
+SMALLEST, LARGEST = 257, 1 << 18
 
 # GPT-4's way to cut text into words, but with numbers cut every 2 digits: a small vocabulary has better
 # uses than 1,000 numbers.

@@ -439,7 +439,7 @@ def test_bad_input_is_named_and_leaves_nothing(tmp_path, name):
 def test_unusable_requests_say_what_is_expected(tmp_path, source):
     with pytest.raises(DataError, match="nowhere: no such file or directory"):
         prepare(str(tmp_path / "nowhere"), root=tmp_path)
-    with pytest.raises(DataError, match="vocabulary of 256: expected 257 to 1,048,576"):
+    with pytest.raises(DataError, match="vocabulary of 256: expected 257 to 262,144"):
         prepare(source, vocab_size=256, root=tmp_path)
     with pytest.raises(
         DataError, match="too small for a vocabulary of 8,192: it gives [0-9,]+ tokens"

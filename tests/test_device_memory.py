@@ -156,10 +156,9 @@ def test_room_for_results_is_not_fetched_before_it_is_poisoned(tmp_path: Path) -
             fetched.append(start)
             super().read(start, into)
 
-    with Judge(tree(tmp_path, HONEST), memory=Told()) as judge:
-        of = examination(judge)
+    with examination(tmp_path, HONEST, Told()) as of:
         laid = of.lay(CASES[0], ())
-        of.verify(laid, of.ask(laid, None), None)
+        of.right(laid)
         (place,) = laid.places()
     assert fetched.count(place["offset"]) == 1  # when the runner has answered
 

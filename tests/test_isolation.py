@@ -315,6 +315,15 @@ def test_a_watchdog_that_fails_leaves_nothing_running_unwatched(tmp_path: Path) 
     assert watchdog.excess == "its watchdog failed"
 
 
+def test_the_folder_of_a_killed_process_is_known_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with processes.scratch() as folder:
+        assert not processes.is_left_behind(Path(folder))
+        monkeypatch.setattr(processes, "_PROC", tmp_path)  # where no process is
+        assert processes.is_left_behind(Path(folder))
+
+
 def test_processes_that_end_while_they_are_looked_for_do_no_harm() -> None:
     forking = (
         "import os\nprint(flush=True)\nwhile True:\n    os.fork() or os._exit(0)\n    os.wait()"

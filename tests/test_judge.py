@@ -93,6 +93,18 @@ def test_a_forged_answer_without_the_nonce_is_refused(tmp_path: Path) -> None:
         load(tree(tmp_path, forged))
 
 
+def test_an_answer_without_a_field_is_the_runner_s_fault(tmp_path: Path) -> None:
+    renamed = (
+        "import socket\nsend = socket.socket.sendall\n"
+        "socket.socket.sendall = lambda end, data: send(end, data.replace(b'implementations', b'others'))"
+    )
+    with Judge(tree(tmp_path, renamed)) as judge:
+        answer = judge.ask("load", op="rms_norm", tree=str(tmp_path))
+        with pytest.raises(Refused, match="no 'implementations'") as refused:
+            answer["implementations"]
+    assert refused.value.kind == "structure"
+
+
 def test_an_endless_answer_is_cut(tmp_path: Path) -> None:
     flood = (
         f"import os, sys\nfor _ in range(64): os.write(int(sys.argv[1]), b'x' * {MAX_LINE // 8})"

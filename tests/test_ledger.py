@@ -427,7 +427,29 @@ def test_the_latest_run_is_the_one_begun_last_though_the_clock_went_back(ledger:
     with sqlite3.connect(ledger.path) as db:
         db.execute("UPDATE stretches SET until = until + 86400")
     ledger.accounts.begin_stretch("r2")
-    assert ledger.accounts.last_at_work() == "r2"
+    assert ledger.accounts.last_at_work(since=0.0) == "r2"
+
+
+def test_a_run_before_the_loop_that_runs_is_not_at_work(ledger: Ledger) -> None:
+    ledger.accounts.begin_stretch("r1")
+    since = time.time()
+    shown = report.status(ledger, ledger.path, Path(), since)
+    assert "stopped" in shown
+    assert shown.endswith("a loop has been started, and is getting ready")
+    ledger.accounts.begin_stretch("r1")
+    assert "running" in report.status(ledger, ledger.path, Path(), since)
+
+
+def test_a_long_run_is_listed_from_its_keeps_on(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "SHOWN", 2)
+    for status in (DROP, KEEP, DROP, DROP, DROP):
+        ledger.close_experiment(propose(ledger), Outcome(status, f"said of a {status}"))
+    shown = report.status(ledger, ledger.path, Path())
+    assert "2 earlier ones that were not kept" in shown
+    assert shown.count("said of a drop") == 2
+    assert shown.count("said of a keep") == 1
 
 
 def test_a_run_that_has_ended_has_nothing_at_work(ledger: Ledger) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from lab_tree import Rules, Transcript, compared, git, impatient, make, write
 
-from agent import campaign, gates, placebo_cpp, placebo_python, report, scope, standard
+from agent import bare_code, campaign, gates, placebo_cpp, placebo_python, report, standard
 from agent.judging import Progress
 from agent.lab import Lab
 from agent.ledger import Ledger
@@ -95,7 +95,7 @@ def structure(path: str, text: str) -> object:
     if path.endswith(".py"):
         tree = ast.parse(text)
         return sorted(re.sub(r"(id|arg)='\w+'", "", ast.dump(node)) for node in tree.body)
-    return sorted(re.findall(r"[^\w\s]|\d+", scope.without_comments(text)))
+    return sorted(re.findall(r"[^\w\s]|\d+", bare_code.without_comments(text)))
 
 
 @pytest.mark.parametrize("path", SOURCES)
@@ -107,7 +107,7 @@ def test_a_placebo_of_each_shipped_source_changes_tokens_and_no_structure(path: 
     was = structure(path, before)
     for after in texts:
         change = Change(path, "100644", "100644", before.encode(), after.encode())
-        assert not scope.is_idle([change])
+        assert not bare_code.is_idle([change])
         assert structure(path, after) == was
     assert len(set(texts)) == len(texts)
 
@@ -175,7 +175,7 @@ def test_every_placebo_comes_to_its_verdict_and_the_rate_is_printed(lab: Lab) ->
     assert all([gate.name for gate in e.gates] == names for e in ledger.experiments())
     rate = "false keeps: 0 of 12 placebos that reached their verdict, 0.0 % [0.0 %, 26.5 %]"
     assert rate in summary
-    assert rate in report.status(ledger, ledger.path, lab.root, running=False)
+    assert rate in report.status(ledger, ledger.path, lab.root)
 
 
 def test_placebos_of_one_seed_are_always_the_same(lab: Lab, tmp_path: Path) -> None:

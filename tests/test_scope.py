@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from lab_tree import CPP, PY, Rules, git, make, write
 
-from agent import gates, scope
+from agent import bare_code, gates
 from agent.git import Repository
 from agent.records import Candidate
 from bench.finding import Finding
@@ -166,7 +166,7 @@ def test_a_name_that_differs_in_case_alone_is_refused(root: Path) -> None:
 
 def test_a_sum_that_is_too_deep_to_be_written_out_is_compared_as_it_is() -> None:
     deep = "x = 1" + " + 1" * 3000
-    assert scope.normal_form("kernels/a.py", deep.encode()) == deep
+    assert bare_code.normal_form("kernels/a.py", deep.encode()) == deep
 
 
 def test_the_same_change_in_other_words_is_a_duplicate(root: Path) -> None:
@@ -174,7 +174,7 @@ def test_the_same_change_in_other_words_is_a_duplicate(root: Path) -> None:
     git(root, "stash", "-q")
     git(root, "stash", "apply", "-q")
     repository = Repository(root)
-    seen = {scope.patch_hash(repository.changes("HEAD", repository.snapshot(["csrc"]))): 3}
+    seen = {bare_code.patch_hash(repository.changes("HEAD", repository.snapshot(["csrc"]))): 3}
     write(root, {"csrc/scale.cpp": "/* a new idea */" + CPP.replace("kRows = 1", "kRows   =   4")})
     found = judged(root, earlier=seen)
     assert not found.passed

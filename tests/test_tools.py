@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from lab_tree import CPP, Rules, Transcript, make, write
 
+from agent.bare_code import patch_hash
 from agent.lab import Lab
 from agent.machine import Machine
 from agent.proposers import Context, Workshop
@@ -20,7 +21,6 @@ from agent.research.draft import Draft
 from agent.research.menu import ToolLimits
 from agent.research.messages import ToolCall, ToolResult
 from agent.research.tools import Submission, Toolbox
-from agent.scope import patch_hash
 
 PATH = "csrc/scale.cpp"
 SUBMISSION = {"hypothesis": "more rows a pass", "expected": "half the time", "op": "scale"}

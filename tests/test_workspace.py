@@ -24,7 +24,7 @@ from agent.workspace import (
     Workspace,
     clear_leftovers,
     clear_old_builds,
-    is_held,
+    held_since,
     lock,
     make_way,
     remove,
@@ -285,12 +285,12 @@ def test_one_loop_a_checkout_and_a_killed_one_leaves_nothing_for_long(root: Path
     )
     assert holder.stdout is not None
     assert holder.stdout.readline() == "ready\n"
-    assert is_held(root / ".lab")
+    assert held_since(root / ".lab") is not None
     with pytest.raises(Busy, match=f"process {holder.pid}"), lock(root / ".lab"):
         pass
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    assert not is_held(root / ".lab")
+    assert held_since(root / ".lab") is None
     with lock(root / ".lab"):
         assert clear_leftovers(root / ".lab") == []
     assert not (root / ".lab/runs/dead/trees").exists()

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from agent.scope import CPP_TOKENS, without_comments
+from agent.bare_code import CPP_TOKENS, without_comments
 from agent.static import cpp_names as names
 from agent.static.cpp_clock import clocks
 from agent.static.preprocessed import TIMEOUT_S, Unread, preprocess

@@ -13,7 +13,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 
-from agent.scope import CPP_TOKENS, without_comments
+from agent.bare_code import CPP_TOKENS, without_comments
 
 MAX_STRING = 2_000  # bytes of one string, if it is no docstring
 MAX_DOCSTRING = 20_000

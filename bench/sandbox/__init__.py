@@ -247,7 +247,7 @@ def _path() -> str:
 
 
 def _sweep() -> None:
-    """Remove the scratch folders of judges that were killed: their runners died with them."""
+    """Remove the folders of judges and commands that were killed: their runners died with them."""
     for folder in Path(tempfile.gettempdir()).glob("lab-*-*"):
         if processes.is_left_behind(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,8 +49,13 @@ def lists_children() -> bool:
     return (_PROC / "self" / "task" / str(os.getpid()) / "children").exists()
 
 
+def scratch() -> tempfile.TemporaryDirectory[str]:
+    """A folder that bears this process's name: if the process is killed, the next sandbox removes it."""
+    return tempfile.TemporaryDirectory(prefix=f"lab-{os.getpid()}-")
+
+
 def is_left_behind(folder: Path) -> bool:
-    """Whether a folder that a judge has named lab-PID-... is of a judge that has ended."""
+    """Whether a folder named lab-PID-... is of a process that has ended."""
     owner = folder.name.split("-")[1]
     return owner.isdigit() and not (_PROC / owner).exists()
 

@@ -13,10 +13,10 @@ from lab_tree import CPP, PY, Rules, Transcript, compared, git, make, write
 from scripted_nights import SETTINGS, Scripted, SlowTrials, idea, night, rate, rows
 
 from agent import campaign, merging, proposers
+from agent.ahead import Ahead
 from agent.git import Repository
 from agent.lab import Lab
 from agent.machine import CORES, DEVICE, NOTHING, Machine
-from agent.pipeline import Ahead
 from agent.records import DROP, KEEP, LOST
 from agent.spending import BudgetSpent
 from bench.speed import Comparison
