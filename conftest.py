@@ -15,6 +15,11 @@ ROOT = Path(__file__).resolve().parent
 os.environ["TORCH_EXTENSIONS_DIR"] = str(CACHE)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: begun last, one of a minute would leave every worker but its own idle."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def built() -> None:
     """Every C++ kernel is in the cache. A runner can only read it: what it misses there it compiles for itself alone, 3 s a source."""

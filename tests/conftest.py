@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trial_tree
 from lab_tree import make
-from warm import Warm
+from warm import Timers, Warm
 
 from agent.lab import Lab
 from bench.data import Dataset
@@ -26,6 +26,14 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     warm = Warm(tmp_path_factory.mktemp("warm"))
     yield warm
     warm.close()
+
+
+@pytest.fixture(scope="session")
+def timers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Timers]:
+    """Three runners for all comparisons of the session."""
+    timers = Timers(tmp_path_factory.mktemp("timers"))
+    yield timers
+    timers.close()
 
 
 @pytest.fixture(scope="session")

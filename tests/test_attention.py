@@ -285,6 +285,7 @@ def test_wrong_dtype_window_and_impl_are_named():
         attention(x, x, x, impl="fa3")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="this is what starts the interpreted run")
 def test_triton_kernels_in_the_interpreter():
     interpret_tests(__file__)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from quick_compile import SETTINGS
 
 from bench import compiled, trial
 from bench.compiled import Compiled
@@ -26,12 +27,11 @@ from bench.trial import TrialResult, run_trial
 TESTS = Path(__file__).resolve().parent
 SPEC = {"device": "cpu", "vocab_size": 300, "seconds": 20.0, "impl": None}
 
-TRAIN = """
+TRAIN = f"""
 import os, pathlib
 import torch
 from model.bigram import Trainer as Honest
-
-torch._inductor.config.cpp_cache_precompile_headers = False  # 7 s that a small kernel does not get back
+{SETTINGS}
 here = pathlib.Path(os.environ["TRITON_CACHE_DIR"]).with_name("inductor")
 
 
@@ -49,7 +49,7 @@ class Trainer(Honest):
         super().warm_up(tokens)
 
     def train(self, *args):
-        return {**super().train(*args), "peak_memory_mb": float(self.made)}
+        return {{**super().train(*args), "peak_memory_mb": float(self.made)}}
 """
 
 LEARNS = """
@@ -282,6 +282,7 @@ def trained_by(tree: Path, train: str) -> Path:
     return folder_of(tree, files)
 
 
+@pytest.mark.slow
 def test_the_second_trial_of_a_tree_finds_what_the_first_compiled(
     tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -37,6 +37,7 @@ def of_plain(warm: Warm, body: str) -> Finding:
         return warm.check("rms_norm", SEED)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("built")
 @pytest.mark.parametrize("op", ops())
 def test_shipped_kernel_passes_and_the_evidence_says_how_much_of_the_tolerance_was_used(

@@ -53,6 +53,7 @@ def test_the_static_gate_lets_it_pass(file: Path) -> None:
     assert finding.passed, finding.reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", CHECKED, ids=lambda f: f.name)
 def test_the_correctness_gate_lets_it_pass(file: Path, warm: Warm) -> None:
     with warm.replaced(place_of(file), file.read_bytes()):

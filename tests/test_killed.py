@@ -33,6 +33,7 @@ from agent import campaign
 from agent.lab import Lab
 from agent.records import Settings
 import agent.proposers.openai, agent.research.researcher, bench.verdict, httpx2, numpy
+httpx2.Client().close()  # the first one imports 60 modules
 
 class Slow(Rules):
     def build(self, tree, changed):
@@ -114,6 +115,7 @@ class Ideas:
         return Say(calls=[("submit", told)])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_forty_kills_lose_only_what_was_in_flight_and_forget_no_money(tmp_path: Path) -> None:
     root = make(tmp_path / "checkout")

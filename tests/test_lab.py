@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from lab_tree import git
 from model_servers import KEY, MessagesServer, Say
+from quick_compile import quick
 
 from agent.lab import Lab
 from bench.data import prepare
@@ -187,8 +188,10 @@ def test_gate_passes_a_right_kernel(checkout: Path) -> None:
 
 BENCHMARK = """
 import sys
+from pathlib import Path
 import pytest
-from bench import conduct, conftest, rounds
+from bench import arms, conduct, conftest, rounds
+arms.ROOT = Path(sys.argv.pop(1))
 conftest.SECONDS_A_CASE = 0.5
 conduct.COLD_LIMIT_S = rounds.CALL_TIMEOUT_S = 250.0  # other tests run beside it
 sys.exit(pytest.main(sys.argv[1:]))
@@ -196,8 +199,11 @@ sys.exit(pytest.main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-def test_the_benchmark_shows_every_implementation_with_its_share_of_the_limit() -> None:
-    done = run("-c", BENCHMARK, "bench", "--benchmark", "-q", "-k", "add_rms_norm-0")
+def test_the_benchmark_shows_every_implementation_with_its_share_of_the_limit(
+    tmp_path: Path,
+) -> None:
+    tree = str(quick(tmp_path, "add_rms_norm"))
+    done = run("-c", BENCHMARK, tree, "bench", "--benchmark", "-q", "-k", "add_rms_norm-0")
     assert done.returncode == 0, done.stdout[-3000:]
     for said in (
         "torch eager",

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from warm import Timers
 
 from agent.lab import Lab
-from bench import parity
+from bench import parity, timing
 from bench.builds import build
 from bench.data import prepare
 from bench.judge import Refused
@@ -70,8 +71,9 @@ def test_the_interval_of_equal_files_holds_one(tree: Callable[..., Path]) -> Non
 
 
 def test_a_kernel_that_is_right_only_while_it_is_checked_is_refused(
-    tree: Callable[..., Path],
+    tree: Callable[..., Path], timers: Timers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(timing, "Judge", timers.judge)
     honest = tree("honest", kernels__rms_norm=NORM.format(repeats=1, honest_calls=10**9))
     sly = tree("sly", kernels__rms_norm=NORM.format(repeats=1, honest_calls=20))
     with pytest.raises(Refused, match="timed call"):

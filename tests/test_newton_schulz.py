@@ -270,6 +270,7 @@ for shape in ((48, 48), (48, 192), (192, 48)):
 """
 
 
+@pytest.mark.slow
 def test_triton_kernels_agree_with_float64_in_the_interpreter():
     interpret("-c", INTERPRETED)
 

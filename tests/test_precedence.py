@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from quick_compile import quick
 
 from bench import conduct, rounds
 from bench.contracts import contract
@@ -109,19 +110,20 @@ def worked(pids: list[int]) -> dict[int, int]:
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-@pytest.mark.parametrize("mode", ["eager", "inductor"])
+@pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_the_threads_of_a_call_have_cores_of_their_own_whatever_worked_before(
-    monkeypatch: pytest.MonkeyPatch, mode: str
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str
 ) -> None:
     """numpy's import leaves a thread that once had the second core for itself."""
     monkeypatch.setenv("OMP_NUM_THREADS", "2")  # of the runner
     monkeypatch.setattr(rounds, "WARM_UP_S", 0.1)
-    # torch.compile takes ten seconds where nothing else runs
+    # torch.compile takes seconds where nothing else runs
     monkeypatch.setattr(conduct, "COLD_LIMIT_S", 250.0)
     monkeypatch.setattr(rounds, "CALL_TIMEOUT_S", 250.0)
     asked, rng = contract("rms_norm"), random.Random(0)
     (case,) = (case for case in asked.trial["cpu"] if case.calls)
-    arms = [rounds.Arm("one", ROOT, "torch", mode)]
+    tree = ROOT if mode == "eager" else quick(tmp_path, "rms_norm")
+    arms = [rounds.Arm("one", tree, "torch", mode)]
     with runners_of("rms_norm", arms, "cpu") as runners:
         (prepared,) = rounds.prepare(asked, [case], arms, runners, rng)
         rounds.ready([prepared], runners)

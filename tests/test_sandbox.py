@@ -334,6 +334,7 @@ def test_runners_die_with_a_judge_that_is_killed(layers: tuple[str, ...], tmp_pa
     assert all(becomes(False, mark) for mark in marks)
 
 
+@pytest.mark.slow
 def test_after_every_bomb_the_judge_goes_on_with_the_next_proposal(tmp_path: Path) -> None:
     """One judge with all its layers, which nothing may wear out."""
     for bomb in BOMBS:

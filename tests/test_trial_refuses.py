@@ -55,7 +55,7 @@ def test_work_in_a_child_process_after_the_bell_is_seen(tmp_path: Path, dataset:
     """
     source = (
         honest(body)
-        + "\ndef burn():\n    end = time.monotonic() + 20\n    while time.monotonic() < end: pass\n"
+        + "\ndef burn():\n    end = time.process_time() + 20\n    while time.process_time() < end: pass\n"
     )
     assert run(put(tmp_path, source), dataset, steps=5, fresh=True).failure == "off_clock"
 
@@ -80,7 +80,8 @@ def test_what_a_model_does_when_it_is_asked_for_its_weights_is_no_training(
         self.model.state_dict = state_dict
         return found
     """
-    result = run(put(tmp_path, honest(body)), dataset, steps=5, fresh=True)
+    waits = "sleep" in hand_over
+    result = run(put(tmp_path, honest(body)), dataset, steps=5, fresh=waits)
     assert result.failure == "off_clock", result.detail
     assert said in result.detail
 
@@ -114,7 +115,7 @@ def test_a_row_that_is_dear_to_score_is_worked_on_off_the_clock(
             pass
         return super().logits(rows)
     """
-    result = run(put(tmp_path, honest(body)), dataset, fresh=True)
+    result = run(put(tmp_path, honest(body)), dataset)
     assert result.failure == "off_clock", result.detail
     assert "scoring took" in result.detail
 
@@ -135,7 +136,7 @@ def test_what_a_model_learns_before_its_first_answer_is_off_the_clock(
             self.trained = False
         return super().logits(rows)
     """
-    result = run(put(tmp_path, honest(body)), dataset, fresh=True)
+    result = run(put(tmp_path, honest(body)), dataset)
     assert result.failure == "off_clock", result.detail
     assert "first answers" in result.detail
 
