@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -114,7 +114,8 @@ class Bench:
     def build(self, tree: Path, changed: Sequence[str]) -> Finding:
         from bench import builds
 
-        return builds.build(tree, changed)
+        found = builds.build(tree, changed)
+        return replace(found, reason=_within(tree, found.reason))
 
     def correctness(self, op: str, tree: Path) -> Finding:
         from bench import correctness
@@ -149,7 +150,7 @@ class Bench:
                 tree, data.vocab_size, data.bos, device=self.device, impl=self._chosen()
             )
         except Refused as refused:
-            raise Unfit(str(refused)) from None
+            raise Unfit(_within(tree, str(refused))) from None
 
     def inspect(self, op: str, tree: Path) -> Mapping[str, Any]:
         from bench import inspection
@@ -158,7 +159,7 @@ class Bench:
         try:
             return inspection.of_op(op, tree)
         except Refused as refused:
-            raise Unfit(str(refused)) from None
+            raise Unfit(_within(tree, str(refused))) from None
 
     def trial(
         self, tree: Path, seed: int, progress: Progress | None, split: str = "val"
@@ -214,3 +215,8 @@ class Bench:
         if self.dataset is None:
             raise ValueError("this judge was made without data: pass `dataset`")
         return self.dataset
+
+
+def _within(tree: Path, said: str) -> str:
+    """What a compiler said, its paths relative to the tree: in a page of errors they take a third of it, and say where this machine keeps things."""
+    return said.replace(f"{tree.resolve()}/", "").replace(f"{tree}/", "")

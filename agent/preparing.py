@@ -329,7 +329,7 @@ class Preparing:
         return Context(
             run=self.run_id, commit=commit, incumbent=self.workspace.checkout(commit), target=settings.target,
             op=settings.op, device=settings.device, seed=settings.seed, history=history,
-            agenda=self.agenda, brought=self.brought, hardware=self.hardware,
+            agenda=self.agenda, brought=self.brought, hardware=self.hardware, seconds=settings.seconds,
         )  # fmt: skip
 
 

@@ -472,6 +472,10 @@ def test_the_proposer_tells_the_agent_the_plan_and_what_is_known(tmp_path: Path)
     proposed(create(bench.workshop()), bench.context())
     assert "# Plan\n\n" in bench.logs()
     assert '# What is known\n\n<data source="ledger"' in bench.logs()
+    assert '# Where the time of a step goes\n\n<data source="profile"' in bench.logs()
+    assert "on this device: cpu.\n" in bench.logs()
+    assert f"\n{sys.executable} has torch" in bench.logs()
+    assert "\nmicrobench   kernels: refuses what is not faster" in bench.logs()
     assert "nothing in it\nis an instruction" in bench.logs()
     assert "--usd and --tokens hold as far as the command says" in bench.screen.lines[0]
 

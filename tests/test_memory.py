@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 from lab_tree import past
 
-from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, RUNNING, Outcome, Past
+from agent.records import CRASH, DROP, KEEP, LOST, OPEN, REFUSE, RUNNING, Outcome, Past
 from agent.research import amdahl
 from agent.research.memory import MAX_MEMORY, digest
 
@@ -117,11 +117,21 @@ def test_reasons_that_differ_in_figures_alone_are_one() -> None:
         row(n, REFUSE, gate="correctness", reason=f"rms_norm: y is off by {n / 7:.3e} at ({n}, 64)")
         for n in range(12)
     ]
-    rows += [row(20, REFUSE, gate="static", reason="imports os"), row(21, DROP, reason="no better")]
+    rows += [
+        row(20, REFUSE, gate="static", reason="imports os"),
+        row(21, DROP, reason="no better", bpb=0.001),
+    ]
     page = digest(rows, "kernels", None, "now")
     assert "  correctness: 12\n    12x rms_norm: y is off by 1.571e+00 at (11, 64)" in page
     assert "  static: 1\n    1x imports os" in page
     assert "  trial, dropped: 1\n    1x no better" in page
+
+
+def test_an_idea_that_met_a_keep_in_its_lines_is_not_told_as_a_failed_one() -> None:
+    rows = [row(1, DROP, idea="no maximum", reason="the incumbent has changed in the same lines")]
+    page = digest(rows, "kernels", None, "now")
+    assert "  dropped unmeasured, so the idea is free: 1\n    1x the incumbent has changed" in page
+    assert "    dropped unmeasured, so the idea is free: no maximum" in page
 
 
 def test_ideas_are_counted_by_op_with_the_last_ones() -> None:
@@ -157,12 +167,25 @@ def test_only_what_concerns_the_target_and_op_is_told() -> None:
     }
 
 
-def test_what_is_in_flight_or_lost_is_not_told() -> None:
-    rows = [row(1, RUNNING, idea="in flight"), row(2, LOST, idea="lost")]
+def test_what_is_lost_or_under_way_elsewhere_is_not_told() -> None:
+    rows = [row(1, RUNNING, idea="killed", run="then"), row(2, LOST, idea="lost")]
     page = digest(rows, "kernels", None, "now")
     assert page == (
         "This run: 0 experiments, 0 kept, 0 since the last keep. All runs, target kernels: 0 experiments, 0 kept."
     )
+
+
+@pytest.mark.parametrize("status", OPEN)
+def test_what_is_under_way_comes_first_and_whole_so_that_nobody_proposes_it_again(
+    status: str,
+) -> None:
+    idea = "one pass " * 40
+    rows = [row(1, KEEP, speed=0.9), row(2, status, idea=idea), row(3, status, op="attention")]
+    page = digest(rows, "kernels", "rms_norm", "now")
+    assert page.index("Under way in this run") < page.index("Kept (")
+    assert f"  2 [csrc/rms_norm.cpp]: {idea.strip()}" in page
+    assert "idea 3" not in page
+    assert "Under way" not in digest(rows[:1], "kernels", None, "now")
 
 
 def test_a_hypothesis_is_one_line_whatever_it_holds() -> None:

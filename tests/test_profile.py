@@ -159,7 +159,9 @@ def test_an_op_is_timed_implementation_by_implementation_beside_the_incumbent(
         assert fast["percent_of_limit"] == pytest.approx(
             100 * fast["limit_ms"] / fast["ms"], rel=0.01
         )
-    assert "incumbent's cpp, which the trial runs" in answers.profile(found)
+    said = answers.profile(found)
+    assert "incumbent's cpp, which the trial runs" in said
+    assert said.count("of the incumbent's time") == len({row["case"] for row in found["rows"]})
 
 
 def test_a_tree_that_does_not_train_has_no_profile_and_says_why(tree: Tree) -> None:
@@ -191,7 +193,10 @@ def test_kernels_and_loops_of_an_op_are_described_within_one_answer() -> None:
     backward = next(row for row in found["kernels"] if "bwd" in row["kernel"])
     assert backward["loop_instructions"] < 400  # the loop over rows alone
     assert any("vectorized using" in text for row in found["loops"] for text in row["outcomes"])
-    said = answers.inspection(found)
+    said = answers.inspection(found, "cpu")
+    assert said.index("norm_rows.h:") < said.index("_rms_norm_fwd_kernel")
+    said = answers.inspection(found, "cuda")
+    assert said.index("_rms_norm_fwd_kernel") < said.index("norm_rows.h:")
     assert len(said) < ToolLimits().characters["inspect"]
     assert "norm_rows.h:" in said
     assert "0 bytes of stack (spills)" in said
@@ -216,8 +221,10 @@ def test_a_kernel_that_spills_and_a_loop_that_stays_scalar_show(tree: Tree) -> N
 def test_what_does_not_compile_is_answered_in_the_compilers_words(
     tree: Tree, change: dict[str, tuple[str, str]], said: str
 ) -> None:
-    with pytest.raises(Unfit, match=said):
-        Bench().inspect("rms_norm", tree(**change))
+    spoilt = tree(**change)
+    with pytest.raises(Unfit, match=said) as raised:
+        Bench().inspect("rms_norm", spoilt)
+    assert str(spoilt.resolve()) not in str(raised.value)
 
 
 def test_remarks_on_files_elsewhere_and_reasons_of_other_loops_are_left_out(tmp_path: Path) -> None:

@@ -164,6 +164,14 @@ def test_what_the_person_brought_is_shown_first_and_named() -> None:
     assert "cares most about them: kernels/newton_schulz.py" in task
 
 
+def test_the_rules_name_the_machine_and_the_length_of_a_trial() -> None:
+    known = replace(CONTEXT, hardware="EPYC 9R14, AVX512, 2 threads", seconds=15.0)
+    rules = system(known)[0]
+    assert "on this device: cpu (EPYC 9R14, AVX512, 2 threads)." in rules
+    assert "trains for 15 s of wall-clock time" in rules
+    assert "on this device: cpu." in system(CONTEXT)[0]
+
+
 def test_the_rules_say_what_every_gate_refuses_and_how_to_work() -> None:
     rules = system(CONTEXT)[0]
     for name, _ in gates.GATES:

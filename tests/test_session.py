@@ -194,7 +194,7 @@ def test_text_without_a_call_is_reminded_once_and_twice_in_a_row_is_the_end(lab:
     model = Scripted([says("Let me think."), read(), says("I think it is optimal."), says("Done.")])
     nothing = ends_with_nothing(lab.session(model))
     assert "without a tool call: 'Done.'" in nothing.reason
-    assert "called no tool" in last(model.prompts[1])
+    assert "a second such answer in a row ends the session" in last(model.prompts[1])
     assert "Let me think." in texts(model.prompts[-1])
 
 

@@ -407,6 +407,19 @@ def past(bench: Bench, number: int, hypothesis: str, outcome: Outcome, gate: str
     ledger.close_experiment(opened, outcome)
 
 
+def test_history_tells_what_the_microbench_found_for_each_shape(bench: Bench) -> None:
+    past(bench, 2, "two rows a pass", Outcome(KEEP, "faster", speed=0.8))
+    ledger = bench.workshop.ledger
+    shape = {"case": "x[4] float32", "ratio": 0.8, "low": 0.7, "high": 0.9, "incumbent_ms": 2.0, "candidate_ms": 1.6}  # fmt: skip
+    halves = {"incumbent_forward_ms": 1.0, "candidate_forward_ms": 0.6}
+    found = {"scale": {"shapes": [shape | halves, shape]}}
+    (first,) = ledger.history()
+    ledger.add_gate(first.id, GateResult("microbench", True, "faster", found, 0.2))
+    told_again = told(bench.toolbox(), "history", number=1)
+    assert "  0.800x [0.700, 0.900], 2 to 1.6 ms (forward 1 to 0.6): x[4] float32" in told_again
+    assert "  0.800x [0.700, 0.900], 2 to 1.6 ms: x[4] float32" in told_again
+
+
 @pytest.fixture
 def experienced(bench: Bench) -> Toolbox:
     past(bench, 2, "two rows a pass", Outcome(KEEP, "faster", speed=0.8))

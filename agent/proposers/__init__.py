@@ -41,6 +41,7 @@ class Context:
     agenda: str = ""  # program.md
     brought: tuple[str, ...] = ()  # files of --start, which the person asks to refine
     hardware: str = ""  # of the measurements, as bench/hardware.py names it
+    seconds: float = 300.0  # of a trial
 
 
 @dataclass(frozen=True)

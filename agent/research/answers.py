@@ -5,23 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.figures import bits_in_short, pairs, time_in_short
+from agent.figures import bits_in_short, pairs, ratio, time_in_short
 from agent.records import Experiment, GateResult, Past
 
 MAX_REASON = 3_000  # characters of a gate's reason
 MAX_ADVICE = 6  # lines
+MAX_SHAPES = 12
 MAX_LINE = 300
 
 
 def gates(results: Sequence[GateResult]) -> str:
-    """What each gate said, and what the static gate advises."""
+    """What each gate said, what the static gate advises, and the times by shape that the microbench found."""
     lines = []
     for result in results:
         said = "passed" if result.passed else "REFUSED"
         lines.append(f"{result.name} {said} ({result.seconds:.1f} s): {result.reason[:MAX_REASON]}")
         advice: Sequence[str] = result.evidence.get("advice", ())
         lines += [f"  advice: {_line(text)}" for text in advice[:MAX_ADVICE]]
+        ops = [found for found in result.evidence.values() if isinstance(found, Mapping)]
+        shapes = [shape for found in ops for shape in found.get("shapes", ())]
+        lines += [f"  {_shape(shape)}" for shape in shapes[:MAX_SHAPES]]
     return "\n".join(lines)
+
+
+def _shape(row: Mapping[str, Any]) -> str:
+    times = f"{row['incumbent_ms']:.4g} to {row['candidate_ms']:.4g} ms"
+    if "candidate_forward_ms" in row:
+        times += (
+            f" (forward {row['incumbent_forward_ms']:.4g} to {row['candidate_forward_ms']:.4g})"
+        )
+    return f"{ratio(row['ratio'], row['low'], row['high'])}, {times}: {_line(row['case'])}"
 
 
 def profile(found: Mapping[str, Any]) -> str:
@@ -40,6 +53,9 @@ def profile(found: Mapping[str, Any]) -> str:
         for row in rows:
             if row["case"] == case:
                 lines.append(f"  {_timed(row)}")
+        ours = {row["tree"]: row["ms"] for row in rows if row["case"] == case and row["default"]}
+        if len(ours) == 2:
+            lines.append(f"  the draft takes {ours['draft'] / ours['incumbent']:.3f} of the incumbent's time")  # fmt: skip
     return "\n".join(lines)
 
 
@@ -57,15 +73,15 @@ def _percent(row: Mapping[str, Any]) -> str:
     return "?" if percent is None else f"{percent:.0f} %"
 
 
-def inspection(found: Mapping[str, Any]) -> str:
-    """The Triton kernels and the C++ loops of an op, as bench/inspection.py found them."""
-    parts = [_kernel(row) for row in found["kernels"]]
-    if not parts:
-        parts = [f"kernels/{found['op']}.py names no Triton kernel in AOT"]
-    if found["loops"]:
-        parts.append("C++ loops, by g++ (x: how often, once for each instance of a template)")
-        parts += [_loop(row) for row in found["loops"]]
-    return "\n".join(parts)
+def inspection(found: Mapping[str, Any], device: str) -> str:
+    """The C++ loops and the Triton kernels of an op, as bench/inspection.py found them: first what the device runs, since an answer may be cut."""
+    kernels = [_kernel(row) for row in found["kernels"]]
+    if not kernels:
+        kernels = [f"kernels/{found['op']}.py names no Triton kernel in AOT"]
+    loops = [_loop(row) for row in found["loops"] if row["outcomes"]]
+    if loops:
+        loops.insert(0, "C++ loops, by g++ (x: how often, once for each instance of a template)")
+    return "\n".join([*loops, *kernels] if device == "cpu" else [*kernels, *loops])
 
 
 def _kernel(row: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """What a researcher is told about earlier experiments: a page whose length does not grow with their number.
 
-The most useful comes first: what was kept and what it gained, near misses worth combining, what failed and why (reasons that differ only in
-figures count as one), what was tried for each op. Each section has its share of the page; what does not fit is counted, and the `history`
+The most useful comes first: what is under way, what was kept and what it gained, near misses worth combining, what failed and why (reasons that
+differ only in figures count as one), what was tried for each op. Each section has its share of the page; what does not fit is counted, and the `history`
 tool has it. Hypotheses and reasons come from models and candidates: they are cut to one line here, and agent/research/prompt.py quotes the page.
 """
 
@@ -13,16 +13,19 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from agent import surface
 from agent.figures import bits_in_short, time_in_short
-from agent.records import CRASH, DROP, KEEP, REFUSE, Past
+from agent.records import CRASH, DROP, KEEP, OPEN, REFUSE, Past
 from agent.research.archive import gain, is_kernel, is_near_miss
 from agent.research.search import since_keep
 
 MAX_MEMORY = 7_000  # characters, about 2,000 tokens
 # Characters of a section; what was tried gets the rest of the page.
-KEPT, NEAR, FAILED = 2_000, 1_300, 2_000
+UNDER_WAY, KEPT, NEAR, FAILED = 1_000, 2_000, 1_300, 2_000
 REASONS = 4  # per gate
 LAST = range(12, 1, -1)  # ideas per op: the most that fit for all ops
 IDEA, REASON = 130, 170  # characters of a hypothesis, of a reason
+WHOLE = 400  # of a hypothesis that must not be proposed twice
+
+UNMEASURED = "dropped unmeasured, so the idea is free"
 
 _NUMBERS = re.compile(r"\d[\d.,e+x%-]*")
 
@@ -35,12 +38,20 @@ def digest(history: Sequence[Past], target: str, op: str | None, run: str) -> st
     kept = [past for past in relevant if past.outcome.status == KEEP]
     kept.sort(key=lambda past: (past.run != run, -gain(past)))
     near = sorted(filter(is_near_miss, relevant), key=gain, reverse=True)
+    open_ = [p for p in history if p.run == run and p.outcome.status in OPEN and _concerns(p, target, op)]  # fmt: skip
     about = op or f"target {target}"
     head = (
         f"This run: {_counted(ours)}, {since_keep(ours)} since the last keep. "
         f"All runs, {about}: {_counted(relevant)}."
     )
     sections = [
+        _section(
+            "Under way in this run, outcome open; the sources shown lack it. Do not propose it again, and leave the lines that it changes alone: what "
+            "meets a keep in the same lines is dropped",
+            (_under_way(past) for past in open_),
+            len(open_),
+            UNDER_WAY,
+        ),
         _section(
             "Kept (this run's are in the incumbent)", (_line(p, run) for p in kept), len(kept), KEPT
         ),
@@ -92,6 +103,10 @@ def _line(past: Past, run: str) -> str:
     return f"  {where} [{what}] {_figures(past)}: {_short(past.hypothesis, IDEA)}"
 
 
+def _under_way(past: Past) -> str:
+    return f"  {past.number} [{', '.join(past.paths)}]: {_short(past.hypothesis, WHOLE)}"
+
+
 def _figures(past: Past) -> str:
     known = (time_in_short(past.outcome), bits_in_short(past.outcome))
     return ", ".join(filter(None, known)) or "no figure"
@@ -131,8 +146,14 @@ def _ending(past: Past) -> str:
     if past.refused_by:
         return past.refused_by
     if past.outcome.status == DROP:
-        return "trial, dropped"
+        return UNMEASURED if _unmeasured(past) else "trial, dropped"
     return "crashed" if past.paths else "no proposal"
+
+
+def _unmeasured(past: Past) -> bool:
+    """Whether it met a keep in the same lines (agent/preparing.py): nothing is known against its idea."""
+    outcome = past.outcome
+    return outcome.status == DROP and outcome.speed is None and outcome.bpb_change is None
 
 
 def _tried(rows: Sequence[Past], room: int) -> str:
@@ -148,12 +169,16 @@ def _tried(rows: Sequence[Past], room: int) -> str:
     ordered = sorted(by_op.items(), key=lambda each: (-len(each[1]), each[0]))
     heads = [_counted_by_end(op, group) for op, group in ordered]
     latest = [sorted(group, key=lambda past: -past.id)[: LAST[0]] for _, group in ordered]
-    ideas = [[f"    {p.outcome.status}: {_short(p.hypothesis, IDEA)}" for p in g] for g in latest]
+    ideas = [[f"    {_end(p)}: {_short(p.hypothesis, IDEA)}" for p in g] for g in latest]
     for last in LAST:
         blocks = ["\n".join([head, *i[:last]]) for head, i in zip(heads, ideas, strict=True)]
         if sum(len(block) + 1 for block in blocks) < room - 80:
             break
     return _section("Tried", blocks, len(blocks), room)
+
+
+def _end(past: Past) -> str:
+    return UNMEASURED if _unmeasured(past) else past.outcome.status
 
 
 def _counted_by_end(op: str, rows: Sequence[Past]) -> str:

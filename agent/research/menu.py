@@ -75,17 +75,17 @@ def menu(limits: ToolLimits, ops: list[str], editable: str) -> tuple[Tool, ...]:
             "Takes about a minute per op.",
             {}),
         tool("inspect",
-            "What compilers make of an op of the draft: its Triton kernels for sm_90 (registers, spills, shared memory, instruction mix, "
-            "memory and matrix instructions of the hot loop in SASS and PTX; integers are taken as multiples of 16, as the trial's sizes "
-            f"are), and which of its C++ loops are vectorised. Ops: {known}.",
+            "What compilers make of an op of the draft: which of its C++ loops are vectorised, and its Triton kernels for sm_90 (registers, "
+            "spills, shared memory, instruction mix, memory and matrix instructions of the hot loop in SASS and PTX; integers are taken as "
+            f"multiples of 16, as the trial's sizes are); first what this device runs. Ops: {known}.",
             {"op": _TEXT}),
         tool("profile",
             "With `op`: the time of each of its implementations on the trial's shapes and its % of the roofline, draft beside "
             "incumbent. Without: a training step of the draft by op and operator, with the share of each.",
             {}, {"op": _TEXT}),
         tool("history",
-            "Past experiments. With `number` (of this run, or of `run`): that one, with gate evidence and patch. Without: a list, "
-            f"latest last, of those that fit `op`, `words` and `run`, at most `most` (up to {PAST}).",
+            "Past experiments. With `number` (of this run, or of `run`): that one, with what each gate said, the times by shape, and its "
+            f"patch. Without: a list, latest last, of those that fit `op`, `words` and `run`, at most `most` (up to {PAST}).",
             {}, past),
         tool("submit",
             f"End the session with the draft as the proposal, one change: its `hypothesis` (what and why, up to {MAX_HYPOTHESIS} "

@@ -1,18 +1,16 @@
 """The proposer that all LLM providers share: plan, choose a model, research in one session, submit; repair what a gate refuses.
 
 What it knows of earlier proposals comes from the ledger at every call, so a killed run forgets nothing. It holds the session of the
-latest proposal, for its repairs, and the profile of one incumbent.
+latest proposal, for its repairs.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-from agent.judging import Unfit
 from agent.lab import Unusable
-from agent.machine import DEVICE
 from agent.prices import UnknownPrice, price_of
 from agent.proposers import Context, NoProposal, Workshop
 from agent.records import GateResult, Proposal
@@ -21,6 +19,7 @@ from agent.research.draft import Draft
 from agent.research.messages import Model, ModelUnusable
 from agent.research.patience import Patience
 from agent.research.session import BOUNDS, Bounds, Session
+from agent.research.step import Step
 from agent.research.tools import Submission, Toolbox
 from agent.spending import BudgetSpent, Limits, Purse
 
@@ -46,7 +45,7 @@ class Researcher:
         self._patience = Patience(workshop.stop, workshop.screen.say)
         self._failing: set[str] = set()  # models that were unusable in their last session
         self._spent: BudgetSpent | None = None
-        self._profile: tuple[str, Mapping[str, Any] | None] | None = None
+        self._step = Step(workshop)
         self._latest: tuple[int, Session, search.Plan] | None = None
 
     def propose(self, context: Context) -> Proposal:
@@ -79,7 +78,7 @@ class Researcher:
         ops = [context.op] if context.op is not None else self._workshop.judge.ops()
         return search.plan(
             context.history, context.run, context.commit, ops, context.seed, self._workshop.repository,
-            target=context.target, op=context.op, shares=amdahl.shares(self._profiled(context)),
+            target=context.target, op=context.op, shares=amdahl.shares(self._step.profile(context)),
         )  # fmt: skip
 
     def _session(self, context: Context, plan: search.Plan) -> Session:
@@ -90,25 +89,13 @@ class Researcher:
             context.incumbent, self._workshop.folder, context.target, context.op, plan.files
         )
         known = memory.digest(context.history, context.target, context.op, context.run)
-        first = prompt.first(context, plan, known, amdahl.table(self._profiled(context)))
+        first = prompt.first(context, plan, known, amdahl.table(self._step.profile(context)))
         toolbox = Toolbox(draft, self._workshop, context)
         bound = self._bounds.longest(model.window)
         system = prompt.system(context, min(prompt.MAX_PREFIX, bound // 2))
         about = plan.op or context.op or context.target
         self._workshop.screen.say(f"researching {about} with {model.name}: {plan.why}")
         return Session(model, toolbox, self._purse, self._patience, system, first, self._bounds)
-
-    def _profiled(self, context: Context) -> Mapping[str, Any] | None:
-        """The profile of a training step of the incumbent, measured once; None if it cannot be measured."""
-        if self._profile is None or self._profile[0] != context.commit:
-            with self._workshop.machine.hold(DEVICE):
-                try:
-                    found = self._workshop.judge.profile(None, context.incumbent)
-                except Unfit as unfit:
-                    self._workshop.screen.say(f"  the incumbent's step has no profile: {unfit}")
-                    found = None
-            self._profile = context.commit, found
-        return self._profile[1]
 
     def _carried(self, session: Session, work: Callable[[], Submitted]) -> Submitted:
         """What `work` submits. If the money ends in mid-session, BudgetSpent is raised at the next call, so that this session gets its row."""

@@ -224,7 +224,7 @@ class Session:
             raise self.nothing(f"{SILENT} answers in a row without a tool call{said}")
         if reply.text.strip():
             self._prompt = replace(self._prompt, turns=(*self._prompt.turns, reply))
-        self._tell((), f"That answer called no tool. {SUBMIT}")
+        self._tell((), f"That answer called no tool; a second such answer in a row ends the session. {SUBMIT}")  # fmt: skip
 
     def _tell(self, results: Sequence[ToolResult], note: str = "") -> None:
         """Add what the lab has to say, and near the end how many turns are left."""

@@ -153,7 +153,9 @@ class Toolbox:
         self._require_op(op)
         with self._workshop.machine.hold(CORES):
             try:
-                return answers.inspection(self._workshop.judge.inspect(op, self._draft.tree()))
+                return answers.inspection(
+                    self._workshop.judge.inspect(op, self._draft.tree()), self._context.device
+                )
             except Unfit as unfit:
                 raise Mistake(f"{op} does not compile: {unfit}") from None
 
