@@ -40,8 +40,9 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
         # An arrow in a model's words ends no night where the terminal speaks Latin-1.
         sys.stdout.reconfigure(errors="backslashreplace")
     quiet_output = asked.command in ("gate", "trial", "export", "status", "report", "doctor")
-    screen = open_screen(sys.stderr if quiet_output else sys.stdout)
+    screen: Screen | None = None
     try:
+        screen = open_screen(sys.stderr if quiet_output else sys.stdout)
         said, status = _COMMANDS[asked.command or "loop"](lab, given, screen)
         screen.close()
         if said:
@@ -52,13 +53,15 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
         return 130
     # The boundary of the process: after a traceback Python would exit with 1, which means refused here.
     except Exception as error:
-        screen.close()
+        if screen is not None:
+            screen.close()
         if not _is_told(error):
             traceback.print_exc()
         print(printable(f"error: {error}{_remedy(error, lab)}"), file=sys.stderr)
         return 2
     finally:
-        screen.close()
+        if screen is not None:
+            screen.close()
 
 
 def _is_told(error: Exception) -> bool:
@@ -76,18 +79,28 @@ def _is_told(error: Exception) -> bool:
     # This very class is a damaged file; its other subclasses are faults of our own.
     damaged = type(error) is sqlite3.DatabaseError
     full = isinstance(error, OSError) and error.errno in _MACHINE
-    return damaged or full or isinstance(error, (*known, sqlite3.OperationalError))
+    missing = _is_not_installed(error)
+    return damaged or full or missing or isinstance(error, (*known, sqlite3.OperationalError))
+
+
+def _is_not_installed(error: Exception) -> bool:
+    """Whether a package is missing that is not this project's own: most often another Python runs than that of .venv."""
+    own = ("agent", "bench", "kernels", "model", "")
+    return isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] not in own
 
 
 def _remedy(error: Exception, lab: Lab) -> str:
     """What helps against a fault of the machine, whose message does not say it; "" for any other."""
+    if _is_not_installed(error):
+        return "; `make install` puts all that is needed into .venv: source .venv/bin/activate"
     if isinstance(error, sqlite3.OperationalError):
         return (
             f"; {lab.folder / 'ledger.sqlite'} has to be writable, on a local disk with space, and open for writing nowhere else; "
             "a run goes on with python -m agent --resume"
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "; free space; a run goes on with python -m agent --resume"
+        where = error.filename or lab.folder
+        return f"; free space for {where}; a run goes on with python -m agent --resume"
     return ""
 
 

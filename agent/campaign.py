@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import claims, integrity, proposers, report, site, surface
+from agent.figures import count
 from agent.judging import Bench, Judging
 from agent.lab import Lab, Unusable, device, overlay
 from agent.ledger import Ledger
@@ -130,14 +131,17 @@ def _ready(
     lab: Lab, settings: Settings, screen: Screen, judge: Judging | None
 ) -> tuple[Settings, Judging]:
     """Settings with device and data filled in, and the judge that measures under them."""
-    if judge is None:
-        dataset = lab.dataset(settings.data or None, screen)
-        settings = replace(settings, device=device(settings.device), data=str(dataset.directory))
-        judge = Bench(settings.device, dataset, settings.seconds)
-    if settings.op is not None and settings.op not in judge.ops():
-        raise Unusable(f"--op {settings.op}: expected one of {', '.join(judge.ops())}")
+    # Wrong words are told at once: the first preparation of the data takes half a minute.
     if settings.op is not None and settings.target == "model":
         raise Unusable(f"--op {settings.op} is a kernel, and --target model changes none: leave one of the two out")  # fmt: skip
+    ops = (judge or Bench()).ops()
+    if settings.op is not None and settings.op not in ops:
+        raise Unusable(f"--op {settings.op}: expected one of {', '.join(ops)}")
+    if judge is None:
+        settings = replace(settings, device=device(settings.device))
+        dataset = lab.dataset(settings.data or None, screen)
+        settings = replace(settings, data=str(dataset.directory))
+        judge = Bench(settings.device, dataset, settings.seconds)
     return settings, judge
 
 
@@ -240,7 +244,7 @@ def _chosen(workshop: Workshop) -> Proposer:
 def describe(settings: Settings, proposer: str) -> str:
     """The settings in words."""
     what = settings.op or settings.target
-    limits = [f"{settings.experiments} experiments"] if settings.experiments else []
+    limits = [count(settings.experiments, "experiment")] if settings.experiments else []
     limits += [f"{settings.hours:g} hours"] if settings.hours else []
     limits += [f"{settings.gpu_hours:g} hours of the device"] if settings.gpu_hours else []
     limits += [f"{settings.usd:.2f} USD"] if settings.usd is not None else []

@@ -17,9 +17,13 @@ def ratio(value: float, low: float | None, high: float | None) -> str:
     return f"{value:.3f}x {_bounds(low, high, '{:.3f}')}"
 
 
+def count(number: int, noun: str) -> str:
+    """`1 file`, `3 files`"""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def pairs(runs: int | None) -> str:
-    """`1 pair`, `3 pairs`"""
-    return "unknown pairs" if runs is None else f"{runs} pair{'' if runs == 1 else 's'}"
+    return "unknown pairs" if runs is None else count(runs, "pair")
 
 
 def time_in_short(outcome: Outcome) -> str:

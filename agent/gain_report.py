@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from agent import claims, gains
 from agent.claims import Again
-from agent.figures import bits, pairs, ratio
+from agent.figures import bits, count, pairs, ratio
 from agent.ledger import Ledger
-from agent.records import Confirmation, Experiment, Run
+from agent.records import KEEP, Confirmation, Experiment, Run
 from bench.interval import Figure, minus
 
 _COLUMN = 9
@@ -16,9 +16,11 @@ _COLUMN = 9
 
 def lines(ledger: Ledger, run: Run) -> Iterator[str]:
     """Every figure with its interval (95 %; of times of ops, the timer's own) and the number of runs behind it."""
-    keeps = claims.standing(ledger.experiments(run.id))
+    experiments = ledger.experiments(run.id)
+    keeps = claims.standing(experiments)
     if not keeps:
-        yield "gain: none; nothing was kept, or all of it was taken out again"
+        kept = any(e.outcome.status == KEEP for e in experiments)
+        yield f"gain: none; {'all that was kept was taken out again' if kept else 'nothing was kept'}"
         return
     champion = claims.of_champion(ledger, run)
     if champion is None:
@@ -65,7 +67,7 @@ def _curse(keeps: list[Experiment], claimed: str, behind: str, gap: str) -> str:
 
 
 def _keeps(keeps: list[Experiment]) -> str:
-    return f"{len(keeps)} keep{'' if len(keeps) == 1 else 's'}"
+    return count(len(keeps), "keep")
 
 
 def _bits(figure: Figure) -> str:

@@ -41,7 +41,8 @@ def judge_file(
         (tree / path).write_bytes(content)
         change = Change(path, "000000" if before is None else _PLAIN, _PLAIN, before, content)
         names = ["static", "build", "correctness", *(["microbench"] if speed else [])]
-        context = gates.Context(judge, complete=False)
+        there = (incumbent / f"kernels/{op}.py").is_file()
+        context = gates.Context(judge, must_win=there, complete=False)
         return _run(lab, Candidate("kernels", incumbent, tree, (change,)), context, names, screen)
 
 
@@ -92,10 +93,18 @@ def _run(
 
 
 def _build_incumbent(candidate: Candidate, context: gates.Context, screen: Screen) -> None:
-    """Build it once, into the cache that every runner can read and none can fill."""
-    if not any(surface.is_kernel(path) for path in candidate.paths):
+    """Build the sources of the ops that are judged once, into the cache that every runner can read and none can fill."""
+    trees = (candidate.incumbent, candidate.tree)
+    stems = {
+        stem
+        for op in context.touched(candidate)
+        for tree in trees
+        for stem in surface.uses_of(op, tree)
+    }
+    sources = [path for path in surface.sources(candidate.incumbent) if Path(path).stem in stems]
+    if not sources:
         return
     screen.stage("building what the candidate is compared with")
-    built = context.judge.build(candidate.incumbent, surface.sources(candidate.incumbent))
+    built = context.judge.build(candidate.incumbent, sources)
     if not built.passed:
         raise Unusable(f"what the candidate is compared with does not build: {built.reason}")

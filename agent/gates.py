@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent import bare_code, integrity, similarity, surface
 from agent import scope as rules
+from agent.figures import count
 from agent.judging import Judging, MachineFault, Unfit
 from agent.machine import CORES, DEVICE, NOTHING
 from agent.proposers import Stopped, Workshop
@@ -90,7 +91,7 @@ def scope(candidate: Candidate, context: Context) -> Finding:
     if refusals:
         return Finding(False, "; ".join(refusals), evidence | {"refusals": refusals})
     said = (
-        f"{len(candidate.changes)} files, {evidence['lines']} lines"
+        f"{count(len(candidate.changes), 'file')}, {count(evidence['lines'], 'line')}"
         if candidate.changes
         else "nothing to judge is changed"
     )
@@ -123,7 +124,7 @@ def static(candidate: Candidate, context: Context) -> Finding:
         refusals += _including(candidate, {change.path for change in judged})
     if refusals:
         return Finding(False, "; ".join(refusals[:5]), {"refusals": refusals, "advice": advice})
-    return Finding(True, f"{len(judged)} files read", {"advice": advice})
+    return Finding(True, f"{count(len(judged), 'file')} read", {"advice": advice})
 
 
 def _is_judged(change: Change) -> bool:
@@ -223,6 +224,9 @@ def microbench(candidate: Candidate, context: Context) -> Finding:
     evidence: dict[str, Any] = {}
     wins, product, said = 0, 1.0, []
     for op in context.touched(candidate):
+        if not (candidate.incumbent / f"kernels/{op}.py").is_file():
+            said.append(f"{op} is new: there is nothing to compare its time with")
+            continue
         try:
             result = context.judge.compare(op, candidate.incumbent, candidate.tree)
         except Unfit as unfit:

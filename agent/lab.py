@@ -106,7 +106,9 @@ def device(asked: str) -> str:
 def overlay(folder: Path) -> dict[str, str | None]:
     """The texts of a folder's files, by the path that they get in the tree: .py in kernels/, .cpp, .cu and .h in csrc/."""
     if not folder.is_dir():
-        raise Unusable(f"--start {folder}: no such folder")
+        raise Unusable(
+            f"--start {folder}: {'expected a folder, got a file' if folder.exists() else 'no such folder'}"
+        )
     files: dict[str, str | None] = {}
     for file in sorted(folder.iterdir()):
         if file.suffix in surface.PLACES and file.is_file():

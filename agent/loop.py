@@ -139,6 +139,8 @@ class Loop:
         for seed in range(self.settings.seed, self.settings.seed + BASELINES):
             result = self.trials.result(self.incumbent, tree, seed, "incumbent")
             if not result.ok:
+                if result.failure == "late":
+                    mend = "a step takes long here: give longer trials (--seconds), or this machine no other work"
                 raise LoopError(
                     f"{which} does not train: {result.failure}: {result.detail}; {mend}"
                 )
@@ -164,7 +166,8 @@ class Loop:
 
     @property
     def _full(self) -> str:
-        return f"{self.settings.experiments} experiments are done"
+        limit = self.settings.experiments
+        return "1 experiment is done" if limit == 1 else f"{limit} experiments are done"
 
     def _enough(self) -> str | None:
         """Why no further proposal is needed, although the run goes on: those under way fill the limit."""

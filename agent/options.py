@@ -52,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
         help="go on with a run (default: the latest)",
     )
 
-    commands = loop.add_subparsers(dest="command", title="commands", metavar="")
+    commands = loop.add_subparsers(dest="command", title="commands", metavar="[COMMAND]")
     prepare = commands.add_parser("prepare", help="prepare the data, or verify it")
     # Unset here and below, or else a subcommand's default would overrule `--data DIR prepare`.
     unset = argparse.SUPPRESS

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from agent import gain_report, night_report, placebo_report, settings_found, standard
-from agent.figures import bits, pairs, ratio
+from agent.figures import bits, count, pairs, ratio
 from agent.ledger import Ledger
 from agent.records import CRASH, DROP, KEEP, READY, REFUSE, RUNNING, Experiment, Past, Run
 from agent.screen import duration, printable
@@ -31,7 +31,8 @@ def summary(ledger: Ledger, run: Run, why: str, file: Path, kept_as: str) -> str
     """The end of a run: what was tried, what each gate said, what was kept (in git: `kept_as`), what that gains, what to type next."""
     experiments = ledger.experiments(run.id)
     lines = ["", f"run {run.id} ended: {why}", ""]
-    lines += [*_listed(experiments), "", _counts(experiments), *_came_to(ledger, run, experiments)]
+    lines += [*_listed(experiments), *([""] if experiments else []), _counts(experiments)]
+    lines += _came_to(ledger, run, experiments)
     lines += ["", f"ledger   {file}", *_next(run, experiments, kept_as)]
     return "\n".join(lines)
 
@@ -134,7 +135,7 @@ def _counts(experiments: Sequence[Past]) -> str:
     refused = Counter(e.refused_by for e in experiments if e.refused_by)
     by_gate = f" ({', '.join(f'{n} by {gate}' for gate, n in refused.items())})" if refused else ""
     words = [f"{n} {_PAST.get(s, s)}{by_gate if s == REFUSE else ''}" for s, n in statuses.items()]
-    return f"{len(experiments)} experiments: {', '.join(words)}"
+    return f"{count(len(experiments), 'experiment')}: {', '.join(words)}"
 
 
 def _next(run: Run, experiments: list[Experiment], kept_as: str) -> Iterator[str]:

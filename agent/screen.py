@@ -86,13 +86,14 @@ class Clock:
         self._phase: object = None
 
     def left(self, event: Mapping[str, Any]) -> float | None:
+        """Seconds, None where they are not known: at the end of a phase too, when what follows it is under way."""
         now = time.monotonic()
         if event.get("phase") != self._phase:
             self._phase, self._phase_began = event.get("phase"), now
         fraction, elapsed = done(event), _figure(event, "elapsed")
         if fraction is not None:
             passed = now - self._phase_began
-            return passed / fraction - passed if fraction > LEAST else None
+            return passed / fraction - passed if LEAST < fraction < 1 else None
         passed = now - self._began if elapsed is None else elapsed
         return None if self.seconds is None else max(0.0, self.seconds - passed)
 

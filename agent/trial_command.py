@@ -71,7 +71,8 @@ def block(result: TrialResult) -> str:
     lines = [*_head(result)]
     for name, form in _BLOCK:
         value = getattr(result, name)
-        if not (isinstance(value, float) and math.isnan(value)):
+        unknown = isinstance(value, float) and math.isnan(value)
+        if not unknown and (result.ok or value):
             lines.append(f"{name + ':':<19}{form.format(value)}")
     return "\n".join(lines)
 
@@ -98,7 +99,9 @@ def _head(result: TrialResult) -> Iterator[str]:
     if result.isolation:
         yield f"{'isolation:':<19}{result.isolation}"
     if not result.ok:
-        lines = [line.strip() for line in result.detail.splitlines() if line.strip()] or [""]
-        yield f"{'failure:':<19}{result.failure}: {lines[-1].removeprefix(f'{result.failure}: ')}"
+        lines = [line.rstrip() for line in result.detail.splitlines() if line.strip()] or [""]
+        said = lines[-1].strip().removeprefix(f"{result.failure}: ")
+        yield f"{'failure:':<19}{result.failure}: {said}"
         if lines[:-1]:
-            yield f"{'log:':<19}{' '.join(lines[:-1])}"
+            yield "log:"
+            yield from (f"  {line}" for line in lines[:-1])

@@ -218,7 +218,7 @@ def test_report_of_a_run_that_kept_nothing_says_so(
 ) -> None:
     campaign.run(lab, MODEL, Transcript(), Rules(noise_bpb=0.5))
     assert main(["report", lab.ledger().run().id], lab) == 0
-    assert "gain: none" in capsys.readouterr().out
+    assert "gain: none; nothing was kept\n" in capsys.readouterr().out
 
 
 def test_fresh_seeds_are_the_same_again_and_others_for_another_purpose() -> None:

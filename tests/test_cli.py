@@ -194,6 +194,37 @@ def test_a_candidate_file_has_to_be_faster_unless_speed_is_left_out(
     assert git(lab.root, "status", "--porcelain") == before
 
 
+def test_the_first_kernel_of_a_new_op_is_compared_with_nothing(lab: Lab, tmp_path: Path) -> None:
+    """Its contract is there already: a person has merged it, since it is part of the judge."""
+    git(lab.root, "rm", "-q", "kernels/scale.py")
+    git(lab.root, "commit", "-qm", "a contract alone")
+    judge, file = Rules(), tmp_path / "mine.py"
+    file.write_text(PY)
+    found = [gate_command.judge_file(lab, "scale", file, True, Transcript(), judge)]
+    write(lab.root, {"kernels/scale.py": PY})
+    found.append(gate_command.judge_working_tree(lab, None, True, Transcript(), judge))
+    for results in found:
+        assert results[-1].passed
+        assert results[-1].name == "microbench"
+        assert "scale is new" in results[-1].reason
+
+
+def test_the_gate_builds_the_sources_of_the_ops_that_it_judges_alone(lab: Lab) -> None:
+    asked = []
+
+    class Builder(Rules):
+        def build(self, tree, changed):
+            asked.append(list(changed))
+            return super().build(tree, changed)
+
+    write(lab.root, {"csrc/other.cpp": CPP})
+    git(lab.root, "add", "-A")
+    git(lab.root, "commit", "-qm", "another op's")
+    write(lab.root, {"csrc/scale.cpp": CPP + "int x;\n"})
+    assert gate_command.judge_working_tree(lab, None, True, Transcript(), Builder())[-1].passed
+    assert asked == [["csrc/scale.cpp"]] * 2
+
+
 def test_a_python_candidate_stands_for_the_op_s_kernel_file(lab: Lab, tmp_path: Path) -> None:
     file = tmp_path / "fast.py"
     file.write_text(PY.replace("IMPLEMENTATIONS", "KINDS"))
@@ -256,8 +287,8 @@ def test_a_failed_trial_says_how_and_claims_no_figure() -> None:
     failed = TrialResult(False, "nan", trace, losses=[[64.0, float("nan")]])
     lines = trial_command.block(failed).splitlines()
     assert "failure:           nan: loss was not finite" in lines
-    assert "log:               Traceback (most recent call last): File x, line 3" in lines
-    assert not any(line.startswith("val_bpb") for line in lines)
+    assert lines[lines.index("log:") + 1 :][:2] == ["  Traceback (most recent call last):", "    File x, line 3"]  # fmt: skip
+    assert not any(line.startswith(("val_bpb", "depth", "peak_memory")) for line in lines)
     said = json.loads(trial_command.as_json(failed), parse_constant=pytest.fail)
     assert (said["failure"], said["val_bpb"], said["losses"]) == ("nan", None, [[64.0, None]])
 
@@ -322,19 +353,23 @@ def test_a_long_stage_of_a_log_says_how_far_it_is(monkeypatch: pytest.MonkeyPatc
     assert "trial: training  step 1,200  loss 3.250  5,000 tokens/s  4:50 left" in stream.getvalue()
     screen.progress({"phase": "scoring", "fraction": 0.5})
     assert stream.getvalue().splitlines()[-1].endswith("s left")
+    screen.progress({"phase": "scoring", "fraction": 1.0})
+    assert stream.getvalue().splitlines()[-1].endswith("trial: scoring")
 
 
 @pytest.mark.parametrize(
     ("raised", "status", "said", "traced"),
     [
         (KeyboardInterrupt(), 130, "stopped", False),
-        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: [Errno 28] No space left on device; free space", False),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: [Errno 28] No space left on device; free space for ", False),
         (sqlite3.OperationalError("database is locked"), 2, "error: database is locked; ", False),
         (Unusable("give it a file"), 2, "error: give it a file", False),
         (Tampered("bench/rule.py changed"), 2, "error: bench/rule.py changed", False),
         (RuntimeError("a fault of ours"), 2, "error: a fault of ours", True),
+        (ModuleNotFoundError("no torch", name="torch"), 2, "error: no torch; `make install` puts", False),
+        (ModuleNotFoundError("no agent.x", name="agent.x"), 2, "error: no agent.x\n", True),
     ],
-    ids=["ctrl-c", "full-disk", "locked-ledger", "unusable", "tampered", "fault"],
+    ids=["ctrl-c", "full-disk", "locked-ledger", "unusable", "tampered", "fault", "other-python", "lost-module"],
 )  # fmt: skip
 def test_whatever_ends_a_command_has_a_status_that_is_not_refused(
     lab: Lab,
@@ -353,6 +388,17 @@ def test_whatever_ends_a_command_has_a_status_that_is_not_refused(
     err = capsys.readouterr().err
     assert said in err
     assert ("Traceback" in err) == traced
+
+
+def test_a_terminal_of_a_python_without_rich_is_told_where_it_is(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lacks(_: object) -> NoReturn:
+        raise ModuleNotFoundError("No module named 'rich'", name="rich")
+
+    monkeypatch.setattr("agent.__main__.open_screen", lacks)
+    assert main(["status"], lab) == 2
+    assert "source .venv/bin/activate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGHUP])

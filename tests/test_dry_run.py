@@ -184,7 +184,10 @@ def test_a_free_proposer_meets_no_limit_of_money(lab: Lab) -> None:
     text = estimate(lab, night)
     assert "--experiments 5" in text
     assert "--usd" not in text
-    assert "Ctrl-C" in estimate(lab, replace(night, experiments=None))
+    endless = estimate(lab, replace(night, experiments=None))
+    assert "Ctrl-C" in endless
+    assert "USD in all" not in endless
+    assert endless.endswith("sweep asks no model: a limit of money or tokens never ends it")
 
 
 # ---- what it needs

@@ -141,11 +141,17 @@ def test_a_trial_that_breaks_is_a_crash_with_its_reason(lab: Lab) -> None:
     assert lab.ledger().run().incumbent == lab.ledger().run().start
 
 
-def test_a_start_that_does_not_train_ends_the_run_with_what_it_said(lab: Lab) -> None:
+@pytest.mark.parametrize(
+    ("failure", "mend"),
+    [("out_of_memory", "try `python -m agent trial`"), ("late", "longer trials")],
+)
+def test_a_start_that_does_not_train_ends_the_run_with_what_it_said(
+    lab: Lab, failure: str, mend: str
+) -> None:
     write(lab.root, {"csrc/scale.cpp": CPP.replace("kRows = 1", "kRows = 2")})
     git(lab.root, "commit", "-qam", "rows")
-    with pytest.raises(LoopError, match="out_of_memory: it broke"):
-        campaign.run(lab, SETTINGS, Transcript(), Rules(fail_trial="out_of_memory"))
+    with pytest.raises(LoopError, match=f"{failure}: it broke; .*{mend}"):
+        campaign.run(lab, SETTINGS, Transcript(), Rules(fail_trial=failure))
     assert not list((lab.folder / "runs").glob("*/trees"))
 
 
@@ -371,7 +377,7 @@ def test_a_resumed_run_whose_limit_is_reached_trains_nothing(lab: Lab) -> None:
     campaign.run(lab, replace(SETTINGS, experiments=1), Transcript(), Rules())
     judge = Rules()
     summary = campaign.resume(lab, None, {}, Transcript(), judge)
-    assert "1 experiments are done" in summary
+    assert "1 experiment is done" in summary
     assert [call for call in judge.calls if call.startswith("trial")] == []
 
 

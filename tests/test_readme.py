@@ -23,6 +23,7 @@ README = (ROOT / "README.md").read_text()
 # Commands that take minutes or leave this checkout, and what tests each instead.
 ELSEWHERE = {
     "git clone": "plain git",
+    "source .venv/bin/activate": "plain shell",
     "make lab": "tests/test_lab.py: the same command line with shorter trials and a scripted model in the place of the sweep",
     "make test": "this suite",
     "make bench": "tests/test_lab.py: pytest bench --benchmark on one op",

@@ -135,7 +135,7 @@ def test_on_other_hardware_what_was_found_is_offered_once_and_has_to_win_there(
     assert here == pytest.approx({("1", "16"): 0.0, ("4", "64"): math.log(1.5)})
     proposal = night.propose()
     assert proposal is not None
-    assert "not measured yet" in proposal.hypothesis
+    assert "a new setting" in proposal.hypothesis
     night.run, night.hardware = "r4", "Zen 5, AVX512, 2 threads"
     again = night.propose()
     assert again is not None
@@ -165,7 +165,7 @@ def test_memory_does_not_cross_to_a_file_with_other_code(night: Night) -> None:
     night.run = "r2"
     proposal = night.propose()
     assert proposal is not None
-    assert "not measured yet" in proposal.hypothesis
+    assert "a new setting" in proposal.hypothesis
 
 
 def test_settings_that_never_met_are_ordered_through_the_incumbents_between_them(

@@ -225,7 +225,7 @@ def test_it_ends_at_a_look_and_goes_on_between_them(monkeypatch: pytest.MonkeyPa
 def microbench(found: Comparison) -> tuple[bool, str]:
     judge = SimpleNamespace(compare=lambda *_: found, ops=lambda: ["rms_norm"])
     context = gates.Context(judge)
-    tree = Path(__file__).parent
+    tree = Path(__file__).parent.parent
     change = gates.Change("kernels/rms_norm.py", "100644", "100644", b"", b"x = 1")
     finding = gates.microbench(gates.Candidate("kernels", tree, tree, (change,), ""), context)
     return finding.passed, finding.reason

@@ -98,7 +98,7 @@ def _choose(
             return best, f"the best on {name or UNKNOWN}, not measured here"
     new = _ask(space, scores, tried, seed)
     if new is not None:
-        return new, "not measured yet"
+        return new, "a new setting"
     if remembered:
         return remembered[0][1], "all settings are known; measured again"
     return None, ""

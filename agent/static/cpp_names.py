@@ -40,14 +40,14 @@ WORDS = re.compile(
     r"\b(system|popen|v?fork|exec(?:l|le|lp|v|ve|vp|vpe)|posix_spawnp?|dlopen|dlm?open|dlsym|dlvsym|dladdr|dlinfo|getenv|secure_getenv|"
     r"setenv|putenv|environ|syscall|ptrace|process_vm_(?:read|write)v|mprotect|mremap|memfd_create|shm_open|fopen|freopen|fdopen|fmemopen|"
     r"openat|opendir|ifstream|ofstream|basic_[io]?fstream|filebuf|pthread_create|pthread_kill|jthread|thrd_create|quick_exit|_exit|_Exit|"
-    r"at_quick_exit|atexit|dup[23]?|setsid|pwrite|pread|unlink|readlink|sigaction|sigprocmask|setjmp|longjmp|setitimer|"
+    r"at_quick_exit|atexit|dup[23]|setsid|pwrite|pread|unlink|readlink|sigaction|sigprocmask|setjmp|longjmp|setitimer|"
     r"Py(?:Run|Eval|Object|Frame|Import|Err|Dict|Module|Thread|Sys|GIL|Code|Interp|List|Tuple|Call|Function|Gen|Type)\w*_\w+|pybind11|DynamicLibrary|tmpfile|tmpnam|mkstemp|intraop_launch|"
     r"timer_create|sched_setaffinity|pthread_setaffinity_np|setrlimit|prctl|random_device|sleep_for|sleep_until|LD_PRELOAD|"
     r"from_file|(?:Refcounted)?MapAllocator|aoti_torch_save_tensor_handle|pickle_(?:save|load)|(?:aoti_)?torch_library_\w+)\b"
 )
 # Common enough as names of a kernel's own: refused only as a plain call.
 CALLS = re.compile(
-    r"(?<![\w.>:])(?:::|std\s*::\s*)?(open|socket|connect|kill|signal|raise|exit|mmap|clone|async|u?sleep|nanosleep)\s*\("
+    r"(?<![\w.>:])(?:::|std\s*::\s*)?(open|dup|socket|connect|kill|signal|raise|exit|mmap|clone|async|u?sleep|nanosleep)\s*\("
 )
 THREADS = re.compile(
     r"\b(at\s*::\s*launch|std\s*::\s*(?:thread|async|packaged_task|this_thread))\b"
