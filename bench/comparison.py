@@ -52,12 +52,15 @@ class Difference:
     allowed: float
     worst: float  # error at the worst element, relative to the largest
     worst_allowed: float
+    unlike: str = ""  # where one is finite and the other is not, in words
 
     @property
     def ok(self) -> bool:
         return self.error <= self.allowed and self.worst <= self.worst_allowed  # a NaN is never <=
 
     def describe(self) -> str:
+        if self.unlike:
+            return f"{self.name}: {self.unlike}"
         return (
             f"{self.name}: relative error {self.error:.2e} (allowed {self.allowed:.2e}), "
             f"worst element {self.worst:.2e} of the largest (allowed {self.worst_allowed:.2e})"
@@ -151,9 +154,10 @@ class Standard:
 
     def _difference(self, name: str, got: Tensor) -> Difference:
         exact = self.truth[name]
-        error, worst = _errors(got.double(), exact.to(got.dtype).double(), exact)
+        came, wanted = got.double(), exact.to(got.dtype).double()
+        error, worst = _errors(came, wanted, exact)
         allowed, worst_allowed = (each + self._stored(got.dtype) for each in self.allowed[name])
-        return Difference(name, error, allowed, worst, worst_allowed)
+        return Difference(name, error, allowed, worst, worst_allowed, _unlike(came, wanted))
 
     def _stored(self, dtype: torch.dtype) -> float:
         """The rounding error of a result that is stored in fewer bits than the op works in, as an optimizer's state may be, rounded at random."""
@@ -251,6 +255,18 @@ def _moved(inputs: Mapping[str, Tensor], working: torch.dtype, seed: int) -> Ten
         return (t.double() * (1 + sign * torch.finfo(working).eps)).to(t.dtype)
 
     return {name: move(t) for name, t in inputs.items()}
+
+
+def _unlike(got: Tensor, wanted: Tensor) -> str:
+    """Where one is finite and the other is not, in words; "" if nowhere."""
+    apart = (torch.isfinite(got) != torch.isfinite(wanted)).nonzero()
+    if not len(apart):
+        return ""
+    first = tuple(apart[0].tolist())
+    return (
+        f"{len(apart):,} of {got.numel():,} elements are finite where they must not be, or the reverse; the first, {first}, "
+        f"is {float(got[first]):.4g} and should be {float(wanted[first]):.4g}"
+    )
 
 
 def _errors(got: Tensor, wanted: Tensor, unrounded: Tensor | None = None) -> tuple[float, float]:

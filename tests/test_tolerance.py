@@ -55,6 +55,17 @@ def test_inputs_in_fewer_bits_are_refused_whatever_the_scores(scale: float) -> N
     assert "relative error" in judged(scale, in_fewer_bits)
 
 
+def test_the_first_element_that_is_not_finite_is_shown() -> None:
+    def holed(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        hole = torch.zeros_like(q)
+        hole[0, 2, 5, 7] = float("nan")
+        return rebuilt(q, k, v) + hole
+
+    said = judged(0.001, holed)
+    assert said.startswith("o: 1 of 23,808 elements")
+    assert "the first, (0, 2, 5, 7), is nan and should be" in said
+
+
 def judged_loss(scale: float, function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> str:
     """What is wrong with a float32 loss over 289 tokens, whose largest logit is about `scale` times eight."""
     inputs = {
