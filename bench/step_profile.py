@@ -9,6 +9,8 @@ Both answers are plain JSON with "of", "device" and "rows", the longest first.
     a row          "name", "ms" (of one call, forward and backward; in a step, of all calls), "limit_ms" (the least time for its traffic and
                    arithmetic by bench/roofline.py; None where that is not known), "percent_of_limit"
     ... of an op   also "case", "tree" (draft or incumbent), "default", "quartiles_ms"
+    an op          also "inside": what a call of the draft's default on the case "inside_case", the heaviest, is made of: "name", "ms",
+                   "backward_ms" (the part of "ms" in the backward pass), "calls"
     ... of a step  also "op" (None outside the ops), "calls", "share" of "step_ms", "backward_ms" (the part of "ms" in the backward pass)
     a step         also "step_ms", "plain_ms" (without the profiler), "data_ms" (how long its loop waited for a batch; None where it draws none
                    with `next`), "python_ms" (all that no operator did; None on a GPU, where the host runs ahead), "threads", "implementations"
@@ -17,7 +19,8 @@ Both answers are plain JSON with "of", "device" and "rows", the longest first.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -25,15 +28,18 @@ from typing import Any
 import torch
 
 from bench.compiled import Compiled
-from bench.contracts import Case, Input, contract, ops
+from bench.contracts import Case, Contract, Input, contract, ops
+from bench.examination import Examination
 from bench.judge import COMPILED, Judge, Refused
 from bench.protocol import DTYPES
-from bench.roofline import limit_of
+from bench.roofline import ceilings, limit_of
 from bench.scoring import SEQUENCE
 from bench.timing import Arm, measure, runners_of
 from bench.trial import SETUP_LIMIT_S, specification
 
 CASE_S = 2.0  # of timing, a case of an op
+TIMES, INSIDE_ROWS = 5, 12  # calls whose operators are told apart
+BEYOND = 110  # % of a limit
 LENGTHS = (2, 2, 12)  # steps of the runs; the first is thrown away, it starts the profiler
 MAX_ROWS = 40
 WARM_UP_ROWS = 256
@@ -48,24 +54,57 @@ def of_op(op: str, tree: Path, *, beside: Path | None = None, device: str) -> di
     arms = [Arm(f"draft {name}", tree, name) for name in names]
     if beside is not None:
         arms.append(Arm(f"incumbent {_implementations(op, beside, device)[1]}", beside))
-    asked, rows = contract(op), []
+    asked = contract(op)
+    measured: list[tuple[Case, str, str, list[float]]] = []
     with runners_of(op, arms, device) as runners:
         for case in asked.trial[device]:
-            limit = limit_of(asked, case, device)
             found = measure(asked, case, arms, runners, limit_s=CASE_S, rng=random.Random())
             for name, seconds in found.row.items():
                 which, impl = name.split()
-                rows.append(
-                    {
-                        "name": impl,
-                        "tree": which,
-                        "default": impl == default or which == "incumbent",
-                        "case": case.label(),
-                        **_figures(median(seconds), limit),
-                        "quartiles_ms": [round(1e3 * q, 4) for q in quantiles(seconds, n=4)[::2]],
-                    }
-                )
-    return {"of": op, "device": device, "rows": rows}
+                measured.append((case, which, impl, list(seconds)))
+
+    def rows() -> list[dict[str, Any]]:
+        return [
+            {
+                "name": impl,
+                "tree": which,
+                "default": impl == default or which == "incumbent",
+                "case": case.label(),
+                **_figures(median(seconds), limit_of(asked, case, device)),
+                "quartiles_ms": [round(1e3 * q, 4) for q in quantiles(seconds, n=4)[::2]],
+            }
+            for case, which, impl, seconds in measured
+        ]
+
+    heaviest = asked.trial[device][0]
+    inside = {
+        "inside_case": heaviest.label(),
+        "inside": _inside(asked, heaviest, tree, default, device),
+    }
+    timed = _below_ceilings(lambda: {"rows": rows()}, device)
+    return {"of": op, "device": device, **timed, **inside}
+
+
+def _inside(
+    asked: Contract, case: Case, tree: Path, impl: str, device: str
+) -> list[dict[str, Any]]:
+    """The operators of one call, the longest first, each by its own time."""
+    with Judge(tree, device=device) as judge:
+        judge.ask("load", op=asked.name, tree=str(judge.tree))
+        exam = Examination(asked, judge, random.getrandbits(32), impl)
+        call = exam.lay(asked.as_called(case, exam.rng)).call
+        found = judge.ask("within", op=asked.name, impl=impl, call=call, times=TIMES)["rows"]
+    with _as_asked():
+        rows = [
+            {
+                "name": _shown(name),
+                "ms": round(us / 1e3 / TIMES, 4),
+                "backward_ms": round(backward_us / 1e3 / TIMES, 4),
+                "calls": round(calls / TIMES),
+            }
+            for name, (us, backward_us, calls) in found.items()
+        ]
+    return [row for row in rows if row["calls"]][:INSIDE_ROWS]
 
 
 def of_step(
@@ -93,10 +132,27 @@ def of_step(
             seed=0,
         )
         compiled.take(judge)
+    with _as_asked():
+        found = _below_ceilings(lambda: _step(answer, device), device)
+    return {"of": "a training step", "device": device, **found}
+
+
+@contextmanager
+def _as_asked() -> Iterator[None]:
+    """In which a candidate's answer is read."""
     try:
-        return {"of": "a training step", "device": device, **_step(answer, device)}
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise Refused("structure", f"the profile is not what was asked for: {error!r}") from None
+
+
+def _below_ceilings(profile: Callable[[], dict[str, Any]], device: str) -> dict[str, Any]:
+    """The profile; if a row is far beyond its limit, with ceilings measured once more, since the first time other work may have run beside them."""
+    found = profile()
+    if any((row["percent_of_limit"] or 0) > BEYOND for row in found["rows"]):
+        ceilings(device, again=True)
+        found = profile()
+    return found
 
 
 def _implementations(op: str, tree: Path, device: str) -> tuple[list[str], str]:

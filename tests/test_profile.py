@@ -18,7 +18,7 @@ from agent.lab import Lab
 from agent.research import answers
 from agent.research.menu import ToolLimits
 from bench import aot, inspection, roofline, step_profile
-from bench.contracts import ops
+from bench.contracts import contract, ops
 from bench.judge import Refused
 from bench.runner.inspecting import loops
 from bench.runner.profiling import is_python, split, waited, watch_data
@@ -159,9 +159,30 @@ def test_an_op_is_timed_implementation_by_implementation_beside_the_incumbent(
         assert fast["percent_of_limit"] == pytest.approx(
             100 * fast["limit_ms"] / fast["ms"], rel=0.01
         )
+    assert found["inside_case"] == contract("rms_norm").trial["cpu"][0].label()
+    inside = {row["name"].rpartition("::")[2]: row for row in found["inside"]}
+    assert inside["forward"]["backward_ms"] == 0 < inside["forward"]["ms"]
+    assert inside["backward"]["backward_ms"] == inside["backward"]["ms"] > 0
     said = answers.profile(found)
     assert "incumbent's cpp, which the trial runs" in said
+    assert f"/ {inside['backward']['ms']:.4f} / 1 / rms_norm" in said
     assert said.count("of the incumbent's time") == len({row["case"] for row in found["rows"]})
+
+
+def test_ceilings_that_a_call_beats_are_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    percent = [344.0]
+
+    def measured(device: str, *, again: bool) -> None:
+        assert (device, again) == ("cpu", True)
+        percent.append(80.0)
+
+    monkeypatch.setattr(step_profile, "ceilings", measured)
+    for _ in range(2):  # once they are right, they stay
+        found = step_profile._below_ceilings(
+            lambda: {"rows": [{"percent_of_limit": percent[-1]}, {"percent_of_limit": None}]}, "cpu"
+        )
+        assert found["rows"][0]["percent_of_limit"] == 80.0
+    assert percent == [344.0, 80.0]
 
 
 def test_a_tree_that_does_not_train_has_no_profile_and_says_why(tree: Tree) -> None:

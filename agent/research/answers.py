@@ -56,6 +56,12 @@ def profile(found: Mapping[str, Any]) -> str:
         ours = {row["tree"]: row["ms"] for row in rows if row["case"] == case and row["default"]}
         if len(ours) == 2:
             lines.append(f"  the draft takes {ours['draft'] / ours['incumbent']:.3f} of the incumbent's time")  # fmt: skip
+    if inside := found.get("inside"):
+        lines.append(f"inside one call of the draft on {_line(found['inside_case'])}: ms forward / backward / calls / operator, each by its own time")  # fmt: skip
+        lines += [
+            f"  {row['ms'] - row['backward_ms']:.4f} / {row['backward_ms']:.4f} / {row['calls']} / {_line(row['name'])}"
+            for row in inside
+        ]
     return "\n".join(lines)
 
 

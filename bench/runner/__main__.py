@@ -10,7 +10,7 @@ A request says what to `do`, and is answered once with {"nonce", "ok", ...}:
     training.py     a trial                     setup, train, weights, release, restore, logits
     recording.py    arguments of ops, to keep   record, recorded
     keeping.py      what was compiled           pack, unpack
-    profiling.py    where time goes             runnable, profile
+    profiling.py    where time goes             runnable, within, profile
     inspecting.py   what compilers say          inspect, remarks
 
 and here
@@ -68,7 +68,7 @@ class Runner:
             Training(lent, channel.send),
             Recorder(lent),
             Keeping(),
-            Profiling(lent),
+            Profiling(lent, calls),
             Inspecting(),
         )
 

@@ -1,6 +1,7 @@
 """What the runner does for bench/step_profile.py: say where a training step spends its time. Advice for a researcher, never a verdict.
 
 runnable    {op}                                           the implementations that run on this device, and its choice  -> {names, default}
+within      {op, impl, call, times}                            so many calls of an op, forward and backward, under torch.profiler -> {rows}
 profile     {spec, ops, seed, tokens, lengths}             train so many steps under torch.profiler, run by run; the last two lengths
                                                            once more without it                 -> {runs, plain, implementations, threads}
 
@@ -20,7 +21,7 @@ import re
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from torch import Tensor
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from bench.runner.calls import Calls
 from bench.runner.lending import Lent
 
 MAX_ROWS = 300  # of the rest, the longest first
@@ -40,8 +42,8 @@ _BACKWARD = "autograd::engine::evaluate_function"
 
 
 class Profiling:
-    def __init__(self, lent: Lent) -> None:
-        self.lent = lent
+    def __init__(self, lent: Lent, calls: Calls) -> None:
+        self.lent, self.asked = lent, calls
         self.calls: dict[str, Counter[str]] = {}
 
     def do_runnable(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,6 +54,21 @@ class Profiling:
             "names": [name for name in known if _runs(choose, known, name, self.lent.device)],
             "default": choose(known, None, self.lent.device),
         }
+
+    def do_within(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        call = request["call"]
+        function = self.asked.function(request["op"], request["impl"])
+        arguments, upstream = self.asked.arguments(call, "copy"), self.asked.upstream(call)
+
+        def run(times: int) -> None:
+            for _ in range(times):
+                self.asked.run(function, arguments, call, upstream)
+
+        with torch.set_grad_enabled(bool(call["wrt"])):
+            run(2)  # builds, and touches memory
+            events = self._profiled(lambda: run(request["times"]))
+        _, rows = split(events, [], self.lent.device.type == "cuda")
+        return {"rows": dict(sorted(rows.items(), key=lambda row: -row[1][0])[:MAX_ROWS])}
 
     def do_profile(self, request: Mapping[str, Any]) -> dict[str, Any]:
         for op in request["ops"]:
@@ -75,15 +92,12 @@ class Profiling:
     def _run(self, trainer: Any, tokens: Tensor, seed: int, steps: int) -> dict[str, Any]:
         for counts in self.calls.values():
             counts.clear()
-        on_gpu = self.lent.device.type == "cuda"
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-        with profile(activities=activities) as profiler:
-            seconds = _timed(trainer, tokens, seed, steps)
-        events = [e for e in profiler.events() or () if e.device_type.name == "CPU"]
-        ops, rest = split(events, list(self.calls), on_gpu)
+        took: list[float] = []
+        events = self._profiled(lambda: took.append(_timed(trainer, tokens, seed, steps)))
+        ops, rest = split(events, list(self.calls), self.lent.device.type == "cuda")
         longest = sorted(rest.items(), key=lambda row: -row[1][0])[:MAX_ROWS]
         return {
-            "seconds": seconds,
+            "seconds": took[0],
             "ops": ops,
             "rest": dict(longest),
             "calls": {
@@ -93,6 +107,15 @@ class Profiling:
             "data": waited(events),
             "python_us": sum(e.self_cpu_time_total for e in events if is_python(e.name)),
         }
+
+    def _profiled(self, work: Callable[[], None]) -> list[FunctionEvent]:
+        on_gpu = self.lent.device.type == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+        with profile(activities=activities) as profiler:
+            work()
+            if on_gpu:
+                torch.cuda.synchronize()
+        return [e for e in profiler.events() or () if e.device_type.name == "CPU"]
 
     def _watch(self, op: str) -> None:
         """Put a function that names its calls in the op's place, before the model imports the op."""
