@@ -122,7 +122,13 @@ def _experiment(experiment: Experiment) -> Iterator[str]:
             else f"; {ratio(outcome.rate, outcome.rate_low, outcome.rate_high)} tokens/s"
         )
         yield f"{'':13}{shown} BPB{rate}; {pairs(outcome.pairs)} of trials"
-    passed = [f"{gate.name} {duration(gate.seconds)}" for gate in experiment.gates if gate.passed]
+    passed = []
+    for i, gate in enumerate(experiment.gates):
+        if gate.passed:
+            passed.append(f"{gate.name} {duration(gate.seconds)}")
+        elif i + 1 < len(experiment.gates):  # a repair came after it, and began anew
+            yield f"{'':13}repaired after {gate.name}: {_short(gate.reason)}"
+            passed = []
     if passed:
         yield f"{'':13}passed {', '.join(passed)}"
     yield f"{'':13}{_short(outcome.reason)}"

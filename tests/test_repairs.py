@@ -13,7 +13,7 @@ import pytest
 from lab_tree import CPP, Rules, Transcript
 from scripted_nights import SETTINGS, Move, Scripted, idea, night, rows
 
-from agent import campaign, loop, preparing, proposers
+from agent import campaign, loop, preparing, proposers, report
 from agent.git import GitError
 from agent.guard import LoopError
 from agent.lab import Lab
@@ -48,12 +48,16 @@ def test_a_refusal_goes_back_to_the_proposer_and_what_it_mends_is_kept(
         return replace(proposal, files=rows(4), cost_usd=0.5)
 
     night(lab, monkeypatch, Scripted([idea(broken)], mend))
-    (experiment,) = lab.ledger().experiments()
+    ledger = lab.ledger()
+    (experiment,) = ledger.experiments()
     assert [refusal.name for refusal in refusals] == ["build"]
     assert experiment.outcome.status == KEEP
     assert experiment.cost_usd == 0.5
     assert "kRows = 4" in experiment.patch
     assert [gate.passed for gate in experiment.gates].count(False) == 1
+    shown = report.status(ledger, ledger.path, lab.root)
+    assert f"repaired after build: {refusals[0].reason[:20]}" in shown
+    assert shown.count("passed scope") == 1
 
 
 def test_a_proposal_that_stays_broken_is_refused_after_two_repairs(

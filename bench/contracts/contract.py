@@ -140,7 +140,10 @@ class Case:
             + (f" {i.layout}" if i.layout != "contiguous" else "")
             for name, i in self.inputs.items()
         )
-        return tensors + "".join(f" {k}={v}" for k, v in self.scalars.items())
+        scalars = {
+            k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in self.scalars.items()
+        }
+        return tensors + "".join(f" {k}={v}" for k, v in scalars.items())
 
 
 @dataclass(frozen=True)
