@@ -139,7 +139,7 @@ def test_a_step_is_split_by_op_and_a_slow_op_shows(
     heavy = ("attention", "linear_cross_entropy", "newton_schulz", "relu2_mlp")
     assert all(0 < rows[op]["percent_of_limit"] < 200 for op in heavy)
     assert rows["rms_norm"]["percent_of_limit"] < 0.2 * rows["add_rms_norm"]["percent_of_limit"]
-    assert rows["rms_norm"]["share"] > 0.1
+    assert rows["rms_norm"]["share"] > rows["add_rms_norm"]["share"]
     assert "rms_norm" in answers.profile(found)
 
 
