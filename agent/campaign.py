@@ -33,6 +33,8 @@ def run(lab: Lab, settings: Settings, screen: Screen, judge: Judging | None = No
     """A new run; its summary."""
     with lock(lab.folder):
         proposers.choose(settings)
+        if settings.start is not None:
+            overlay(Path(settings.start))  # told at once, as all wrong words are
         settings, judge = _ready(lab, settings, screen, judge)
         settings = replace(settings, judge=integrity.of_judge(lab.root).digest)
         ledger = lab.ledger()

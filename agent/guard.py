@@ -18,7 +18,8 @@ from agent.ledger import Ledger
 from agent.proposers import Stopped
 from agent.records import CRASH, KEEP, LOST, UNFINISHED, Outcome
 
-MAX_FAILURES = 3  # in a row, of the judge, of a proposer or of git, after which the run ends
+# In a row, of the judge, of a proposer or of git, after which the run ends: two may be one bad moment of the machine.
+MAX_FAILURES = 3
 
 
 class LoopError(RuntimeError):

@@ -175,7 +175,7 @@ def test_capabilities_are_gone_from_what_is_executed_as_well() -> None:
 
 def test_a_control_group_bounds_processes_and_ends_them_all() -> None:
     needs("cgroup")
-    group = cgroup.make(isolation.place(), f"lab-{os.getpid()}-test", memory=1 << 28, processes=8)
+    group = cgroup.make(isolation.place(), f"{processes.mark()}test", memory=1 << 28, processes=8)
     script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 60 & done; wait"
     process = subprocess.Popen(
         [*isolation.joining(group), "sh", "-c", script], stderr=subprocess.DEVNULL
@@ -322,6 +322,8 @@ def test_the_folder_of_a_killed_process_is_known_by_its_name(
         assert not processes.is_left_behind(Path(folder))
         monkeypatch.setattr(processes, "_PROC", tmp_path)  # where no process is
         assert processes.is_left_behind(Path(folder))
+        monkeypatch.setattr(processes, "_NAMESPACE", 1)  # of another container
+        assert not processes.is_left_behind(Path(folder))
 
 
 def test_processes_that_end_while_they_are_looked_for_do_no_harm() -> None:

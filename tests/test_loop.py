@@ -215,6 +215,14 @@ def test_a_start_that_cannot_be_taken_is_refused(
         )
 
 
+def test_a_start_that_is_not_there_is_told_before_the_data_are_prepared(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lab, "dataset", lambda *_: pytest.fail("the data were prepared"))
+    with pytest.raises(Unusable, match="no such folder"):
+        campaign.run(lab, replace(SETTINGS, start="nowhere"), Transcript())
+
+
 def test_a_start_may_bring_what_an_op_s_own_file_loads(lab: Lab) -> None:
     brought = {
         "scale.py": PY + '\n\nSECOND = load("scale_second")\n',

@@ -164,7 +164,7 @@ def start(
     limits = limits or default(device)
     layers = isolation.held() if layers is None else layers
     with contextlib.ExitStack() as undo:  # where it does not start, nothing of it stays
-        scratch = Path(tempfile.mkdtemp(prefix=f"lab-{os.getpid()}-"))
+        scratch = Path(tempfile.mkdtemp(prefix=processes.mark()))
         undo.callback(shutil.rmtree, scratch, ignore_errors=True)
         launch, own = _prepare(scratch)
         cache.mkdir(parents=True, exist_ok=True)
@@ -195,7 +195,7 @@ def start(
             command = [*_bubblewrap(terms), "--chdir", str(own), "--", *command]
         group = None
         if "cgroup" in layers:
-            name = f"lab-{os.getpid()}-{next(_numbers)}"
+            name = f"{processes.mark()}{next(_numbers)}"
             group = cgroup.make(
                 isolation.place(), name, memory=limits.memory, processes=limits.processes
             )

@@ -87,7 +87,7 @@ def place() -> cgroup.Place:
     """Where control groups can be made, tried with one. Raises OSError with the reason if nowhere."""
     found = cgroup.find()
     cgroup.sweep(found)
-    group = cgroup.make(found, f"lab-{os.getpid()}-probe", memory=1 << 30, processes=16)
+    group = cgroup.make(found, f"{processes.mark()}probe", memory=1 << 30, processes=16)
     try:
         probe = [*joining(group), "true"]
         done = subprocess.run(probe, capture_output=True, text=True, timeout=_TIMEOUT_S)

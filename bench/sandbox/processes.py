@@ -14,6 +14,7 @@ from bench.sandbox import linux
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PROC = Path("/proc")
 _SCHED = 2  # CPUCLOCK_SCHED
+_NAMESPACE = os.stat("/proc/self/ns/pid").st_ino
 
 
 def tree(root: int) -> list[int]:
@@ -49,15 +50,20 @@ def lists_children() -> bool:
     return (_PROC / "self" / "task" / str(os.getpid()) / "children").exists()
 
 
+def mark() -> str:
+    """How names of this process's folders and groups begin. Beside its number stands its namespace: containers may share /tmp, and have equal numbers."""
+    return f"lab-{os.getpid()}.{_NAMESPACE}-"
+
+
 def scratch() -> tempfile.TemporaryDirectory[str]:
     """A folder that bears this process's name: if the process is killed, the next sandbox removes it."""
-    return tempfile.TemporaryDirectory(prefix=f"lab-{os.getpid()}-")
+    return tempfile.TemporaryDirectory(prefix=mark())
 
 
 def is_left_behind(folder: Path) -> bool:
-    """Whether a folder named lab-PID-... is of a process that has ended."""
-    owner = folder.name.split("-")[1]
-    return owner.isdigit() and not (_PROC / owner).exists()
+    """Whether a folder bears the mark of a process of this namespace that has ended."""
+    number, _, namespace = folder.name.split("-")[1].partition(".")
+    return namespace == str(_NAMESPACE) and not (_PROC / number).exists()
 
 
 def _children(pid: int) -> list[int]:
