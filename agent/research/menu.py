@@ -81,7 +81,8 @@ def menu(limits: ToolLimits, ops: list[str], editable: str) -> tuple[Tool, ...]:
             {"op": _TEXT}),
         tool("profile",
             "With `op`: the time of each of its implementations on the trial's shapes and its % of the roofline, draft beside "
-            "incumbent, and by operator what a call of the draft is made of, forward and backward. Without: a training step of the draft by op and operator, with the share of each.",
+            "incumbent, and by operator what a call of the draft is made of, forward and backward. Without: a training step of the draft by op "
+            "and operator, with the share of each.",
             {}, {"op": _TEXT}),
         tool("history",
             "Past experiments. With `number` (of this run, or of `run`): that one, with what each gate said, the times by shape, and its "
