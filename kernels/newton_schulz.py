@@ -7,7 +7,8 @@ singular values brought near one by an odd polynomial a step, X <- (a I + b X X^
              with P = a I + b R + c R^2 a step is Q <- P Q, R <- P R P, and X <- Q X follows once, at the end of a segment of steps
     triton   the symmetric products by their lower tiles, each stored twice; polynomials added up inside the products; steps on the Gram matrix
              too. A bfloat16 G is multiplied in float16, as fast and eight times as fine: X has norm 1, no product leaves float16's range,
-             and 0.2 to 1 % of the result lies off G's singular vectors where bfloat16 leaves 0.8 to 8 %, with steps on R up to 3 %
+             and 0.2 to 1 % of the result lies off G's singular vectors where bfloat16 leaves 0.8 to 8 %, with steps on R up to 3 %. All
+             products but the last are one launch, of a recorded graph: each keeps the host busy for some 10 us, and an H100, reckoned, for 5
 
 Other products are made in G's dtype (in float32 where a CPU has no fast ones): bfloat16 for Muon's usual precision, float32 for singular
 vectors true to 1e-4. Iteration runs on the shorter side n: (4 n^2 m + 2 n^3) flops a step and matrix, plain.
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import AMX, AVX512_BF16, choose, custom_op, jit, product_dtype
+from kernels import AMX, AVX512_BF16, INTERPRETED, choose, custom_op, jit, product_dtype
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -377,35 +379,36 @@ class _Products:
         return out
 
 
-def _triton_normalised(G: Tensor, dtype: torch.dtype) -> Tensor:
-    """What _normalised makes, in two launches where torch takes six."""
-    G = G.reshape(math.prod(G.shape[:-2]), *G.shape[-2:]).contiguous()
+def _normalise_into(X: Tensor, G: Tensor) -> None:
+    """What _normalised makes of G (B, M, N), in two launches where torch takes six."""
     batch, size = G.shape[0], G[0].numel()
-    sums, X = G.new_empty(batch, PARTS, dtype=torch.float32), torch.empty_like(G, dtype=dtype)
+    sums = G.new_empty(batch, PARTS, dtype=torch.float32)
     _squares_kernel[(PARTS, batch)](G, sums, size, PARTS, NORM_BLOCK, num_warps=NORM_WARPS)
     _normalise_kernel[(triton.cdiv(size, NORM_BLOCK), batch)](
         G, sums, X, size, SAFETY, TINY, PARTS, NORM_BLOCK, num_warps=NORM_WARPS
     )
-    return X
 
 
-def _triton(G: Tensor, steps: int) -> Tensor:
-    if not G.numel():
-        return G.new_empty(G.shape)
-    if G.shape[-2] * G.shape[-1] >= 2**31 - PARTS * NORM_BLOCK:
-        raise ValueError(
-            "newton_schulz: impl='triton' counts a matrix's elements in 32 bits, "
-            f"got {tuple(G.shape[-2:])}; use impl='torch'"
-        )
-    X = _triton_normalised(G, torch.float32 if G.dtype == torch.float32 else torch.float16)
-    tall = X.shape[-2] > X.shape[-1]
-    X = X.mT if tall else X
+def _upright(X: Tensor) -> Tensor:
+    """X (B, M, N) or its transpose, whichever has no more rows than columns."""
+    return X.mT if X.shape[-2] > X.shape[-1] else X
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """What the last product is made of: whole X + Q X is the result."""
+
+    Q: Tensor
+    X: Tensor
+    whole: float
+
+
+def _factors(X: Tensor, steps: int) -> _Factors:
+    """All products but the last, of an upright X."""
     products = _Products(X)
     step = iter(coefficients(steps))
-    *between, last = _segments(steps, *X.shape[1:], X.dtype)
-    # the last product writes G's dtype
-    ends = [(segment, X.dtype) for segment in between] + [(last, G.dtype)]
-    for segment, dtype in ends:
+    segments = _segments(steps, *X.shape[1:], X.dtype)
+    for number, segment in enumerate(segments, 1):
         R = products.symmetric(X, X)
         a, b, c = next(step)
         Q = products.symmetric(R, R, b, c)  # less a I
@@ -417,8 +420,65 @@ def _triton(G: Tensor, steps: int) -> Tensor:
             P = products.symmetric(R, R, b, c)
             Q = products.symmetric(Q, P, a, 1.0, whole)
             whole *= a
-        X = products.apply(Q, X, whole, dtype)
-    return (X.mT if tall else X).view(G.shape)
+        if number < len(segments):
+            X = products.apply(Q, X, whole, X.dtype)
+    return _Factors(Q, X, whole)
+
+
+class _Graph:
+    """_factors recorded: its 14 to 17 launches of 10 us each on the host are one. Works in memory of its own, from G to the last product."""
+
+    def __init__(self, like: Tensor, dtype: torch.dtype, steps: int) -> None:
+        self._X = torch.zeros_like(like, dtype=dtype)
+        _factors(_upright(self._X), steps)  # compiles what is only launched below
+        self._graph = torch.cuda.CUDAGraph()
+        # A thread that fetches the next batch may allocate pinned memory meanwhile.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._factors = _factors(_upright(self._X), steps)
+
+    def factors(self, G: Tensor) -> _Factors:
+        """Of G (B, M, N); they hold until the next call."""
+        _normalise_into(self._X, G)
+        self._graph.replay()
+        return self._factors
+
+
+# A model has two or three shapes, a benchmark of this op eight. Each graph holds about four times its X.
+GRAPHS = 8
+_graphs: dict[tuple[Any, ...], _Graph] = {}  # the one used last at the end
+
+
+def _triton(G: Tensor, steps: int) -> Tensor:
+    if not G.numel():
+        return G.new_empty(G.shape)
+    if G.shape[-2] * G.shape[-1] >= 2**31 - PARTS * NORM_BLOCK:
+        raise ValueError(
+            "newton_schulz: impl='triton' counts a matrix's elements in 32 bits, "
+            f"got {tuple(G.shape[-2:])}; use impl='torch'"
+        )
+    stack = G.reshape(math.prod(G.shape[:-2]), *G.shape[-2:]).contiguous()
+    dtype = torch.float32 if G.dtype == torch.float32 else torch.float16
+    # somebody else's graph takes the launches themselves
+    if INTERPRETED or torch.cuda.is_current_stream_capturing():
+        X = torch.empty_like(stack, dtype=dtype)
+        _normalise_into(X, stack)
+        return _last(_factors(_upright(X), steps), G)
+    stream = torch.cuda.current_stream(G.device).cuda_stream
+    key = stack.shape, dtype, steps, G.device, stream
+    # out of the table while it is used: another thread on this stream makes its own
+    graph = _graphs.pop(key, None) or _Graph(stack, dtype, steps)
+    O = _last(graph.factors(stack), G)  # noqa: E741
+    _graphs[key] = graph
+    for unused in list(_graphs)[:-GRAPHS]:
+        _graphs.pop(unused, None)
+    return O
+
+
+def _last(factors: _Factors, G: Tensor) -> Tensor:
+    """The last product, in G's dtype and shape."""
+    X = factors.X
+    O = _Products(X).apply(factors.Q, X, factors.whole, G.dtype)  # noqa: E741
+    return (O if X.is_contiguous() else O.mT).view(G.shape)
 
 
 # The specialisations of the default model's matrices (512 wide, square, wide and tall), and of float32, for compiling ahead of time.

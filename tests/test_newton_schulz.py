@@ -275,6 +275,82 @@ def test_triton_kernels_agree_with_float64_in_the_interpreter():
     interpret("-c", INTERPRETED)
 
 
+# A graph as CUDA records it: launches that are kept with their tensors, not run, and run again as they were at each replay.
+REPLAYED = """
+import contextlib
+import functools
+import torch
+from tests.test_newton_schulz import matrix
+from kernels import newton_schulz as module
+
+class Graph:
+    def replay(self):
+        for launch in self.launches:
+            launch()
+
+@contextlib.contextmanager
+def recorded(graph, **_):
+    kernels = (module._symmetric_kernel, module._apply_kernel)
+    runs, graph.launches = [kernel.run for kernel in kernels], []
+    for kernel, run in zip(kernels, runs):
+        kernel.run = lambda *args, run=run, **kwargs: graph.launches.append(functools.partial(run, *args, **kwargs))
+    yield
+    for kernel, run in zip(kernels, runs):
+        kernel.run = run
+
+torch.cuda.CUDAGraph, torch.cuda.graph = Graph, recorded
+module.BLOCK, module.BLOCK_K = 16, 16
+for shape, launches in (((2, 20, 20), 14), ((50, 20), 17)):
+    G = matrix(shape).bfloat16()
+    stack = G.reshape(-1, *shape[-2:])
+    graph = module._Graph(stack, torch.float16, 5)
+    assert len(graph._graph.launches) == launches, (shape, len(graph._graph.launches))
+    for scale in (1, -3):
+        want = module.newton_schulz(scale * G, impl="triton")
+        assert torch.equal(module._last(graph.factors(scale * stack), G), want), (shape, scale)
+        assert scale == 1 or not torch.equal(want, before)
+        before = want
+"""
+
+
+@pytest.mark.slow
+def test_a_recorded_graph_replays_every_product_but_the_last():
+    interpret("-c", REPLAYED)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_calls_that_replay_a_graph_give_what_plain_launches_give(dtype: torch.dtype) -> None:
+    def plain(G: Tensor) -> Tensor:
+        stack = G.reshape(-1, *G.shape[-2:])
+        X = torch.empty_like(stack, dtype=dtype if dtype == torch.float32 else torch.float16)
+        module._normalise_into(X, stack)
+        return module._last(module._factors(module._upright(X), 5), G)
+
+    # more shapes than graphs are kept, and then all of them again
+    shapes = [(2, 128 + n, 512) for n in range(module.GRAPHS + 1)] + [(256, 256), (512, 128)]
+    for shape in 2 * shapes:
+        drawn = [torch.randn(shape, device="cuda", dtype=dtype) for _ in range(3)]
+        results = [newton_schulz(G, impl="triton") for G in drawn]
+        for G, result in zip(drawn, results, strict=True):
+            assert torch.equal(result, plain(G)), "overwritten by the next call, or wrong"
+    assert len(module._graphs) == module.GRAPHS
+
+    beside = torch.cuda.Stream()
+    beside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(beside):
+        other = newton_schulz(drawn[1], impl="triton")
+    whole, static = torch.cuda.CUDAGraph(), drawn[0].clone()
+    with torch.cuda.graph(whole):
+        captured = newton_schulz(static, impl="triton")
+    static.copy_(drawn[2])
+    whole.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(other, results[1])
+    assert torch.equal(captured, results[2])
+
+
 @pytest.mark.parametrize(
     ("M", "K", "N"), [(12, 256, 32), (13, 257, 33), (25, 5, 70), (1, 1, 1), (40, 0, 40)]
 )
