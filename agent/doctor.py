@@ -259,9 +259,8 @@ def _judging_on_gpu() -> Iterator[Row]:
 
 
 def _vectors() -> str:
-    """The widest vector instructions that torch uses here, as `, AVX512`."""
+    """Those of bench/hardware.py, as `, AVX512`."""
     try:
-        import torch
+        return f", {hardware.vectors()}"
     except ImportError:
         return ""
-    return f", {torch.backends.cpu.get_cpu_capability()}"

@@ -14,14 +14,22 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def name(device: str) -> str:
-    """As `AMD EPYC 9654, AVX512, 16 threads`; the threads are those that a runner will have, $OMP_NUM_THREADS included."""
+    """As `AMD EPYC 9654, AVX512, 16 threads`, or `..., AVX512 and AMX, ...`; the threads are those that a runner will have, $OMP_NUM_THREADS included."""
     import torch
 
     if device == "cuda":
         return str(torch.cuda.get_device_name())
     threads = torch.get_num_threads()
     plural = "" if threads == 1 else "s"
-    return f"{processor()}, {torch.backends.cpu.get_cpu_capability()}, {threads} thread{plural}"
+    return f"{processor()}, {vectors()}, {threads} thread{plural}"
+
+
+def vectors() -> str:
+    """The widest vector instructions that torch uses here, and whether the processor has matrix registers."""
+    import torch
+
+    tiles = " and AMX" if torch.cpu._is_amx_tile_supported() else ""
+    return f"{torch.backends.cpu.get_cpu_capability()}{tiles}"
 
 
 def processor() -> str:

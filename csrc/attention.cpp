@@ -16,7 +16,7 @@
 // fp16 is widened as a tile is copied in, and so is bf16 where the processor has no products of pairs (pairs.h); there the arithmetic is
 // float32 throughout. Where it has them, E below is bf16 and not float: tiles stay bf16, P and dS are rounded to it, sums are float32, and what
 // is summed over channels (O, dQ, dK, dV) has its columns as `zipped` leaves them until it is written.
-#include "pairs.h"
+#include "tiles.h"
 
 #include <memory>
 #include <new>
@@ -35,6 +35,10 @@ constexpr int kVectors = 2;   // tune: 1 2 4
 constexpr int kQueries = 64;  // tune: 32 64 128
 constexpr int kKeys = 64;     // tune: 32 64 128
 static_assert(kQueries % (kVectors * kLanes) == 0 && kQueries % kRows == 0 && kKeys % kRows == 0);
+// Rows that a product takes at a time, of which a tile has a multiple.
+template <typename E>
+constexpr int kHeight = kTiled<E> ? kSide : kRows;
+static_assert(!kTiled<bf16> || (kQueries % kSide == 0 && kKeys % kSide == 0));
 
 // ---- products ----
 
@@ -71,6 +75,17 @@ struct Range {
 template <typename E, typename Columns>
 void product(int64_t M, int64_t N, int64_t steps, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc,
              float factor, Columns columns) {
+  if constexpr (kTiled<E>) {
+    for (int64_t m = 0; m < M; m += kSide) {
+      const Range r = columns(m, m + kSide);
+      for (int64_t n = r.begin / kSide * kSide; n < r.end; n += kSide) {
+        float* const c = C + m * ldc + n;
+        sum_square(A + m * lda, lda, B + n, ldb, steps, c, ldc, false);
+        for (int64_t row = 0; row < kSide && factor != 1.f; ++row) store_pair(c + row * ldc, load_pair(c + row * ldc) * factor);
+      }
+    }
+    return;
+  }
   constexpr int64_t kStep = kVectors * kLanes;
   for (int64_t n = 0; n < N; n += kStep)
     for (int64_t m = 0; m < M; m += kRows) {
@@ -106,6 +121,18 @@ void accumulate(int64_t M, int64_t N, const float* A, int64_t lda, const float* 
   }
 }
 
+// The same by squares of AMX: those of rows m and columns n sum over the terms within terms(m, n), rounded to whole squares, where A and B are zero.
+template <typename Terms>
+void accumulate_squares(int64_t M, int64_t N, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc, Terms terms) {
+  for (int64_t m = 0; m < M; m += kSide)
+    for (int64_t n = 0; n < N; n += kSide) {
+      const Range r = terms(m, n);
+      if (r.begin >= r.end) continue;
+      const int64_t begin = r.begin / kSide * kTileSteps, end = ceil_div(r.end, kSide) * kTileSteps;
+      sum_square(A + m * lda + begin, lda, B + begin * ldb + n, ldb, end - begin, C + m * ldc + n, ldc, true);
+    }
+}
+
 // ---- which pairs are visible ----
 
 // Query i sees key j if i - before <= j <= i + after.
@@ -117,9 +144,10 @@ struct Band {
     before = reach;
     after = causal ? 0 : reach;
   }
+  template <typename E>
   Range keys_of(int64_t q0, int64_t queries) const {
-    // from a multiple of kRows on, so that a tile has whole blocks of rows and need not be copied
-    return {std::max<int64_t>(0, q0 - before) / kRows * kRows, std::min(T, q0 + queries + after)};
+    // from a multiple of kHeight on, so that a tile has whole blocks of rows and need not be copied
+    return {std::max<int64_t>(0, q0 - before) / kHeight<E> * kHeight<E>, std::min(T, q0 + queries + after)};
   }
 };
 
@@ -185,12 +213,12 @@ struct Rows {
   int64_t stride;
 };
 
-// Rows [t, t + n) as E, with rows of zeros up to a multiple of kRows: a copy, `width` apart, or x itself where it needs none.
+// Rows [t, t + n) as E, with rows of zeros up to a multiple of kHeight: a copy, `width` apart, or x itself where it needs none.
 template <typename E, typename T>
 Rows<E> rows(Matrix<const T> x, int64_t t, int64_t n, int64_t D, int64_t width, E* copy) {
   const T* from = x.data + t * x.row;
   if constexpr (std::is_same_v<T, E>)
-    if (x.column == 1 && D == width && n % kRows == 0 && x.row % kTerms<E> == 0) return {from, x.row};
+    if (x.column == 1 && D == width && n % kHeight<E> == 0 && x.row % kTerms<E> == 0) return {from, x.row};
   for (int64_t i = 0; i < n; ++i) {
     if (x.column == 1) {
 #pragma omp simd
@@ -200,7 +228,7 @@ Rows<E> rows(Matrix<const T> x, int64_t t, int64_t n, int64_t D, int64_t width, 
     }
     std::fill(copy + i * width + D, copy + (i + 1) * width, E{});
   }
-  std::fill(copy + n * width, copy + round_up(n, kRows) * width, E{});
+  std::fill(copy + n * width, copy + round_up(n, kHeight<E>) * width, E{});
   return {copy, width};
 }
 
@@ -234,11 +262,33 @@ void transpose(Rows<E> rows, int64_t n, int64_t width, float* columns) {
     }
 }
 
-// A tile of scores, (keys, kQueries), in the form of the left factor of a product that sums over keys, or over queries; zero where there is no key.
+// The transpose of n rows of `width` channels as a left factor of AMX, rows of kKeys terms with zeros behind n. Channels in the order of a Pair's lanes.
+inline void turn(Rows<bf16> rows, int64_t n, int64_t width, float* turned) {
+  constexpr int64_t kRow = kKeys / 2;
+  for (int64_t k = 0; k < round_up(n, kSide); k += kSide)
+    for (int64_t d = 0; d < width; d += kBlock) {
+      floats even[kLanes], odd[kLanes];  // of two rows; once transposed, of a channel
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        const bf16* row = rows.data + (k + 2 * i) * rows.stride + d;
+        const Pair pair = zipped(row, row + rows.stride);
+        even[i] = pair.even, odd[i] = pair.odd;
+      }
+      ::transpose(even);
+      ::transpose(odd);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        *reinterpret_cast<unaligned_floats*>(turned + (d + i) * kRow + k / 2) = even[i];
+        *reinterpret_cast<unaligned_floats*>(turned + (d + kLanes + i) * kRow + k / 2) = odd[i];
+      }
+    }
+}
+
+// A tile of scores, (keys, kQueries), in the form of a factor of a product that sums over `rows` keys, or over queries; zero where there is no key.
 template <typename E>
-const float* over_keys(const float* S, int64_t keys, float* to) {
+const float* over_keys(const float* S, int64_t keys, int64_t rows, float* to) {
   if constexpr (kTerms<E> == 1) return S;
-  for (int64_t j = 0; j < keys; j += 2)
+  for (int64_t j = 0; j < rows; j += 2)
     for (int64_t i = 0; i < kQueries; i += kLanes) {
       const auto row = [&](int64_t of) { return of < keys ? *reinterpret_cast<const unaligned_floats*>(S + of * kQueries + i) : floats{}; };
       store_pair(reinterpret_cast<bf16*>(to + j / 2 * kQueries + i), Pair{row(j), row(j + 1)});
@@ -256,6 +306,55 @@ const float* over_queries(const float* S, int64_t keys, int64_t rows, float* to)
       store_pair(reinterpret_cast<bf16*>(to + (j * kQueries + i) / 2), Pair{picked(p.even, p.odd, kEvens), picked(p.even, p.odd, kOdds)});
     }
   return to;
+}
+
+// Sums over keys, one row a query, lie transposed where AMX makes them, so that a query is a lane of theirs as of the scores.
+
+// sums += S' X, of a tile of scores S (keys, kQueries) and its keys' rows of X. `left` and `right` have room for the factors.
+template <typename E>
+void add_over_keys(const float* S, const TileBand& tile, Rows<E> X, int64_t width, float* left, float* right, float* sums) {
+  if constexpr (kTiled<E>) {
+    turn(X, tile.keys, width, left);
+    accumulate_squares(width, kQueries, left, kKeys / 2, over_keys<E>(S, tile.keys, round_up(tile.keys, kSide), right), kQueries, sums, kQueries,
+                       [&](int64_t, int64_t i) { return tile.keys_of(i, i + kSide); });
+  } else {
+    const Rows<float> factor = ::right(X, tile.keys, width, right);
+    accumulate<E, true>(kQueries, width, over_keys<E>(S, tile.keys, tile.keys, left), kQueries, factor.data, factor.stride, sums, width,
+                        [&](int64_t i0, int64_t i1) { return tile.keys_of(i0, i1); });
+  }
+}
+
+// sums (keys, width) += S X, of scores that `over_queries` has arranged, S (keys, row), and their queries' rows.
+template <typename E, typename Terms>
+void add_over_queries(int64_t keys, int64_t width, const float* S, int64_t row, Rows<float> X, float* sums, Terms terms) {
+  if constexpr (kTiled<E>)
+    accumulate_squares(keys, width, S, row, X.data, X.stride, sums, width, [&](int64_t j, int64_t) { return terms(j, j + kSide); });
+  else accumulate<E, false>(keys, width, S, row, X.data, X.stride, sums, width, terms);
+}
+
+// Each query's sums times its factor.
+template <typename E>
+void scale(float* sums, int64_t width, const float* factor) {
+  const int64_t rows = kTiled<E> ? width : kQueries, columns = kTiled<E> ? kQueries : width;
+  for (int64_t r = 0; r < rows; ++r)
+#pragma omp simd
+    for (int64_t c = 0; c < columns; ++c) sums[r * columns + c] *= factor[kTiled<E> ? c : r];
+}
+
+// Such sums as rows of `width` channels, in `room` or where they are.
+template <typename E>
+const float* upright(const float* sums, int64_t width, float* room) {
+  if constexpr (!kTiled<E>) return sums;
+  for (int64_t d = 0; d < width; d += kLanes)
+    for (int64_t i = 0; i < kQueries; i += kLanes) {
+      floats square[kLanes];
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) square[r] = *reinterpret_cast<const unaligned_floats*>(sums + (d + r) * kQueries + i);
+      ::transpose(square);
+#pragma GCC unroll 16
+      for (int r = 0; r < kLanes; ++r) *reinterpret_cast<unaligned_floats*>(room + (i + r) * width + d) = square[r];
+    }
+  return room;
 }
 
 // Rows [t, t + n) of x = factor[i] * from[i].
@@ -380,16 +479,18 @@ bool softmax_step(float* S, TileBand band, float* max, float* sum, float* decay)
 template <typename T, typename E>
 void forward_tasks(const Shape& s, const Band& band, Heads<const T> q, Heads<const T> k, Heads<const T> v, Heads<T> o, float* lse,
                    int64_t begin, int64_t end) {
-  const int64_t W = s.width, left_row = W / kTerms<E>;
-  Scratch scratch(kQueries * (3 * W + 2 * kKeys + 3) + 3 * kKeys * W);
+  const int64_t W = s.width, left_row = W / kTerms<E>, steps = steps_of<E>(kTiled<E> ? W : s.D);
+  [[maybe_unused]] const Tiles<E> registers;
+  Scratch scratch(kQueries * (4 * W + kKeys + 3) + 2 * kKeys * (W + std::max<int64_t>(kQueries, W)));
   E* q_copy = scratch.take_as<E>(kQueries * W);
   float* q_columns = scratch.take(kQueries * left_row);
   E* k_copy = scratch.take_as<E>(kKeys * W);
   E* v_copy = scratch.take_as<E>(kKeys * W);
-  float* v_zips = scratch.take(kKeys * W);
   float* S = scratch.take(kKeys * kQueries);
-  float* P = scratch.take(kKeys * kQueries);
+  float* left_factor = scratch.take(kKeys * std::max<int64_t>(kQueries, W));
+  float* right_factor = scratch.take(kKeys * std::max<int64_t>(kQueries, W));
   float* O = scratch.take(kQueries * W);
+  float* O_rows = scratch.take(kQueries * W);
   float* max = scratch.take(kQueries);
   float* sum = scratch.take(kQueries);
   float* decay = scratch.take(kQueries);
@@ -400,22 +501,17 @@ void forward_tasks(const Shape& s, const Band& band, Heads<const T> q, Heads<con
     std::fill(O, O + kQueries * W, 0.f);
     std::fill(max, max + kQueries, -std::numeric_limits<float>::max());  // finite: the first decay is then 0 and not NaN
     std::fill(sum, sum + kQueries, 0.f);
-    const Range seen = band.keys_of(q0, queries);
+    const Range seen = band.keys_of<E>(q0, queries);
     for (int64_t k0 = seen.begin; k0 < seen.end; k0 += kKeys) {
       const int64_t keys = std::min<int64_t>(kKeys, seen.end - k0);
       const TileBand tile(band, q0, queries, k0, keys);
       const Rows<float> K = left(rows(k.at(b, h / s.group()), k0, keys, s.D, W, k_copy));
-      product<E>(round_up(keys, kRows), kQueries, steps_of<E>(s.D), K.data, K.stride, q_columns, kQueries, S, kQueries, s.scale(),
+      product<E>(round_up(keys, kHeight<E>), kQueries, steps, K.data, K.stride, q_columns, kQueries, S, kQueries, s.scale(),
                  [&](int64_t j0, int64_t j1) { return tile.queries_of(j0, j1); });
-      if (softmax_step(S, tile, max, sum, decay))
-        for (int64_t i = 0; i < kQueries; ++i)
-#pragma omp simd
-          for (int64_t d = 0; d < W; ++d) O[i * W + d] *= decay[i];
-      const Rows<float> V = right(rows(v.at(b, h / s.group()), k0, keys, s.D, W, v_copy), keys, W, v_zips);
-      accumulate<E, true>(kQueries, W, over_keys<E>(S, keys, P), kQueries, V.data, V.stride, O, W,
-                          [&](int64_t i0, int64_t i1) { return tile.keys_of(i0, i1); });
+      if (softmax_step(S, tile, max, sum, decay)) scale<E>(O, W, decay);
+      add_over_keys<E>(S, tile, rows(v.at(b, h / s.group()), k0, keys, s.D, W, v_copy), W, left_factor, right_factor, O);
     }
-    write_rows<E>(O, W, o.at(b, h), q0, queries, s.D, [&](int64_t i) { return 1.f / sum[i]; });
+    write_rows<E>(upright<E>(O, W, O_rows), W, o.at(b, h), q0, queries, s.D, [&](int64_t i) { return 1.f / sum[i]; });
     for (int64_t i = 0; i < queries; ++i) lse[head * s.T + q0 + i] = max[i] + std::log(sum[i]);
   }
 }
@@ -496,8 +592,10 @@ struct Backward {
 
   void tasks(int64_t begin, int64_t end) const {
     const int64_t W = s.width, left_row = W / kTerms<E>, scores_row = kQueries / kTerms<E>;
-    const int64_t sums = (s.T + kRows) * W;  // the last block of kRows keys may reach past T
-    Scratch scratch(2 * sums + kQueries * (8 * W + 5 * kKeys + 2) + 3 * kKeys * W);
+    const int64_t sums = (s.T + kHeight<E>) * W;  // the last block of keys may reach past T
+    const int64_t steps = steps_of<E>(kTiled<E> ? W : s.D), factor = kKeys * std::max<int64_t>(kQueries, W);
+    [[maybe_unused]] const Tiles<E> registers;
+    Scratch scratch(2 * sums + kQueries * (9 * W + 4 * kKeys + 2) + 2 * kKeys * W + 2 * factor);
     float* dk_sums = scratch.take(sums);
     float* dv_sums = scratch.take(sums);
     E* q_copy = scratch.take_as<E>(kQueries * W);
@@ -509,13 +607,14 @@ struct Backward {
     float* do_zips = scratch.take(kQueries * W);
     E* k_copy = scratch.take_as<E>(kKeys * W);
     E* v_copy = scratch.take_as<E>(kKeys * W);
-    float* k_zips = scratch.take(kKeys * W);
     float* S = scratch.take(kKeys * kQueries);
     float* dP = scratch.take(kKeys * kQueries);
     float* P_left = scratch.take(kKeys * kQueries);
     float* dS_left = scratch.take(kKeys * kQueries);
-    float* dS_columns = scratch.take(kKeys * kQueries);
+    float* left_factor = scratch.take(factor);
+    float* right_factor = scratch.take(factor);
     float* dQ = scratch.take(kQueries * W);
+    float* dQ_rows = scratch.take(kQueries * W);
     float* delta = scratch.take(kQueries);
     float* lse_tile = scratch.take(kQueries);
     for (int64_t task = begin; task < end; ++task) {
@@ -530,8 +629,9 @@ struct Backward {
           const Rows<E> O = rows(o.at(b, h), q0, queries, s.D, W, o_copy);
           transpose(Q, queries, W, q_columns);
           transpose(dO, queries, W, do_columns);
-          const Rows<float> Q_right = right(Q, queries, W, q_zips);
-          const Rows<float> dO_right = right(dO, queries, W, do_zips);
+          const int64_t summed = kTiled<E> ? round_up(queries, kSide) : queries;
+          const Rows<float> Q_right = right(Q, summed, W, q_zips);
+          const Rows<float> dO_right = right(dO, summed, W, do_zips);
           for (int64_t i = 0; i < queries; ++i) {
             Pair dots{};
             for_each_block(s.D, [&](int64_t, auto read, auto) { dots = dots + read(dO.data + i * dO.stride) * read(O.data + i * O.stride); });
@@ -541,26 +641,24 @@ struct Backward {
           std::fill(delta + queries, delta + kQueries, 0.f);
           std::fill(lse_tile + queries, lse_tile + kQueries, 0.f);
           std::fill(dQ, dQ + kQueries * W, 0.f);
-          const Range seen = band.keys_of(q0, queries);
+          const Range seen = band.keys_of<E>(q0, queries);
           for (int64_t k0 = seen.begin; k0 < seen.end; k0 += kKeys) {
-            const int64_t keys = std::min<int64_t>(kKeys, seen.end - k0), keys_up = round_up(keys, kRows);
+            const int64_t keys = std::min<int64_t>(kKeys, seen.end - k0), keys_up = round_up(keys, kHeight<E>);
             const TileBand tile(band, q0, queries, k0, keys);
             const auto queries_of = [&](int64_t j0, int64_t j1) { return tile.queries_of(j0, j1); };
-            const auto keys_of = [&](int64_t i0, int64_t i1) { return tile.keys_of(i0, i1); };
             const Rows<E> K = rows(k.at(b, hk), k0, keys, s.D, W, k_copy);
             const Rows<E> V = rows(v.at(b, hk), k0, keys, s.D, W, v_copy);
-            const Rows<float> K_left = left(K), V_left = left(V), K_right = right(K, keys, W, k_zips);
-            const int64_t steps = steps_of<E>(s.D);
+            const Rows<float> K_left = left(K), V_left = left(V);
             product<E>(keys_up, kQueries, steps, K_left.data, K_left.stride, q_columns, kQueries, S, kQueries, s.scale(), queries_of);
             product<E>(keys_up, kQueries, steps, V_left.data, V_left.stride, do_columns, kQueries, dP, kQueries, 1.f, queries_of);
             softmax_gradient(S, dP, tile, lse_tile, delta);
             const float* P = over_queries<E>(S, keys, keys_up, P_left);
             const float* dS = over_queries<E>(dP, keys, keys_up, dS_left);
-            accumulate<E, false>(keys_up, W, P, scores_row, dO_right.data, dO_right.stride, dv_sums + k0 * W, W, queries_of);
-            accumulate<E, false>(keys_up, W, dS, scores_row, Q_right.data, Q_right.stride, dk_sums + k0 * W, W, queries_of);
-            accumulate<E, true>(kQueries, W, over_keys<E>(dP, keys, dS_columns), kQueries, K_right.data, K_right.stride, dQ, W, keys_of);
+            add_over_queries<E>(keys_up, W, P, scores_row, dO_right, dv_sums + k0 * W, queries_of);
+            add_over_queries<E>(keys_up, W, dS, scores_row, Q_right, dk_sums + k0 * W, queries_of);
+            add_over_keys<E>(dP, tile, K, W, left_factor, right_factor, dQ);
           }
-          write_rows<E>(dQ, W, dq.at(b, h), q0, queries, s.D, [&](int64_t) { return s.scale(); });
+          write_rows<E>(upright<E>(dQ, W, dQ_rows), W, dq.at(b, h), q0, queries, s.D, [&](int64_t) { return s.scale(); });
         }
       if (parts == 1) {
         finish(dk_sums, dv_sums, pair);

@@ -71,7 +71,7 @@ void multiply(const Tensor& left, const Tensor& right, const std::optional<Tenso
   const int64_t M = out.size(1), N = out.size(2), K = left.size(2);
   const T* added = add ? reads<T>(*add) : nullptr;
   T* data = writes<T>(out);
-  multiply_all(
+  multiply_all<T>(
       out.size(0), [&](int64_t matrix) { return Product<T>{view<T>(left, matrix), view<T>(right, matrix), M, N, K, lower}; },
       [=](int64_t matrix, int64_t i, int64_t j, Pair sums, int64_t columns) {
         const int64_t at = (matrix * M + i) * N + j;

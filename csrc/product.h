@@ -13,7 +13,7 @@
 //   bfloat16   Zen 4, 468                                                  409                        661         409
 #pragma once
 
-#include "pairs.h"
+#include "tiles.h"
 
 #include <memory>
 
@@ -29,6 +29,12 @@ constexpr int64_t kSteps = 256;  // tune: 128 256 512
 constexpr int64_t kGroup = 8;  // tune: 4 8 16
 // Tiles whose sums wait for the next steps, where there are more steps than a panel has.
 constexpr int64_t kWaiting = 32;  // tune: 16 32 64
+
+// Rows of a tile of T, and the steps of which a panel has a multiple.
+template <typename T>
+constexpr int kHeight = kTiled<T> ? kSide : kTileRows;
+template <typename T>
+constexpr int64_t padded(int64_t steps) { return kTiled<T> ? round_up(steps, kTileSteps) : steps; }
 
 // A step of a packed panel.
 struct alignas(sizeof(floats)) Step {
@@ -98,11 +104,12 @@ inline float step(const bf16* from, int64_t stride, bool whole) {
   return std::bit_cast<float>(from->x | static_cast<uint32_t>(whole ? from[stride].x : 0) << 16);
 }
 
-// Packs `depth` terms of columns j .. j + columns of `right`, from term k on, step by step; zeros where a panel is wider than what is left.
+// Packs `depth` terms of columns j .. j + columns of `right`, from term k on, step by step; zeros where a panel is wider than what is left, or longer.
 template <typename T>
 void pack(const View<T>& right, int64_t k, int64_t depth, int64_t j, int64_t columns, float* panel) {
   const int64_t whole = depth / kTerms<T>;  // steps
   int64_t done = 0;
+  std::fill(panel + steps_of<T>(depth) * kTileColumns, panel + padded<T>(steps_of<T>(depth)) * kTileColumns, 0.f);
   if (columns < kTileColumns) {
     std::fill_n(panel, steps_of<T>(depth) * kTileColumns, 0.f);
   } else if (right.column == 1) {
@@ -160,6 +167,32 @@ struct Rows {
   }
 };
 
+#if defined(__AMX_BF16__)
+// The same for AMX, which wants the terms of a row as neighbours, and whole steps.
+template <>
+struct Rows<bf16> {
+  const bf16* data;
+  int64_t stride;
+  Rows(const View<bf16>& left, int64_t i, int64_t height, int64_t k, int64_t depth, float* room) : data(left.at(i, k)), stride(left.row) {
+    if (height == kSide && depth % kSide == 0 && left.column == 1 && left.row % kTerms<bf16> == 0) return;
+    bf16* const rows = reinterpret_cast<bf16*>(room);
+    const int64_t width = round_up(depth, kSide), whole = left.row == 1 && height == kSide ? depth / kSide * kSide : 0;
+    for (int64_t t = 0; t < whole; t += kSide) transpose(left.at(i, k + t), left.column, rows + t, width);
+    for (int64_t r = 0; r < kSide; ++r) {
+      bf16* const row = rows + r * width;
+      const int64_t terms = r < height ? depth : 0;
+      if (left.column == 1) std::copy_n(left.at(i + r, k), terms, row);
+      else for (int64_t t = whole; t < terms; ++t) row[t] = *left.at(i + r, k + t);
+      std::fill(row + terms, row + width, bf16{});
+    }
+    data = rows, stride = width;
+  }
+  void sum(const float* panel, int64_t steps, float* sums, bool more) const {
+    sum_square(reinterpret_cast<const float*>(data), stride / kTerms<bf16>, panel, kTileColumns, padded<bf16>(steps), sums, kTileColumns, more);
+  }
+};
+#endif
+
 // left (M, K) times right (K, N). If `lower`, M = N, and what lies above the diagonal is not wanted.
 template <typename T>
 struct Product {
@@ -169,8 +202,8 @@ struct Product {
 
   int64_t groups() const { return ceil_div(N, kGroup * kTileColumns); }
   // Tiles of rows that a group of columns needs: those from the first that reaches below the diagonal on.
-  int64_t first_tile(int64_t group) const { return lower ? group * kGroup * kTileColumns / kTileRows : 0; }
-  int64_t tiles(int64_t group) const { return ceil_div(M, kTileRows) - first_tile(group); }
+  int64_t first_tile(int64_t group) const { return lower ? group * kGroup * kTileColumns / kHeight<T> : 0; }
+  int64_t tiles(int64_t group) const { return ceil_div(M, kHeight<T>) - first_tile(group); }
   // Short rows of tiles, which end at the diagonal, and whole ones by turns, so that all threads have as much to do.
   int64_t tile(int64_t group, int64_t turn) const {
     return first_tile(group) + (!lower ? turn : turn % 2 ? tiles(group) - 1 - turn / 2 : turn / 2);
@@ -183,11 +216,11 @@ void multiply_group(const Product<T>& product, int64_t group, int64_t begin, int
   constexpr int64_t kDepth = kSteps * kTerms<T>;
   const auto [left, right, M, N, K, lower] = product;
   const int64_t first = group * kGroup * kTileColumns, last = std::min(N, first + kGroup * kTileColumns);
-  const int64_t panels = ceil_div(last - first, kTileColumns), panel_steps = std::min(steps_of<T>(K), kSteps);
+  const int64_t panels = ceil_div(last - first, kTileColumns), panel_steps = std::min(padded<T>(steps_of<T>(K)), kSteps);
   const int64_t block = K > kDepth ? kWaiting : end - begin;
   const auto packed = std::make_unique_for_overwrite<Step[]>(panels * panel_steps);
-  const auto waiting = std::make_unique_for_overwrite<Step[]>(K > kDepth ? block * panels * kTileRows : 0);
-  alignas(64) float room[kSteps * kTileRows];
+  const auto waiting = std::make_unique_for_overwrite<Step[]>(K > kDepth ? block * panels * kHeight<T> : 0);
+  alignas(64) float room[kSteps * kHeight<T>];
   for (; begin < end; begin += block) {
     int64_t k = 0;
     do {  // once even where K is 0: the sums are zero then
@@ -195,18 +228,26 @@ void multiply_group(const Product<T>& product, int64_t group, int64_t begin, int
       for (int64_t p = 0, j = first; p < panels; ++p, j += kTileColumns)
         pack(right, k, depth, j, std::min<int64_t>(kTileColumns, last - j), packed[p * panel_steps].lane);
       for (int64_t turn = begin; turn < std::min(end, begin + block); ++turn) {
-        const int64_t i = product.tile(group, turn) * kTileRows, height = std::min<int64_t>(kTileRows, M - i);
+        const int64_t i = product.tile(group, turn) * kHeight<T>, height = std::min<int64_t>(kHeight<T>, M - i);
         const Rows<T> rows(left, i, height, k, depth, room);
         for (int64_t p = 0, j = first; p < panels && !(lower && j >= i + height); ++p, j += kTileColumns) {
-          Step* kept = K > kDepth ? &waiting[((turn - begin) * panels + p) * kTileRows] : nullptr;
-          Pair sums[kTileRows];
+          Step* kept = K > kDepth ? &waiting[((turn - begin) * panels + p) * kHeight<T>] : nullptr;
+          Pair sums[kHeight<T>];
+          if constexpr (kTiled<T>) {
+            float* const all = kept ? kept->lane : reinterpret_cast<float*>(sums);  // in memory either way
+            rows.sum(packed[p * panel_steps].lane, steps_of<T>(depth), all, k > 0);
+            if (k + depth >= K)
+              for (int64_t r = 0; r < height; ++r)
+                finish(i + r, j, load_pair(all + r * kTileColumns), std::min<int64_t>(kTileColumns, last - j));
+          } else {
 #pragma GCC unroll 12
-          for (int r = 0; r < kTileRows; ++r) sums[r] = k ? load_pair(kept[r].lane) : Pair{};
-          rows.sum(packed[p * panel_steps].lane, steps_of<T>(depth), sums);
-          if (k + depth < K)
-            for (int r = 0; r < kTileRows; ++r) store_pair(kept[r].lane, sums[r]);
-          else
-            for (int64_t r = 0; r < height; ++r) finish(i + r, j, sums[r], std::min<int64_t>(kTileColumns, last - j));
+            for (int r = 0; r < kTileRows; ++r) sums[r] = k ? load_pair(kept[r].lane) : Pair{};
+            rows.sum(packed[p * panel_steps].lane, steps_of<T>(depth), sums);
+            if (k + depth < K)
+              for (int r = 0; r < kTileRows; ++r) store_pair(kept[r].lane, sums[r]);
+            else
+              for (int64_t r = 0; r < height; ++r) finish(i + r, j, sums[r], std::min<int64_t>(kTileColumns, last - j));
+          }
         }
       }
     } while ((k += kDepth) < K);
@@ -214,13 +255,14 @@ void multiply_group(const Product<T>& product, int64_t group, int64_t begin, int
 }
 
 // B products of one shape on all threads: product(b) is one of them, and finish(b, i, j, sums, columns) is called once for each row of each tile.
-template <typename Products, typename Finish>
+template <typename T, typename Products, typename Finish>
 void multiply_all(int64_t B, const Products& product, const Finish& finish) {
   if (B == 0) return;
   const auto any = product(0);
   int64_t tiles = 0;  // of one product, group after group
   for (int64_t group = 0; group < any.groups(); ++group) tiles += any.tiles(group);
   torch::stable::parallel_for(0, B * tiles, 1, [&](int64_t begin, int64_t end) {
+    [[maybe_unused]] const Tiles<T> registers;
     while (begin < end) {
       const int64_t b = begin / tiles;
       int64_t group = 0, turn = begin % tiles;

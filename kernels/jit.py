@@ -4,7 +4,7 @@
     y, rstd = ops.forward(x, weight, eps)
 
 The object's name is a hash of what it is made from: source, headers, flags, torch, compiler. Same content, same object, in any
-checkout; another content never finds a stale one. Instruction sets: the flags follow the processor (AVX-512, AVX2 or none) and are part
+checkout; another content never finds a stale one. Instruction sets: the flags follow the processor (AMX, AVX-512, AVX2 or none) and are part
 of the name, so a cache shared by two machines serves each its own object and nothing is built with -march=native.
 
 Two processes that need the same object at once: one builds under a file lock (which the operating system lets go even on kill -9), the
@@ -42,6 +42,10 @@ AHEAD_OF_TIME = CSRC / "build"  # filled by `python setup.py build_ext`
 # sum. The two -fno flags give up floating-point exceptions and errno, which nobody reads here and which would keep branches scalar.
 CXX_FLAGS = ("-std=c++20", "-O3", "-fopenmp-simd", "-fno-trapping-math", "-fno-math-errno")
 ISA_FLAGS = {
+    "amx": (
+        "-mamx-tile", "-mamx-bf16",
+        "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512",
+    ),
     "avx512": ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx2", "-mfma", "-mf16c", "-mprefer-vector-width=512"),
     "avx2": ("-mavx2", "-mfma", "-mf16c"),
     "generic": (),
@@ -67,8 +71,10 @@ class BuildError(RuntimeError):
 
 @functools.cache
 def isa() -> str:
-    """Instruction set to build for on this processor, by torch's own detection."""
+    """Instruction set to build for on this processor, by torch's own detection. AMX's tiles are for processes that have asked for them: this one does."""
     capability = torch.backends.cpu.get_cpu_capability().lower()
+    if capability == "avx512" and torch.cpu._is_amx_tile_supported() and torch.cpu._init_amx():
+        capability = "amx"
     return capability if capability in targets() else "generic"
 
 

@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import AMX, AVX512_BF16, INTERPRETED, choose, custom_op, jit, product_dtype
+from kernels import AVX512_BF16, INTERPRETED, choose, custom_op, jit, product_dtype
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -148,7 +148,7 @@ PANEL_BF16 = 256  # tune: 128 192 256 384 512
 def _own(dtype: torch.dtype, n: int) -> bool:
     """Whether matrices of the shorter side n are multiplied by csrc/product.h."""
     if dtype == torch.bfloat16:
-        return jit.isa() == "avx512" and AVX512_BF16 and not AMX and n <= OWN_PRODUCTS_BF16
+        return jit.isa() in ("amx", "avx512") and AVX512_BF16 and n <= OWN_PRODUCTS_BF16
     return dtype == torch.float32 and n <= OWN_PRODUCTS
 
 

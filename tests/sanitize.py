@@ -41,7 +41,7 @@ from kernels import jit  # noqa: E402
 TABLE = ROOT / "results" / "sanitizers.md"
 FORK_JOIN = ROOT / "tests" / "fork_join.cpp"
 # Instruction set -> what torch, and kernels/jit.py with it, is to take for the processor's.
-CAPABILITIES = {"generic": "default", "avx2": "avx2", "avx512": "avx512"}
+CAPABILITIES = {"generic": "default", "avx2": "avx2", "avx512": "avx512", "amx": "avx512"}
 DRAWN = 40  # cases beside those that a contract names
 LIMIT_S = 480.0
 
@@ -213,7 +213,9 @@ def laid(wanted: Input, generator: torch.Generator) -> Tensor:
 
 def plan(only: str | None) -> Iterator[tuple[str, Sanitizer, str]]:
     """Memory may go wrong in each instruction set; which thread works on what is the same in all."""
-    runnable = tuple(CAPABILITIES)[: tuple(CAPABILITIES).index(jit.isa()) + 1]
+    narrower = tuple(CAPABILITIES)[: tuple(CAPABILITIES).index(jit.isa())]
+    # where there is AMX, it is taken wherever AVX-512 is
+    runnable = (*(target for target in narrower if target != "avx512"), jit.isa())
     for op in [only] if only else ops():
         yield from ((op, SANITIZERS["address"], target) for target in runnable)
         yield op, SANITIZERS["thread"], runnable[-1]

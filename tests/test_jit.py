@@ -177,7 +177,7 @@ def test_setup_builds_every_instruction_set_where_load_looks(source, tmp_path):
     assert [name for name, _ in built] == [f"demo.cpp {target}" for target in jit.targets()]
     assert len({path for _, path in built}) == len(jit.targets())
     if platform.machine() == "x86_64":
-        assert jit.targets() == ("avx512", "avx2", "generic")
+        assert jit.targets() == ("amx", "avx512", "avx2", "generic")
 
     load = "from kernels import jit; import torch; print(jit.load('demo').answer(torch.ones(2)))"
     done = subprocess.run(

@@ -82,7 +82,7 @@ HOST_ASM = re.compile(
 )
 # Arithmetic on vector registers, fences and hints; the rest can call anything.
 INSTRUCTION = re.compile(
-    r"v[a-z0-9]+|prefetch\w+|[a-z0-9]+[ps][sd]|nop|pause|[lsm]fence|tdp\w+|tile\w+"
+    r"v[a-z0-9]+|prefetch\w+|[a-z0-9]+[ps][sd]|nop|pause|[lsm]fence|tdp\w+|tile\w+|(?:ld|st)tilecfg"
 )
 ATTRIBUTES = re.compile(
     r"(?:__attribute\w*|gnu(?:__)?\s*::?)[^;{]*?\b(?:__)?(constructor|destructor|section|alias|ifunc|weak|weakref|init_priority)(?:__)?\b"

@@ -1,0 +1,87 @@
+// AMX: eight registers of 16 rows of 64 bytes, which Intel's processors have since Sapphire Rapids. Only a build for them includes code of this file
+// (kernels/jit.py asks the system for their use).
+//
+// One instruction adds to 16 x 16 float sums the products of 16 rows of 32 bfloat16 and 16 pairs of rows of 16: 16,384 flops in 16 cycles, where
+// vdpbf16ps brings 64 a cycle and port. Four registers hold the sums of 32 x 32 results, so that a step of 32 terms takes four such instructions and
+// four loads.
+#pragma once
+
+#include "pairs.h"
+
+#if defined(__AMX_BF16__)
+template <typename T>
+constexpr bool kTiled = std::is_same_v<T, bf16>;
+#else
+template <typename T>
+constexpr bool kTiled = false;
+#endif
+
+constexpr int kSide = 32;  // rows, columns and terms of a step
+constexpr int64_t kTileSteps = kSide / 2;  // steps of pairs in one of tiles
+
+// sums (kSide, kBlock) = left times right, or += if `more`, over `steps` steps, a multiple of kTileSteps. Rows of `left` hold the terms of a step side
+// by side, and a row of `right` those of a step for kBlock columns; all three are `..._row` floats apart.
+void sum_square(const float* left, int64_t left_row, const float* right, int64_t right_row, int64_t steps, float* sums, int64_t sums_row, bool more);
+
+#if defined(__AMX_BF16__)
+
+// Gives the thread its registers for the life of this object, and leaves none behind that a change of threads would have to save.
+template <typename T>
+class Tiles {
+ public:
+  Tiles() {
+    if constexpr (!kTiled<T>) return;
+    struct alignas(64) {
+      uint8_t palette = 1, first_row = 0, reserved[14]{};
+      uint16_t bytes[16]{};
+      uint8_t rows[16]{};
+    } shape;
+    std::fill_n(shape.bytes, 8, 64);
+    std::fill_n(shape.rows, 8, 16);
+    asm volatile("ldtilecfg %0" : : "m"(shape));
+  }
+  ~Tiles() {
+    if constexpr (kTiled<T>) asm volatile("tilerelease");
+  }
+  Tiles(const Tiles&) = delete;
+};
+
+template <int kTile>
+inline void clear_tile() { asm volatile("tilezero %%tmm%c0" : : "i"(kTile)); }
+// Rows are `stride` bytes apart.
+template <int kTile>
+inline void load_tile(const void* from, int64_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(kTile) : "memory");
+}
+template <int kTile>
+inline void store_tile(void* to, int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(kTile) : "memory");
+}
+template <int kSums, int kLeft, int kRight>
+inline void multiply_tiles() { asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kLeft), "i"(kRight)); }
+
+inline void sum_square(const float* left, int64_t left_row, const float* right, int64_t right_row, int64_t steps, float* sums, int64_t sums_row, bool more) {
+  constexpr int64_t kFloat = sizeof(float);
+  float* const lower = sums + 16 * sums_row;
+  const int64_t left_bytes = left_row * kFloat, right_bytes = right_row * kFloat, sums_bytes = sums_row * kFloat;
+  if (more) {
+    load_tile<0>(sums, sums_bytes), load_tile<1>(sums + kLanes, sums_bytes);
+    load_tile<2>(lower, sums_bytes), load_tile<3>(lower + kLanes, sums_bytes);
+  } else {
+    clear_tile<0>(), clear_tile<1>(), clear_tile<2>(), clear_tile<3>();
+  }
+  for (int64_t k = 0; k < steps; k += kTileSteps, left += kTileSteps, right += kTileSteps * right_row) {
+    load_tile<4>(left, left_bytes), load_tile<6>(right, right_bytes);
+    load_tile<7>(right + kLanes, right_bytes), load_tile<5>(left + 16 * left_row, left_bytes);
+    multiply_tiles<0, 4, 6>(), multiply_tiles<1, 4, 7>(), multiply_tiles<2, 5, 6>(), multiply_tiles<3, 5, 7>();
+  }
+  store_tile<0>(sums, sums_bytes), store_tile<1>(sums + kLanes, sums_bytes);
+  store_tile<2>(lower, sums_bytes), store_tile<3>(lower + kLanes, sums_bytes);
+}
+
+#else
+
+template <typename T>
+class Tiles {};
+
+#endif
