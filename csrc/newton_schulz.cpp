@@ -1,4 +1,4 @@
-// Newton-Schulz on the CPU: products of matrices (product.h), and a symmetric matrix made whole from its lower triangle.
+// Newton-Schulz on the CPU: matrices of norm one, products of them (product.h), and a symmetric matrix made whole from its lower triangle.
 //
 // Of a product known to be symmetric, only the tiles that reach below the diagonal are summed (60 % of them at n = 192); the rest is mirrored.
 // Products that kernels/newton_schulz.py leaves to torch go by panels of rows, each only as far as the diagonal.
@@ -13,6 +13,8 @@ namespace {
 constexpr int64_t kTile = 32;  // tune: 16 32 64
 // Elements that a thread takes at least, counting a row of squares as n * kTile.
 constexpr int64_t kGrain = 1 << 15;
+// Elements of a matrix that are normalised at a time: L1 holds them until their matrix's norm is known, if it is not larger.
+constexpr int64_t kPart = 1 << 14;  // tune: 8192 16384 32768
 
 // Square (i, j) below the diagonal -> square (j, i) above it. Whole squares pass through registers; those of fp16, and those that the end of S cuts
 // off, pass through a buffer: rows of S are far apart, at n = 1024 all in one set of the cache, so that S is read and written by rows only.
@@ -57,6 +59,42 @@ void mirror(Tensor S, double diagonal) {
         for (int64_t j = 0; j < i; j += kTile) transpose_square(s, n, i, j);
         complete_square(s, n, i, d);
       }
+    });
+  });
+}
+
+// X = G / (safety |G|), by the Frobenius norm of each matrix G (B, M, N), or zero. A norm below `tiny` counts as that; a NaN stays one.
+void normalise(const Tensor& G, double safety, double tiny, Tensor X) {
+  STD_TORCH_CHECK(G.dim() == 3 && G.is_contiguous() && X.is_contiguous() && X.numel() == G.numel() && X.scalar_type() == G.scalar_type(),
+                  "newton_schulz: expected a contiguous G (B, M, N) and X as G is, got ", describe(G), " and ", describe(X));
+  const int64_t size = G.size(1) * G.size(2), parts = ceil_div(size, kPart), all = G.size(0) * parts;
+  std::vector<float> sums(static_cast<size_t>(all));
+  dispatch_float(G.scalar_type(), "newton_schulz", [&]<typename T>() {
+    const T* const g = reads<T>(G);
+    T* const x = writes<T>(X);
+    // Calls part(first element, elements, matrix, number) for each part, on all threads.
+    const auto for_each_part = [&](const auto& part) {
+      torch::stable::parallel_for(0, all, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t matrix = i / parts, offset = i % parts * kPart;
+          part(matrix * size + offset, std::min(kPart, size - offset), matrix, i);
+        }
+      });
+    };
+    for_each_part([&](int64_t first, int64_t length, int64_t, int64_t i) {
+      Pair squares{};
+      for_each_block(length, [&](int64_t, auto read, auto) {
+        const Pair v = read(g + first);
+        squares = squares + v * v;
+      });
+      sums[i] = sum_of(squares);
+    });
+    for_each_part([&](int64_t first, int64_t length, int64_t matrix, int64_t) {
+      float sum = 0.f;
+      for (int64_t i = matrix * parts; i < (matrix + 1) * parts; ++i) sum += sums[i];
+      const float norm = std::sqrt(sum) * static_cast<float>(safety), least = static_cast<float>(tiny);
+      const float scale = 1.f / (norm < least ? least : norm);
+      for_each_block(length, [&](int64_t, auto read, auto write) { write(x + first, read(g + first) * scale); });
     });
   });
 }
@@ -109,11 +147,13 @@ void product(const Tensor& left, const Tensor& right, const std::optional<Tensor
 }  // namespace
 
 LAB_SCHEMAS(m) {
+  m.def("normalise(Tensor G, float safety, float tiny, Tensor(a!) X) -> ()");
   m.def("mirror(Tensor(a!) S, float diagonal) -> ()");
   m.def("product(Tensor left, Tensor right, Tensor? add, float b, float c, bool lower, Tensor(a!) out) -> ()");
 }
 
 LAB_KERNELS(CPU, m) {
+  m.impl("normalise", TORCH_BOX(&normalise));
   m.impl("mirror", TORCH_BOX(&mirror));
   m.impl("product", TORCH_BOX(&product));
 }
