@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
     screen: Screen | None = None
     try:
         screen = open_screen(sys.stderr if quiet_output else sys.stdout)
+        if lab.folder.exists() and not lab.folder.is_dir():
+            raise Unusable(
+                f"{lab.folder} is a file: move it away, the lab keeps data and ledger in a folder of this name"
+            )
         said, status = _COMMANDS[asked.command or "loop"](lab, given, screen)
         screen.close()
         if said:

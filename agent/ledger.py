@@ -41,6 +41,15 @@ _PAST = (
 )  # fmt: skip
 
 
+def _settings(row: Mapping[str, Any]) -> Settings:
+    kept = json.loads(row["settings"])
+    if unknown := sorted(set(kept) - {field.name for field in fields(Settings)}):
+        raise LedgerError(
+            f"run {row['id']} was begun with settings that this version of the lab does not know ({', '.join(unknown)}): use the newer one"
+        )
+    return Settings.from_json(kept)
+
+
 class Ledger:
     """The ledger in the file `path`, created if it is not there. One object may be used by several threads."""
 
@@ -90,10 +99,7 @@ class Ledger:
     def runs(self) -> list[Run]:
         """Every run, oldest first, whatever the clock said."""
         rows = self._database.rows("SELECT * FROM runs ORDER BY rowid")
-        return [
-            Run(**{**row, "settings": Settings.from_json(json.loads(row["settings"]))})
-            for row in map(dict, rows)
-        ]
+        return [Run(**{**row, "settings": _settings(row)}) for row in map(dict, rows)]
 
     def run(self, name: str | None = None) -> Run:
         """The run of this name, or the latest. Raises LedgerError, which lists the names there are."""

@@ -16,6 +16,10 @@
 // fp16 is widened as a tile is copied in, and so is bf16 where the processor has no products of pairs (pairs.h); there the arithmetic is
 // float32 throughout. Where it has them, E below is bf16 and not float: tiles stay bf16, P and dS are rounded to it, sums are float32, and what
 // is summed over channels (O, dQ, dK, dV) has its columns as `zipped` leaves them until it is written.
+//
+// Where it has AMX, such products go by squares of 32 x 32 (tiles.h). Scores, one key a row and one query a lane, are then the right factor of a sum
+// over keys as they lie, so that O and dQ are made transposed: O' += V' P, dQ' += K' dS'. Two cores of a Xeon, ms forward and backward at B 4, H 3,
+// T 512, D 64: window 64 1.8 and 4.6 -> 0.8 and 1.7, causal 5.4 and 13.3 -> 1.5 and 3.1.
 #include "tiles.h"
 
 #include <memory>
@@ -24,7 +28,7 @@
 
 namespace {
 
-// A product keeps kRows x kVectors vectors of sums in registers: 16 of AVX-512's 32, 8 of AVX2's 16. That is enough to hide the
+// A product by vectors keeps kRows x kVectors vectors of sums in registers: 16 of AVX-512's 32, 8 of AVX2's 16. That is enough to hide the
 // latency of two multiply-adds a cycle, and takes 10 loads for 16 of them. A tile of scores is 16 KB: two stay in L1.
 #if defined(__AVX512F__)
 constexpr int kRows = 8;  // tune on avx512: 4 8
@@ -308,7 +312,7 @@ const float* over_queries(const float* S, int64_t keys, int64_t rows, float* to)
   return to;
 }
 
-// Sums over keys, one row a query, lie transposed where AMX makes them, so that a query is a lane of theirs as of the scores.
+// Sums over keys have a row a query; where AMX makes them, a row a channel and a lane a query.
 
 // sums += S' X, of a tile of scores S (keys, kQueries) and its keys' rows of X. `left` and `right` have room for the factors.
 template <typename E>

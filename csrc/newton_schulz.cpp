@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kTile = 32;  // tune: 16 32 64
 // Elements that a thread takes at least, counting a row of squares as n * kTile.
 constexpr int64_t kGrain = 1 << 15;
-// Elements of a matrix that are normalised at a time: L1 holds them until their matrix's norm is known, if it is not larger.
+// Elements of a matrix whose squares a thread sums at a time.
 constexpr int64_t kPart = 1 << 14;  // tune: 8192 16384 32768
 
 // Square (i, j) below the diagonal -> square (j, i) above it. Whole squares pass through registers; those of fp16, and those that the end of S cuts

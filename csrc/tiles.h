@@ -1,9 +1,9 @@
-// AMX: eight registers of 16 rows of 64 bytes, which Intel's processors have since Sapphire Rapids. Only a build for them includes code of this file
-// (kernels/jit.py asks the system for their use).
+// AMX: eight registers of 16 rows of 64 bytes, which Intel's server processors have since Sapphire Rapids. They are used where a build is for them
+// (kernels/jit.py, which asks the system for them).
 //
-// One instruction adds to 16 x 16 float sums the products of 16 rows of 32 bfloat16 and 16 pairs of rows of 16: 16,384 flops in 16 cycles, where
-// vdpbf16ps brings 64 a cycle and port. Four registers hold the sums of 32 x 32 results, so that a step of 32 terms takes four such instructions and
-// four loads.
+// One instruction adds to 16 x 16 float sums the products of 16 rows of 32 bfloat16 with 32 rows of 16, whose pairs lie zipped as pairs.h has them:
+// 16,384 flops in 16 cycles, where a vector instruction brings 64. Four registers hold the sums of a square of 32 x 32, two 32 rows and two 32
+// columns, so that each 32 terms take four such instructions and four loads: 27 ns at best, and 40 to 110 while others use the core (a virtual Xeon).
 #pragma once
 
 #include "pairs.h"
@@ -16,8 +16,8 @@ template <typename T>
 constexpr bool kTiled = false;
 #endif
 
-constexpr int kSide = 32;  // rows, columns and terms of a step
-constexpr int64_t kTileSteps = kSide / 2;  // steps of pairs in one of tiles
+constexpr int kSide = 32;                   // rows, columns and terms
+constexpr int64_t kTileSteps = kSide / 2;  // steps of a pair that one of these instructions takes
 
 // sums (kSide, kBlock) = left times right, or += if `more`, over `steps` steps, a multiple of kTileSteps. Rows of `left` hold the terms of a step side
 // by side, and a row of `right` those of a step for kBlock columns; all three are `..._row` floats apart.
@@ -25,7 +25,7 @@ void sum_square(const float* left, int64_t left_row, const float* right, int64_t
 
 #if defined(__AMX_BF16__)
 
-// Gives the thread its registers for the life of this object, and leaves none behind that a change of threads would have to save.
+// Lends the thread its registers for the life of this object; afterwards none has contents, which every change of threads would have to save.
 template <typename T>
 class Tiles {
  public:

@@ -1,7 +1,7 @@
 """Attention: o = softmax(q k^T / sqrt(D) + mask) v, causal or not, with a sliding window and grouped heads.
 
     torch    the formula, with its (T, T) scores in memory; masked pairs are computed and thrown away
-    cpp      csrc/attention.cpp: tiles of scores in L1 with an online softmax; tiles outside the band are skipped
+    cpp      csrc/attention.cpp: tiles of scores in L1 with an online softmax; tiles outside the band are skipped. bfloat16 by AVX512-BF16, or AMX
     triton   the same in shared memory and registers; one program a tile of queries, backward also one a tile of keys
 
 Other people's GPU kernels (LIBRARIES: cudnn, flex, fa4) run only by name. Each does a part of what the op means and raises for the rest.

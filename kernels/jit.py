@@ -3,7 +3,7 @@
     ops = jit.load("rms_norm")          # the functions that csrc/rms_norm.cpp registers
     y, rstd = ops.forward(x, weight, eps)
 
-The object's name is a hash of what it is made from: source, headers, flags, torch, compiler. Same content, same object, in any
+The object's name is a hash of what it is made from: source, its headers, flags, torch, compiler. Same content, same object, in any
 checkout; another content never finds a stale one. Instruction sets: the flags follow the processor (AMX, AVX-512, AVX2 or none) and are part
 of the name, so a cache shared by two machines serves each its own object and nothing is built with -march=native.
 
@@ -154,9 +154,17 @@ def _require_cuda(path: Path) -> None:
         raise BuildError(f"{path.name} needs nvcc: install the CUDA toolkit, or set CUDA_HOME")
 
 
+def _made_of(source: Path) -> list[Path]:
+    """A source and the headers beside it that it names, or that these name, be it in a comment."""
+    headers, found = sorted(source.parent.glob("*.h")), [source]
+    for file in found:  # which grows meanwhile
+        text = file.read_bytes()
+        found += [h for h in headers if h not in found and h.name.encode() in text]
+    return [source, *sorted(found[1:])]
+
+
 def _digest(path: Path, flags: tuple[str, ...]) -> str:
-    files = (path, *sorted(path.parent.glob("*.h")))
-    parts = [part for file in files for part in (file.name.encode(), file.read_bytes())]
+    parts = [part for file in _made_of(path) for part in (file.name.encode(), file.read_bytes())]
     made_with = [flags, torch.__version__, platform.machine(), _compiler_version()]
     if path.suffix == ".cu":
         made_with += [CUDA_FLAGS, _cuda_architectures()]

@@ -3,7 +3,7 @@ singular values brought near one by an odd polynomial a step, X <- (a I + b X X^
 
     torch    three products a step
     cpp      symmetric products are computed only up to the diagonal, in tiles that stay in registers (csrc/product.h; bfloat16 where the
-             processor has AVX512-BF16). Where a float32 G is much longer than wide, steps run on the n x n Gram matrix R = X X^T alone:
+             processor has AVX512-BF16 or AMX). Where a float32 G is much longer than wide, steps run on the n x n Gram matrix R = X X^T alone:
              with P = a I + b R + c R^2 a step is Q <- P Q, R <- P R P, and X <- Q X follows once, at the end of a segment of steps
     triton   the symmetric products by their lower tiles, each stored twice; polynomials added up inside the products; steps on the Gram matrix
              too. A bfloat16 G is multiplied in float16, as fast and eight times as fine: X has norm 1, no product leaves float16's range,
@@ -125,7 +125,7 @@ def _torch(G: Tensor, steps: int) -> Tensor:
 # Up to this side float32 is multiplied by csrc/product.h, beyond it by torch: 276 and 244 GFLOP/s at 192 x 192, 245 and 308 at 1024 x 1024.
 OWN_PRODUCTS = 512  # tune: 256 384 512 768
 # The same of bfloat16. A product is as fast as torch's (409 GFLOP/s on two Zen 4 cores), a symmetric one takes 0.62 of its time at 192 x 192;
-# five steps take 0.76 of the time at 1024 x 1024 and 0.85 at 2048 x 2048. The tiles of AMX are faster than either.
+# five steps take 0.76 of the time at 1024 x 1024 and 0.85 at 2048 x 2048, and by AMX's tiles 0.83 at 192, 0.72 and 0.67.
 OWN_PRODUCTS_BF16 = 2048  # tune: 1024 2048 4096
 # torch's panels of rows of a symmetric product: p of them do (p + 1) / 2p of the arithmetic, and meet all threads p times.
 PANELS = 4  # tune: 2 3 4 6 8

@@ -138,6 +138,14 @@ def test_a_lab_without_git_or_inside_another_repository_says_so(lab: Lab, tmp_pa
         Lab(lab.root / "sub").repository()
 
 
+def test_a_file_where_the_lab_s_folder_should_be_is_named(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab.folder.write_text("")
+    assert main(["status"], lab) == 2
+    assert capsys.readouterr().err.startswith(f"error: {lab.folder} is a file: move it away")
+
+
 def test_gate_passes_a_working_tree_with_nothing_to_judge(lab: Lab) -> None:
     write(lab.root, {"README.md": "more words\n"})
     assert main(["gate"], lab) == 0

@@ -82,6 +82,26 @@ def test_load_builds_once_and_content_decides_the_name(source, monkeypatch, caps
     jit.load.cache_clear()
 
 
+def test_headers_that_a_source_reaches_and_no_others_are_part_of_the_name(source):
+    folder = source.parent
+    source.write_text('#include "answer.h"\n#include <plain.h>\nint x;\n')
+    (folder / "answer.h").write_text('#include "deep.h"\n')
+    for name in ("deep.h", "other.h", "plain.h"):
+        (folder / name).write_text("// one\n")
+
+    def name() -> str:
+        return jit._digest(source, ())
+
+    names = [name()]
+    (folder / "other.h").write_text("// two\n")
+    assert name() == names[0]
+    for changed in ("deep.h", "plain.h", "answer.h"):
+        with (folder / changed).open("a") as header:
+            header.write("// two\n")
+        names.append(name())
+    assert len(set(names)) == 4
+
+
 def test_compiler_error_is_shown_with_its_source_line(source):
     source.write_text(PLAIN.replace("return ANSWER", "return undeclared_answer"))
     with pytest.raises(jit.BuildError) as raised:

@@ -372,6 +372,17 @@ def test_a_file_that_is_no_ledger_is_named_with_what_helps(tmp_path: Path) -> No
     assert file.read_bytes().startswith(b"not a database")
 
 
+def test_a_run_with_settings_of_a_newer_version_is_told_as_such(ledger: Ledger) -> None:
+    with ledger._database.transaction():
+        ledger._database.execute(
+            "UPDATE runs SET settings = json_set(settings, '$.invented', 1) WHERE id = 'r1'"
+        )
+    with pytest.raises(
+        LedgerError, match=r"run r1 .* does not know \(invented\): use the newer one"
+    ):
+        ledger.runs()
+
+
 def test_a_full_disk_is_told_as_such_and_leaves_the_ledger_usable(ledger: Ledger) -> None:
     database = ledger._database
     ((pages,),) = database.rows("PRAGMA page_count")
