@@ -75,7 +75,7 @@ struct Range {
   int64_t begin, end;
 };
 
-// C (M, N) = factor * A B, of each block of rows for the columns within columns(m, m + kRows); other columns may hold anything.
+// C (M, N) = factor * A B, of each block of rows for the columns within columns(m, m + kHeight); other columns may hold anything.
 template <typename E, typename Columns>
 void product(int64_t M, int64_t N, int64_t steps, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc,
              float factor, Columns columns) {
@@ -85,7 +85,8 @@ void product(int64_t M, int64_t N, int64_t steps, const float* A, int64_t lda, c
       for (int64_t n = r.begin / kSide * kSide; n < r.end; n += kSide) {
         float* const c = C + m * ldc + n;
         sum_square(A + m * lda, lda, B + n, ldb, steps, c, ldc, false);
-        for (int64_t row = 0; row < kSide && factor != 1.f; ++row) store_pair(c + row * ldc, load_pair(c + row * ldc) * factor);
+        if (factor != 1.f)
+          for (int64_t row = 0; row < kSide; ++row) store_pair(c + row * ldc, load_pair(c + row * ldc) * factor);
       }
     }
     return;
@@ -125,7 +126,8 @@ void accumulate(int64_t M, int64_t N, const float* A, int64_t lda, const float* 
   }
 }
 
-// The same by squares of AMX: those of rows m and columns n sum over the terms within terms(m, n), rounded to whole squares, where A and B are zero.
+// The same by squares of AMX: those of rows m and columns n sum over the terms within terms(m, n), rounded to whole squares: there A or B must be
+// zero, and the other finite.
 template <typename Terms>
 void accumulate_squares(int64_t M, int64_t N, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc, Terms terms) {
   for (int64_t m = 0; m < M; m += kSide)
@@ -269,17 +271,10 @@ void transpose(Rows<E> rows, int64_t n, int64_t width, float* columns) {
 // The transpose of n rows of `width` channels as a left factor of AMX, rows of kKeys terms with zeros behind n. Channels in the order of a Pair's lanes.
 inline void turn(Rows<bf16> rows, int64_t n, int64_t width, float* turned) {
   constexpr int64_t kRow = kKeys / 2;
-  for (int64_t k = 0; k < round_up(n, kSide); k += kSide)
+  for (int64_t k = 0; k < n; k += kBlock)
     for (int64_t d = 0; d < width; d += kBlock) {
-      floats even[kLanes], odd[kLanes];  // of two rows; once transposed, of a channel
-#pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) {
-        const bf16* row = rows.data + (k + 2 * i) * rows.stride + d;
-        const Pair pair = zipped(row, row + rows.stride);
-        even[i] = pair.even, odd[i] = pair.odd;
-      }
-      ::transpose(even);
-      ::transpose(odd);
+      floats even[kLanes], odd[kLanes];
+      ::transpose(rows.data + k * rows.stride + d, rows.stride, even, odd);
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) {
         *reinterpret_cast<unaligned_floats*>(turned + (d + i) * kRow + k / 2) = even[i];
@@ -314,16 +309,16 @@ const float* over_queries(const float* S, int64_t keys, int64_t rows, float* to)
 
 // Sums over keys have a row a query; where AMX makes them, a row a channel and a lane a query.
 
-// sums += S' X, of a tile of scores S (keys, kQueries) and its keys' rows of X. `left` and `right` have room for the factors.
+// sums += S' X, of a tile of scores S (keys, kQueries) and its keys' rows of X.
 template <typename E>
-void add_over_keys(const float* S, const TileBand& tile, Rows<E> X, int64_t width, float* left, float* right, float* sums) {
+void add_over_keys(const float* S, const TileBand& tile, Rows<E> X, int64_t width, float* left_room, float* right_room, float* sums) {
   if constexpr (kTiled<E>) {
-    turn(X, tile.keys, width, left);
-    accumulate_squares(width, kQueries, left, kKeys / 2, over_keys<E>(S, tile.keys, round_up(tile.keys, kSide), right), kQueries, sums, kQueries,
+    turn(X, tile.keys, width, left_room);
+    accumulate_squares(width, kQueries, left_room, kKeys / 2, over_keys<E>(S, tile.keys, round_up(tile.keys, kSide), right_room), kQueries, sums, kQueries,
                        [&](int64_t, int64_t i) { return tile.keys_of(i, i + kSide); });
   } else {
-    const Rows<float> factor = ::right(X, tile.keys, width, right);
-    accumulate<E, true>(kQueries, width, over_keys<E>(S, tile.keys, tile.keys, left), kQueries, factor.data, factor.stride, sums, width,
+    const Rows<float> factor = right(X, tile.keys, width, right_room);
+    accumulate<E, true>(kQueries, width, over_keys<E>(S, tile.keys, tile.keys, left_room), kQueries, factor.data, factor.stride, sums, width,
                         [&](int64_t i0, int64_t i1) { return tile.keys_of(i0, i1); });
   }
 }
@@ -350,14 +345,7 @@ template <typename E>
 const float* upright(const float* sums, int64_t width, float* room) {
   if constexpr (!kTiled<E>) return sums;
   for (int64_t d = 0; d < width; d += kLanes)
-    for (int64_t i = 0; i < kQueries; i += kLanes) {
-      floats square[kLanes];
-#pragma GCC unroll 16
-      for (int r = 0; r < kLanes; ++r) square[r] = *reinterpret_cast<const unaligned_floats*>(sums + (d + r) * kQueries + i);
-      ::transpose(square);
-#pragma GCC unroll 16
-      for (int r = 0; r < kLanes; ++r) *reinterpret_cast<unaligned_floats*>(room + (i + r) * width + d) = square[r];
-    }
+    for (int64_t i = 0; i < kQueries; i += kLanes) ::transpose(sums + d * kQueries + i, kQueries, room + i * width + d, width);
   return room;
 }
 
@@ -485,14 +473,15 @@ void forward_tasks(const Shape& s, const Band& band, Heads<const T> q, Heads<con
                    int64_t begin, int64_t end) {
   const int64_t W = s.width, left_row = W / kTerms<E>, steps = steps_of<E>(kTiled<E> ? W : s.D);
   [[maybe_unused]] const Tiles<E> registers;
-  Scratch scratch(kQueries * (4 * W + kKeys + 3) + 2 * kKeys * (W + std::max<int64_t>(kQueries, W)));
+  const int64_t factor = kKeys * std::max<int64_t>(kQueries, W);
+  Scratch scratch(kQueries * (4 * W + kKeys + 3) + 2 * kKeys * W + 2 * factor);
   E* q_copy = scratch.take_as<E>(kQueries * W);
   float* q_columns = scratch.take(kQueries * left_row);
   E* k_copy = scratch.take_as<E>(kKeys * W);
   E* v_copy = scratch.take_as<E>(kKeys * W);
   float* S = scratch.take(kKeys * kQueries);
-  float* left_factor = scratch.take(kKeys * std::max<int64_t>(kQueries, W));
-  float* right_factor = scratch.take(kKeys * std::max<int64_t>(kQueries, W));
+  float* left_factor = scratch.take(factor);
+  float* right_factor = scratch.take(factor);
   float* O = scratch.take(kQueries * W);
   float* O_rows = scratch.take(kQueries * W);
   float* max = scratch.take(kQueries);
@@ -633,7 +622,7 @@ struct Backward {
           const Rows<E> O = rows(o.at(b, h), q0, queries, s.D, W, o_copy);
           transpose(Q, queries, W, q_columns);
           transpose(dO, queries, W, do_columns);
-          const int64_t summed = kTiled<E> ? round_up(queries, kSide) : queries;
+          const int64_t summed = round_up(queries, kHeight<E>);
           const Rows<float> Q_right = right(Q, summed, W, q_zips);
           const Rows<float> dO_right = right(dO, summed, W, do_zips);
           for (int64_t i = 0; i < queries; ++i) {

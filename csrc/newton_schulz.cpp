@@ -21,11 +21,11 @@ constexpr int64_t kPart = 1 << 14;  // tune: 8192 16384 32768
 template <typename T>
 void transpose_square(T* s, int64_t n, int64_t i, int64_t j) {
   const int64_t rows = std::min(kTile, n - i);
-  constexpr int64_t kSide = std::is_same_v<T, bf16> ? kBlock : kLanes;
-  if constexpr (!std::is_same_v<T, fp16> && kTile % kSide == 0) {
+  constexpr int64_t kSquare = std::is_same_v<T, bf16> ? kBlock : kLanes;
+  if constexpr (!std::is_same_v<T, fp16> && kTile % kSquare == 0) {
     if (rows == kTile) {
-      for (int64_t row = i; row < i + kTile; row += kSide)
-        for (int64_t column = j; column < j + kTile; column += kSide) transpose(s + row * n + column, n, s + column * n + row, n);
+      for (int64_t row = i; row < i + kTile; row += kSquare)
+        for (int64_t column = j; column < j + kTile; column += kSquare) transpose(s + row * n + column, n, s + column * n + row, n);
       return;
     }
   }
@@ -109,7 +109,7 @@ void multiply(const Tensor& left, const Tensor& right, const std::optional<Tenso
   const int64_t M = out.size(1), N = out.size(2), K = left.size(2);
   const T* added = add ? reads<T>(*add) : nullptr;
   T* data = writes<T>(out);
-  multiply_all<T>(
+  multiply_all(
       out.size(0), [&](int64_t matrix) { return Product<T>{view<T>(left, matrix), view<T>(right, matrix), M, N, K, lower}; },
       [=](int64_t matrix, int64_t i, int64_t j, Pair sums, int64_t columns) {
         const int64_t at = (matrix * M + i) * N + j;

@@ -42,6 +42,35 @@ inline Pair zipped(const bf16* above, const bf16* below) {
   return {reinterpret_cast<floats>((a & 0xffffu) | b << 16), reinterpret_cast<floats>(a >> 16 | (b & 0xffff0000u))};
 }
 
+// Transposes the square at `from`, whose rows are `stride` apart, to `to`.
+inline void transpose(const float* from, int64_t stride, float* to, int64_t to_stride) {
+  floats rows[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) rows[i] = *reinterpret_cast<const unaligned_floats*>(from + i * stride);
+  transpose(rows);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) *reinterpret_cast<unaligned_floats*>(to + i * to_stride) = rows[i];
+}
+// The even and the odd columns of kBlock x kBlock bfloat16, each a vector.
+inline void transpose(const bf16* from, int64_t stride, floats (&even)[kLanes], floats (&odd)[kLanes]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    const Pair pair = zipped(from + 2 * i * stride, from + (2 * i + 1) * stride);
+    even[i] = pair.even, odd[i] = pair.odd;
+  }
+  transpose(even);
+  transpose(odd);
+}
+inline void transpose(const bf16* from, int64_t stride, bf16* to, int64_t to_stride) {
+  floats even[kLanes], odd[kLanes];
+  transpose(from, stride, even, odd);
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) {
+    *reinterpret_cast<unaligned_floats*>(to + 2 * i * to_stride) = even[i];
+    *reinterpret_cast<unaligned_floats*>(to + (2 * i + 1) * to_stride) = odd[i];
+  }
+}
+
 // Which of kBlock lanes holds column c of a Pair of T.
 template <typename T>
 constexpr int64_t lane_of(int64_t c) {

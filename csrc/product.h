@@ -75,32 +75,6 @@ inline void sum_tile(const T* left, int64_t stride, const float* panel, int64_t 
   }
 }
 
-// Transposes the square at `from`, whose rows are `stride` apart, to `to`.
-inline void transpose(const float* from, int64_t stride, float* to, int64_t to_stride) {
-  floats rows[kLanes];
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) rows[i] = *reinterpret_cast<const unaligned_floats*>(from + i * stride);
-  transpose(rows);
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) *reinterpret_cast<unaligned_floats*>(to + i * to_stride) = rows[i];
-}
-// The same for kBlock x kBlock bfloat16.
-inline void transpose(const bf16* from, int64_t stride, bf16* to, int64_t to_stride) {
-  floats even[kLanes], odd[kLanes];  // of pairs of rows; once transposed, of pairs of columns
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    const Pair pair = zipped(from + 2 * i * stride, from + (2 * i + 1) * stride);
-    even[i] = pair.even, odd[i] = pair.odd;
-  }
-  transpose(even);
-  transpose(odd);
-#pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) {
-    *reinterpret_cast<unaligned_floats*>(to + 2 * i * to_stride) = even[i];
-    *reinterpret_cast<unaligned_floats*>(to + (2 * i + 1) * to_stride) = odd[i];
-  }
-}
-
 // The terms of a step, which are `stride` apart, in one lane. Of bfloat16 the second is zero unless the step is `whole`.
 inline float step(const float* from, int64_t, bool) { return *from; }
 inline float step(const bf16* from, int64_t stride, bool whole) {
@@ -199,6 +173,7 @@ struct Rows<bf16> {
 // left (M, K) times right (K, N). If `lower`, M = N, and what lies above the diagonal is not wanted.
 template <typename T>
 struct Product {
+  using Element = T;
   View<T> left, right;
   int64_t M, N, K;
   bool lower;
@@ -258,14 +233,14 @@ void multiply_group(const Product<T>& product, int64_t group, int64_t begin, int
 }
 
 // B products of one shape on all threads: product(b) is one of them, and finish(b, i, j, sums, columns) is called once for each row of each tile.
-template <typename T, typename Products, typename Finish>
+template <typename Products, typename Finish>
 void multiply_all(int64_t B, const Products& product, const Finish& finish) {
   if (B == 0) return;
   const auto any = product(0);
   int64_t tiles = 0;  // of one product, group after group
   for (int64_t group = 0; group < any.groups(); ++group) tiles += any.tiles(group);
   torch::stable::parallel_for(0, B * tiles, 1, [&](int64_t begin, int64_t end) {
-    [[maybe_unused]] const Tiles<T> registers;
+    [[maybe_unused]] const Tiles<typename std::invoke_result_t<Products, int64_t>::Element> registers;
     while (begin < end) {
       const int64_t b = begin / tiles;
       int64_t group = 0, turn = begin % tiles;

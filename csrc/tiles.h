@@ -24,6 +24,8 @@ constexpr int64_t kTileSteps = kSide / 2;  // steps of a pair that one of these 
 void sum_square(const float* left, int64_t left_row, const float* right, int64_t right_row, int64_t steps, float* sums, int64_t sums_row, bool more);
 
 #if defined(__AMX_BF16__)
+// A square's row of results is a Pair, and a step of a square a vector.
+static_assert(kSide == kBlock && kTileSteps == kLanes);
 
 // Lends the thread its registers for the life of this object; afterwards none has contents, which every change of threads would have to save.
 template <typename T>
@@ -48,13 +50,22 @@ class Tiles {
 
 template <int kTile>
 inline void clear_tile() { asm volatile("tilezero %%tmm%c0" : : "i"(kTile)); }
+// AddressSanitizer sees nothing of what inline assembly touches: it is shown both ends of each row.
+inline void show_tile([[maybe_unused]] const void* at, [[maybe_unused]] int64_t stride) {
+#if defined(__SANITIZE_ADDRESS__)
+  for (int row = 0; row < 16; ++row)
+    for (const int byte : {0, 63}) static_cast<void>(static_cast<const volatile char*>(at)[row * stride + byte]);
+#endif
+}
 // Rows are `stride` bytes apart.
 template <int kTile>
 inline void load_tile(const void* from, int64_t stride) {
+  show_tile(from, stride);
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(kTile) : "memory");
 }
 template <int kTile>
 inline void store_tile(void* to, int64_t stride) {
+  show_tile(to, stride);
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(kTile) : "memory");
 }
 template <int kSums, int kLeft, int kRight>

@@ -45,6 +45,8 @@ PREFERENCE: dict[str, tuple[str, ...]] = {
 
 # Triton reads this variable when a kernel is defined: later changes have no effect.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# As under compute-sanitizer (bench/sanitizer.py): torch takes each tensor from the driver, which refuses while a CUDA graph is recorded.
+UNCACHED = os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") == "1"
 _RUNS_ON: dict[str, tuple[str, ...]] = {
     "cpp": ("cpu",),
     "triton": ("cuda", "cpu") if INTERPRETED else ("cuda",),

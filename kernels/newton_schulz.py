@@ -8,7 +8,8 @@ singular values brought near one by an odd polynomial a step, X <- (a I + b X X^
     triton   the symmetric products by their lower tiles, each stored twice; polynomials added up inside the products; steps on the Gram matrix
              too. A bfloat16 G is multiplied in float16, as fast and eight times as fine: X has norm 1, no product leaves float16's range,
              and 0.2 to 1 % of the result lies off G's singular vectors where bfloat16 leaves 0.8 to 8 %, with steps on R up to 3 %. All
-             products but the last are one launch, of a recorded graph: each keeps the host busy for some 10 us, and an H100, reckoned, for 5
+             products but the last are one launch, of a recorded graph: launched alone each keeps the host busy for some 10 us, and an H100,
+             reckoned, for 5 on average (square ones 9, at 4:1 3)
 
 Other products are made in G's dtype (in float32 where a CPU has no fast ones): bfloat16 for Muon's usual precision, float32 for singular
 vectors true to 1e-4. Iteration runs on the shorter side n: (4 n^2 m + 2 n^3) flops a step and matrix, plain.
@@ -26,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import AVX512_BF16, INTERPRETED, choose, custom_op, jit, product_dtype
+from kernels import AVX512_BF16, INTERPRETED, UNCACHED, choose, custom_op, jit, product_dtype
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -422,14 +423,16 @@ def _factors(X: Tensor, steps: int) -> _Factors:
 
 
 class _Graph:
-    """_factors recorded: its 14 to 17 launches of 10 us each on the host are one. Works in memory of its own, from G to the last product."""
+    """_factors recorded: of five steps its 14 to 17 launches of 10 us each on the host are one. Works in memory of its own, from G to the last product."""
 
     def __init__(self, like: Tensor, dtype: torch.dtype, steps: int) -> None:
         self._X = torch.zeros_like(like, dtype=dtype)
         _factors(_upright(self._X), steps)  # compiles what is only launched below
         self._graph = torch.cuda.CUDAGraph()
+        # A stream of its own: torch's for all captures lies on the device that was first to record.
+        stream = torch.cuda.Stream(like.device)
         # A thread that fetches the next batch may allocate pinned memory meanwhile.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
             self._factors = _factors(_upright(self._X), steps)
 
     def factors(self, G: Tensor) -> _Factors:
@@ -439,7 +442,8 @@ class _Graph:
         return self._factors
 
 
-# A model has two or three shapes, a benchmark of this op eight. Each graph holds about four times its X.
+# A model has two or three shapes; the nine of the benchmark come one after another. Who goes round more than these records at every call. A graph
+# holds five times its X where that is square, 3.3 times at 4:1.
 GRAPHS = 8
 _graphs: dict[tuple[Any, ...], _Graph] = {}  # the one used last at the end
 
@@ -454,14 +458,15 @@ def _triton(G: Tensor, steps: int) -> Tensor:
         )
     stack = _stack(G).contiguous()
     dtype = torch.float32 if G.dtype == torch.float32 else torch.float16
-    # somebody else's graph takes the launches themselves
-    if INTERPRETED or torch.cuda.is_current_stream_capturing():
+    # somebody else's graph takes the launches themselves, and none is recorded without torch's allocator
+    if INTERPRETED or UNCACHED or torch.cuda.is_current_stream_capturing():
         X = torch.empty_like(stack, dtype=dtype)
         _normalise_into(X, stack)
         return _last(_factors(_upright(X), steps), G)
     stream = torch.cuda.current_stream(G.device).cuda_stream
     key = stack.shape, dtype, steps, G.device, stream
-    # out of the table while it is used: another thread on this stream makes its own
+    # Out of the table while it is used: another thread on this stream makes its own. Threads may replay side by side, but not record: a
+    # recording begins by waiting for the whole device, which ends any other.
     graph = _graphs.pop(key, None) or _Graph(stack, dtype, steps)
     O = _last(graph.factors(stack), G)  # noqa: E741
     _graphs[key] = graph

@@ -114,7 +114,7 @@ def check(op: str, with_: Sanitizer, target: str, tree: Path = ROOT, drawn: int 
         **os.environ, **with_.options,
         "ATEN_CPU_CAPABILITY": CAPABILITIES[target], "LD_PRELOAD": " ".join(libraries),
     }  # fmt: skip
-    given = ("--op", op, "--tree", str(tree), "--drawn", str(drawn), "--under", with_.name)
+    given = ("--op", op, "--tree", str(tree), "--drawn", str(drawn), "--under", with_.name, "--target", target)  # fmt: skip
     started = time.monotonic()
     done = subprocess.run(
         [*with_.before, sys.executable, __file__, *given],
@@ -154,7 +154,7 @@ def _asked(*arguments: str) -> str:
 # ---- in the process that has the runtimes preloaded
 
 
-def run_cases(op: str, with_: Sanitizer, tree: Path, drawn: int) -> None:
+def run_cases(op: str, with_: Sanitizer, target: str, tree: Path, drawn: int) -> None:
     """Every call, named on standard output before it is made."""
     sys.path.insert(0, str(tree))
     for name in [name for name in sys.modules if name.split(".")[0] == "kernels"]:
@@ -162,6 +162,7 @@ def run_cases(op: str, with_: Sanitizer, tree: Path, drawn: int) -> None:
     from kernels import jit
 
     jit.CXX_FLAGS = (*jit.CXX_FLAGS, *with_.all_flags)
+    jit.isa = lambda: target  # torch calls avx512 what has AMX, too
     function = getattr(__import__(f"kernels.{op}", fromlist=["_"]), op)
     asked, generator = contract(op), torch.Generator().manual_seed(0)
     numbers = itertools.count()
@@ -213,9 +214,7 @@ def laid(wanted: Input, generator: torch.Generator) -> Tensor:
 
 def plan(only: str | None) -> Iterator[tuple[str, Sanitizer, str]]:
     """Memory may go wrong in each instruction set; which thread works on what is the same in all."""
-    narrower = tuple(CAPABILITIES)[: tuple(CAPABILITIES).index(jit.isa())]
-    # where there is AMX, it is taken wherever AVX-512 is
-    runnable = (*(target for target in narrower if target != "avx512"), jit.isa())
+    runnable = tuple(CAPABILITIES)[: tuple(CAPABILITIES).index(jit.isa()) + 1]
     for op in [only] if only else ops():
         yield from ((op, SANITIZERS["address"], target) for target in runnable)
         yield op, SANITIZERS["thread"], runnable[-1]
@@ -249,9 +248,10 @@ def main() -> int:
     take.add_argument("--tree", type=Path, default=ROOT, help=argparse.SUPPRESS)
     take.add_argument("--drawn", type=int, default=DRAWN, help=argparse.SUPPRESS)
     take.add_argument("--under", choices=tuple(SANITIZERS), help=argparse.SUPPRESS)
+    take.add_argument("--target", choices=tuple(CAPABILITIES), help=argparse.SUPPRESS)
     asked = take.parse_args()
     if asked.under:
-        run_cases(asked.op, SANITIZERS[asked.under], asked.tree, asked.drawn)
+        run_cases(asked.op, SANITIZERS[asked.under], asked.target, asked.tree, asked.drawn)
         return 0
     rows, started = [], time.monotonic()
     for op, with_, target in plan(asked.op):

@@ -76,6 +76,16 @@ def test_values_and_gradients_match_float64(impl, causal, T, D):
     assert_matches_float64(q, k, v, causal, None, impl)
 
 
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.parametrize("D", [1, 16, 33, 64, 100, 256])
+@pytest.mark.parametrize("T", [1, 2, 17, 64, 97, 130])
+@pytest.mark.parametrize("window", [None, 40])
+def test_bfloat16_of_any_shape_matches_float64(causal, T, D, window):
+    q = random(1, 2, T, D, dtype=torch.bfloat16)
+    k, v = (random(1, 1, T, D, dtype=torch.bfloat16, seed=s) for s in (1, 2))
+    assert_matches_float64(q, k, v, causal, window, "cpp")
+
+
 @every_impl
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
 @pytest.mark.parametrize("window", WINDOWS)

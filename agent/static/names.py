@@ -129,7 +129,7 @@ _OF = {
     "triton.runtime.jit": frozenset({"JITFunction", "KernelInterface"}),
     "triton.runtime.autotuner": frozenset({"Autotuner", "Heuristics", "Config", "OutOfResources"}),
     "kernels": frozenset(
-        "jit choose custom_op rows_of dense overwrite product_dtype INTERPRETED AVX512_BF16 AMX CPU_MULTIPLIES_BF16 MKL_KNOWS_CPU".split()
+        "jit choose custom_op rows_of dense overwrite product_dtype INTERPRETED UNCACHED AVX512_BF16 AMX CPU_MULTIPLIES_BF16 MKL_KNOWS_CPU".split()
     ),
     "kernels.jit": frozenset("load isa targets BuildError".split()),
     "flash_attn": frozenset({"cute"}),
@@ -162,8 +162,9 @@ CONTEXTS = frozenset({"set_grad_enabled", "set_detect_anomaly"})
 # What reads a clock, or works beside the current stream: right in an autotuner; the judge keeps its own time.
 _CLOCKS = (
     "time.", "torch.cuda.Event", "torch.cuda.Stream", "torch.cuda.stream", "torch.profiler", "torch.autograd.profiler", "torch.cuda.nvtx",
-    "torch.cuda.CUDAGraph", "torch.cuda.graph", "torch.cuda.make_graphed_callables", "triton.testing",
+    "triton.testing",
 )  # fmt: skip
+_GRAPHS = ("torch.cuda.CUDAGraph", "torch.cuda.graph", "torch.cuda.make_graphed_callables")
 # Names that are modules: they may be used by their attributes, and not handed around.
 MODULES = (
     frozenset(_PARTS)
@@ -245,3 +246,7 @@ def _instead(name: str) -> str:
 
 def is_clock(name: str) -> bool:
     return name.startswith(_CLOCKS)
+
+
+def is_graph(name: str) -> bool:
+    return name.startswith(_GRAPHS)

@@ -362,6 +362,8 @@ class _Reader:
             origin = self.origins.first(node)
             if origin and names.is_clock(origin):
                 yield f"`{origin}`: right in an autotuner on its first call; the judge keeps its own clock"
+            elif origin and names.is_graph(origin):
+                yield f"`{origin}`: a replay overwrites what the one before left in the graph's memory; a result needs memory of its own"
             elif isinstance(node, ast.Attribute) and node.attr in ("data_ptr", "untyped_storage"):
                 yield f"`.{node.attr}`: right for alignment; an answer kept by address is stale when the contents change"
         elif isinstance(node, ast.ClassDef) and any(

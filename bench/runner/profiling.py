@@ -129,7 +129,8 @@ class Profiling:
             if torch.compiler.is_compiling():
                 return function(*args, **kwargs)
             counts[_form(signature.bind(*args, **kwargs).arguments)] += 1
-            with record_function(_SCOPE + op):
+            # Not record_function: what is launched past torch's dispatcher, as by Triton, is linked to scopes of functions, never to a user's.
+            with torch._C._profiler._RecordFunctionFast(_SCOPE + op):
                 return function(*args, **kwargs)
 
         setattr(module, op, watched)

@@ -25,6 +25,44 @@ void mirror(Tensor S, double diagonal) {
   });
 }
 
+constexpr int64_t kPart = 1 << 14;  // elements whose squares a thread sums at a time
+
+// X = G / (safety |G|), by the Frobenius norm of each matrix G (B, M, N), or zero. A norm below `tiny` counts as that; a NaN stays one.
+void normalise(const Tensor& G, double safety, double tiny, Tensor X) {
+  STD_TORCH_CHECK(G.dim() == 3 && G.is_contiguous() && X.is_contiguous() && X.numel() == G.numel() && X.scalar_type() == G.scalar_type(),
+                  "newton_schulz: expected a contiguous G (B, M, N) and X as G is, got ", describe(G), " and ", describe(X));
+  const int64_t size = G.size(1) * G.size(2), parts = ceil_div(size, kPart), all = G.size(0) * parts;
+  std::vector<float> sums(static_cast<size_t>(all));
+  dispatch_float(G.scalar_type(), "newton_schulz", [&]<typename T>() {
+    const T* const g = reads<T>(G);
+    T* const x = writes<T>(X);
+    // Calls part(first element, elements, matrix, number) for each part, on all threads.
+    const auto for_each_part = [&](const auto& part) {
+      torch::stable::parallel_for(0, all, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t matrix = i / parts, offset = i % parts * kPart;
+          part(matrix * size + offset, std::min(kPart, size - offset), matrix, i);
+        }
+      });
+    };
+    for_each_part([&](int64_t first, int64_t length, int64_t, int64_t i) {
+      Pair squares{};
+      for_each_block(length, [&](int64_t, auto read, auto) {
+        const Pair v = read(g + first);
+        squares = squares + v * v;
+      });
+      sums[i] = sum_of(squares);
+    });
+    for_each_part([&](int64_t first, int64_t length, int64_t matrix, int64_t) {
+      float sum = 0.f;
+      for (int64_t i = matrix * parts; i < (matrix + 1) * parts; ++i) sum += sums[i];
+      const float norm = std::sqrt(sum) * static_cast<float>(safety), least = static_cast<float>(tiny);
+      const float scale = 1.f / (norm < least ? least : norm);
+      for_each_block(length, [&](int64_t, auto read, auto write) { write(x + first, read(g + first) * scale); });
+    });
+  });
+}
+
 template <typename T>
 View<T> view(const Tensor& t, int64_t matrix) {
   return {reads<T>(t) + matrix * t.stride(0), t.stride(1), t.stride(2)};
@@ -70,11 +108,13 @@ void product(const Tensor& left, const Tensor& right, const std::optional<Tensor
 }  // namespace
 
 LAB_SCHEMAS(m) {
+  m.def("normalise(Tensor G, float safety, float tiny, Tensor(a!) X) -> ()");
   m.def("mirror(Tensor(a!) S, float diagonal) -> ()");
   m.def("product(Tensor left, Tensor right, Tensor? add, float b, float c, bool lower, Tensor(a!) out) -> ()");
 }
 
 LAB_KERNELS(CPU, m) {
+  m.impl("normalise", TORCH_BOX(&normalise));
   m.impl("mirror", TORCH_BOX(&mirror));
   m.impl("product", TORCH_BOX(&product));
 }
