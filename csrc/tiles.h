@@ -16,7 +16,7 @@ template <typename T>
 constexpr bool kTiled = false;
 #endif
 
-constexpr int kSide = 32;                   // rows, columns and terms
+constexpr int kSide = 32;                  // rows, columns and terms
 constexpr int64_t kTileSteps = kSide / 2;  // steps of a pair that one of these instructions takes
 
 // sums (kSide, kBlock) = left times right, or += if `more`, over `steps` steps, a multiple of kTileSteps. Rows of `left` hold the terms of a step side
