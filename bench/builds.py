@@ -24,7 +24,8 @@ TIMEOUT_S = 300.0
 
 
 def build(tree: Path, changed: Sequence[str]) -> Finding:
-    """Build what `changed` (paths relative to the tree) touches; a header touches every source beside it.
+    """Build what `changed` (paths relative to the tree) touches. After a header, every source beside it is asked for, and
+    kernels/jit.py compiles those that name it.
 
     Evidence: seconds and the shared object of each source, and what the compiler says of each Triton kernel.
     """

@@ -2,7 +2,7 @@
 // (Dao et al. 2022, arXiv 2205.14135; the online softmax is Milakov & Gimelshein 2018, arXiv 1805.02867).
 //
 // A tile is kQueries x kKeys scores. It is held transposed, one key a row and one query a lane: the maximum and the sum over
-// keys are then plain vector code without a horizontal step, and all six products of forward and backward read K, V, Q and dO
+// keys are then plain vector code without a horizontal step, and in float32 all six products of forward and backward read K, V, Q and dO
 // as they lie in memory; only the tile of queries (backward: of dO too) is transposed, once for all its keys.
 //
 //     forward    S' = K Q'        O  += P V
@@ -10,16 +10,17 @@
 //
 // Bound: arithmetic, 4 B H D flops a visible (query, key) pair forward and 10 backward (causal: about T^2 / 2 pairs, windowed:
 // T w). Tiles outside the band of visible pairs are not touched, and on the band's edge the products skip what is masked in
-// steps of kRows. One Zen 5 core, float32, causal: 122 GFLOP/s forward and 137 backward at T 512, D 64 (torch's SDPA: 38 and 39),
+// steps of kHeight. One Zen 5 core, float32, causal: 122 GFLOP/s forward and 137 backward at T 512, D 64 (torch's SDPA: 38 and 39),
 // 152 and 171 at T 1024, D 128.
 //
 // fp16 is widened as a tile is copied in, and so is bf16 where the processor has no products of pairs (pairs.h); there the arithmetic is
-// float32 throughout. Where it has them, E below is bf16 and not float: tiles stay bf16, P and dS are rounded to it, sums are float32, and what
-// is summed over channels (O, dQ, dK, dV) has its columns as `zipped` leaves them until it is written.
+// float32 throughout. Where it has them, E below is bf16 and not float: tiles stay bf16, P and dS are rounded to it, and K, V, Q and dO are zipped
+// for a sum over their rows. Sums are float32; what has channels for columns (O, dQ, dK, dV) has them as `zipped` leaves them until it is written.
 //
-// Where it has AMX, such products go by squares of 32 x 32 (tiles.h). Scores, one key a row and one query a lane, are then the right factor of a sum
-// over keys as they lie, so that O and dQ are made transposed: O' += V' P, dQ' += K' dS'. Two cores of a Xeon, ms forward and backward at B 4, H 3,
-// T 512, D 64: window 64 1.8 and 4.6 -> 0.8 and 1.7, causal 5.4 and 13.3 -> 1.5 and 3.1.
+// Where it has AMX, such products go by squares of 32 x 32 (tiles.h). Their left factor has the terms of a sum side by side, and a tile of scores has
+// its queries so. In a sum over keys it is therefore the right factor, and O and dQ are made transposed, O' += V' P' and dQ' += K' dS', from a
+// transpose of each tile of V and K. Two cores of a Xeon, ms forward and backward at B 4, H 3, T 512, D 64: window 64 1.8 and 4.6 -> 0.7 and 1.6,
+// causal 5.4 and 13.3 -> 1.5 and 3.1.
 #include "tiles.h"
 
 #include <memory>
@@ -268,7 +269,8 @@ void transpose(Rows<E> rows, int64_t n, int64_t width, float* columns) {
     }
 }
 
-// The transpose of n rows of `width` channels as a left factor of AMX, rows of kKeys terms with zeros behind n. Channels in the order of a Pair's lanes.
+// n rows of `width` channels, transposed into a left factor of AMX: a row of kKeys terms a channel, channels in the order of a Pair's lanes. The rows
+// behind n, up to a multiple of kSide, are zeros already (`rows`).
 inline void turn(Rows<bf16> rows, int64_t n, int64_t width, float* turned) {
   constexpr int64_t kRow = kKeys / 2;
   for (int64_t k = 0; k < n; k += kBlock)
@@ -307,7 +309,7 @@ const float* over_queries(const float* S, int64_t keys, int64_t rows, float* to)
   return to;
 }
 
-// Sums over keys have a row a query; where AMX makes them, a row a channel and a lane a query.
+// O and dQ, the sums over keys, have one row a query; where AMX makes them, one row a channel and one lane a query, until `upright` turns them.
 
 // sums += S' X, of a tile of scores S (keys, kQueries) and its keys' rows of X.
 template <typename E>

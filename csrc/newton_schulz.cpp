@@ -4,7 +4,7 @@
 // Products that kernels/newton_schulz.py leaves to torch go by panels of rows, each only as far as the diagonal.
 //
 // Bound: arithmetic, 2 M N K flops a product, half of that where it is symmetric; the mirror image is one read of the lower triangle
-// and one write of the upper.
+// and one write of the upper, the norm two reads of each matrix and one write.
 #include "product.h"
 
 namespace {

@@ -1,8 +1,8 @@
 // Products in steps of one 32-bit lane: of one float32, or of the two bfloat16 that fit into it. An instruction of AVX512-BF16 multiplies two pairs of
 // bfloat16 and adds both products to the float32 sum of their lane. Code that only moves lanes serves both types; all sums are float32.
 //
-// On a Zen 4 core the instruction brings 225 GFLOP/s in place of 100. Zen 4 and later and Intel since Cooper Lake have it; elsewhere bfloat16 is
-// widened as it is read.
+// On a Zen 4 core the instruction brings 225 GFLOP/s in place of 100. Zen 4 and later have it, and Intel's Cooper Lake and Xeons since Sapphire
+// Rapids, but not Ice Lake between them; elsewhere bfloat16 is made float32 before it is multiplied. Where there is AMX too, tiles.h multiplies.
 #pragma once
 
 #include "lanes.h"
@@ -51,7 +51,7 @@ inline void transpose(const float* from, int64_t stride, float* to, int64_t to_s
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) *reinterpret_cast<unaligned_floats*>(to + i * to_stride) = rows[i];
 }
-// The even and the odd columns of kBlock x kBlock bfloat16, each a vector.
+// The same of kBlock x kBlock bfloat16: even[i] becomes column 2 i of the square, odd[i] column 2 i + 1, each a vector.
 inline void transpose(const bf16* from, int64_t stride, floats (&even)[kLanes], floats (&odd)[kLanes]) {
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) {

@@ -6,14 +6,14 @@
 // the fused multiply-adds (12 x 2 a step on AVX-512, two a cycle) and not the loads (14, two a cycle) set the pace. `right` is packed by panels of
 // two vectors' width, kGroup of them at a time in L2, and the rows of a tile meet them one after the other out of L1.
 //
-// GFLOP/s at 16 x 192 x 192 on two cores (results/HISTORY.md). Of a symmetric product only a part is summed, but it is counted whole.
+// GFLOP/s at 16 x 192 x 192 on two cores (earlier: results/HISTORY.md). Of a symmetric product only a part is summed, but it is counted whole.
 //
 //   peak of the machine                                                product   symmetric, counted whole   torch.bmm
 //   float32    Xeon, 340 (before the rows had few pointers)                290                        458         260
 //   bfloat16   Zen 4, 468                                                  409                        661         409
 //   bfloat16   Xeon with AMX, 1070 by large products of torch's            703                       1170         765
 //
-// With AMX a tile of bfloat16 is a square of 32 x 32 in matrix registers (tiles.h), and its sums pass through L1.
+// With AMX a tile of bfloat16 is a square of 32 x 32 in matrix registers (tiles.h). Vectors get at its sums by way of memory alone: 4 KB, in L1.
 #pragma once
 
 #include "tiles.h"

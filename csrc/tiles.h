@@ -2,8 +2,9 @@
 // (kernels/jit.py, which asks the system for them).
 //
 // One instruction adds to 16 x 16 float sums the products of 16 rows of 32 bfloat16 with 32 rows of 16, whose pairs lie zipped as pairs.h has them:
-// 16,384 flops in 16 cycles, where a vector instruction brings 64. Four registers hold the sums of a square of 32 x 32, two 32 rows and two 32
-// columns, so that each 32 terms take four such instructions and four loads: 27 ns at best, and 40 to 110 while others use the core (a virtual Xeon).
+// 16,384 flops in 16 cycles, where a vector instruction brings 64. Four registers hold the sums of a square of 32 x 32, two the 32 rows of its left
+// factor and two the 32 columns of its right one. So 32 terms take four such instructions and four loads: 27 ns at best, and 40 to 110 while others
+// use the core (a virtual Xeon).
 #pragma once
 
 #include "pairs.h"
@@ -17,14 +18,14 @@ constexpr bool kTiled = false;
 #endif
 
 constexpr int kSide = 32;                  // rows, columns and terms
-constexpr int64_t kTileSteps = kSide / 2;  // steps of a pair that one of these instructions takes
+constexpr int64_t kTileSteps = kSide / 2;  // steps (pairs.h), of two terms each, that one of these instructions takes
 
-// sums (kSide, kBlock) = left times right, or += if `more`, over `steps` steps, a multiple of kTileSteps. Rows of `left` hold the terms of a step side
-// by side, and a row of `right` those of a step for kBlock columns; all three are `..._row` floats apart.
+// sums (kSide, kSide) = left times right, or += if `more`, over `steps` steps, a multiple of kTileSteps. `left` has kSide rows, their terms side by
+// side; `right` has a row a step, of kSide columns with both terms of the step in one lane. The rows of each are `..._row` floats apart.
 void sum_square(const float* left, int64_t left_row, const float* right, int64_t right_row, int64_t steps, float* sums, int64_t sums_row, bool more);
 
 #if defined(__AMX_BF16__)
-// A square's row of results is a Pair, and a step of a square a vector.
+// A row of a square's sums is a Pair (lanes.h), and a row of one register a vector.
 static_assert(kSide == kBlock && kTileSteps == kLanes);
 
 // Lends the thread its registers for the life of this object; afterwards none has contents, which every change of threads would have to save.

@@ -2,8 +2,9 @@
 singular values brought near one by an odd polynomial a step, X <- (a I + b X X^T + c (X X^T)^2) X.
 
     torch    three products a step
-    cpp      symmetric products are computed only up to the diagonal, in tiles that stay in registers (csrc/product.h; bfloat16 where the
-             processor has AVX512-BF16 or AMX). Where a float32 G is much longer than wide, steps run on the n x n Gram matrix R = X X^T alone:
+    cpp      symmetric products are computed only up to the diagonal. All products of up to OWN_PRODUCTS are made in tiles that stay in registers
+             (csrc/product.h; bfloat16 where the processor has AVX512-BF16, by AMX where it has both), larger ones by torch. Where a float32 G is
+             much longer than wide, steps run on the n x n Gram matrix R = X X^T alone:
              with P = a I + b R + c R^2 a step is Q <- P Q, R <- P R P, and X <- Q X follows once, at the end of a segment of steps
     triton   the symmetric products by their lower tiles, each stored twice; polynomials added up inside the products; steps on the Gram matrix
              too. A bfloat16 G is multiplied in float16, as fast and eight times as fine: X has norm 1, no product leaves float16's range,
