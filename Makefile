@@ -1,4 +1,4 @@
-# make lab       from a fresh clone to a summary of real experiments: 7 to 10 minutes, one of them to install and one to run again what was kept
+# make lab       from a fresh clone to a summary of real experiments: 7 to 12 minutes, one of them to install and one to run again what was kept
 # make test      formatting, types and the test suite, all of it but `make proof`
 # make proof     every cheat gains from a naive judge, every honest oddity passes (about 10 minutes)
 # make sanitize  every C++ kernel under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer (6 to 16 minutes)
