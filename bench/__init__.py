@@ -8,7 +8,8 @@ and static, are in agent/.
     build         builds (the gate), aot (Triton kernels compiled ahead of time)
     correctness   correctness (the gate and its list of checks), correctness_values, correctness_training, correctness_origin (the
                   checks), subject (what they share), examination (lays out, asks and compares a case), comparison (the one
-                  comparer), planting (NaNs), sanitizer (compute-sanitizer on a GPU), capture (records real inputs)
+                  comparer), planting (NaNs), overread (torch reads too far), sanitizer (compute-sanitizer on a
+                  GPU), capture (records real inputs)
     timer         timing (the one timer), rounds (blocks of all arms), staging (fresh inputs), audit (timed outputs are compared),
                   conduct (what a runner does unasked), savings (alone as in a row), ratio (how sure), speed (faster or not),
                   roofline (ceilings of this machine), clocks (of a GPU)

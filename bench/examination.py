@@ -1,7 +1,8 @@
 """One op of one tree under examination: cases laid out in the arena, asked of the runner, compared with float64.
 
-The judge fills the arena with NaN before it lays out a call, so that rows lie between red zones; it poisons the room for results; and
-afterwards everything it lent must be bitwise as it was, but for the arguments that the op is meant to overwrite.
+The judge fills the arena with NaN before it lays out a call, so that rows lie between red zones (with what is huge and finite where torch itself
+reads too far: bench/overread.py); it poisons the room for results; and afterwards everything it lent must be bitwise as it was, but for the
+arguments that the op is meant to overwrite.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ from bench.arena import ALIGN, Where, place_call
 from bench.comparison import Standard
 from bench.contracts import Case, Contract
 from bench.judge import Judge, Refused
+from bench.overread import torch_overreads
 from bench.protocol import extent
 
 CALL_TIMEOUT_S = 90.0  # the first call may build
 LIMIT_S = 900.0  # of all calls of an examination, which take 5 to 15 s
+
+# What a byte makes of every floating dtype: a NaN; 1.3e36 in float32 and bfloat16, 61,280 in float16.
+NAN, HUGE = 0xFF, 0x7B
 
 Tensors = dict[str, Tensor]
 
@@ -98,7 +103,8 @@ class Examination:
         laid = Laid(case, call, {}, [], (start, arena.used))
         # else the image of a GPU's memory would first fetch what is overwritten here
         arena.written(*laid.lent)
-        arena.bytes(*laid.lent).fill_(0xFF)  # a NaN in every floating dtype
+        overreads = self.judge.device == "cpu" and torch_overreads()
+        arena.bytes(*laid.lent).fill_(HUGE if overreads else NAN)
         self.fill(laid, values, pushed)
         return laid
 

@@ -2,6 +2,7 @@
 
 Who sees it is asked of the reference itself: evaluations in float64 that differ in that element alone. A NaN may spread further than that,
 as far as it does in the reference (0 x NaN is NaN, where a kernel that skips the masked tile has a number); both are honest.
+It may also spread as torch itself spreads it on this machine (bench/overread.py).
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def _judge(examination: Examination, laid: Laid, plant: Plant, answer: Tensors) 
                 "nan",
                 f"{examination.where(case)}: {where} is swallowed: {name} stays finite where it depends on it",
             )
-        if bool((shows & ~blown & ~shared).any()):
+        if bool((shows & ~blown & ~shared).any()) and not _spread_by_torch(
+            examination, laid, plant, name
+        ):
             raise Refused(
                 "nan",
                 f"{examination.where(case)}: {where} spreads to elements of {name} that do not depend on it",
@@ -91,3 +94,26 @@ def _judge(examination: Examination, laid: Laid, plant: Plant, answer: Tensors) 
     if contract.criterion is None:
         finite = Laid(case, laid.call, plant.into(laid.inputs, ordinary), [], laid.lent)
         examination.verify(finite, repaired, what=f"beside a planted {plant.value}")
+
+
+def _spread_by_torch(examination: Examination, laid: Laid, plant: Plant, result: str) -> bool:
+    """Whether the plain implementation, in the dtype of the case, shows a plant in parts of a result that do not see it.
+
+    Every second row is planted, then the others: which rows torch reads too far depends on how its threads divide them. And in tensors as they
+    are laid, then in contiguous ones, as an implementation may make them.
+    """
+    contract, case, arena = examination.contract, laid.case, examination.judge.arena
+    honest = laid.inputs[plant.name]
+    for parity in (0, 1):
+        planted = honest.clone(memory_format=torch.contiguous_format)
+        planted.view(-1, planted.shape[-1])[parity::2] = plant.value
+        examination.put(laid, plant.name, planted)
+        as_laid = {name: arena.view(where) for name, where in laid.call["inputs"].items()}
+        truth = evaluate(contract, case, as_laid, (), (), torch.float64)[result]
+        for each in (as_laid, {name: t.contiguous() for name, t in as_laid.items()}):
+            plain = evaluate(contract, case, each, (), (), planted.dtype)[result]
+            if bool((plain.isfinite() < truth.isfinite()).any()):
+                examination.put(laid, plant.name, honest)
+                return True
+    examination.put(laid, plant.name, honest)
+    return False

@@ -441,7 +441,6 @@ int64_t from_both_ends(int64_t t, int64_t n) { return t % 2 == 0 ? t / 2 : n - 1
 // over the keys that one of them sees, so that maximum and sum stay in registers.
 bool softmax_step(float* S, TileBand band, float* max, float* sum, float* decay) {
   constexpr float kHidden = -std::numeric_limits<float>::infinity();
-  const auto larger = [](floats a, floats b) { return a > b ? a : b; };
   const bool whole = band.whole();
   for (int64_t i0 = 0; i0 < kQueries; i0 += kBlock) {
     const Range seen = band.keys_of(i0, i0 + kBlock);

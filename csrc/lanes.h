@@ -9,6 +9,7 @@
 #include "lab.h"
 
 #if defined(__AVX512F__)
+#include <immintrin.h>
 constexpr int kLanes = 16;
 #elif defined(__AVX__)
 constexpr int kLanes = 8;
@@ -33,6 +34,23 @@ inline Pair operator*(Pair a, float b) { return {a.even * b, a.odd * b}; }
 inline Pair operator+(Pair a, float b) { return {a.even + b, a.odd + b}; }
 inline Pair operator-(Pair a, float b) { return {a.even - b, a.odd - b}; }
 inline Pair operator-(float a, Pair b) { return {a - b.even, a - b.odd}; }
+
+// The larger and the smaller of two, lane by lane; b where one of them is a NaN. GCC 12 makes a comparison and a choice of this for AVX-512, where one
+// instruction does it.
+inline floats larger(floats a, floats b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<floats>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+inline floats smaller(floats a, floats b) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<floats>(_mm512_min_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));
+#else
+  return a < b ? a : b;
+#endif
+}
 
 inline Pair load_pair(const float* p) {
   return {*reinterpret_cast<const unaligned_floats*>(p), *reinterpret_cast<const unaligned_floats*>(p + kLanes)};

@@ -16,7 +16,7 @@ constexpr int64_t kGrain = 1 << 15;  // tune: 8192 32768 131072
 
 // ReLU that lets a NaN through, and its square.
 inline floats relu2(floats v) {
-  const floats r = v < 0.f ? floats{} : v;
+  const floats r = larger(floats{}, v);
   return r * r;
 }
 

@@ -268,6 +268,16 @@ def test_a_small_loss_of_large_logits_keeps_its_digits(impl):
 
 
 @pytest.mark.parametrize("impl", ["torch", "cpp"])
+def test_a_saturated_logit_has_no_gradient(impl):
+    """The slope of a cap at 12 to 120 times the cap is below 2e-10; in float32 it is nothing."""
+    W = (torch.linspace(12.0, 120.0, 70)[:, None] * torch.tensor([1.0, -1.0])).requires_grad_()
+    h = torch.eye(2).repeat(10, 1).requires_grad_()
+    loss = linear_cross_entropy(h, W, torch.arange(20), 1.0, impl=impl)
+    for gradient in torch.autograd.grad(loss.sum(), (h, W)):
+        assert float(gradient.abs().max()) == 0
+
+
+@pytest.mark.parametrize("impl", ["torch", "cpp"])
 def test_an_ignored_token_has_no_gradient_whatever_comes_down(impl):
     h, W, targets = draw((12,), 8, 20, torch.float32)
     g = torch.ones(12)
