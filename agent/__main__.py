@@ -23,6 +23,10 @@ from agent.screen import Screen, open_screen, printable
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 # Without `command`: argparse keeps the name of the subcommand there.
 _SETTINGS = tuple(field.name for field in fields(Settings) if field.name != "command")
+# What only the loop takes, and `aa`, which is one.
+_OF_THE_LOOP = ("resume", "dry_run", "experiments", "hours", "gpu_hours", "usd", "tokens")
+# Commands whose answer has standard output for itself.
+_QUIET = frozenset({"gate", "trial", "export", "status", "show", "report", "doctor"})
 Said = tuple[str, int]  # what a command prints on standard output, and its exit status
 
 
@@ -32,6 +36,9 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
     asked = loop.parse_args(arguments)
     given = vars(asked)
     lab = lab or Lab()
+    ignored = [_flag(name) for name in _OF_THE_LOOP if given.get(name) is not None]
+    if ignored and asked.command not in (None, "aa"):
+        loop.error(f"{asked.command} does not take {', '.join(ignored)}: leave that out")
     if asked.command is None and "target" not in given and asked.resume is None:
         loop.error(
             "say what to improve: --target kernels, --target model or --target all (or a command: see --help)"
@@ -39,10 +46,9 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # An arrow in a model's words ends no night where the terminal speaks Latin-1.
         sys.stdout.reconfigure(errors="backslashreplace")
-    quiet_output = asked.command in ("gate", "trial", "export", "status", "report", "doctor")
     screen: Screen | None = None
     try:
-        screen = open_screen(sys.stderr if quiet_output else sys.stdout)
+        screen = open_screen(sys.stderr if asked.command in _QUIET else sys.stdout)
         if lab.folder.exists() and not lab.folder.is_dir():
             raise Unusable(
                 f"{lab.folder} is a file: move it away, the lab keeps data and ledger in a folder of this name"
@@ -66,6 +72,10 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
     finally:
         if screen is not None:
             screen.close()
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _is_told(error: Exception) -> bool:
@@ -234,7 +244,21 @@ def _status(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
     from agent import report, workspace
 
     since = workspace.held_since(lab.folder)
-    return report.status(lab.ledger(), lab.folder / "ledger.sqlite", lab.root, since), 0
+    file = lab.folder / "ledger.sqlite"
+    return report.status(lab.ledger(), file, lab.root, since, given["run"]), 0
+
+
+def _experiment(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
+    from agent.research import answers
+
+    ledger = lab.ledger()
+    run, number = ledger.run(given["run"]).id, given["number"]
+    found = ledger.find(run, number)
+    if found is None:
+        raise Unusable(
+            f"run {run} has no experiment {number}: `python -m agent status {run}` lists them"
+        )
+    return answers.experiment(found, run), 0
 
 
 def _export(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
@@ -256,6 +280,7 @@ _COMMANDS = {
     "trial": _trial,
     "doctor": _doctor,
     "status": _status,
+    "show": _experiment,
     "report": _report,
     "prune": _prune,
     "aa": _aa,

@@ -13,6 +13,7 @@ from typing import Any
 
 from agent import claims, integrity, proposers, report, site, surface
 from agent.figures import count
+from agent.guard import LoopError
 from agent.judging import Bench, Judging
 from agent.lab import Lab, Unusable, device, overlay
 from agent.ledger import Ledger
@@ -208,10 +209,17 @@ def _go(
         loop = Loop(here, proposer=proposer, agenda=agenda, brought=brings)
         what = describe(run.settings, proposer.name)
         screen.say(f"run {run.id}: {what}; Ctrl-C ends it with a summary")
+        if said := proposers.never_ends(proposer.name, run.settings):
+            screen.say(said)
         try:
             why = loop.run()
         except KeyboardInterrupt:
             why = STOPPED
+        except LoopError:
+            kept = ledger.run(run.id).incumbent
+            named = f"; kept: {here.workspace.name(kept)}" if kept != run.start else ""
+            screen.say(f"ended by a fault{named}; what was tried: python -m agent status {run.id}")
+            raise
         # As the ledger has it: Ctrl-C may have come between a keep's row and its branch.
         incumbent = ledger.run(run.id).incumbent
         again = "; what was kept is measured again (Ctrl-C leaves that out)"
@@ -247,8 +255,8 @@ def describe(settings: Settings, proposer: str) -> str:
     """The settings in words."""
     what = settings.op or settings.target
     limits = [count(settings.experiments, "experiment")] if settings.experiments else []
-    limits += [f"{settings.hours:g} hours"] if settings.hours else []
-    limits += [f"{settings.gpu_hours:g} hours of the device"] if settings.gpu_hours else []
+    limits += [count(settings.hours, "hour")] if settings.hours else []
+    limits += [f"{count(settings.gpu_hours, 'hour')} of the device"] if settings.gpu_hours else []
     limits += [f"{settings.usd:.2f} USD"] if settings.usd is not None else []
     limits += [f"{settings.tokens:,} tokens"] if settings.tokens else []
     until = " or ".join(limits) or "until nothing is left to try or you stop it"

@@ -183,7 +183,10 @@ def _isolation() -> Iterator[Row]:
 def _contents(lab: Lab) -> Iterator[Row]:
     part, default = "lab", lab.data / "default"
     if default.is_file():
-        yield Row(part, "data", True, str(lab.data / default.read_text().strip()), False)
+        prepared = lab.data / default.read_text().strip()
+        there = (prepared / "manifest.json").is_file()
+        text = str(prepared) if there else f"{prepared} is gone: `python -m agent prepare`"
+        yield Row(part, "data", there, text, False)
     else:
         text = "not prepared: `python -m agent prepare`, or the first command does it"
         yield Row(part, "data", False, text, False)

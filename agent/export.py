@@ -10,7 +10,7 @@ from typing import Any
 
 from agent.git import GitError, Repository
 from agent.ledger import Ledger
-from agent.records import LOST, OPEN, Past
+from agent.records import Past
 
 COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 FIGURES = (
@@ -73,7 +73,7 @@ def recording(ledger: Ledger, repository: Repository, run: str) -> str:
 
     Raises GitError if git has deleted a commit that nothing points to, as it may after two weeks.
     """
-    ended = [past for past in ledger.history(run) if past.outcome.status not in (LOST, *OPEN)]
+    ended = [past for past in ledger.history(run) if past.outcome.judged]
     return "".join(json.dumps(_line(past, repository)) + "\n" for past in ended)
 
 

@@ -17,9 +17,10 @@ def ratio(value: float, low: float | None, high: float | None) -> str:
     return f"{value:.3f}x {_bounds(low, high, '{:.3f}')}"
 
 
-def count(number: int, noun: str) -> str:
-    """`1 file`, `3 files`"""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def count(number: float, noun: str) -> str:
+    """`1 file`, `3 files`, `0.5 hours`"""
+    shown = f"{number:g}" if isinstance(number, float) else number
+    return f"{shown} {noun}{'' if number == 1 else 's'}"
 
 
 def pairs(runs: int | None) -> str:

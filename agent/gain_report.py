@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from agent import claims, gains
 from agent.claims import Again
@@ -14,9 +14,8 @@ from bench.interval import Figure, minus
 _COLUMN = 9
 
 
-def lines(ledger: Ledger, run: Run) -> Iterator[str]:
+def lines(ledger: Ledger, run: Run, experiments: Sequence[Experiment]) -> Iterator[str]:
     """Every figure with its interval (95 %; of times of ops, the timer's own) and the number of runs behind it."""
-    experiments = ledger.experiments(run.id)
     keeps = claims.standing(experiments)
     if not keeps:
         kept = any(e.outcome.status == KEEP for e in experiments)
@@ -34,7 +33,7 @@ def lines(ledger: Ledger, run: Run) -> Iterator[str]:
     for earlier in claims.again(ledger, run):
         if champion is None or earlier != champion:
             shown = f"{_bits(earlier.bpb)} BPB, {_ratio(earlier.rate)} tokens/s"
-            yield f"after {earlier.keeps} keeps it was {shown}, {pairs(earlier.bpb.runs)}"
+            yield f"after {count(earlier.keeps, 'keep')} it was {shown}, {pairs(earlier.bpb.runs)}"
 
 
 def _trained(champion: Again, keeps: list[Experiment]) -> Iterator[str]:

@@ -9,13 +9,12 @@ from pathlib import Path
 from agent import gates, integrity, surface
 from agent.judging import Judging
 from agent.lab import Lab, Unusable
-from agent.records import Candidate, Change, GateResult
+from agent.records import ABSENT, PLAIN, Candidate, Change, GateResult
 from agent.screen import Screen, duration
 from agent.surface import FOLDERS, JUDGE, PLACES
 from bench.sandbox import processes
 
 PASSED, REFUSED = 0, 1
-_PLAIN = "100644"
 
 
 def judge_file(
@@ -39,7 +38,7 @@ def judge_file(
         before = (tree / path).read_bytes() if (tree / path).is_file() else None
         (tree / path).parent.mkdir(exist_ok=True)
         (tree / path).write_bytes(content)
-        change = Change(path, "000000" if before is None else _PLAIN, _PLAIN, before, content)
+        change = Change(path, ABSENT if before is None else PLAIN, PLAIN, before, content)
         names = ["static", "build", "correctness", *(["microbench"] if speed else [])]
         there = (incumbent / f"kernels/{op}.py").is_file()
         context = gates.Context(judge, must_win=there, complete=False)

@@ -13,9 +13,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from agent.records import Change
+from agent.records import ABSENT, PLAIN, Change
 
-ABSENT = "000000"
 _OFF = (
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
@@ -32,7 +31,7 @@ _OFF = (
     "commit.gpgSign=false",
     "core.quotePath=false",
 )
-_PLAIN = ("100644", "100755")
+_PLAIN = (PLAIN, "100755")
 _WHO = ("AUTHOR", "COMMITTER")
 MAX_PATH = 255  # bytes: as long as a name alone may be on most file systems
 
@@ -173,7 +172,7 @@ class Repository:
 
     def _mode(self, commit: str, path: str) -> str:
         listed = self.text("ls-tree", commit, "--", path)
-        return listed.split()[0] if listed else "100644"
+        return listed.split()[0] if listed else PLAIN
 
     def export(self, commit: str, folder: Path, only: Sequence[str]) -> None:
         """Write the files of a commit under `only` into `folder`, byte for byte: no attribute, filter or hook has a say.

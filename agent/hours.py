@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
+from agent.figures import count
 from agent.ledger import Ledger
 from agent.machine import Machine
 from agent.records import Run
@@ -35,23 +36,23 @@ class Hours:
 
     def over(self, aside_s: Callable[[], float]) -> str | None:
         """Why nothing more is begun, or None. `aside_s`: seconds that the end of the run will take, asked for where there is a limit."""
-        for limit, used, name in self._limits():
+        for limit, used, what in self._limits():
             asked = aside_s()
             aside = asked if asked <= SHARE * limit else 0.0
             if used + aside >= limit:
-                all_of_it = f"{limit / 3600:g} {name}"
+                all_of_it = f"{count(limit / 3600, 'hour')}{what}"
                 if aside:
                     return f"the last {duration(aside)} of {all_of_it} are set aside for running again what was kept"
-                return f"{all_of_it} are over"
+                return f"{all_of_it} {'is' if limit == 3600 else 'are'} over"
         return None
 
     def _limits(self) -> Iterator[tuple[float, float, str]]:
-        """(limit, used by now, name), both in seconds."""
+        """(limit, used by now, of what), both in seconds."""
         self.tick()
         worked, held = self._ledger.accounts.worked(self._run)
-        for hours, used, name in (
-            (self._settings.hours, worked, "hours"),
-            (self._settings.gpu_hours, held, "hours of the device"),
+        for hours, used, what in (
+            (self._settings.hours, worked, ""),
+            (self._settings.gpu_hours, held, " of the device"),
         ):
             if hours is not None:
-                yield hours * 3600, used, name
+                yield hours * 3600, used, what

@@ -106,7 +106,8 @@ class Loop:
         self.hours.tick()
         said = "" if outcome.status == REFUSE else f": {outcome.reason}"
         self.screen.say(f"  {outcome.status}{said}  ({prepared.hypothesis})")
-        if outcome.status == KEEP:
+        # `prune` measures the gain at its end
+        if outcome.status == KEEP and prepared.proposer != standard.PRUNE:
             with self.guard.spare("the gain", self.screen.say):
                 self.champion.keep(self.incumbent)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,13 @@ def parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="what this machine gives, and what it lacks")
     doctor.add_argument("--json", action="store_true", help="as JSON")
-    commands.add_parser("status", help="what has been tried and kept")
+    status = commands.add_parser("status", help="what has been tried and kept")
+    status.add_argument(
+        "run", nargs="?", metavar="RUN", help="default: the one at work, or else the latest"
+    )
+    show = commands.add_parser("show", help="one experiment: what each gate said, and its patch")
+    show.add_argument("number", type=_positive(int), metavar="N", help="its number in the run")
+    show.add_argument("--run", help="default: the latest")
     report = commands.add_parser("report", help="what a run gained: its champion, run again")
     report.add_argument("run", nargs="?", metavar="RUN", help="default: the latest")
     report.add_argument(
@@ -130,7 +137,9 @@ def parser() -> argparse.ArgumentParser:
     form.add_argument(
         "--tsv", action="store_true", help="one line per experiment, autoresearch's columns first"
     )
-    form.add_argument("--json", action="store_true", help="everything")
+    form.add_argument(
+        "--json", action="store_true", help="runs, and their experiments with gates and patches"
+    )
     form.add_argument(
         "--recording", action="store_true", help="the proposals of a run, for --proposer replay"
     )
@@ -171,7 +180,10 @@ def _proposer_options(to: argparse.ArgumentParser) -> None:
         help="a coding agent that runs headless, such as 'claude -p --permission-mode acceptEdits'; its changes are the proposal",
     )
     group.add_argument(
-        "--recording", metavar="FILE", help="a file that `export --recording` wrote, to replay"
+        "--recording",
+        type=os.path.abspath,  # as --start
+        metavar="FILE",
+        help="a file that `export --recording` wrote, to replay",
     )
 
 
@@ -245,8 +257,8 @@ def _seed(text: str) -> int:
 def _positive(kind: type[int] | type[float]) -> Any:
     def convert(text: str) -> float:
         value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"expected more than 0, got {text}")
+        if not 0 < value < math.inf:
+            raise argparse.ArgumentTypeError(f"expected more than 0, and finite, got {text}")
         return value
 
     convert.__name__ = kind.__name__  # argparse names it when the text is no number

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from agent import surface
+
 # How an experiment ends. `lost`: the loop was stopped or killed while it was in flight, or the machine failed; the
 # candidate is not to blame.
 KEEP, DROP, REFUSE, CRASH, LOST = "keep", "drop", "refuse", "crash", "lost"
@@ -69,6 +71,9 @@ class Proposal:
     cost_usd: float = 0.0
     tokens_in: int = 0
     tokens_out: int = 0
+
+
+PLAIN, ABSENT = "100644", "000000"  # git's modes of a plain file, and of none
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,9 @@ class Outcome:
     val_bpb: float | None = None
     bpb_change: float | None = None
     peak_memory_mb: float | None = None
-    device_seconds: float = 0.0
+    device_seconds: float = (
+        0.0  # of its trials, the incumbent's beside it included; not of its gates
+    )
     speed_low: float | None = None
     speed_high: float | None = None
     blocks: int | None = None
@@ -166,6 +173,11 @@ class Outcome:
     rate_low: float | None = None
     rate_high: float | None = None
     pairs: int | None = None
+
+    @property
+    def judged(self) -> bool:
+        """Whether the experiment was judged to an end: it is neither under way nor lost."""
+        return self.status not in (LOST, *OPEN)
 
 
 @dataclass(frozen=True)
@@ -221,7 +233,7 @@ class Past:
     @property
     def ops(self) -> tuple[str, ...]:
         """Stems of the kernel files that it changed: names of ops, or of a shared header."""
-        kernels = (path for path in self.paths if path.startswith(("kernels/", "csrc/")))
+        kernels = filter(surface.is_kernel, self.paths)
         return tuple(sorted({path.rpartition("/")[2].partition(".")[0] for path in kernels}))
 
 

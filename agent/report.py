@@ -37,33 +37,36 @@ def summary(ledger: Ledger, run: Run, why: str, file: Path, kept_as: str) -> str
     return "\n".join(lines)
 
 
-def status(ledger: Ledger, file: Path, tree: Path, since: float | None = None) -> str:
-    """Every run in a line, the latest in detail, and the settings that were found for the constants of `tree`.
+def status(
+    ledger: Ledger, file: Path, tree: Path, since: float | None = None, run: str | None = None
+) -> str:
+    """Every run in a line, one in detail, and the settings that were found for the constants of `tree`.
 
-    since: when the loop that is at work began, in seconds since 1970; None if none is.
+    since: when the loop that is at work began, in seconds since 1970; None if none is. run: the one in detail; without a name the one at work,
+    or else the latest.
     """
     runs = ledger.runs()
-    if not runs:
+    if not runs and run is None:
         return "no run yet; start one with `python -m agent --target kernels`"
     lines = [f"ledger {file}", ""]
     at_work = None if since is None else ledger.accounts.last_at_work(since)
-    for run in runs:
-        state = "running" if run.id == at_work else "ended" if run.ended else "stopped"
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.started))
-        lines.append(f"{run.id}  {when}  {state:8} {_counts(ledger.history(run.id))}")
-    latest = runs[-1]
-    experiments = ledger.experiments(latest.id)
+    for each in runs:
+        state = "running" if each.id == at_work else "ended" if each.ended else "stopped"
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.started))
+        lines.append(f"{each.id}  {when}  {state:8} {_counts(ledger.history(each.id))}")
+    shown = ledger.run(run or at_work)
+    experiments = ledger.experiments(shown.id)
     lines += [
         "",
-        f"run {latest.id}",
+        f"run {shown.id}",
         *_listed(experiments),
         "",
-        *_came_to(ledger, latest, experiments),
+        *_came_to(ledger, shown, experiments),
     ]
     if found := [*settings_found.report(tree, ledger.history())]:
         lines += ["", *found, ""]
     if since is None:
-        lines.append(f"go on with it: python -m agent --resume {latest.id}")
+        lines.append(f"go on with it: python -m agent --resume {shown.id}")
     elif at_work is None:
         lines.append("a loop has been started, and is getting ready")
     return "\n".join(lines)
@@ -78,7 +81,7 @@ def of_run(ledger: Ledger, run: Run) -> str:
 
 def _came_to(ledger: Ledger, run: Run, experiments: Sequence[Experiment]) -> Iterator[str]:
     """The gain of a run, how its keeps stand together, how many placebos it kept, and what it cost."""
-    yield from gain_report.lines(ledger, run)
+    yield from gain_report.lines(ledger, run, experiments)
     yield from night_report.false_discoveries(experiments)
     if run.settings.proposer == standard.PLACEBO:
         yield from placebo_report.rates(experiments)
@@ -131,7 +134,8 @@ def _experiment(experiment: Experiment) -> Iterator[str]:
             passed = []
     if passed:
         yield f"{'':13}passed {', '.join(passed)}"
-    yield f"{'':13}{_short(outcome.reason)}"
+    if outcome.reason:  # none while it is under way
+        yield f"{'':13}{_short(outcome.reason)}"
 
 
 def _counts(experiments: Sequence[Past]) -> str:

@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from agent import surface
-from agent.records import Candidate, Change
+from agent.records import PLAIN, Candidate, Change
 
-# Added or removed: enough to rewrite the longest op in all of its implementations (attention, 1,300), and not half of the surface (6,500).
+# Added and removed lines count both: enough to rewrite the longest file (attention.cpp, 700), not an op in all of its implementations (1,360).
 MAX_LINES = 2_000
 MAX_BYTES = 200_000
 ROOMS = tuple(f"model/{name}.py" for name in ("__init__", "gpt", "optim", "train"))
-_PLAIN = "100644"
 _KINDS = {
     "120000": "a symbolic link",
     "160000": "a submodule",
@@ -32,7 +31,7 @@ def refusals(candidate: Candidate, op: str | None, ops: Sequence[str]) -> Iterat
     yield from _size(candidate)
     yield from _twins(candidate)
     for change in candidate.changes:
-        if change.after is not None and change.mode_after == _PLAIN:
+        if change.after is not None and change.mode_after == PLAIN:
             yield from _content(change, ops)
         elif change.deleted and _must_stay(change.path):
             yield f"{change.path} is deleted: an op or a room of the model must stay; change it instead"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from agent import surface, tunables
 from agent.figures import bits_in_short, pairs, time_in_short
-from agent.records import LOST, OPEN, UNFINISHED, Past
+from agent.records import UNFINISHED, Past
 from agent.tunables import Tunable
 
 SWEEP = "sweep"  # the proposer, whose notes have "path", "template", "from" and "values"
@@ -81,7 +81,7 @@ def spaces(
 
 def measured(history: Iterable[Past]) -> list[Past]:
     """The experiments that measured a setting."""
-    ended = (e for e in history if e.outcome.status not in (LOST, *OPEN))
+    ended = (e for e in history if e.outcome.judged)
     return [e for e in ended if e.proposer == SWEEP and "template" in e.notes]
 
 

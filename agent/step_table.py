@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from agent.figures import count
+
 LEAST = 0.002  # of a step
 NAME = 36  # characters
 _ENGINE = "autograd::engine::evaluate_function: "  # its own time, without what it calls
@@ -31,7 +33,7 @@ def table(profile: Mapping[str, Any]) -> str:
 
 def _head(profile: Mapping[str, Any]) -> Iterator[str]:
     step, threads = profile["step_ms"], profile["threads"]
-    where = f"{profile['device']}, {threads} thread{'' if threads == 1 else 's'}"
+    where = f"{profile['device']}, {count(threads, 'thread')}"
     yield f"{'step:':<17}{step:.1f} ms under the profiler, {profile['plain_ms']:.1f} without ({where})"
     if profile["python_ms"] is not None:
         yield f"{'Python:':<17}{_of_step(profile['python_ms'], step)}, the profiler's own included"

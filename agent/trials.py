@@ -77,6 +77,8 @@ class Trials:
         if row is None or young is not None:
             return ""
         again = self.run(commit, tree, seed, "incumbent again")
+        if not again.ok:  # it has trained before: one bad moment voids nothing
+            again = self.run(commit, tree, seed, "incumbent once more")
         said = self._judge.drifted(self._judge.revive(row), again, self.noise())
         if said:
             self._measured.void_trials(key, before=now)

@@ -282,8 +282,11 @@ def _symmetric_kernel(
     out_ptr += batch * out_strides[0]
     below = out_ptr + rows[:, None] * out_strides[1] + columns[None, :] * out_strides[2]
     above = out_ptr + columns[:, None] * out_strides[1] + rows[None, :] * out_strides[2]
-    tl.store(below, made, mask=mask & (rows[:, None] >= columns[None, :]))
-    tl.store(above, tl.trans(made), mask=(columns[:, None] < rows[None, :]) & (rows < n)[None, :])
+    if row == column:
+        # Not by the masks of the stores: one that differs from element to element makes each of them 2 bytes wide.
+        made = tl.where(rows[:, None] >= columns[None, :], made, tl.trans(made))
+    tl.store(below, made, mask=mask)
+    tl.store(above, tl.trans(made), mask=(columns < n)[:, None] & (rows < n)[None, :])
 
 
 @triton.jit

@@ -49,7 +49,8 @@ def test_the_gain_is_that_of_the_re_run_and_the_luck_of_the_choice_is_named(lab:
     assert "winner's curse +0.0500 [" in after
     assert ", 3 pairs of trials" in summary
     assert "1 of 1 keeps that claim bits stand at a false-discovery rate of 10 %" in summary
-    block = list(gain_report.lines(lab.ledger(), lab.ledger().run()))
+    ledger = lab.ledger()
+    block = list(gain_report.lines(ledger, ledger.run(), ledger.experiments()))
     assert line in block
     assert "\n".join(block) in summary
 
@@ -118,8 +119,8 @@ class Timed(Stopping):
     ("worked_s", "why", "measured"),
     [
         (2900, "proposer sweep has nothing left to try", 3),
-        (3200, "the last 11:00 of 1 hours are set aside for running again what was kept", 3),
-        (3400, "the last 11:00 of 1 hours are set aside for running again what was kept", 0),
+        (3200, "the last 11:00 of 1 hour are set aside for running again what was kept", 3),
+        (3400, "the last 11:00 of 1 hour are set aside for running again what was kept", 0),
     ],
 )
 def test_the_re_run_belongs_to_the_hours_that_were_asked_for(
@@ -291,7 +292,7 @@ def test_what_an_op_s_keeps_claimed_is_told_with_their_number_alone(tmp_path: Pa
         ledger.close_experiment(opened, Outcome(KEEP, ""), op)
     found = Confirmation("loss", 0.9, 0.8, 0.95, 50, True)
     ledger.measured.add_confirmation("r", "loss", found)
-    lines = gain_report.lines(ledger, ledger.run())
+    lines = gain_report.lines(ledger, ledger.run(), ledger.experiments())
     (line,) = (line for line in lines if "blocks; winner's curse" in line)
     assert "1 keep claimed 0.800x" in line
 

@@ -84,6 +84,14 @@ def test_help_names_every_command() -> None:
         (("trial", "--profile", "--seconds", "5"), "leave --seconds out"),
         (("--target", "kernels", "--proposer", "oracle"), "expected one of auto, "),
         (("export", "--tsv", "--run", "no-such-run"), "no run no-such-run"),
+        (("status", "no-such-run"), "no run no-such-run"),
+        (("--dry-run", "prune"), "prune does not take --dry-run"),
+        (("--hours", "2", "--usd", "3", "report"), "report does not take --hours, --usd"),
+        (
+            ("--resume", "r1", "--gpu-hours", "1", "prune"),
+            "prune does not take --resume, --gpu-hours",
+        ),
+        (("--target", "kernels", "--hours", "inf"), "expected more than 0, and finite, got inf"),
     ],
 )
 def test_what_cannot_be_done_is_said_with_status_2_and_no_output(
@@ -610,8 +618,9 @@ def test_a_folder_to_start_from_is_known_wherever_the_run_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = parser().parse_args(["--target", "kernels", "--start", "mine"])
+    asked = parser().parse_args(["--target", "kernels", "--start", "mine", "--recording", "night"])
     assert asked.start == os.path.abspath("mine")
+    assert asked.recording == os.path.abspath("night")
 
 
 def test_a_stage_of_unknown_length_has_no_bar_of_the_one_before() -> None:

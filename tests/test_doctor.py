@@ -119,6 +119,16 @@ def test_what_is_not_needed_makes_no_one_ill(
     assert expected <= set(rows)
 
 
+@pytest.mark.usefixtures("with_everything")
+def test_data_that_are_gone_are_not_told_to_be_there(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    lab.data.mkdir(parents=True)
+    (lab.data / "default").write_text("corpus-1\n")
+    (row,) = (row for row in doctor.examine(lab) if row.name == "data")
+    assert not row.ok
+    assert row.text == f"{lab.data / 'corpus-1'} is gone: `python -m agent prepare`"
+
+
 def test_a_missing_compiler_is_told_with_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

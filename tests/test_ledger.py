@@ -451,6 +451,18 @@ def test_a_run_before_the_loop_that_runs_is_not_at_work(ledger: Ledger) -> None:
     assert "running" in report.status(ledger, ledger.path, Path(), since)
 
 
+def test_status_details_the_run_at_work_or_the_one_that_is_named(ledger: Ledger) -> None:
+    propose(ledger)
+    ledger.start_run(Run("r2", Settings(), "base", "start", "start", 1.0))
+    assert "\nrun r2\n" in report.status(ledger, ledger.path, Path())
+    assert "\nrun r1\n" in report.status(ledger, ledger.path, Path(), run="r1")
+    since = time.time()
+    ledger.accounts.begin_stretch("r1")  # an older run goes on
+    shown = report.status(ledger, ledger.path, Path(), since)
+    assert "\nrun r1\n" in shown
+    assert not any(line.isspace() for line in shown.splitlines())
+
+
 def test_a_long_run_is_listed_from_its_keeps_on(
     ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:

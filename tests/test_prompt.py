@@ -33,7 +33,7 @@ from agent.records import (
 )
 from agent.research import amdahl, memory, search
 from agent.research.prompt import CHARACTERS, MAX_FIRST, MAX_PREFIX, first, quote, system
-from agent.research.search import COMBINE, EXPLORE, IMPROVE, Plan
+from agent.research.search import EXPLORE, IMPROVE, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 AGENDA = (ROOT / "program.md").read_text()
@@ -187,7 +187,7 @@ def test_the_rules_say_what_every_gate_refuses_and_how_to_work() -> None:
 # ---- the first message ----
 
 
-@pytest.mark.parametrize("kind", [IMPROVE, EXPLORE, COMBINE])
+@pytest.mark.parametrize("kind", [IMPROVE, EXPLORE])
 def test_the_first_message_says_what_to_do_and_why(kind: str) -> None:
     plan = Plan(kind, "rms_norm", why="it takes 12% of the step")
     text = first(CONTEXT, plan, "PAGE", "TABLE")

@@ -295,6 +295,29 @@ def test_a_request_that_is_rejected_ends_the_session_with_the_reason(lab: Settin
     assert lab.ledger.accounts.calls("r").in_flight_usd == 0
 
 
+def test_what_a_refused_request_used_is_counted(lab: Setting) -> None:
+    refused = Rejected("400: cut off", Usage(input=4_000, output=500))
+    free = ends_with_nothing(lab.session(Scripted([read(), Rejected("400: messages.1: bad")])))
+    billed = ends_with_nothing(lab.session(Scripted([read(), refused])))
+    assert billed.tokens_out - free.tokens_out == 500
+    assert billed.cost_usd > free.cost_usd
+    assert lab.ledger.accounts.calls("r").usd == pytest.approx(free.cost_usd + billed.cost_usd)
+
+
+def test_a_refusal_that_names_a_smaller_window_is_asked_again_within_it(lab: Setting) -> None:
+    (lab.context.incumbent / "kernels/fat.py").write_text("x = 1\n" * 1500)
+
+    def narrow(prompt: Prompt) -> Move:
+        model.window = 20_000
+        return Rejected("400: maximum context length is 20000 tokens")
+
+    fat = [calls(call("read", path="kernels/fat.py"), text=f"step {n}") for n in range(8)]
+    model = Scripted([*fat, narrow, edit(), submit()])
+    assert PATH in lab.session(model).run().files
+    before, again = model.prompts[8:10]
+    assert model.count(before) > 20_000 > model.count(again)
+
+
 def test_a_request_that_dies_in_an_unknown_way_stays_in_the_purse_at_its_most(lab: Setting) -> None:
     def interrupted(prompt: Prompt) -> Move:
         raise KeyboardInterrupt

@@ -94,6 +94,29 @@ def test_an_old_trial_of_the_incumbent_is_run_again_before_a_candidate_meets_it(
     assert trained[: len(first) + 1] == [*first, "candidate, seed 0"]
 
 
+@dataclass
+class Stumbling(Rules):
+    """Its first trial fails."""
+
+    failed: bool = False
+
+    def trained(self, found: TrialResult, tree: Path, seed: int, split: str) -> TrialResult:
+        if self.failed:
+            return found
+        self.failed = True
+        return TrialResult(False, "crash", "the machine was out of memory")
+
+
+def test_one_bad_moment_of_the_incumbent_voids_nothing(lab: Lab) -> None:
+    one = replace(MODEL, experiments=1)
+    campaign.run(lab, one, Transcript(), Rules())
+    age(lab, 3600.0)
+    screen = Transcript()
+    campaign.run(lab, one, screen, Stumbling())
+    assert any("incumbent once more, seed 0: val_bpb" in line for line in screen.lines)
+    assert not any("void" in line for line in screen.lines)
+
+
 def test_where_the_machine_is_another_all_that_was_remembered_is_measured_anew(lab: Lab) -> None:
     campaign.run(lab, MODEL, Transcript(), Rules())
     age(lab, 3600.0)

@@ -155,9 +155,8 @@ def _night_table(settings: Settings, name: str, tempo: Pace, talks: Sequence[Tal
     # a night that no limit ends has no end
     rows = [[n, *shown] for n in columns[0] if any(shown := [column[n] for column in columns])]
     lines = _table([["the night", *CASES], *rows])
-    free = name not in MODELS and name != "command"
-    if free and (settings.usd is not None or settings.tokens is not None):
-        lines.append(f"{name} asks no model: a limit of money or tokens never ends it")
+    if said := proposers.never_ends(name, settings):
+        lines.append(said)
     if name == "command":
         lines.append(
             "what the command spends is not known before it says so, and is not in these figures"

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from agent import gates
 from agent.champion import PAIRS
 from agent.machine import DEVICE
-from agent.records import LOST, OPEN, Experiment, Settings
+from agent.proposers import PAID
+from agent.records import Experiment, Settings
 from bench.plan import BASELINES
 
 ENOUGH = 10  # measurements, to take them and not the assumption
@@ -39,7 +40,6 @@ THINKING = {
     "openai": (90.0, 240.0, 720.0),
     "placebo": (0.1, 0.1, 0.5),
 }
-AHEAD = frozenset({"anthropic", "openai", "command"})  # think while a trial runs
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def pace(settings: Settings, proposer: str, experiments: Iterable[Experiment]) -
     `experiments`: those judged by the same standard, in runs with the same device, target and
     length of a trial.
     """
-    ended = [e for e in experiments if e.outcome.status not in (LOST, *OPEN)]
+    ended = [e for e in experiments if e.outcome.judged]
     judged = sum(bool(e.gates) for e in ended)  # some rows hold no proposal
     stages, left = [], judged / len(ended) if len(ended) >= ENOUGH else 1.0
     for name, _ in gates.GATES:
@@ -100,7 +100,7 @@ def pace(settings: Settings, proposer: str, experiments: Iterable[Experiment]) -
     return Pace(
         tuple(stages),
         THINKING.get(proposer, SOME_PROGRAM),
-        proposer in AHEAD,
+        proposer in PAID,
         BASELINES * trial,
         CLOSING * trial,
     )

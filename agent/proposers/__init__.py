@@ -23,7 +23,10 @@ from agent.records import GateResult, Past, Proposal, Settings
 from agent.screen import Screen
 
 AUTO = "auto"
+CONTRACTS = "bench/contracts"
 REPAIRS = 2  # times that a refused proposal goes back to its proposer
+# They ask a model or run an agent, and think while a trial runs; the others spend nothing.
+PAID = frozenset({"anthropic", "openai", "command"})
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,13 @@ class Workshop:
     machine: Machine
     screen: Screen
     stop: threading.Event
+
+    def contracts(self) -> dict[str, str]:
+        """The contracts of the ops by path, for reading. A link among them, as an editor's lock is one, is passed over."""
+        files = sorted((self.repository.root / CONTRACTS).glob("*.py"))
+        return {
+            f"{CONTRACTS}/{file.name}": file.read_text() for file in files if not file.is_symlink()
+        }
 
 
 class NoProposal(Exception):
@@ -124,6 +134,13 @@ def choose(settings: Settings, environment: Mapping[str, str] = os.environ) -> t
     if environment.get("OPENAI_API_KEY"):
         return "openai", "OPENAI_API_KEY is set"
     return "sweep", "no key is set (ANTHROPIC_API_KEY, OPENAI_API_KEY): it searches constants alone"
+
+
+def never_ends(name: str, settings: Settings) -> str:
+    """What to say where a limit of money or tokens is set for a proposer that spends neither; "" elsewhere."""
+    if name in PAID or (settings.usd is None and settings.tokens is None):
+        return ""
+    return f"{name} asks no model: a limit of money or tokens never ends it"
 
 
 def create(name: str, workshop: Workshop) -> Proposer:

@@ -29,7 +29,7 @@ from agent.coder.desk import HYPOTHESIS, PROGRAM, Desk, Taken
 from agent.coder.headless import Ended, Secrets
 from agent.coder.last_words import Said, parted, plain, understood
 from agent.lab import Unusable
-from agent.proposers import Context, NoProposal, Stopped, Workshop
+from agent.proposers import CONTRACTS, Context, NoProposal, Stopped, Workshop
 from agent.records import GateResult, Proposal, Usage
 from agent.research import search
 from agent.research.prompt import cared_for, device, judged, quote
@@ -38,7 +38,6 @@ from agent.spending import BudgetSpent
 from agent.workspace import DRAFT, remove
 
 NAME = "command"
-CONTRACTS = "bench/contracts"
 LIMIT_S = 1800.0  # for a proposal, and again for each repair of it
 DESKS = 2  # that are kept: the one whose change is at the gates, and the one at work
 MAX_TAIL = 1_500  # characters of a log that a ledger row holds
@@ -202,8 +201,7 @@ class Command:
         for old in sorted(self._desks)[: -(DESKS - 1)]:
             desk, _ = self._desks.pop(old)
             remove(desk.folder)
-        contracts = sorted((self._workshop.repository.root / CONTRACTS).glob("*.py"))
-        documents = {f"{CONTRACTS}/{file.name}": file.read_text() for file in contracts}
+        documents = self._workshop.contracts()
         return Desk(
             self._workshop.folder / DRAFT / str(number), incumbent=context.incumbent, overlay=task.plan.files,
             documents=documents | {PROGRAM: context.agenda}, target=context.target, op=context.op,

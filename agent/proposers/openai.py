@@ -243,7 +243,7 @@ class ChatModel:
         self._broken_off += status == 200
         if status == 200 and self._broken_off > BROKEN_OFF:
             return Rejected(
-                f"{self._broken_off} times in a row: {self._line.clean(wire.words(chunk))}"
+                f"{self._broken_off} times in a row: {self._line.clean(wire.words(chunk))}", billed
             )
         return self._line.failed(status, chunk, {}, billed)
 

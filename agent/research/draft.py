@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from agent import surface
-from agent.records import Candidate, Change
+from agent.records import ABSENT, PLAIN, Candidate, Change
 from agent.scope import MAX_BYTES
 from agent.workspace import DRAFT, make_way
 
@@ -24,7 +24,6 @@ NEAREST_LINES = 12  # of the file, shown in an error about a text that is not in
 FEW_LINES = 8
 FEW_CHARACTERS = 1_000  # of a text that is compared character by character; a longer one is compared line by line
 _PATH = re.compile(r"(kernels|csrc|model)/[A-Za-z0-9_]{1,100}\.(py|cpp|cu|h)")
-_PLAIN, _ABSENT = "100644", "000000"
 
 
 class Mistake(Exception):
@@ -201,7 +200,7 @@ def _lines(text: str | None) -> list[str]:
 
 
 def _mode(text: str | None) -> str:
-    return _ABSENT if text is None else _PLAIN
+    return ABSENT if text is None else PLAIN
 
 
 def _bytes(text: str | None) -> bytes | None:

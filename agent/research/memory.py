@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from agent import surface
-from agent.figures import bits_in_short, time_in_short
+from agent.figures import bits_in_short, count, time_in_short
 from agent.records import CRASH, DROP, KEEP, OPEN, REFUSE, Past
 from agent.research.archive import gain, is_kernel, is_near_miss
 from agent.research.search import since_keep
@@ -32,7 +32,7 @@ _NUMBERS = re.compile(r"\d[\d.,e+x%-]*")
 
 def digest(history: Sequence[Past], target: str, op: str | None, run: str) -> str:
     """At most MAX_MEMORY characters about the judged experiments of all runs that touch the surface of `target` (and `op`)."""
-    judged = [past for past in history if past.outcome.status in (KEEP, DROP, REFUSE, CRASH)]
+    judged = [past for past in history if past.outcome.judged]
     relevant = [past for past in judged if _concerns(past, target, op)]
     ours = [past for past in judged if past.run == run]
     kept = [past for past in relevant if past.outcome.status == KEEP]
@@ -79,7 +79,7 @@ def _concerns(past: Past, target: str, op: str | None) -> bool:
 
 def _counted(rows: Sequence[Past]) -> str:
     kept = sum(past.outcome.status == KEEP for past in rows)
-    return f"{len(rows)} experiment{'' if len(rows) == 1 else 's'}, {kept} kept"
+    return f"{count(len(rows), 'experiment')}, {kept} kept"
 
 
 def _section(title: str, lines: Iterable[str], total: int, limit: int) -> str:

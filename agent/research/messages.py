@@ -125,7 +125,11 @@ class Transient(Exception):
 
 
 class Rejected(Exception):
-    """The request itself is wrong (400, 413, 422): sending it again would not help."""
+    """The request itself is wrong (400, 413, 422): sending it again would not help. `billed`: what was nevertheless used."""
+
+    def __init__(self, message: str, billed: Usage | None = None) -> None:
+        super().__init__(message)
+        self.billed = billed
 
 
 class ModelUnusable(Exception):

@@ -165,7 +165,6 @@ def _task(context: Context, plan: Plan) -> str:
         search.IMPROVE: f"Improve {about}: find where its cost lies, and remove the largest part that can be removed.",
         search.EXPLORE: f"Explore {about}: take an approach that is unlike those tried (another algorithm, layout, fusion, division of the "
         "work), even if it may fail. Do not vary the last ideas.",
-        search.COMBINE: f"Combine gains in {about}.",
     }
     lines = [kinds[plan.kind], f"Why this: {_cut(plan.why, 800)}."]
     if plan.files:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
 
-from agent.figures import bits_in_short, time_in_short
+from agent.figures import bits_in_short, count, time_in_short
 from agent.git import Repository
 from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, Past
 from agent.research import archive
@@ -204,9 +204,7 @@ def _choose_op(
 def _about(op: str | None, shares: Mapping[str, float], tries: Mapping[str | None, int]) -> str:
     takes = f" takes {shares[op]:.0%} of the step and" if op and op in shares else ""
     times = tries.get(op, 0)
-    return (
-        f"{op or 'the model'}{takes} was tried {times} time{'' if times == 1 else 's'} in this run"
-    )
+    return f"{op or 'the model'}{takes} was tried {count(times, 'time')} in this run"
 
 
 def _called(past: Past) -> str:

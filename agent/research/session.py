@@ -144,6 +144,7 @@ class Session:
 
     def _ask(self) -> Reply:
         """The model's next reply to the conversation, which is compacted first if it is too long."""
+        takes = self.model.window, self.model.max_output
         try:
             self._prompt, tokens = compaction.compact(self._prompt, self._bound, self._count)
             most = math.ceil(tokens / (1 - COUNT_ERROR))
@@ -152,7 +153,11 @@ class Session:
                 raise self._too_long(tokens)
             return self._patience.until_answered(lambda: self._request(most, room))
         except Rejected as error:
-            raise self.nothing(f"{self.model.name} rejects the request: {error}") from error
+            if takes == (self.model.window, self.model.max_output):
+                raise self.nothing(f"{self.model.name} rejects the request: {error}") from error
+        # The refusal said that it takes less than was assumed: what was paid for goes on within that.
+        self._bound = self.bounds.longest(self.model.window)
+        return self._ask()
 
     def _count(self, prompt: Prompt) -> int:
         return self._patience.until_answered(lambda: self.model.count(prompt))
@@ -171,8 +176,9 @@ class Session:
                     f"{self._in_vain} answers in a row broke off or never came, and may be billed; the last: {error}"
                 ) from error
             raise
-        except (Rejected, ModelUnusable):
-            self._purse.release(call, None)
+        except (Rejected, ModelUnusable) as error:
+            billed = error.billed if isinstance(error, Rejected) else None
+            self._pay(self._purse.release(call, billed), billed or Usage())
             raise
         self._pay(self._purse.settle(call, reply.usage), reply.usage)
         self._in_vain = 0

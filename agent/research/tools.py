@@ -239,13 +239,7 @@ class Toolbox:
 
 def _references(workshop: Workshop, context: Context) -> dict[str, str]:
     """What can be read beside the draft: the contracts and the research agenda."""
-    folder = workshop.repository.root / "bench" / "contracts"
-    found = {
-        f"bench/contracts/{file.name}": file.read_text()
-        for file in sorted(folder.glob("*.py"))
-        if not file.is_symlink()
-    }
-    return found | ({"program.md": context.agenda} if context.agenda else {})
+    return workshop.contracts() | ({"program.md": context.agenda} if context.agenda else {})
 
 
 def _grep(pattern: str, text: str) -> list[int]:

@@ -58,7 +58,7 @@ class Line:
         passing = status < 400 or status in BUSY or status >= 500 or NO_CREDIT in said.lower()
         if passing and not lasting:
             return Transient(f"{self._model}: {status}, {said}", retry_after(headers), billed)
-        return Rejected(f"{status}: {said}")
+        return Rejected(f"{status}: {said}", billed)
 
     def broken(self, error: Exception, billed: Usage | None = None) -> Transient:
         """What to raise when the connection could not be made, timed out or broke."""

@@ -13,7 +13,7 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 
-from agent.bare_code import CPP_TOKENS, without_comments
+from agent.bare_code import CPP_TOKENS, without_comments, without_docstrings
 
 MAX_STRING = 2_000  # bytes of one string, if it is no docstring
 MAX_DOCSTRING = 20_000
@@ -66,11 +66,8 @@ def _code(path: str, source: str) -> str:
     tree = _parsed(source)
     if tree is None:
         return ""
-    for node in ast.walk(tree):
-        if isinstance(node, _Docstringed) and _docstring(node):
-            node.body[:1] = [ast.Pass()]
     try:
-        return ast.unparse(tree)
+        return ast.unparse(without_docstrings(tree))
     except (
         RecursionError
     ):  # a sum of some hundred terms: then the text as it stands counts, comments included
