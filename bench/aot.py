@@ -38,7 +38,7 @@ def inspect_all(entries: Iterable[Entry], arch: int) -> list[dict[str, Any]]:
     """Rows as in `compile_all`, each with its constexprs and options, and with the instruction mix of its hot loop and excerpts of SASS and PTX."""
     rows = []
     for entry in entries:
-        compiled = _compile(entry, arch, whole=True)
+        compiled = _compile(entry, arch)
         _, _, constants, options = entry
         sass = _hot_loop(_sass(compiled.asm["cubin"]))
         ptx = _hot_loop(_ptx(compiled.asm["ptx"]))
@@ -55,18 +55,10 @@ def inspect_all(entries: Iterable[Entry], arch: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _compile(entry: Entry, arch: int, whole: bool = False) -> Any:
-    """`whole`: integers are taken for multiples of 16 too, as the trial's sizes are; else its wide accesses would not show."""
+def _compile(entry: Entry, arch: int) -> Any:
     kernel, signature, constants, options = entry
     types = {name: signature.get(name, "constexpr") for name in kernel.arg_names}
-    attributes = _aligned([types[name] for name in kernel.arg_names])
-    if whole:
-        integers = [
-            i for i, kind in enumerate(types.values())
-            if kind in ("i32", "i64") and not kernel.params[i].do_not_specialize
-        ]  # fmt: skip
-        attributes |= {(i,): [["tt.divisibility", 16]] for i in integers}
-    source = ASTSource(kernel, types, dict(constants), attrs=attributes)
+    source = ASTSource(kernel, types, dict(constants), attrs=_aligned(kernel, types))
     return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(options))
 
 
@@ -75,14 +67,17 @@ def _row(entry: Entry, compiled: Any, arch: int) -> dict[str, Any]:
     return {"kernel": entry[0].fn.__name__, "arch": arch, **usage}
 
 
-def _aligned(types: Sequence[Any]) -> dict[tuple[int, ...], list[list[Any]]]:
-    """What the JIT assumes in the trial: addresses and strides (tuples of them) are multiples of 16, so accesses are 16 bytes wide."""
+def _aligned(kernel: Any, types: Mapping[str, Any]) -> dict[tuple[int, ...], list[list[Any]]]:
+    """What the JIT finds in the trial: addresses, strides (tuples of them) and sizes are multiples of 16, so accesses are 16 bytes wide, and copies run
+    ahead of the products. Without the sizes ptxas saw other kernels: relu2_mlp's with 128 loads of 2 bytes and a third of the shared memory."""
     wide: list[list[Any]] = [["tt.divisibility", 16]]
     found: dict[tuple[int, ...], list[list[Any]]] = {}
-    for i, kind in enumerate(types):
+    for i, kind in enumerate(types.values()):
         if isinstance(kind, tuple):
             found.update({(i, j): wide for j, one in enumerate(kind) if one != "constexpr"})
         elif kind.startswith("*"):
+            found[(i,)] = wide
+        elif kind in ("i32", "i64") and not kernel.params[i].do_not_specialize:
             found[(i,)] = wide
     return found
 

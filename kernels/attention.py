@@ -372,7 +372,9 @@ def _attention_dkv_kernel(
 # Tiles for rows of up to 256 bytes (bf16, D = 128); _tiles shrinks them for longer ones. They were chosen by the code that ptxas makes of them: with
 # these no inner loop of the three kernels spills a register on sm_90 or sm_100. The side whose gradient is summed (queries for dq, keys for
 # dk and dv) has 128 rows, 64 for each of sm_90's two warpgroups; with 64 rows each warpgroup would compute the whole tile (dq: 72 narrow wgmma a
-# round and not 20 wide ones). With 64 queries at a time dk and dv spill 36 registers a round; with 4 warps they spill too.
+# round and not 20 wide ones). With 64 queries at a time dk and dv spill 36 registers a round; with 4 warps they spill too. With two stages a tile
+# is asked for at the end of a round and waited for at once; three let it travel during a whole round, and one program a multiprocessor stays all
+# that fits.
 FORWARD_M = 128  # tune: 64 128
 FORWARD_N = 64  # tune: 32 64 128
 FORWARD_WARPS = 8  # tune: 4 8
@@ -380,11 +382,11 @@ FORWARD_STAGES = 3  # tune: 2 3 4
 DQ_M = 128  # tune: 64 128
 DQ_N = 64  # tune: 32 64 128
 DQ_WARPS = 8  # tune: 4 8
-DQ_STAGES = 2  # tune: 1 2 3
+DQ_STAGES = 3  # tune: 2 3 4
 DKV_M = 32  # tune: 32 64 128
 DKV_N = 128  # tune: 64 128
 DKV_WARPS = 8  # tune: 4 8
-DKV_STAGES = 2  # tune: 1 2 3
+DKV_STAGES = 3  # tune: 2 3 4
 # Heads whose programs run beside each other: 16 MB of keys and values at T = 2048 and D = 128, of an H100's 50 MB L2.
 SECTION = 16  # tune: 8 16 32 64
 
@@ -547,14 +549,17 @@ def _band_mask(T: int, before: int, after: int, device: torch.device):
     def visible(b, h, i, j):
         return (i - j <= before) & (j - i <= after)
 
-    return create_block_mask(visible, None, None, T, T, device=device)
+    with torch.inference_mode(False):  # it is kept, and a gradient may want it later
+        return create_block_mask(visible, None, None, T, T, device=device)
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None) -> Tensor:
     """torch's FlexAttention: a Triton template that skips the tiles which a mask leaves empty."""
     T = q.shape[2]
     mask = _band_mask(T, *_band(T, causal, window), q.device)
-    return _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
+    # a model that is compiled takes it into its own graph
+    flex = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
+    return flex(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
 
 
 def _flash_attention_4():

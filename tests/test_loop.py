@@ -266,7 +266,9 @@ def test_an_incumbent_that_fails_once_more_is_the_machine_s_fault(lab: Lab) -> N
             return replace(found, ok=False, failure="out_of_memory")
 
     judge = Full()
-    judge.failing = 5  # a recheck, tried twice, then one candidate's pair, tried twice, and the next one's once
+    judge.failing = (
+        5  # a recheck, tried twice, then one candidate's pair, tried twice, and the next one's once
+    )
     campaign.run(lab, replace(SETTINGS, target="kernels"), Transcript(), judge)
     ended = [e.outcome for e in lab.ledger().experiments()]
     (lost,) = (outcome for outcome in ended if outcome.status == LOST)

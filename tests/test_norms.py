@@ -269,8 +269,8 @@ def test_triton_kernels_compile_for_every_gpu(op):
     entries = importlib.import_module(f"kernels.{op}").AOT
     rows = compile_all(entries, (80, 90, 100))
     assert len(rows) == 3 * len(entries) == 12
-    # the backward of add_rms_norm with a weight keeps two words on the stack of an A100
-    spilled = [row for row in rows if row["stack_bytes"] > (8 if row["arch"] == 80 else 0)]
+    # the backward of add_rms_norm keeps two to four words on the stack of a B200; of an A100 two, by Triton 3.6
+    spilled = [row for row in rows if row["stack_bytes"] > (0 if row["arch"] == 90 else 16)]
     assert not spilled
 
 
