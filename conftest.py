@@ -13,6 +13,10 @@ from bench.judge import CACHE
 ROOT = Path(__file__).resolve().parent
 # Kernels that a test calls in its own process lie in the cache of the runners, so that neither builds what the other has.
 os.environ["TORCH_EXTENSIONS_DIR"] = str(CACHE)
+# With a key in the environment `auto` would ask a model, for money; and no proxy stands before the loopback.
+for _name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY"):
+    os.environ.pop(_name, None)
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

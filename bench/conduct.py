@@ -18,7 +18,7 @@ from bench.sandbox import precedence, processes
 # and every trial pays for it. Libraries are built by an earlier gate, outside of this time.
 COLD_LIMIT_S = 60.0
 # Processor time that a runner may use while it is not asked, as a share of that time, and beside it: OpenMP's threads spin some 50 us after a
-# block of 10 ms, and times come in steps of 10 ms.
+# block of 5 ms, and times come in steps of 10 ms.
 IDLE_SHARE = 0.05
 IDLE_SLACK_S = 0.15
 THREADS_FACTOR = 1.25

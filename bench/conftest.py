@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from bench import arms as measured
-from bench import roofline
+from bench import first_kernels, roofline
 from bench.conduct import Conduct
 from bench.contracts import Case, contract, ops
 from bench.goals import cases, lead
@@ -54,6 +54,7 @@ class Row:
 
 
 ROWS: list[Row] = []
+ABSENT: dict[str, str] = {}  # who is not measured, and why
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -86,9 +87,20 @@ class Clock:
 @functools.cache
 def arms(op: str, measuring: bool) -> tuple[Arm, ...]:
     """Who runs: ours and plain torch, and where it is measured the peers as well."""
-    found = measured.arms(op, DEVICE, compiled=measuring)
-    peers = measured.peers(op, DEVICE, Path(_FOLDER.name))[0] if measuring else []
+    found = measured.arms(op, DEVICE, compiled=measuring and not no_compiler())
+    if not measuring:
+        return tuple(found)
+    peers, absent = measured.peers(op, DEVICE, Path(_FOLDER.name))
+    ABSENT.update({f"{op}, {name}": why for name, why in absent.items()})
     return (*found, *peers)
+
+
+@functools.cache
+def no_compiler() -> str:
+    """Why torch.compile makes no kernel here, as where Python.h is missing, or "": its one arm would refuse the figures of all others."""
+    if why := first_kernels.why_not(DEVICE)["torch.compile"]:
+        ABSENT["torch.compile"] = why
+    return why
 
 
 @functools.cache
@@ -200,3 +212,5 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         shown = title
         figures = f"{row.ms:9.3f} {row.gb_per_s:8.1f} {row.gflop_per_s:9.1f}"
         write(f"  {row.arm:14} {figures} {row.percent_of_limit:8.1f}  {row.beside}".rstrip())
+    for name, why in ABSENT.items():
+        write(f"not measured: {name}: {why}")

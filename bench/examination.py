@@ -103,7 +103,9 @@ class Examination:
         laid = Laid(case, call, {}, [], (start, arena.used))
         # else the image of a GPU's memory would first fetch what is overwritten here
         arena.written(*laid.lent)
-        overreads = self.judge.device == "cpu" and torch_overreads()
+        # float32 is multiplied by MKL, which reads no further
+        halves = any(i.dtype in ("bfloat16", "float16") for i in case.inputs.values())
+        overreads = halves and self.judge.device == "cpu" and torch_overreads()
         arena.bytes(*laid.lent).fill_(HUGE if overreads else NAN)
         self.fill(laid, values, pushed)
         return laid
@@ -175,12 +177,13 @@ class Examination:
             what, said = do if do != "call" else options["mode"], str(refused)
             if refused.kind == "timeout" and time.monotonic() > self.until - 0.2:
                 said = f"all its calls together have taken {LIMIT_S:.0f} s, and may take no more"
-            raise Refused(refused.kind, f"{self.named} {what}: {said}") from None
+            raise Refused(refused.kind, f"{self.where(laid[0].case, what)}: {said}") from None
         for each, lent in zip(laid, before, strict=True):
             for name in self.contract.updates:
                 arena.view(each.call["inputs"][name]).copy_(each.inputs[name])
             if not torch.equal(arena.bytes(*each.lent), lent):
-                raise Refused("mutation", f"{self.named}: {self._changed(each)}; work on a copy")
+                said = f"{self.where(each.case)}: {self._changed(each)}; work on a copy"
+                raise Refused("mutation", said)
         return [
             {
                 name: arena.view(where).clone()

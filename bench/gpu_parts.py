@@ -85,7 +85,8 @@ def _verdict(op: str, finding: Finding) -> Record:
 
 
 def step(device: str) -> Iterator[Record]:
-    yield step_profile.of_step(ROOT, VOCABULARY, 0, device=device)
+    # the embedded text's own separator, so that a trial on it finds what was compiled here
+    yield step_profile.of_step(ROOT, VOCABULARY, VOCABULARY - 1, device=device)
 
 
 def timed(op: str, device: str) -> Iterator[Record]:
@@ -106,17 +107,21 @@ def timed(op: str, device: str) -> Iterator[Record]:
 
 def _timed(asked: Contract, arms: Sequence[Arm], device: str) -> Iterator[Record]:
     # A runner draws these tensors itself: they are timed also where this machine lends no device memory.
-    for case, runners, refused in _ready(asked, arms, device, lent=False):
+    cases = goals.cases(asked.name, device)
+    for case, runners, refused in _ready(asked, arms, device, cases, lent=False):
         for arm, runner, why in zip(arms, runners, refused, strict=True):
             found = {"refused": why} if why else _events(asked, case, arm, runner)
-            yield {"op": asked.name, "case": case.label(), "arm": arm.name} | found
+            # beside each figure: before and after the part the device is idle, and its clocks are low
+            told = {"clocks": clocks.read(device)} | found
+            yield {"op": asked.name, "case": case.label(), "arm": arm.name} | told
 
 
 def judged(op: str, device: str) -> Iterator[Record]:
     asked = contract(op)
     with processes.scratch() as folder:
         arms, _ = _arms(op, device, Path(folder))
-        for case, runners, refused in _ready(asked, arms, device):
+        # `time` has the other shapes; here each round brings new contents of a GB, and newton_schulz' references take seconds a matrix
+        for case, runners, refused in _ready(asked, arms, device, asked.trial[device]):
             wrong = [why or measured.why_not(op, case, arm, device) for arm, why in zip(arms, refused, strict=True)]  # fmt: skip
             able = [i for i, why in enumerate(wrong) if not why]
             few, theirs = [arms[i] for i in able], [runners[i] for i in able]
@@ -129,14 +134,14 @@ def judged(op: str, device: str) -> Iterator[Record]:
 
 
 def _ready(
-    asked: Contract, arms: Sequence[Arm], device: str, *, lent: bool = True
+    asked: Contract, arms: Sequence[Arm], device: str, cases: Sequence[Case], *, lent: bool = True
 ) -> Iterator[tuple[Case, Sequence[Conduct], list[str]]]:
     """Each case, with a runner for each arm, which has compiled, and for each arm why it cannot do the case, "" if it can."""
     with (
         runners_of(asked.name, arms, device, lent=lent) as runners,
         ThreadPoolExecutor(len(runners)) as pool,
     ):
-        for case in goals.cases(asked.name, device):
+        for case in cases:
             # compilers run beside each other; what is measured runs alone
             yield case, runners, list(pool.map(partial(_warmed, asked, case), arms, runners))
 

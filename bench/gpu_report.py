@@ -1,13 +1,13 @@
 """What the kernels reach on this GPU, in runs of under nine minutes: `python -m bench.gpu_report --out results/gpu`, again until nothing is left.
 
-Its parts are facts of the device, ceilings, builds, the shapes of every op timed beside every peer that is installed, a training step under the
-profiler, every op through the correctness gate and under compute-sanitizer, and its shapes once more by the judge's clock. Each part is a process
-(bench/gpu_parts.py) with a limit on its time. What it finds goes into OUT/raw.jsonl line by line, and OUT/report.md is written anew after each
+Its parts are facts of the device, ceilings, the shapes of every op timed beside every peer that is installed, a training step under the profiler,
+every op through the correctness gate, the trial's shapes once more by the judge's clock, compute-sanitizer, and builds, which need no device. Each
+part is a process (bench/gpu_parts.py) with a limit on its time. What it finds goes into OUT/raw.jsonl line by line, and OUT/report.md is written anew after each
 group of parts (bench/gpu_table.py), so that whatever ends the run leaves what was measured. The same command goes on with the parts that have not
-come to an end; to measure again those that have, give another --out.
+come to an end; to measure again those that have, give another --out. `--parts time profile` takes these alone.
 
 Builds run all at once, checks and sanitizers half of them at a time; what is timed runs alone. What the budget does not reach is named, and left
-to the next call. `--device cpu` rehearses the whole on a CPU, with the CPU's shapes.
+to the next call: all of it takes some 50 minutes, by estimate. `--device cpu` rehearses the whole on a CPU, with the CPU's shapes.
 
 Exit status: 0 everything was measured and no op refused, 1 an op was refused, or a part failed or is left to the next call, 2 nothing
 could be measured, 130 Ctrl-C.
@@ -29,7 +29,7 @@ from threading import Lock, Timer
 from typing import Any
 
 from bench import gpu_table, hardware
-from bench.contracts import ops
+from bench.contracts import Case, contract, ops
 from bench.goals import GOALS, cases
 from bench.identity import Mixed, identity, require_same
 from bench.jsonl import whole_lines
@@ -42,9 +42,9 @@ CHECKS = 2
 # Time limits (for an op, and for each of its shapes), estimated and not yet measured on a GPU. An op's part is for its runners and compilers. A
 # shape's is in `time` for calls on the device alone, in `judge` for five rounds or more, in each of which three to seven runners get a GB of
 # new contents.
-TIME_S, JUDGE_S = (30.0, 8.0), (60.0, 30.0)
+TIME_S, JUDGE_S = (30.0, 12.0), (60.0, 30.0)
 STEP_S = 150.0  # it compiles the model
-CHECK_S = 150.0
+CHECK_S = 250.0  # drawn cases compile some hundred kernels, one after the other
 SANITIZE_S = 190.0  # compute-sanitizer may take 180 (bench/sanitizer.py)
 LEAST = 0.5  # of a part's time, without which it is not begun
 PATIENCE = 2.0  # the times are estimates: what is cut short has to be compiled and measured again
@@ -70,19 +70,22 @@ def plan() -> list[list[Part]]:
     return [
         [Part("facts", None, 20.0)],
         [Part("ceilings", None, 25.0)],
-        [Part("build", op, 60.0) for op in ops()],
-        *([_of_shapes("time", op, TIME_S)] for op in aimed),
+        *([_of_shapes("time", op, TIME_S, cases(op, "cuda"))] for op in aimed),
         [Part("profile", None, STEP_S)],
         *([Part("check", op, CHECK_S) for op in ops()[i::CHECKS]] for i in range(CHECKS)),
+        *([_of_shapes("time", op, TIME_S, cases(op, "cuda"))] for op in others),
+        *(
+            [_of_shapes("judge", op, JUDGE_S, contract(op).trial["cuda"])]
+            for op in (*aimed, *others)
+        ),
         *([Part("sanitize", op, SANITIZE_S) for op in ops()[i::CHECKS]] for i in range(CHECKS)),
-        *([_of_shapes("time", op, TIME_S)] for op in others),
-        *([_of_shapes("judge", op, JUDGE_S)] for op in (*aimed, *others)),
+        [Part("build", op, 120.0) for op in ops()],
     ]
 
 
-def _of_shapes(name: str, op: str, seconds: tuple[float, float]) -> Part:
+def _of_shapes(name: str, op: str, seconds: tuple[float, float], shapes: Sequence[Case]) -> Part:
     of_op, of_shape = seconds
-    return Part(name, op, of_op + of_shape * len(cases(op, "cuda")))
+    return Part(name, op, of_op + of_shape * len(shapes))
 
 
 class Journal:
@@ -242,10 +245,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    names = list(dict.fromkeys(part.name for group in plan() for part in group))
+    parser.add_argument(
+        "--parts", nargs="+", choices=names, default=names, help="these alone (default: all)"
+    )
     asked = parser.parse_args(arguments)
     if why := hardware.no_device(asked.device):
         print(why, file=sys.stderr)
         return 2
+    if asked.out.exists() and not asked.out.is_dir():
+        parser.error(f"--out {asked.out}: expected a folder, and that is a file")
     asked.out.mkdir(parents=True, exist_ok=True)
     journal = Journal(asked.out)
     try:
@@ -260,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     run = Run(journal, command, lambda line: print(line, flush=True))
     try:
-        good = run.all(plan())
+        good = run.all([[part for part in group if part.name in asked.parts] for group in plan()])
     except KeyboardInterrupt:
         print(f"stopped; {asked.out} has what was measured, and the same command goes on", file=sys.stderr)  # fmt: skip
         return 130

@@ -159,7 +159,8 @@ def _ends(lines: Sequence[Line]) -> Iterator[str]:
 def _step(lines: Sequence[Line]) -> Iterator[str]:
     for line in lines:
         if "step_ms" in line:
-            yield f"## A training step: {line['step_ms']:.1f} ms"
+            plain = line.get("plain_ms", line["step_ms"])
+            yield f"## A training step: {plain:.1f} ms, {line['step_ms']:.1f} under the profiler"
             yield "| where | ms | share | calls | % of limit |"
             yield "|---|--:|--:|--:|--:|"
             for row in line["rows"][:STEP_ROWS]:

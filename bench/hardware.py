@@ -51,5 +51,5 @@ def no_device(device: str) -> str:
     import torch
 
     if device == "cuda" and not torch.cuda.is_available():
-        return "no GPU: torch sees no CUDA device; `--device cpu` rehearses on a CPU"
+        return "no GPU: torch sees no CUDA device; with `--device cpu` it runs on a CPU"
     return ""

@@ -204,7 +204,9 @@ class Judge:
             if progress is not None and isinstance(answer["progress"], dict):
                 progress(answer["progress"])
         if answer.get("ok") is not True:
-            raise Refused(str(answer.get("kind", "error")), str(answer.get("error", "")))
+            kind = str(answer.get("kind", "error"))
+            # no runner speaks for the machine, whatever a candidate calls its exceptions
+            raise Refused("crash" if kind == "machine" else kind, str(answer.get("error", "")))
         return Answer(answer)
 
     def _answer(self, nonce: str, deadline: float) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bench.contracts import ops
+from bench.contracts import written
 from bench.data import Dataset
 from bench.finding import Finding
 from bench.trial import TrialResult, run_trial
@@ -57,7 +57,7 @@ def probe(incumbent: Path, candidate: Path, dataset: Dataset, *, device: str) ->
     trees = {
         "incumbent": (incumbent, None),
         "candidate": (candidate, None),
-        "plain": (incumbent, {op: "torch" for op in ops()}),
+        "plain": (incumbent, dict.fromkeys(written(incumbent), "torch")),
     }
     with ThreadPoolExecutor(BESIDE[device]) as pool:
         asked = {name: pool.submit(first_steps, *of) for name, of in trees.items()}

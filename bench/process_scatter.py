@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.builds import build_all
 from bench.contracts import contract, ops
 from bench.ratio import Estimate, both, estimate, logs, stretches
 from bench.rounds import Arm, Samples, prepare, ready
@@ -22,6 +23,7 @@ from bench.threads import one_thread
 from bench.timing import runners_of
 
 ROOT = Path(__file__).resolve().parent.parent
+LEAST = 4  # rounds: of fewer no two stretches can be made (bench/ratio.py)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -34,6 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(
             f"--runners: expected at least 3, got {asked.runners}; two are what a comparison has"
         )
+    # What the cache lacks each runner would compile for itself, all at once.
+    built = build_all(ROOT)
+    if not built.passed:
+        raise SystemExit(f"the kernels do not build: {built.reason}")
     for label, samples in _rounds(asked.op, asked.runners, asked.seconds):
         print(_line(label, deviations(samples), len(samples["0"])), flush=True)
 
@@ -61,7 +67,7 @@ def _rounds(op: str, runners: int, seconds: float) -> list[tuple[str, Samples]]:
         ready(prepared, started)
         until = time.monotonic() + seconds
         with one_thread():
-            while time.monotonic() < until or prepared[0].found.rounds() < len(arms):
+            while time.monotonic() < until or prepared[0].found.rounds() < LEAST:
                 for rounds in prepared:
                     rounds.round()
         return [(rounds.case.label(), rounds.found.row) for rounds in prepared]

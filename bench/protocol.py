@@ -22,7 +22,6 @@ from torch import Tensor
 
 MAX_LINE = 1 << 20
 MARK = 32  # bytes by which the runner shows that it sees the memory it was lent
-DTYPES = ("float32", "bfloat16", "float16", "float64", "int64", "uint16", "uint32", "int32")
 
 
 class ProtocolError(RuntimeError):

@@ -12,8 +12,9 @@ code and the weights. So nothing but weights carries over from training, and not
   train() and in eval() mode, and every other batch with another future. What the scorer learned from rows that it was asked, or remembers of
   their beginnings, is not known there
 * there too more rows with another future, and with cuts anywhere, as many as there is time for, and LEAST_ROWS at least: a cut shows a look
-  ahead at its own place alone, so that of 140 cuts one at least shows what happens at 2 % of all positions, more than nine times in ten (1 - 0.98^140). Who leans a little on every
-  next token loses a little at the last place before a cut: over all cuts that is held against its own scatter
+  ahead at its own place alone, so that of 140 cuts one at least shows what happens at 2 % of all positions, more than nine times in ten
+  (1 - 0.98^140). Who leans a little on every next token loses a little at the last place before a cut: over all cuts that is held against
+  its own scatter
 * a row that crosses from one document into the next is read whole, by every model alike
 """
 

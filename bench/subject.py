@@ -35,7 +35,7 @@ class Subject:
 
     @property
     def trial(self) -> list[Case]:
-        """The shapes of a training run on this device, heaviest first; how often the model calls each does not matter to this gate."""
+        """The shapes of a training run on this device; how often the model calls each does not matter to this gate."""
         return [replace(case, calls=1) for case in self.contract.trial[self.exam.judge.device]]
 
     def wide(self) -> Case:

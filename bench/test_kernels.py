@@ -6,14 +6,15 @@ from collections.abc import Callable
 
 import pytest
 
+from bench.arms import ROOT
 from bench.conftest import DEVICE, arms, samples, why_not
-from bench.contracts import ops
+from bench.contracts import written
 from bench.goals import cases
 from bench.timing import Arm
 
 pytestmark = pytest.mark.usefixtures("built")
 
-CASES = [(op, index) for op in ops() for index in range(len(cases(op, DEVICE)))]
+CASES = [(op, index) for op in written(ROOT) for index in range(len(cases(op, DEVICE)))]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

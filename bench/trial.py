@@ -193,6 +193,7 @@ class _Trial:
         self, dataset: Dataset, seconds: float, seed: int, device: str, tell: Progress
     ) -> None:
         self.dataset, self.seconds, self.seed, self.device = dataset, seconds, seed, device
+        self.long = seconds >= LONG_S  # as it was asked for: set-up may take some of `seconds`
         self.tell = tell
         self.number = shard.numbers(dataset.vocab_size, dataset.bos, seed)
         self.known: dict[str, Any] = {"seed": seed}
@@ -412,9 +413,8 @@ class _Trial:
 
         In short trials the values of all ops and the gradients of one, else the gradients of all, which take 3 s more on two cores.
         """
-        files = {path.stem for path in (trainer.tree / "kernels").glob("*.py")}
-        ops = [op for op in contracts.ops() if op in files]
-        with_gradients = {secrets.choice(ops)} if ops and self.seconds < LONG_S else set(ops)
+        ops = contracts.written(trainer.tree)
+        with_gradients = set(ops) if self.long or not ops else {secrets.choice(ops)}
         for op in ops:
             trainer.ask("load", op=op, tree=str(trainer.tree))
             asked = contracts.contract(op)

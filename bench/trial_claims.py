@@ -17,6 +17,7 @@ from bench.judge import Refused
 
 GUESSING = (0.8, 1.5)  # loss of a model that has learned nothing, in units of ln V
 MOST = 1e15  # of anything that is counted
+LONGEST_NAME = 100  # of an op
 EARLY = 0.01  # share of the tokens in which nothing much can have been learned
 # A curve that ends this far below what the judge measures is not a mean of losses.
 FORGED_NATS = 1.0
@@ -39,7 +40,7 @@ class Described:
             _count(answer["num_params"]),
             _count(answer["depth"]),
             float(answer["flops_per_token"]),
-            {str(op): str(impl) for op, impl in dict(answer["implementations"]).items()},
+            {_op(name): str(impl) for name, impl in dict(answer["implementations"]).items()},
         )
 
 
@@ -73,6 +74,13 @@ class Trained:
         last = [loss for _, loss in self.losses[-LAST_POINTS:]]
         known = last and all(map(math.isfinite, (x for point in self.losses for x in point)))
         return math.fsum(last) / len(last) if known else math.nan
+
+
+def _op(name: str) -> str:
+    """The name of an op, of which a path is made. Raises ValueError for what can be none."""
+    if not name.isidentifier() or len(name) > LONGEST_NAME:
+        raise ValueError(f"an op named {name[:LONGEST_NAME]!r}")
+    return name
 
 
 def _count(value: Any) -> int:

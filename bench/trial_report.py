@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from bench import hardware
-from bench.builds import build_all
-from bench.contracts import ops
+from bench.builds import build, build_all
+from bench.contracts import written
 from bench.corpus import DataError
 from bench.data import Dataset, open_dataset
 from bench.identity import Mixed, identity, require_same
@@ -36,7 +36,7 @@ from bench.trial import run_trial
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = "shipped"
-PLAIN = dict.fromkeys(ops(), "torch") | {"adamw": "fused"}
+PLAIN = dict.fromkeys(written(ROOT), "torch") | {"adamw": "fused"}
 ANYWHERE: dict[str, dict[str, Any]] = {
     OURS: {},
     "torch": {"impl": PLAIN, "compiled": False},
@@ -164,6 +164,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     asked = parser.parse_args()
+    if asked.out.is_dir():
+        parser.error(f"--out {asked.out}: expected a file, and that is a folder")
+    if asked.device == "cpu" and (others := [arm for arm in asked.arms if arm not in ANYWHERE]):
+        parser.error(f"--arms {' '.join(others)}: on a GPU alone, and --device is cpu")
     if asked.out.suffix == ".jsonl":
         parser.error(
             f"--out {asked.out}: the trials themselves are kept in a .jsonl beside it; name a .json"
@@ -182,7 +186,9 @@ def main() -> None:
     kept = asked.out.with_suffix(".jsonl")
     arms = [arm for arm in ARMS if arm in asked.arms]
     # What the cache lacks each runner would compile in its set-up, at the expense of its training.
-    built = build_all(ROOT)
+    # C++ is for CPUs: compiling all of it would take a minute of a lent GPU's time
+    cuda = [f"csrc/{path.name}" for path in (ROOT / "csrc").glob("*.cu")]
+    built = build_all(ROOT) if asked.device == "cpu" else build(ROOT, cuda)
     if not built.passed:
         raise SystemExit(f"the kernels do not build: {built.reason}")
     try:

@@ -105,8 +105,8 @@ void product(int64_t M, int64_t N, int64_t steps, const float* A, int64_t lda, c
     }
 }
 
-// C (M, N) += A B, where rows [m, m + kRows) sum over the terms within terms(m, m + kRows): A counts as zero outside of them, and must be zero in
-// the half of a step that reaches beyond them.
+// C (M, N) += A B, where rows [m, m + kRows) sum over the terms within terms(m, m + kRows): A counts as zero outside of them. In the half of a step
+// that reaches beyond them A or B must be zero, and the other finite: behind an odd number of queries P is 1, and it is dO that is zero.
 template <typename E, bool kTransposed, typename Terms>
 void accumulate(int64_t M, int64_t N, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc,
                 Terms terms) {
@@ -300,8 +300,7 @@ template <typename E>
 const float* over_queries(const float* S, int64_t keys, int64_t rows, float* to) {
   if constexpr (kTerms<E> == 1) return S;
   for (int64_t j = 0; j < rows; ++j)
-    for (int64_t i = 0; i < kQueries; i += kBlock)
-    {
+    for (int64_t i = 0; i < kQueries; i += kBlock) {
       // not to_lanes: a NaN that arithmetic has made needs no mending
       const Pair p = j < keys ? load_pair(S + j * kQueries + i) : Pair{};
       store_pair(reinterpret_cast<bf16*>(to + (j * kQueries + i) / 2), Pair{picked(p.even, p.odd, kEvens), picked(p.even, p.odd, kOdds)});

@@ -1,5 +1,5 @@
-// Rows of any floating type as vectors of floats, written out by hand. It is for short rows: with the compiler's own vector code, their sums and
-// conversions are the larger part of the work (64 bfloat16 channels normalised and rotated: 20 ns; with what is here, 10 ns).
+// Rows of any floating type as vectors of floats, written out by hand: with the compiler's own vector code, sums and conversions are the larger part
+// of the work of a short row (64 bfloat16 channels normalised and rotated: 20 ns; with what is here, 10 ns).
 //
 // Two bfloat16 lie in one 32-bit lane. A shift makes a float of the lower one, a mask makes one of the upper one, and no element changes its lane: of
 // 2 * kLanes channels `even` holds the even ones and `odd` the odd ones. Of a row of floats `even` is simply the first half. What is combined with a
@@ -35,8 +35,8 @@ inline Pair operator+(Pair a, float b) { return {a.even + b, a.odd + b}; }
 inline Pair operator-(Pair a, float b) { return {a.even - b, a.odd - b}; }
 inline Pair operator-(float a, Pair b) { return {a - b.even, a - b.odd}; }
 
-// The larger and the smaller of two, lane by lane; b where one of them is a NaN. GCC 12 makes a comparison and a choice of this for AVX-512, where one
-// instruction does it.
+// The larger and the smaller of two, lane by lane; b where one of them is a NaN. GCC 12 makes a comparison and a choice of this for AVX-512, where
+// one instruction does it.
 inline floats larger(floats a, floats b) {
 #if defined(__AVX512F__)
   return reinterpret_cast<floats>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b)));

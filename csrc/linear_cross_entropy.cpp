@@ -64,7 +64,7 @@ struct Terms {
   Pair y, e, slope;
 };
 
-// Terms of logits of one row. A cap of 0 stands for none.
+// Terms of logits of one row. Without a cap both numbers are 0, and neither is read.
 struct Softcap {
   float cap, inverse;
   explicit Softcap(std::optional<double> c) : cap(static_cast<float>(c.value_or(0.))), inverse(c ? 1.f / cap : 0.f) {}
@@ -73,7 +73,7 @@ struct Softcap {
   Terms terms(Pair z, float shift) const {
     if constexpr (!kCapped) return {z, exp_of(z - shift), Pair{} + 1.f};
     const Pair t = rational_tanh(z * inverse), y = t * cap, slope = 1.f - t * t;
-    // Else a saturated logit had a slope of 2e-7, which is all there is in the gradient of a row of them.
+    // Else a saturated logit had a slope of -1e-6, which is all there is in the gradient of a row of them.
     return {y, exp_of(y - shift), {larger(floats{}, slope.even), larger(floats{}, slope.odd)}};
   }
 };

@@ -34,7 +34,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 # Which implementation runs when the caller names none: the first that the op has.
@@ -117,6 +116,19 @@ def watched() -> bool:
     return torch.compiler.is_compiling() or is_in_torch_dispatch_mode()
 
 
+class _Once(torch.autograd.Function):
+    """A gradient that has none of its own. It hangs on all that was saved: torch's once_differentiable looks at upstream gradients alone, and where
+    they are constants a penalty on dx beside the loss would be lost in silence."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[[], Any], *tensors: Tensor) -> Any:
+        return run()
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise RuntimeError("this kernel has no second derivative: use impl='torch' for one")
+
+
 class CustomOp:
     """A kernel as a custom op, which torch.compile keeps whole. In plain eager code the kernel and its gradient are called directly.
 
@@ -141,10 +153,16 @@ class CustomOp:
             """None for every input where no gradient comes down, as below a function that returns None."""
             if all(g is None for g in gradients):
                 return (None,) * len(ctx.needs_input_grad)
+            if (
+                torch.is_grad_enabled()
+            ):  # a graph of the gradient is made, and somebody may differentiate it
+                return _Once.apply(
+                    lambda: gradient(ctx, *gradients), *gradients, *ctx.saved_tensors
+                )
             return gradient(ctx, *gradients)
 
         self._op.register_autograd(reached, setup_context=setup_context)
-        kernel, once = self._plain, once_differentiable(reached)
+        kernel = self._plain
 
         class Plain(torch.autograd.Function):
             @staticmethod
@@ -155,8 +173,7 @@ class CustomOp:
 
             @staticmethod
             def backward(ctx, *gradients):
-                # only where a graph of the gradient is made can somebody differentiate twice
-                return (once if torch.is_grad_enabled() else reached)(ctx, *gradients)
+                return reached(ctx, *gradients)
 
         self._plain = Plain.apply
 

@@ -228,6 +228,8 @@ def _compile(name: str, path: Path, flags: tuple[str, ...], folder: Path) -> Non
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     try:
+        # Else torch, asked for the same a second time in a process, builds nothing, also where the first time failed.
+        cpp_extension.JIT_EXTENSION_VERSIONER.entries.pop(name, None)
         with _scripts_on_path():
             # Asked for a standalone program that is linked -shared, cpp_extension stops after the link; asked for a library it loads it.
             built = cpp_extension.load(
@@ -242,6 +244,10 @@ def _compile(name: str, path: Path, flags: tuple[str, ...], folder: Path) -> Non
                 is_python_module=False,
                 is_standalone=True,
             )
+        if not name.endswith(
+            _digest(path, flags)
+        ):  # else other content would lie under this name for good
+            raise BuildError("its text changed while it was compiled; build it again")
         os.replace(built, folder / f"{name}.so")
     except RuntimeError as error:
         raise BuildError(_diagnosis(str(error), path)) from None

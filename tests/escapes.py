@@ -33,7 +33,7 @@ def tcp_listen():
 
 
 def udp_send():
-    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", TARGETS["port"]))
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("127.0.0.1", TARGETS["udp"]))
 
 
 def abstract_socket():

@@ -61,7 +61,10 @@ FILES = {
 
 def git(root: Path, *arguments: str) -> str:
     """Git as a person has it, with an identity."""
-    who = ("-c", "user.name=a person", "-c", "user.email=person@example.org")
+    who = (
+        *("-c", "user.name=a person", "-c", "user.email=person@example.org"),
+        *("-c", "commit.gpgsign=false"),  # as a person may have it
+    )
     done = subprocess.run(
         ["git", *who, *arguments], cwd=root, capture_output=True, text=True, check=True
     )

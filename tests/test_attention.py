@@ -77,6 +77,7 @@ def test_values_and_gradients_match_float64(impl, causal, T, D):
 
 
 @pytest.mark.parametrize("causal", [True, False], ids=["causal", "full"])
+@pytest.mark.skipif(INTERPRETED, reason="the C++ kernel's own shapes")
 @pytest.mark.parametrize("D", [1, 16, 33, 64, 100, 256])
 @pytest.mark.parametrize("T", [1, 2, 17, 64, 97, 130])
 @pytest.mark.parametrize("window", [None, 40])

@@ -113,8 +113,11 @@ def test_flash_attention_4_is_asked_for_the_ops_band_and_heads(fa4, causal, wind
     assert close(o, want)
     gradients = torch.autograd.grad(o, inputs, do)
     for x, got, wanted in zip(inputs, gradients, torch.autograd.grad(want, doubles, do.double()), strict=True):  # fmt: skip
-        # with one key a query dq and dk are zero, and what is left of them is rounding
-        assert close(got, wanted) or window == 1
+        if window == 1 and x is not inputs[2]:
+            # with one key a query dq and dk are zero, and what is left of them is rounding
+            assert got.double().norm() <= 1e-2 * do.double().norm()
+        else:
+            assert close(got, wanted)
         assert got.dtype == x.dtype
 
 

@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NoReturn, cast
@@ -344,6 +345,8 @@ def test_status_and_exports_tell_what_happened(
     text = capsys.readouterr().out
     assert text.endswith("}\n")
     assert len(json.loads(text)["runs"][0]["experiments"]) == 3
+    assert main(["export", "--recording"], lab) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_a_log_gets_plain_lines_with_the_time() -> None:
@@ -604,6 +607,34 @@ def test_what_works_ahead_takes_no_stage_from_the_trial_under_way(
     ahead("  correctness")
     assert "candidate, seed 0: trial: training  step 3  4:50 left" in stream.getvalue()
     assert [word in stream.getvalue() for word in ("static", "build", "correctness")] == [True, False, True]  # fmt: skip
+
+
+def test_every_option_of_a_night_reaches_its_settings(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Settings] = []
+
+    def run(lab: Lab, settings: Settings, screen: object) -> str:
+        asked.append(settings)
+        return ""
+
+    monkeypatch.setattr(campaign, "run", run)
+    monkeypatch.setattr("agent.doctor.insist", lambda mode, screen: None)
+    words = (
+        "--target all --op scale --proposer command --model a --model b --price a=1/2 --price b=0/0 "
+        "--base-url http://localhost:1/v1 --recording night.jsonl --experiments 3 --hours 8 --gpu-hours 2 "
+        "--usd 20 --tokens 1000 --seconds 60 --data mine --start mine --device cuda --seed 7 --isolation strict"
+    )
+    assert main([*words.split(), "--command", "claude -p {prompt}"], lab) == 0
+    wanted = Settings(
+        "all", "scale", "command", ("a", "b"), "http://localhost:1/v1", ("a=1/2", "b=0/0"), "claude -p {prompt}", os.path.abspath("night.jsonl"),
+        3, 8.0, 2.0, 20.0, 1000, 60.0, "mine", os.path.abspath("mine"), "cuda", 7, "strict",
+    )  # fmt: skip
+    assert asked == [wanted]
+    # a setting that comes later is asked for here as well
+    usual = Settings()
+    left = {f.name for f in fields(Settings) if getattr(wanted, f.name) == getattr(usual, f.name)}
+    assert left == {"judge"}
 
 
 def test_an_estimate_of_placebos_begins_no_run(

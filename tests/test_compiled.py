@@ -169,7 +169,8 @@ def test_a_runner_that_writes_on_after_it_has_packed_changes_nothing(tmp_path: P
         def opened(*args, fileobj, **kwargs):
             fd = os.dup(fileobj.fileno())
             def write():
-                time.sleep(0.5)
+                while not pathlib.Path(__file__).with_name("go").exists():
+                    time.sleep(0.01)
                 os.pwrite(fd, b"learned", 0)
             threading.Thread(target=write).start()
             return honest(*args, fileobj=fileobj, **kwargs)
@@ -180,6 +181,7 @@ def test_a_runner_that_writes_on_after_it_has_packed_changes_nothing(tmp_path: P
     with Judge(making(tmp_path / "tree", writes)) as judge:
         kept = held(judge, tmp_path / "store")
         before = kept.file.read_bytes()
+        (judge.tree / "kernels" / "go").touch()
         time.sleep(1.0)
     assert kept.file.read_bytes() == before
     assert b"learned" not in before

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from torch import Tensor
@@ -71,8 +73,21 @@ def test_the_compiler_and_fake_tensors_see_one_operator() -> None:
 def test_a_second_derivative_is_refused() -> None:
     x = torch.ones(4, requires_grad=True)
     (gradient,) = torch.autograd.grad(op("tested_twice")(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="second derivative"):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize("watch", [False, True])
+def test_a_penalty_on_a_gradient_beside_the_loss_is_not_lost(watch: bool) -> None:
+    """What comes down is a constant, and the gradient depends on x all the same."""
+    x = torch.arange(1.0, 5.0).requires_grad_()
+    with Seen() if watch else contextlib.nullcontext():
+        loss = rms_norm(x, impl="cpp").sum()
+        (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivative"):
+            torch.autograd.grad(loss + gradient.square().sum(), x)
+        (again,) = torch.autograd.grad(loss, x, create_graph=True)
+    assert torch.equal(gradient, again)
 
 
 def test_a_norm_is_one_node_of_the_graph_whatever_its_dimensions() -> None:

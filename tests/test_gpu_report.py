@@ -143,7 +143,7 @@ def test_a_run_that_was_cut_keeps_the_shapes_that_only_an_earlier_one_had_measur
 
 def test_a_part_that_the_budget_cuts_or_whose_runner_dies_is_run_again_with_no_more_time(tmp_path):
     slow = "import time; time.sleep(60)"
-    _, told, journal = run(tmp_path, {"slow": slow}, budget_s=0.75, seconds=1.0)
+    _, told, journal = run(tmp_path, {"slow": slow}, budget_s=1.5, seconds=1.0)
     assert "the budget ended it after" in told[0]
     assert journal.cut_short(Part("slow", None, 1.0)) == 0
     killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"

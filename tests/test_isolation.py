@@ -225,7 +225,11 @@ def test_a_group_hierarchy_that_cannot_be_written_says_so(
 
 def test_a_mount_without_a_source_hides_no_hierarchy(monkeypatch: pytest.MonkeyPatch) -> None:
     told = "23 1 0:21 / /x rw - tmpfs  rw\n31 23 0:28 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
-    monkeypatch.setattr(Path, "read_text", lambda path, *_, **__: told)
+    plain = Path.read_text
+    # of this file alone: a watchdog of another test's runner that cannot read /proc ends that runner
+    monkeypatch.setattr(
+        Path, "read_text", lambda path: told if path.name == "mountinfo" else plain(path)
+    )
     mounts = dict(cgroup._mounts())
     monkeypatch.undo()
     assert mounts == {"": (Path("/sys/fs/cgroup"), "/")}

@@ -104,7 +104,9 @@ def test_headers_that_a_source_reaches_and_no_others_are_part_of_the_name(source
 
 def test_compiler_error_is_shown_with_its_source_line(source):
     source.write_text(PLAIN.replace("return ANSWER", "return undeclared_answer"))
-    with pytest.raises(jit.BuildError) as raised:
+    with pytest.raises(jit.BuildError):
+        jit.build(source)
+    with pytest.raises(jit.BuildError) as raised:  # and again, in the same process
         jit.build(source)
     message = str(raised.value)
     assert "demo.cpp:2:" in message
@@ -117,10 +119,26 @@ def test_compiler_error_is_shown_with_its_source_line(source):
     assert jit.build(source).is_file()
 
 
+def test_a_source_that_changes_while_it_is_compiled_leaves_no_object(source, monkeypatch):
+    from torch.utils import cpp_extension
+
+    compiled = cpp_extension.load
+
+    def saved_meanwhile(*arguments, **named):
+        source.write_text(PLAIN + "// saved by an editor\n")
+        return compiled(*arguments, **named)
+
+    monkeypatch.setattr(cpp_extension, "load", saved_meanwhile)
+    source.write_text(PLAIN)
+    with pytest.raises(jit.BuildError, match="changed while it was compiled"):
+        jit.build(source)
+    assert not list(jit.cache_directory().glob("demo*.so"))
+
+
 def test_building_does_not_run_the_source(source, tmp_path):
     marker = tmp_path / "ran"
     source.write_text(
-        SOURCE + f'#include <fstream>\nstatic std::ofstream ran("{marker}", std::ios::app);\n'
+        PLAIN + f'#include <fstream>\nstatic std::ofstream ran("{marker}", std::ios::app);\n'
     )
     built = jit.build(source)
     assert not marker.exists()

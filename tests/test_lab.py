@@ -51,7 +51,11 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     if CACHE.is_dir():
         # what earlier tests have compiled, and not what others compile now
-        shutil.copytree(CACHE, clone / ".lab" / "cache", ignore=shutil.ignore_patterns("*.scratch"))
+        shutil.copytree(
+            CACHE,
+            clone / ".lab" / "cache",
+            ignore=shutil.ignore_patterns("*.scratch", "*.lock", "tmp*"),
+        )
     data = Lab(clone).data
     dataset = prepare(None, root=data, limit_bytes=TEXT_BYTES)
     (data / "default").write_text(dataset.directory.name)

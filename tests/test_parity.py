@@ -85,7 +85,7 @@ def trial_events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ) -> TrialResult:
         if tree.name == "unbuilt":
             return TrialResult(False, "crash", "it does not build")
-        time.sleep(0.3 if impl else 0.0)
+        time.sleep(0.0 if impl is None else 0.3)
         events.append("set up")
         with turn:
             events.append("began")

@@ -30,8 +30,10 @@ def sleeper() -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_a_process_comes_first_or_the_user_may_not_say_so(sleeper: subprocess.Popen[bytes]) -> None:
+    before = os.getpriority(os.PRIO_PROCESS, sleeper.pid)
     taken = precedence.take([sleeper.pid])
-    assert os.getpriority(os.PRIO_PROCESS, sleeper.pid) == (precedence.HIGHEST if taken else 0)
+    now = os.getpriority(os.PRIO_PROCESS, sleeper.pid)
+    assert now == (precedence.HIGHEST if taken else before)
     group = Path(f"/proc/{sleeper.pid}/autogroup")
     if taken and group.exists():
         assert group.read_text().split()[-1] == str(precedence.HIGHEST)

@@ -30,6 +30,19 @@ def test_its_commands_exist(command: str) -> None:
     parser().parse_args(words[3:])  # raises SystemExit for an option that does not exist
 
 
+def test_the_commands_of_the_workflow_exist() -> None:
+    root = Path(__file__).resolve().parent.parent
+    text = (root / ".github" / "workflows" / "gate.yml").read_text()
+    typed = re.findall(r"\.venv/bin/python -m agent (.*?)(?: \|.*)?$", text, re.M)
+    assert [words.split()[0] for words in typed] == ["doctor", "gate"]
+    for words in typed:
+        parser().parse_args(shlex.split(words))
+    makefile = (root / "Makefile").read_text()
+    targets = re.findall(r"run: make (\w+)", text)
+    assert targets
+    assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
+
+
 def test_what_it_calls_frozen_is_frozen() -> None:
     for path in surface.FROZEN:
         assert f"`{path}`" in PROGRAM

@@ -91,7 +91,7 @@ class World:
             (folder / name).write_text("secret")
         self.tcp = socket.create_server(("127.0.0.1", 0))
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.udp.bind(("127.0.0.1", self.tcp.getsockname()[1]))
+        self.udp.bind(("127.0.0.1", 0))
         self.abstract = socket.socket(socket.AF_UNIX)
         self.abstract.bind(f"\0{self.marker}")
         self.datagram = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -109,6 +109,7 @@ class World:
             "home": str(Path.home()),
             "marker": self.marker,
             "port": self.tcp.getsockname()[1],
+            "udp": self.udp.getsockname()[1],
             "abstract": self.marker,
             "datagram": f"{self.marker}-datagram",
             "file": SMALL.file,

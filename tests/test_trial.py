@@ -104,7 +104,14 @@ def test_that_calls_are_counted_makes_torch_compile_compile_nothing_anew_after_t
 
 
 def test_no_text_is_readable_before_the_bell(tmp_path: Path, dataset: Dataset) -> None:
-    hunt = f"def warm_up(self, tokens): assert not pathlib.Path({str(dataset.directory)!r}).exists(), 'found the data'"
+    hunt = f"""
+    def warm_up(self, tokens):
+        try:
+            pathlib.Path({str(dataset.directory / "train.bin")!r}).read_bytes()
+        except OSError:
+            return
+        raise AssertionError("found the data")
+    """
     assert run(put(tmp_path, honest(hunt)), dataset, steps=2, score=False).ok
 
 
@@ -130,6 +137,7 @@ def test_processor_time_is_held_against_the_time_in_which_it_was_counted(
     tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[float] = []
+    monkeypatch.setattr(trial, "TAKEN_S", 60.0)
     monkeypatch.setattr(
         trial_claims, "require_processor_time", lambda used, elapsed: seen.append(elapsed)
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.contracts.contract import Case, Contract, Input
 
-__all__ = ["Case", "Contract", "Input", "contract", "ops"]
+__all__ = ["Case", "Contract", "Input", "contract", "ops", "written"]
 
 
 def ops() -> list[str]:
@@ -16,6 +16,11 @@ def ops() -> list[str]:
     return sorted(
         p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "contract", "captured")
     )
+
+
+def written(tree: Path) -> list[str]:
+    """Those of which a tree has a kernel file: a contract is committed before its first kernel."""
+    return [op for op in ops() if (tree / "kernels" / f"{op}.py").is_file()]
 
 
 def contract(op: str) -> Contract:

@@ -163,7 +163,7 @@ class Contract:
     large: Callable[[random.Random], Case]
     # Cases that are asked every time: what overflows, what is empty.
     corners: Callable[[random.Random], Sequence[Case]]
-    # The shapes of the trial, by device, heaviest first. On a GPU they have as many rows as public figures have; the model itself takes as many at
+    # The shapes of the trial, by device. On a GPU they have as many rows as public figures have; the model itself takes as many at
     # once as the memory holds, 128 sequences of 2,048 tokens in 80 GB.
     trial: Mapping[str, tuple[Case, ...]]
     least_bytes: Callable[[Case], int]  # forward, every tensor touched once

@@ -127,7 +127,8 @@ class Runner:
             return {}
         # All of them, as a model does: so which are imported tells a kernel nothing.
         for path in sorted(Path(request["tree"], "kernels").glob("*.py")):
-            __import__(f"kernels.{path.stem}")
+            if path.stem != "__init__":  # the package: by that name it would run a second time
+                __import__(f"kernels.{path.stem}")
         module = __import__(f"kernels.{request['op']}", fromlist=["_"])
         if not callable(getattr(module, request["op"], None)):
             raise Refusal(f"kernels/{request['op']}.py exports no function {request['op']}")

@@ -77,6 +77,7 @@ OWN_KERNEL_FILES = (
 # What torch.compile and Triton make names its files by whole paths, so it lies at the same path in every runner that has a root of its own.
 COMPILED = "/compiled"
 PATIENCE_S = 10.0
+TAIL = 4000  # bytes of what a runner printed, for a refusal
 PADDED_BYTES = 32 << 10  # more than arguments and variables take
 COMPILERS = 8  # forked workers of torch.compile; without a cgroup each is counted with all the memory that it shares with the runner
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -121,12 +122,12 @@ class Sandbox:
         except ProcessLookupError:
             pass
 
-    def tail(self, limit: int = 4000) -> str:
+    def tail(self) -> str:
         """The last of what the child printed, with control characters escaped, and the limit that ended it if one did."""
         try:
             with self.log.open("rb") as handle:
-                handle.seek(max(0, self.log.stat().st_size - limit))
-                text = handle.read(limit).decode(errors="replace")
+                handle.seek(max(0, self.log.stat().st_size - TAIL))
+                text = handle.read(TAIL).decode(errors="replace")
         except OSError:
             text = ""
         excess = self.excess()
@@ -355,7 +356,8 @@ def _environment(
     }
     if poison:
         environment["MALLOC_PERTURB_"] = "1"  # glibc fills with its complement, 0xFE
-    kept = ["CXX", "CC", "OMP_NUM_THREADS"]
+    # Where OpenMP's is not set, torch has as many threads as MKL: with a number that the judge alone knew, runners would use more than it allows.
+    kept = ["CXX", "CC", "OMP_NUM_THREADS", "MKL_NUM_THREADS"]
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu.visible
         # The assembler that Triton brings may be older than the kernels need; the path must be one that a runner can read, such as the toolkit's.
