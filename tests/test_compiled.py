@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -15,11 +14,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from lab_tree import write
 from quick_compile import SETTINGS
+from trial_tree import put
 
 from bench import compiled, trial
 from bench.compiled import Compiled
-from bench.data import Dataset, prepare
+from bench.data import Dataset
 from bench.judge import COMPILED, Judge, Refused
 from bench.runner.keeping import Keeping
 from bench.trial import TrialResult, run_trial
@@ -83,9 +84,7 @@ print(aot.compile_all(AOT[:1], [90]))
 
 
 def folder_of(folder: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+    write(folder, files)
     return folder
 
 
@@ -262,26 +261,11 @@ raise RuntimeError(f"saw {{seen}}")
         judge.ask("load", op="rms_norm", tree=str(tree))
 
 
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    text = tmp_path_factory.mktemp("text") / "text.jsonl"
-    rng = random.Random(0)
-    lines = [" ".join(str(rng.randrange(1000)) for _ in range(250)) for _ in range(300)]
-    text.write_text("".join(f'{{"text": "{line}"}}\n' for line in lines))
-    return prepare(str(text), vocab_size=300, root=tmp_path_factory.mktemp("data"))
-
-
 def set_up(tree: Path, dataset: Dataset) -> TrialResult:
     """A short trial."""
     result = run_trial(tree, dataset, seconds=20.0, seed=0, device="cpu", steps=5, score=False)
     assert result.ok, result.detail
     return result
-
-
-def trained_by(tree: Path, train: str) -> Path:
-    bigram = (TESTS / "bigram.py").read_text()
-    files = {"model/__init__.py": "", "model/bigram.py": bigram, "model/train.py": train}
-    return folder_of(tree, files)
 
 
 @pytest.mark.slow
@@ -291,7 +275,7 @@ def test_the_second_trial_of_a_tree_finds_what_the_first_compiled(
     monkeypatch.setattr(trial, "COMPILED", tmp_path / "store")
     # Else a first set-up that takes long is done anew, and the trial is that of the second.
     monkeypatch.setitem(trial.SETUP_FREE_S, "cpu", 1000.0)
-    tree = trained_by(tmp_path / "tree", TRAIN)
+    tree = put(tmp_path / "tree", TRAIN)
     # How many objects the set-up made stands in the place of a figure that the model reports.
     made = set_up(tree, dataset).peak_memory_mb
     (kept,) = (tmp_path / "store").iterdir()
@@ -303,7 +287,7 @@ def test_what_a_trial_learns_does_not_come_back_with_what_its_set_up_made(
     tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trial, "COMPILED", tmp_path / "store")
-    tree = trained_by(tmp_path / "tree", LEARNS)
+    tree = put(tmp_path / "tree", LEARNS)
     set_up(tree, dataset)
     set_up(tree, dataset)
     (kept,) = (tmp_path / "store").iterdir()

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from lab_tree import write
 
 from bench.contracts import contract
 from bench.examination import Examination
@@ -25,9 +26,7 @@ FUNCTION = "\ndef rms_norm(x, weight=None, eps=1e-6):\n    return x\n"
 
 def tree(folder: Path, body: str) -> Path:
     """A tree whose kernels/rms_norm.py runs `body` when it is loaded."""
-    (folder / "kernels").mkdir()
-    (folder / "kernels" / "__init__.py").touch()
-    (folder / "kernels" / "rms_norm.py").write_text(HEAD + body + FUNCTION)
+    write(folder, {"kernels/__init__.py": "", "kernels/rms_norm.py": HEAD + body + FUNCTION})
     return folder
 
 

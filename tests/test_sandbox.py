@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
+from lab_tree import write
 
 from bench import sandbox
 from bench.judge import CACHE, Judge, Refused
@@ -55,9 +56,8 @@ def lacking(layers: Collection[str]) -> str:
 
 def tree(folder: Path, body: str) -> Path:
     """A tree whose kernels/rms_norm.py runs `body` when it is loaded."""
-    (folder / "kernels").mkdir(parents=True, exist_ok=True)
-    (folder / "kernels" / "__init__.py").touch()
-    (folder / "kernels" / "rms_norm.py").write_text('"""A candidate."""\n' + body + FUNCTION)
+    text = '"""A candidate."""\n' + body + FUNCTION
+    write(folder, {"kernels/__init__.py": "", "kernels/rms_norm.py": text})
     return folder
 
 

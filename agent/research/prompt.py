@@ -23,7 +23,7 @@ from agent.research.memory import MAX_MEMORY
 from agent.research.search import Plan
 
 CHARACTERS = 3  # per token
-MAX_PREFIX = 42_000  # tokens
+MAX_PREFIX = 43_000  # tokens
 MAX_FIRST = 16_000  # characters of a first message: memory, table, and 4,000 of ours
 MAX_TABLE = 5_000  # characters of a profile
 MAX_AGENDA = 24_000  # characters

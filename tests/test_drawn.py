@@ -1,0 +1,18 @@
+"""Every Triton kernel is right on what the correctness gate draws, as far as Triton's interpreter shows it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from interpreter import interpret
+
+from bench.contracts import ops
+
+DRAWN = Path(__file__).with_name("drawn.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", ops())
+def test_the_triton_kernel_is_right_on_cases_that_the_gate_draws(op: str) -> None:
+    interpret(str(DRAWN), op, "16", "1")
