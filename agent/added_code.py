@@ -21,7 +21,7 @@ def added(changes: Sequence[Change]) -> int:
 
 
 def _count(path: str, content: bytes | None) -> int:
-    text = (content or b"").decode()
+    text = (content or b"").decode(errors="replace")
     if not path.endswith(".py"):
         return len(re.findall(r"\w+", without_comments(text, strings=False)))
     tree = without_docstrings(ast.parse(text))

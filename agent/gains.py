@@ -34,7 +34,8 @@ def faster(comparison: Mapping[str, Any]) -> bool:
     """Whether the timer called the candidate faster, by its one rule."""
     from bench.speed import Comparison
 
-    return Comparison(**comparison).faster
+    known = Comparison.__dataclass_fields__  # an older version's row may hold more
+    return Comparison(**{name: value for name, value in comparison.items() if name in known}).faster
 
 
 def claim(results: Sequence[GateResult]) -> dict[str, Any] | None:

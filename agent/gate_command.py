@@ -57,7 +57,8 @@ def judge_working_tree(
         incumbent, tree = Path(scratch) / "incumbent", Path(scratch) / "candidate"
         repository.export(commit, incumbent, FOLDERS)
         repository.export(snapshot, tree, FOLDERS)
-        candidate = Candidate("all", incumbent, tree, changes, repository.patch(commit, snapshot))
+        patch = repository.patch(commit, snapshot, FOLDERS)  # documents and tests have any size
+        candidate = Candidate("all", incumbent, tree, changes, patch)
         names = ["scope", "static", "build", "correctness", *(["microbench"] if speed else [])]
         context = gates.Context(judge, must_win=False)
         return _run(lab, candidate, context, names, screen)

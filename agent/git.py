@@ -192,10 +192,19 @@ class Repository:
             _write(folder, path, blobs[start : start + size])
             at = start + size + 1
 
-    def patch(self, before: str, after: str) -> str:
+    def patch(self, before: str, after: str, only: Sequence[str] = ()) -> str:
         """The difference of two commits as text that `git apply` takes."""
         raw = self.raw(
-            "diff-tree", "-r", "-p", "--no-renames", "--no-ext-diff", "--no-textconv", before, after
+            "diff-tree",
+            "-r",
+            "-p",
+            "--no-renames",
+            "--no-ext-diff",
+            "--no-textconv",
+            before,
+            after,
+            "--",
+            *only,
         )
         return raw.decode(errors="replace")
 

@@ -70,6 +70,13 @@ class Guard:
         # The boundary of an experiment: an error is the candidate's fault until it repeats. A full disk never is, nor a MachineFault, nor
         # what git or the ledger cannot do.
         except Exception as error:
+            try:
+                self.verify()
+            except (
+                LoopError
+            ) as ended:  # the judge's files changed under it, as by a checkout of another branch
+                self._ledger.close_experiment(experiment, Outcome(LOST, str(ended)))
+                raise ended from error
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             machine = full or isinstance(error, MachineFault | GitError | sqlite3.OperationalError)
             watched.outcome = self._failed(experiment, stage, error, LOST if machine else CRASH)

@@ -147,7 +147,7 @@ class Bench:
                 return step_profile.of_op(op, tree, beside=beside, device=self.device)
             data = self._data()
             return step_profile.of_step(
-                tree, data.vocab_size, data.bos, device=self.device, impl=self._chosen()
+                tree, data.vocab_size, data.bos, device=self.device, impl=self._chosen(tree)
             )
         except Refused as refused:
             raise Unfit(_within(tree, str(refused))) from None
@@ -173,7 +173,7 @@ class Bench:
             seed=seed,
             device=self.device,
             split=split,
-            impl=self._chosen(),
+            impl=self._chosen(tree),
             progress=progress,
         )
 
@@ -208,8 +208,10 @@ class Bench:
         measured = None if comparison is None else Comparison(**comparison)
         return verdict.decide(target, measured, incumbent, candidate, noise, words=words)
 
-    def _chosen(self) -> dict[str, str] | None:
-        return None if self.impl is None else dict.fromkeys(self.ops(), self.impl)
+    def _chosen(self, tree: Path) -> dict[str, str] | None:
+        from bench import contracts
+
+        return None if self.impl is None else dict.fromkeys(contracts.written(tree), self.impl)
 
     def _data(self) -> Dataset:
         if self.dataset is None:

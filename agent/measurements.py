@@ -32,9 +32,9 @@ class Measurements:
         """The latest good trial with this key, not older than `since` (seconds since the epoch), of this run, or of any without one."""
         where = " AND ".join(f"{name} = ?" for name in _KEY)
         rows = self._database.rows(
-            f"SELECT result FROM trials WHERE {where} AND ok = 1 AND NOT void AND at >= ? AND (? IS NULL OR run = ?) "
+            f"SELECT result FROM trials WHERE {where} AND ok = 1 AND NOT void AND at BETWEEN ? AND ? AND (? IS NULL OR run = ?) "
             "ORDER BY id DESC LIMIT 1",
-            (*asdict(key).values(), since, run, run),
+            (*asdict(key).values(), since, time.time(), run, run),
         )
         return json.loads(rows[0]["result"]) if rows else None
 
@@ -62,8 +62,13 @@ class Measurements:
         """Record that this machine and device have changed: no run finds a trial from before that moment any more."""
         with self._database.transaction():
             self._database.execute(
-                "UPDATE trials SET void = 1 WHERE machine = ? AND device = ? AND at < ?",
-                (key.machine, key.device, before),
+                "UPDATE trials SET void = 1 WHERE machine = ? AND device = ? AND (at < ? OR at > ?)",
+                (
+                    key.machine,
+                    key.device,
+                    before,
+                    time.time(),
+                ),  # of the future: the clock went back
             )
 
     def add_confirmation(self, run: str, incumbent: str, found: Confirmation) -> None:

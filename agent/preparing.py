@@ -247,7 +247,13 @@ class Preparing:
         """What an earlier life of this run had ready, if today's gates pass it as well: a hole in them may have been closed since."""
         for past in self.ledger.waiting(self.run_id):
             self.screen.say(f"{self._named(past.id)} was ready: {past.hypothesis}")
-            prepared = self._of(past)
+            try:
+                prepared = self._of(past)
+            except GitError as error:
+                lost = Outcome(LOST, f"its commit cannot be read: {error}")
+                self.ledger.close_experiment(past.id, lost)
+                self.screen.say(f"  {lost.status}: {lost.reason}")
+                continue
             ready = False
             try:
                 with self.guard.watch(prepared.experiment, "gates") as watched:

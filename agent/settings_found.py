@@ -68,7 +68,7 @@ def spaces(
             if not file.is_file() or not surface.editable(path, target, op):
                 continue
             try:
-                text = file.read_text()
+                text = file.read_bytes().decode()  # its line ends stay
             except UnicodeDecodeError:  # the static gate says so, where it matters
                 continue
             marked = [

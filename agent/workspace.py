@@ -123,7 +123,7 @@ def lock(lab: Path) -> Iterator[None]:
             handle.seek(0)
             raise Busy(
                 f"a loop is already running in this checkout (process {handle.read().strip() or 'unknown'}); "
-                "stop it with Ctrl-C, or use a second clone"
+                "stop it with Ctrl-C, or use a second clone on another machine"
             ) from None
         handle.truncate(0)
         handle.write(str(os.getpid()))
@@ -161,7 +161,11 @@ def clear_old_builds(lab: Path) -> None:
     """Remove what was built more than OLD_S ago: 10,000 kernels leave 1.3 GB, and hardly one is asked for again. To be called under `lock`."""
     for file in (lab / "cache" / "lab").glob("*"):
         with suppress(OSError):
-            if file.is_file() and file.stat().st_mtime < time.time() - OLD_S:
+            if file.stat().st_mtime >= time.time() - OLD_S:
+                continue
+            if file.is_dir():
+                remove(file)  # of a build that was killed
+            else:
                 file.unlink()
 
 

@@ -23,7 +23,7 @@ import torch
 from bench import arms as measured
 from bench import first_kernels, roofline
 from bench.conduct import Conduct
-from bench.contracts import Case, contract, ops
+from bench.contracts import Case, contract, written
 from bench.goals import cases, lead
 from bench.implementations import OURS
 from bench.interval import CONFIDENCE
@@ -119,7 +119,7 @@ def samples(op: str, index: int, measuring: bool) -> Samples:
 @functools.cache
 def runner(arm: Arm) -> Conduct:
     """Where nothing is measured, an arm's runner serves all ops: to start one for each takes 2 s of processor time, 25 times."""
-    (found,) = _RUNNERS.enter_context(runners_of(ops()[0], [arm], DEVICE))
+    (found,) = _RUNNERS.enter_context(runners_of(written(measured.ROOT)[0], [arm], DEVICE))
     return found
 
 

@@ -108,6 +108,8 @@ def _add_rms_norm_bwd_kernel(
         dy = tl.load(dy_ptr + offs, mask=mask, other=0.0).to(tl.float32)
         total = tl.load(total_ptr + offs, mask=mask, other=0.0).to(tl.float32)
         rstd = tl.load(rstd_ptr + rows, mask=rows < R, other=0.0)[:, None]
+        if dtotal_ptr is not None:  # before the sum, over whose barriers no load is moved
+            dtotal = tl.load(dtotal_ptr + offs, mask=mask, other=0.0)
         n = total * rstd
         g = dy
         if weight_ptr is not None:
@@ -115,7 +117,7 @@ def _add_rms_norm_bwd_kernel(
             dweight += dy * n
         dx = rstd * (g - n * (tl.sum(g * n, axis=1) / D)[:, None])
         if dtotal_ptr is not None:
-            dx += tl.load(dtotal_ptr + offs, mask=mask, other=0.0).to(tl.float32)
+            dx += dtotal.to(tl.float32)
         tl.store(dx_ptr + offs, dx, mask=mask)
     if weight_ptr is not None:
         tl.store(dweight_ptr + program * D + cols, tl.sum(dweight, axis=0), mask=cols < D)

@@ -194,9 +194,9 @@ def _query_tiles(n0, T, before, after, BLOCK_M: tl.constexpr, BLOCK_N: tl.conste
 
 
 @triton.jit
-def _visible(m0, n0, i, j, T, before, after):
-    distance = (m0 - n0).to(tl.int32) + (i - j)  # 32 bits: 64 would double the registers of a mask
-    return (distance <= before) & (-distance <= after) & (j < (T - n0).to(tl.int32))
+def _within(across, first, reach):
+    """Whether first <= across <= first + reach, by one comparison: what lies before `first` is a huge unsigned number. In 32 bits."""
+    return (across - first).to(tl.uint32) <= reach.to(tl.uint32)
 
 
 @triton.jit
@@ -215,7 +215,9 @@ def _forward_tiles(
         k = _load_rows(k_ptr, k_strides, n0, T, D, BLOCK_N, BLOCK_D, MASKED)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         if MASKED:
-            scores = tl.where(_visible(m0, n0, i, j, T, before, after), scores, float("-inf"))
+            reach = before + tl.minimum(after, (T - 1 - m0).to(tl.int32) - i)
+            seen = _within(j, (m0 - n0).to(tl.int32) + i - before, reach)
+            scores = tl.where(seen, scores, float("-inf"))
         # scaled after the maximum, so that a score takes one fused multiply-add and not two operations
         m_new = tl.maximum(m, tl.max(scores, 1) * scale)
         p = tl.exp2(scores * scale - m_new[:, None])
@@ -269,10 +271,11 @@ def _dq_tiles(
         v = _load_rows(v_ptr, v_strides, n0, T, D, BLOCK_N, BLOCK_D, MASKED)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         p = tl.exp2(scores - lse[:, None])  # [BLOCK_M, BLOCK_N]
+        if MASKED:  # p and not ds: in 32 bits, and while dp is being made
+            reach = before + tl.minimum(after, (T - 1 - m0).to(tl.int32) - i)
+            p = tl.where(_within(j, (m0 - n0).to(tl.int32) + i - before, reach), p, 0.0)
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
         ds = p * (dp - delta[:, None])
-        if MASKED:
-            ds = tl.where(_visible(m0, n0, i, j, T, before, after), ds, 0.0)
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)
     return dq
 
@@ -330,9 +333,11 @@ def _dkv_tiles(
         scores = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale
         p = tl.exp2(scores - lse[None, :])  # [BLOCK_N, BLOCK_M]
         if MASKED:
-            p = tl.where(_visible(m0, n0, i, j, T, before, after), p, 0.0)
-        dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
+            # keys past the end may count as seen: only their own rows of dk and dv know of them, and those are not stored
+            p = tl.where(_within(i, (n0 - m0).to(tl.int32) + j - after, before + after), p, 0.0)
+        # before dv: p is made while this product runs, and ds while dv does
         dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
+        dv = tl.dot(p.to(do.dtype), do, dv, input_precision=PRECISION)
         ds = p * (dp - delta[None, :])
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision=PRECISION)
     return dk, dv

@@ -21,6 +21,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -230,6 +231,8 @@ def _compile(name: str, path: Path, flags: tuple[str, ...], folder: Path) -> Non
     try:
         # Else torch, asked for the same a second time in a process, builds nothing, also where the first time failed.
         cpp_extension.JIT_EXTENSION_VERSIONER.entries.pop(name, None)
+        # It quotes the paths that it compiles, and not the folder that it links with.
+        cpp_extension.TORCH_LIB_PATH = shlex.quote(str(Path(torch.__file__).parent / "lib"))
         with _scripts_on_path():
             # Asked for a standalone program that is linked -shared, cpp_extension stops after the link; asked for a library it loads it.
             built = cpp_extension.load(

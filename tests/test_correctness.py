@@ -12,7 +12,7 @@ import torch
 from warm import Warm
 
 from bench import correctness_origin, correctness_values
-from bench.contracts import Case, Input, captured, contract, ops
+from bench.contracts import Case, Input, captured, contract, written
 from bench.finding import Finding
 from bench.judge import Refused
 from bench.runner import calls
@@ -39,7 +39,7 @@ def of_plain(warm: Warm, body: str) -> Finding:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("built")
-@pytest.mark.parametrize("op", ops())
+@pytest.mark.parametrize("op", written(ROOT))
 def test_shipped_kernel_passes_and_the_evidence_says_how_much_of_the_tolerance_was_used(
     op: str, warm: Warm
 ) -> None:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from interpreter import interpret
 
-from bench.contracts import ops
+from bench.contracts import written
 
 DRAWN = Path(__file__).with_name("drawn.py")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", ops())
+@pytest.mark.parametrize("op", written(DRAWN.parent.parent))
 def test_the_triton_kernel_is_right_on_cases_that_the_gate_draws(op: str) -> None:
     interpret(str(DRAWN), op, "16", "1")

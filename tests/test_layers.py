@@ -57,10 +57,10 @@ def test_kernels_is_ours_and_not_the_package_of_the_same_name() -> None:
     assert Path(kernels.__file__).resolve() == ROOT / "kernels" / "__init__.py"
 
 
-def test_every_contract_has_a_kernel_file_of_the_same_name_and_the_other_way_round() -> None:
+def test_every_kernel_file_has_a_contract_of_the_same_name() -> None:
     contracts = {p.stem for p in (ROOT / "bench" / "contracts").glob("*.py")} - {
         "__init__",
         "contract",
         "captured",
     }
-    assert contracts == set(kernels.ops())
+    assert contracts >= set(kernels.ops())  # a contract is committed before its first kernel

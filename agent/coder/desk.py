@@ -126,7 +126,7 @@ def _text(file: Path) -> str | None:
     try:
         if file.is_symlink() or not file.is_file() or file.stat().st_size > MAX_BYTES:
             return None
-        return file.read_text()
+        return file.read_bytes().decode()  # its line ends stay
     except (OSError, UnicodeDecodeError):  # OSError: root's, from a container; or gone meanwhile
         return None
 

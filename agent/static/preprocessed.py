@@ -44,6 +44,10 @@ def preprocess(tree: Path, path: str, source: str) -> list[tuple[str, int, str]]
     branches = any(re.search(r"(?:#|%:)[\s\\]*(?:if|elif)", text) for text in own)
     # nvcc gets no flags of an instruction set.
     targets = _targets() if branches and not path.endswith(".cu") else {"": ()}
+    # What an older compiler has no flags for it cannot build, and that is no fault of the file.
+    targets = {
+        n: f for n, f in targets.items() if not f or _run(compiler, path, "", tree, f) is not None
+    }
     texts = {name: _run(compiler, path, source, tree, flags) for name, flags in targets.items()}
     unread = [name for name, text in texts.items() if text is None]
     if 0 < len(unread) < len(texts):
