@@ -169,6 +169,11 @@ def _open(lab: Lab, ledger: Ledger, settings: Settings, judge: Judging, screen: 
         screen.say(
             f"the run starts from {', '.join(files)} of {settings.start}, in place of the shipped ones"
         )
+    if settings.op is not None and not repository.files(start, [f"kernels/{settings.op}.py"]):
+        raise Unusable(
+            f"--op {settings.op}: commit {start[:12]} has no kernels/{settings.op}.py, and a first kernel has nothing to be faster than: "
+            "commit one that `python -m agent gate` passes, or bring it with --start"
+        )
     taken = {run.id for run in ledger.runs()}
     stamp = time.strftime("%Y%m%d-%H%M%S")
     name = next(n for n in (stamp, *(f"{stamp}-{i}" for i in range(2, 100))) if n not in taken)

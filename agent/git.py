@@ -99,9 +99,17 @@ class Repository:
     def checked_out(self) -> set[str]:
         """The branches that this or another working tree of the repository stands on."""
         listed = self.text("worktree", "list", "--porcelain").splitlines()
-        return {
+        found = {
             line.removeprefix("branch refs/heads/") for line in listed if line.startswith("branch ")
         }
+        for kind in (
+            "rebase-merge",
+            "rebase-apply",
+        ):  # nobody stands on a branch that is being rebased
+            head = self.root / self.text("rev-parse", "--git-path", f"{kind}/head-name")
+            if head.is_file():
+                found.add(head.read_text().strip().removeprefix("refs/heads/"))
+        return found
 
     def merge_base(self, ref: str) -> str:
         """Where HEAD left `ref`; `ref` itself if they share no history."""

@@ -226,6 +226,24 @@ def test_the_first_kernel_of_a_new_op_is_compared_with_nothing(lab: Lab, tmp_pat
         assert "scale is new" in results[-1].reason
 
 
+def test_a_repair_of_what_does_not_build_can_be_judged_but_for_its_time(lab: Lab) -> None:
+    write(lab.root, {"csrc/scale.cpp": CPP.replace("kUnroll = 1", "kUnroll = 2")})
+    git(lab.root, "commit", "-qam", "it does not build")
+    write(lab.root, {"csrc/scale.cpp": CPP})
+    results = gate_command.judge_working_tree(lab, None, False, Transcript(), Rules())
+    assert [result.name for result in results][-1] == "correctness"
+    assert results[-1].passed
+    with pytest.raises(Unusable, match="does not build"):
+        gate_command.judge_working_tree(lab, None, True, Transcript(), Rules())
+
+
+def test_documents_and_tests_of_a_pull_request_have_any_size(lab: Lab) -> None:
+    write(lab.root, {"csrc/scale.cpp": CPP.replace("kRows = 1", "kRows = 4"), "notes.md": "a line\n" * 3000})  # fmt: skip
+    git(lab.root, "add", "-A")
+    results = gate_command.judge_working_tree(lab, None, True, Transcript(), Rules())
+    assert all(result.passed for result in results), results[-1].reason
+
+
 def test_the_gate_builds_the_sources_of_the_ops_that_it_judges_alone(lab: Lab) -> None:
     asked = []
 

@@ -242,6 +242,17 @@ def test_an_op_is_no_part_of_the_model(lab: Lab) -> None:
         campaign.run(lab, settings, Transcript(), Rules())
 
 
+def test_an_op_without_a_kernel_is_no_target_yet(lab: Lab) -> None:
+    class Contracted(Rules):
+        def ops(self) -> list[str]:
+            return ["scale", "unwritten"]
+
+    with pytest.raises(
+        Unusable, match=r"has no kernels/unwritten.py, and a first kernel has nothing"
+    ):
+        campaign.run(lab, replace(SETTINGS, op="unwritten"), Transcript(), Contracted())
+
+
 def test_a_run_goes_on_where_its_checkout_was_moved_to(lab: Lab, tmp_path: Path) -> None:
     data = lab.data / "corpus-1"
     data.mkdir(parents=True)

@@ -299,8 +299,11 @@ def test_one_loop_a_checkout_and_a_killed_one_leaves_nothing_for_long(root: Path
 def test_what_was_built_long_ago_is_removed_and_the_rest_stays(root: Path) -> None:
     cache = root / ".lab" / "cache" / "lab"
     cache.mkdir(parents=True)
-    for name, age_s in (("old.so", OLD_S + 60), ("old.lock", OLD_S + 60), ("new.so", 60)):
-        (cache / name).touch()
+    (cache / "killed.scratch").mkdir()
+    (cache / "killed.scratch" / "a.o").touch()
+    for name, age_s in (("old.so", OLD_S + 60), ("old.lock", OLD_S + 60), ("new.so", 60), ("killed.scratch", OLD_S + 60)):  # fmt: skip
+        if name != "killed.scratch":
+            (cache / name).touch()
         os.utime(cache / name, (time.time() - age_s,) * 2)
     clear_old_builds(root / ".lab")
     assert [file.name for file in cache.iterdir()] == ["new.so"]
@@ -330,6 +333,20 @@ def test_the_branch_goes_forwards_alone_and_never_under_a_person(
     assert workspace.advance(second) == ""
     assert repository.tip("lab/r1") == second
     assert workspace.name(second) == "lab/r1"
+
+
+def test_a_branch_that_is_being_rebased_stays_where_it_is(root: Path, workspace: Workspace) -> None:
+    repository = workspace.repository
+    head = repository.resolve("HEAD")
+    first = workspace.commit(head, proposal(csrc__scale=BETTER))
+    second = workspace.commit(first, proposal(csrc__scale=BETTER + "int x;\n"))
+    assert workspace.advance(first) == ""
+    git(root, "checkout", "-q", "lab/r1")
+    with pytest.raises(subprocess.CalledProcessError):  # it stops there, with HEAD at no branch
+        git(root, "rebase", "-q", "--exec", "false", head)
+    assert "lab/r1 is checked out" in workspace.advance(second)
+    git(root, "rebase", "--abort")
+    assert repository.tip("lab/r1") == first
 
 
 def test_a_branch_that_git_does_not_move_ends_no_night(root: Path, workspace: Workspace) -> None:

@@ -61,6 +61,10 @@ class Workshop:
     screen: Screen
     stop: threading.Event
 
+    def ops(self, tree: Path) -> list[str]:
+        """The ops to plan for: those of which a tree has a kernel. A first one has nothing to be faster than, and the microbench would refuse it."""
+        return [op for op in self.judge.ops() if (tree / "kernels" / f"{op}.py").is_file()]
+
     def contracts(self) -> dict[str, str]:
         """The contracts of the ops by path, for reading. A link among them, as an editor's lock is one, is passed over."""
         files = sorted((self.repository.root / CONTRACTS).glob("*.py"))

@@ -252,7 +252,7 @@ def _asker(workshop: Workshop) -> Callable[[Context], Task]:
 
     def task(context: Context) -> Task:
         profile = step.profile(context)
-        ops = [context.op] if context.op else workshop.judge.ops()
+        ops = [context.op] if context.op else workshop.ops(context.incumbent)
         plan = search.plan(
             context.history, context.run, context.commit, ops, context.seed, workshop.repository,
             target=context.target, op=context.op, shares=amdahl.shares(profile),

@@ -75,7 +75,8 @@ class Researcher:
         return None if submission is None else self._proposal(submission, number, session, plan)
 
     def _plan(self, context: Context) -> search.Plan:
-        ops = [context.op] if context.op is not None else self._workshop.judge.ops()
+        there = self._workshop.ops(context.incumbent)
+        ops = [context.op] if context.op is not None else there
         return search.plan(
             context.history, context.run, context.commit, ops, context.seed, self._workshop.repository,
             target=context.target, op=context.op, shares=amdahl.shares(self._step.profile(context)),
