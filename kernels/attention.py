@@ -156,18 +156,21 @@ def _store_rows(ptr, strides, start, T, D, tile, ROWS: tl.constexpr, BLOCK_D: tl
 
 
 @triton.jit
-def _place(BLOCK: tl.constexpr, T, SECTION: tl.constexpr):
-    """(tile, head) of this program, int64: sections of heads one after the other, and in each every head's tile 0 before any tile 1.
+def _place(heads):
+    """(tile, head of all, batch, head of `heads`) of this program, int64, for a grid of _grid. Programs start in the order of its first axis, then of
+    its second: sections of heads one after the other, and in each every head's tile 0 before any tile 1.
 
     So the keys of a section stay in L2, and what is left for the end are the short programs of all its heads: with one head after the
     other, the last head's longest would start when the other multiprocessors are nearly done (causal, 64 heads of 16 tiles, a program a
     multiprocessor: 1.14 times the ideal in a model of the schedule, where this has 1.02).
     """
-    tiles = tl.cdiv(T, BLOCK)
-    section = tl.program_id(0) // (tiles * SECTION)
-    place = tl.program_id(0) % (tiles * SECTION)
-    heads = min(SECTION, tl.num_programs(0) // tiles - section * SECTION)
-    return (place // heads).to(tl.int64), (section * SECTION + place % heads).to(tl.int64)
+    head = tl.program_id(2) * tl.num_programs(0) + tl.program_id(0)
+    return (
+        tl.program_id(1).to(tl.int64),
+        head.to(tl.int64),
+        (head // heads).to(tl.int64),
+        (head % heads).to(tl.int64),
+    )
 
 
 @triton.jit
@@ -232,13 +235,12 @@ def _forward_tiles(
 @triton.jit(do_not_specialize=BAND)
 def _attention_forward_kernel(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, q_strides, k_strides, v_strides, o_strides, H, T, before, after, scale,
-    GROUP: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, SECTION: tl.constexpr,
+    GROUP: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    tile, head = _place(BLOCK_M, T, SECTION)
+    tile, head, batch, h = _place(H)
     # the last queries see the most keys: they start first
     m0 = (tl.cdiv(T, BLOCK_M) - 1 - tile) * BLOCK_M
-    batch, h = head // H, head % H
     k_ptr = _head(k_ptr, k_strides, batch, h // GROUP)
     v_ptr = _head(v_ptr, v_strides, batch, h // GROUP)
     q = _load_rows(_head(q_ptr, q_strides, batch, h), q_strides, m0, T, D, BLOCK_M, BLOCK_D, True)
@@ -284,13 +286,12 @@ def _dq_tiles(
 def _attention_dq_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, o_ptr, lse_ptr, delta_ptr, dq_ptr,
     q_strides, k_strides, v_strides, do_strides, o_strides, dq_strides, H, T, before, after, scale,
-    GROUP: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, SECTION: tl.constexpr,
+    GROUP: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dq, and delta, which the kernel after this one reads: here do is at hand, a kernel of its own would read it once more."""
-    tile, head = _place(BLOCK_M, T, SECTION)
+    tile, head, batch, h = _place(H)
     m0 = (tl.cdiv(T, BLOCK_M) - 1 - tile) * BLOCK_M
-    batch, h = head // H, head % H
     k_ptr = _head(k_ptr, k_strides, batch, h // GROUP)
     v_ptr = _head(v_ptr, v_strides, batch, h // GROUP)
     q = _load_rows(_head(q_ptr, q_strides, batch, h), q_strides, m0, T, D, BLOCK_M, BLOCK_D, True)
@@ -347,12 +348,11 @@ def _dkv_tiles(
 def _attention_dkv_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dk_ptr, dv_ptr,
     q_strides, k_strides, v_strides, do_strides, dk_strides, dv_strides, H, T, before, after, scale,
-    GROUP: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr, SECTION: tl.constexpr,
+    GROUP: tl.constexpr, D: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    tile, pair = _place(BLOCK_N, T, SECTION)
+    tile, _, batch, hk = _place(H // GROUP)
     n0 = tile * BLOCK_N  # the first keys are seen by the most queries
-    batch, hk = pair // (H // GROUP), pair % (H // GROUP)
     k = _load_rows(_head(k_ptr, k_strides, batch, hk), k_strides, n0, T, D, BLOCK_N, BLOCK_D, True)
     v = _load_rows(_head(v_ptr, v_strides, batch, hk), v_strides, n0, T, D, BLOCK_N, BLOCK_D, True)
     dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
@@ -395,6 +395,13 @@ DKV_STAGES = 3  # tune: 2 3 4
 SECTION = 16  # tune: 8 16 32 64
 
 
+def _grid(tiles: int, heads: int) -> tuple[int, int, int]:
+    """(heads of a section, tiles, sections). Counted out of one axis they were three divisions one after the other, before a program's first load.
+    A grid's third axis takes 65,535."""
+    section = math.gcd(heads, SECTION)
+    return (section, tiles, heads // section) if heads // section < 2**16 else (heads, tiles, 1)
+
+
 def _block_d(D: int) -> int:
     return max(16, triton.next_power_of_2(D))
 
@@ -433,9 +440,9 @@ def _triton_forward(
         return o, lse
     q, k, v = _operands(q, k, v)
     tiles = _tiles(D, q.element_size(), FORWARD_M, FORWARD_N, FORWARD_WARPS, FORWARD_STAGES)
-    _attention_forward_kernel[(triton.cdiv(T, tiles["BLOCK_M"]) * B * H,)](
+    _attention_forward_kernel[_grid(triton.cdiv(T, tiles["BLOCK_M"]), B * H)](
         q, k, v, o, lse, *(x.stride() for x in (q, k, v, o)), H, T, before, after, 1 / math.sqrt(D),
-        GROUP=H // k.shape[1], D=D, PRECISION=_precision(q.dtype), SECTION=SECTION, **tiles,
+        GROUP=H // k.shape[1], D=D, PRECISION=_precision(q.dtype), **tiles,
     )  # fmt: skip
     return o, lse
 
@@ -455,15 +462,14 @@ def _triton_backward(
         "GROUP": H // k.shape[1],
         "D": D,
         "PRECISION": _precision(q.dtype),
-        "SECTION": SECTION,
     }
     tiles = _tiles(D, q.element_size(), DQ_M, DQ_N, DQ_WARPS, DQ_STAGES)
-    _attention_dq_kernel[(triton.cdiv(T, tiles["BLOCK_M"]) * B * H,)](
+    _attention_dq_kernel[_grid(triton.cdiv(T, tiles["BLOCK_M"]), B * H)](
         q, k, v, do, o, lse, delta, dq, *inputs, o.stride(), dq.stride(), H, T, before, after, scale,
         **shared, **tiles,
     )  # fmt: skip
     tiles = _tiles(D, q.element_size(), DKV_M, DKV_N, DKV_WARPS, DKV_STAGES)
-    _attention_dkv_kernel[(triton.cdiv(T, tiles["BLOCK_N"]) * B * k.shape[1],)](
+    _attention_dkv_kernel[_grid(triton.cdiv(T, tiles["BLOCK_N"]), B * k.shape[1])](
         q, k, v, do, lse, delta, dk, dv, *inputs, dk.stride(), dv.stride(), H, T, before, after, scale,
         **shared, **tiles,
     )  # fmt: skip
@@ -489,7 +495,6 @@ def _aot(
         "GROUP": group,
         "D": D,
         "PRECISION": _precision(dtype),
-        "SECTION": SECTION,
     }
     constants |= _tiles(D, dtype.itemsize, *tiles)
     options = {name: constants.pop(name) for name in ("num_warps", "num_stages")}
