@@ -377,7 +377,7 @@ def _attention_dkv_kernel(
 # Tiles for rows of up to 256 bytes (bf16, D = 128); _tiles shrinks them for longer ones. They were chosen by the code that ptxas makes of them: with
 # these no inner loop of the three kernels spills a register on sm_90 or sm_100. The side whose gradient is summed (queries for dq, keys for
 # dk and dv) has 128 rows, 64 for each of sm_90's two warpgroups; with 64 rows each warpgroup would compute the whole tile (dq: 72 narrow wgmma a
-# round and not 20 wide ones). With 64 queries at a time dk and dv spill 36 registers a round; with 4 warps they spill too. Of two stages a tile is
+# round and not 20 wide ones). With 64 queries at a time dk and dv spill 55 registers a round; with 4 warps they spill too. Of two stages a tile is
 # asked for at the end of a round and waited for at once; of three it travels during a round.
 FORWARD_M = 128  # tune: 64 128
 FORWARD_N = 64  # tune: 32 64 128
