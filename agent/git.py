@@ -102,10 +102,8 @@ class Repository:
         found = {
             line.removeprefix("branch refs/heads/") for line in listed if line.startswith("branch ")
         }
-        for kind in (
-            "rebase-merge",
-            "rebase-apply",
-        ):  # nobody stands on a branch that is being rebased
+        # nobody stands on a branch that is being rebased
+        for kind in ("rebase-merge", "rebase-apply"):
             head = self.root / self.text("rev-parse", "--git-path", f"{kind}/head-name")
             if head.is_file():
                 found.add(head.read_text().strip().removeprefix("refs/heads/"))
@@ -201,19 +199,9 @@ class Repository:
             at = start + size + 1
 
     def patch(self, before: str, after: str, only: Sequence[str] = ()) -> str:
-        """The difference of two commits as text that `git apply` takes."""
-        raw = self.raw(
-            "diff-tree",
-            "-r",
-            "-p",
-            "--no-renames",
-            "--no-ext-diff",
-            "--no-textconv",
-            before,
-            after,
-            "--",
-            *only,
-        )
+        """The difference of two commits, in the folders `only` or in all, as text that `git apply` takes."""
+        plain = ("--no-renames", "--no-ext-diff", "--no-textconv")
+        raw = self.raw("diff-tree", "-r", "-p", *plain, before, after, "--", *only)
         return raw.decode(errors="replace")
 
     def changes(self, before: str, after: str) -> tuple[Change, ...]:

@@ -72,9 +72,8 @@ class Guard:
         except Exception as error:
             try:
                 self.verify()
-            except (
-                LoopError
-            ) as ended:  # the judge's files changed under it, as by a checkout of another branch
+            # the judge's files changed under it, as by a checkout of another branch
+            except LoopError as ended:
                 self._ledger.close_experiment(experiment, Outcome(LOST, str(ended)))
                 raise ended from error
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -63,12 +63,8 @@ class Measurements:
         with self._database.transaction():
             self._database.execute(
                 "UPDATE trials SET void = 1 WHERE machine = ? AND device = ? AND (at < ? OR at > ?)",
-                (
-                    key.machine,
-                    key.device,
-                    before,
-                    time.time(),
-                ),  # of the future: the clock went back
+                # the latter lie in the future: the clock went back
+                (key.machine, key.device, before, time.time()),
             )
 
     def add_confirmation(self, run: str, incumbent: str, found: Confirmation) -> None:

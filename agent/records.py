@@ -161,9 +161,7 @@ class Outcome:
     val_bpb: float | None = None
     bpb_change: float | None = None
     peak_memory_mb: float | None = None
-    device_seconds: float = (
-        0.0  # of its trials, the incumbent's beside it included; not of its gates
-    )
+    device_seconds: float = 0.0  # of its trials, with the incumbent's beside it; not of its gates
     speed_low: float | None = None
     speed_high: float | None = None
     blocks: int | None = None

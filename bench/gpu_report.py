@@ -2,9 +2,9 @@
 
 Its parts are facts of the device, ceilings, the shapes of every op timed beside every peer that is installed, a training step under the profiler,
 every op through the correctness gate, the trial's shapes once more by the judge's clock, compute-sanitizer, and builds, which need no device. Each
-part is a process (bench/gpu_parts.py) with a limit on its time. What it finds goes into OUT/raw.jsonl line by line, and OUT/report.md is written anew after each
-group of parts (bench/gpu_table.py), so that whatever ends the run leaves what was measured. The same command goes on with the parts that have not
-come to an end; to measure again those that have, give another --out. `--parts time profile` takes these alone.
+part is a process (bench/gpu_parts.py) with a limit on its time. What it finds goes into OUT/raw.jsonl line by line, and OUT/report.md is written
+anew after each group of parts (bench/gpu_table.py), so that whatever ends the run leaves what was measured. The same command goes on with the parts
+that have not come to an end; to measure again those that have, give another --out. `--parts time profile` takes these alone.
 
 Builds run all at once, checks and sanitizers half of them at a time; what is timed runs alone. What the budget does not reach is named, and left
 to the next call: all of it takes some 50 minutes, by estimate. `--device cpu` rehearses the whole on a CPU, with the CPU's shapes.

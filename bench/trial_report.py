@@ -186,7 +186,7 @@ def main() -> None:
     kept = asked.out.with_suffix(".jsonl")
     arms = [arm for arm in ARMS if arm in asked.arms]
     # What the cache lacks each runner would compile in its set-up, at the expense of its training.
-    # C++ is for CPUs: compiling all of it would take a minute of a lent GPU's time
+    # C++ is for CPUs: compiling all of it would take a minute of a GPU's time
     cuda = [f"csrc/{path.name}" for path in (ROOT / "csrc").glob("*.cu")]
     built = build_all(ROOT) if asked.device == "cpu" else build(ROOT, cuda)
     if not built.passed:

@@ -153,9 +153,8 @@ class CustomOp:
             """None for every input where no gradient comes down, as below a function that returns None."""
             if all(g is None for g in gradients):
                 return (None,) * len(ctx.needs_input_grad)
-            if (
-                torch.is_grad_enabled()
-            ):  # a graph of the gradient is made, and somebody may differentiate it
+            # a graph of the gradient is made, and somebody may differentiate it
+            if torch.is_grad_enabled():
                 return _Once.apply(
                     lambda: gradient(ctx, *gradients), *gradients, *ctx.saved_tensors
                 )

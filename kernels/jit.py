@@ -247,9 +247,8 @@ def _compile(name: str, path: Path, flags: tuple[str, ...], folder: Path) -> Non
                 is_python_module=False,
                 is_standalone=True,
             )
-        if not name.endswith(
-            _digest(path, flags)
-        ):  # else other content would lie under this name for good
+        # else other content would lie under this name for good
+        if not name.endswith(_digest(path, flags)):
             raise BuildError("its text changed while it was compiled; build it again")
         os.replace(built, folder / f"{name}.so")
     except RuntimeError as error:

@@ -94,10 +94,8 @@ class Log:
         with self._lock:
             rest = self._secrets.scrub(self._held)
             tail = (self._tail + rest)[-MAX_TAIL:]
-        with (
-            suppress(OSError),
-            self._file.open("ab") as file,
-        ):  # on a full disk too, its last words say what it cost
+        # on a full disk too, its last words say what it cost
+        with suppress(OSError), self._file.open("ab") as file:
             if self._written + len(rest) > MAX_LOG:
                 file.write(f"\n[... the end of {self._written:,} bytes:]\n".encode() + tail)
             else:
