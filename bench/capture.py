@@ -76,7 +76,7 @@ def _record(judge: Judge, dataset: Dataset) -> dict[str, list[dict[str, Any]]]:
             timeout=300.0,
             fd=fd,
             spec=specification(dataset.vocab_size, dataset.bos, "cpu", SECONDS),
-            ops=contracts.ops(),
+            ops={op: contracts.contract(op).updates for op in contracts.ops()},
             seed=0,
             steps=STEPS,
             dtype=str(tokens.dtype),
@@ -91,15 +91,13 @@ def _keep(
     judge: Judge, op: str, number: int, call: Mapping[str, Any], arrays: dict[str, Any]
 ) -> dict[str, Any]:
     """Take one call's tensors, cut to size, into `arrays`; returns the case."""
-    case: dict[str, Any] = {"op": op, "inputs": {}, "scalars": {}}
-    for name, what in call.items():
-        if not isinstance(what, list):
-            case["scalars"][name] = what
+    case: dict[str, Any] = {"op": op, "inputs": {}, "scalars": call["scalars"]}
+    for name, (dtype, shape) in call["tensors"].items():
+        if " " in name:
             continue
-        dtype, shape = what
         judge.arena.reset()
         out = judge.arena.place(dtype, tuple(shape))
-        judge.ask("recorded", op=op, call=number, name=name, out=out)
+        judge.ask("recorded", op=op, call=number, out={name: out})
         piece = _cut(judge.arena.view(out), PIECES[op][name]).contiguous()
         if dtype == "int64":
             # targets beyond the cut of W become other classes, which exist

@@ -8,7 +8,8 @@
 3. Time's up: a later answer is refused, and so are weights that come later than copying them explains. They must be the same, bit for bit, when
    all is done, and the runner must not have worked meanwhile.
 4. Score (bench/scoring.py): a second runner, started before the bell and idle since, gets the weights and maps rows to logits.
-5. The kernels that trained are examined again in the process where they did, and must have run.
+5. The kernels that trained must have run, and calls that training made of them, at moments drawn by chance, must be right (bench/witness.py). They
+   are also examined again in the process where they trained.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench import contracts, scoring, shard, trial_claims
+from bench import contracts, scoring, shard, trial_claims, witness
 from bench.compiled import Compiled
 from bench.data import Dataset
 from bench.examination import Examination
@@ -58,8 +59,9 @@ IDLE_S, IDLE_SHARE, LOOK_S = 0.1, 0.1, 0.5
 MAX_STATE_BYTES = 2 << 30
 # Share of the training's length that asking rows again with another future may take.
 PROBE_SHARE = 0.03
-# From this length on, the check after a trial includes the gradients of every op.
+# From this length on, the checks after a trial include every op and its gradients; a shorter one has one op, drawn by chance, checked so.
 LONG_S = 60.0
+MOMENTS = {"cpu": 2, "cuda": 1}  # at which a call of an op is kept in a long training
 # For scoring, with the length of the training added: bounds what a model may do per row, not how busy the machine is.
 SCORING_S = 300.0
 # Below this no language model of this size is honest.
@@ -102,6 +104,7 @@ class TrialResult:
     seed: int = 0
     implementations: dict[str, str] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)  # of kernels, while training
+    witnessed: dict[str, int] = field(default_factory=dict)  # of the calls, those held to float64
     train_loss: float = math.nan  # nats a token after training, by the judge, on rows of the shard
     losses: list[list[float]] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
@@ -150,9 +153,10 @@ def run_trial(
                 taken = trial.set_up(trainer, None, spec)
             trial.begin(trainer, taken)
             with turn or nullcontext():
-                weights = trial.train(trainer, steps)
+                weights = trial.train(trainer, steps, watched=score)
             if scorer is not None:
                 trial.score(trainer, scorer, weights, split)
+                trial.known["witnessed"] = witness.require_right(trainer, trial.kept, trial.moments)
                 trial.examine_kernels(trainer)
     except Refused as refused:
         ok, failure, detail = False, _classify(refused), str(refused)[-4000:]
@@ -198,6 +202,8 @@ class _Trial:
         self.number = shard.numbers(dataset.vocab_size, dataset.bos, seed)
         self.known: dict[str, Any] = {"seed": seed}
         self.described: Described
+        self.moments: dict[str, int] = {}  # how many calls of each op are kept while it trains
+        self.kept: Any = None  # what the runner says of these
         self.handed = 0.0  # processor time of the trainer when it had handed over its weights
 
     def set_up(self, trainer: Judge, scorer: Judge | None, spec: dict[str, Any]) -> float:
@@ -214,7 +220,9 @@ class _Trial:
         trainer.arena.view(warm_up).copy_(noise)
         started = time.monotonic()
         limit = SETUP_LIMIT_S[self.device]
-        answer = trainer.ask("setup", timeout=limit, spec=self.spec, warm_up=warm_up)
+        self.ops = contracts.written(trainer.tree)
+        watched = witness.updates(self.ops)
+        answer = trainer.ask("setup", timeout=limit, spec=self.spec, ops=watched, warm_up=warm_up)
         taken = time.monotonic() - started
         compiled.take(trainer)  # before the first word of a text
         self.described = trial_claims.read(Described, answer.get("describe"))
@@ -260,10 +268,13 @@ class _Trial:
             found += float(scoring.nats(logits, batch[:, 1:], sizes).sum())
         return found / int((sizes[drawn[:, 1:]] > 0).sum())
 
-    def train(self, trainer: Judge, steps: int | None) -> Tensor:
-        """Ring the bell, wait, and take the weights; the seconds are those of the judge's own clock."""
+    def train(self, trainer: Judge, steps: int | None, *, watched: bool) -> Tensor:
+        """Ring the bell, wait, and take the weights; the seconds are those of the judge's own clock. watched: whether calls of ops are kept."""
         tokens = self.dataset.tokens("train")
         late = f"training did not end within {self.seconds:.1f} s of the bell"
+        if watched and self.ops:
+            drawn = self.ops if self.long else [secrets.choice(self.ops)]
+            self.moments = dict.fromkeys(drawn, MOMENTS[self.device] if self.long else 1)
         fd = shard.sealed(tokens, self.number)
         try:
             cpu = trainer.cpu_seconds()
@@ -276,6 +287,7 @@ class _Trial:
                 seed=self.seed,
                 seconds=self.seconds,
                 steps=steps,
+                moments=self.moments,
                 progress=lambda p: self.tell(
                     {"phase": "training", "elapsed": time.monotonic() - bell, "seconds": self.seconds, **p}
                 ),
@@ -300,6 +312,7 @@ class _Trial:
         self.handed = trainer.cpu_seconds()
         cpu = self.handed - cpu
         trainer.ask("release")
+        self.kept = answer.get("kept")
         trained: Trained = trial_claims.read(Trained, answer.get("trained"))
         self._account(trainer, trained, elapsed, cpu)
         trial_claims.require_processor_time(cpu, handed_s)
@@ -350,7 +363,7 @@ class _Trial:
         """Give the weights to the scorer, mark it, and check that nothing moved meanwhile."""
         cpu, started = trainer.cpu_seconds(), time.monotonic()
         answer = scorer.ask(
-            "setup", timeout=SETUP_LIMIT_S[self.device], spec=self.spec, warm_up=None
+            "setup", timeout=SETUP_LIMIT_S[self.device], spec=self.spec, ops={}, warm_up=None
         )
         if _size(answer) != len(weights):
             raise Refused(
@@ -413,15 +426,13 @@ class _Trial:
 
         In short trials the values of all ops and the gradients of one, else the gradients of all, which take 3 s more on two cores.
         """
-        ops = contracts.written(trainer.tree)
-        with_gradients = set(ops) if self.long or not ops else {secrets.choice(ops)}
-        for op in ops:
+        for op in self.ops:
             trainer.ask("load", op=op, tree=str(trainer.tree))
             asked = contracts.contract(op)
             examination = Examination(asked, trainer, secrets.randbits(48))
             case = examination.rng.choice(asked.trial[self.device])
             case = asked.as_called(case, examination.rng)
-            laid = examination.lay(case, None if op in with_gradients else ())
+            laid = examination.lay(case, None if op in self.moments else ())
             examination.right(laid, dress="copy", what=f"{op} after training")
 
 

@@ -254,6 +254,6 @@ def test_an_answer_that_is_no_json_is_named_and_ends_no_runner(tmp_path: Path) -
         warm_up = judge.arena.place("int32", (4,))
         judge.arena.view(warm_up).zero_()
         with pytest.raises(Refused, match="Tensor is not JSON serializable") as refused:
-            judge.ask("setup", spec={}, warm_up=warm_up)
+            judge.ask("setup", spec={}, ops={}, warm_up=warm_up)
         assert refused.value.kind == "structure"
         judge.ask("state")

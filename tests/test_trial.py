@@ -95,7 +95,7 @@ def test_that_calls_are_counted_makes_torch_compile_compile_nothing_anew_after_t
     monkeypatch.setattr(training.shards, "mapped", lambda *_: torch.zeros(1))
     lent = SimpleNamespace(device=torch.device("cpu"), read=lambda _: torch.zeros(1))
     room = training.Training(lent, lambda _: None)
-    room.do_setup({"spec": {}, "warm_up": {}})
+    room.do_setup({"spec": {}, "ops": {}, "warm_up": {}})
     answer = room.do_train(
         {"dtype": "", "seed": 0, "seconds": 1.0, "steps": None, "nonce": ""}, fd=0
     )

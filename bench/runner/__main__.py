@@ -8,7 +8,7 @@ A request says what to `do`, and is answered once with {"nonce", "ok", ...}:
     blocks.py       blocks that are timed       stage, block
     events.py       time on a GPU, for advice   warm, events
     training.py     a trial                     setup, train, weights, release, restore, logits
-    recording.py    arguments of ops, to keep   record, recorded
+    recording.py    calls of a training run     record, recorded
     keeping.py      what was compiled           pack, unpack
     profiling.py    where time goes             runnable, within, profile
     inspecting.py   what compilers say          inspect, remarks
@@ -59,14 +59,15 @@ class Runner:
         self.device = lent.device
         self.before: dict[str, Any] = {}
         calls = Calls(lent)
+        recorder = Recorder(lent)
         self.handlers = (
             self,
             lent,
             calls,
             Blocks(lent, calls),
             Events(lent, calls),
-            Training(lent, channel.send),
-            Recorder(lent),
+            Training(lent, channel.send, recorder),
+            recorder,
             Keeping(),
             Profiling(lent, calls),
             Inspecting(),

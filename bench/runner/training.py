@@ -1,7 +1,8 @@
 """What the runner does in a trial: set up the model's Trainer, train when the bell rings, give its weights away, map rows to logits.
 
-setup     {spec, warm_up}                    build model.train.Trainer and, where random tokens are lent, warm it up  -> {describe, bytes}
-train     {seed, seconds, steps, dtype}      the bell: the shard comes as a descriptor; progress lines until the answer
+setup     {spec, ops, warm_up}               build model.train.Trainer and, where random tokens are lent, warm it up  -> {describe, bytes}
+train     {seed, seconds, steps, moments, dtype}    the bell: the shard comes as a descriptor; progress lines until the answer, which describes
+                                             calls of ops at so many moments (recording.py)
 weights   {out}                              the model's state as one run of bytes
 release   {}                                 give back memory that the GPU's allocator holds and nobody uses
 restore   {weights}                          the other way round: the state of a model that another runner has trained
@@ -21,12 +22,16 @@ from torch import Tensor
 
 from bench.runner import shards
 from bench.runner.lending import Lent, Refusal
+from bench.runner.recording import Recorder
 
 
 class Training:
-    def __init__(self, lent: Lent, send: Callable[[Mapping[str, Any]], None]) -> None:
+    def __init__(
+        self, lent: Lent, send: Callable[[Mapping[str, Any]], None], recorder: Recorder
+    ) -> None:
         self.lent = lent
         self.send = send
+        self.recorder = recorder
         self.trainer: Any = None
         self.launches: Counter[str] = Counter()
         self.counted: _Counted
@@ -35,6 +40,7 @@ class Training:
         if self.lent.device.type == "cuda":
             # before anything compiles: the launchers of torch.compile look for hooks when they are made
             self._count_launches()
+        self.recorder.watch(request["ops"])
         from model.train import Trainer
 
         self.trainer = Trainer(request["spec"])
@@ -52,11 +58,17 @@ class Training:
             self.send({"nonce": request["nonce"], "progress": dict(progress)})
 
         self.counted.begin()
+        self.recorder.begin(request["seconds"], request["moments"])
         trained = self.trainer.train(
             tokens, request["seed"], request["seconds"], report, request["steps"]
         )
         calls = self.counted.end()
-        return {"trained": trained, "calls": dict(calls), "launches": dict(self.launches)}
+        return {
+            "trained": trained,
+            "calls": dict(calls),
+            "launches": dict(self.launches),
+            "kept": self.recorder.end(),
+        }
 
     def do_weights(self, request: Mapping[str, Any]) -> dict[str, Any]:
         raw = [t.contiguous().reshape(-1).view(torch.uint8) for t in self._state()]

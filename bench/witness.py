@@ -1,0 +1,118 @@
+"""Calls that training itself made, held to float64: what the gates have examined is what trains.
+
+A kernel that counts its calls can be right wherever a judge asks and careless in between. So the runner of a trial keeps calls of each op at moments
+that nobody knows beforehand (bench/runner/recording.py): arguments, results, and the gradients that came and went. On a GPU these are the calls
+outside of torch.compile, the optimizer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from bench.comparison import Standard
+from bench.contracts import Case, Contract, Input, contract
+from bench.contracts.contract import FLOATS
+from bench.judge import Judge, Refused
+
+
+def updates(ops: Iterable[str]) -> dict[str, list[str]]:
+    """What the runner has to know of each op: the arguments that it overwrites."""
+    return {op: list(contract(op).updates) for op in ops}
+
+
+def require_right(trainer: Judge, kept: Any, ops: Iterable[str]) -> dict[str, int]:
+    """Hold each call that the runner has kept to float64; how many there were of each op. Raises Refused for the first that is wrong."""
+    counts = {}
+    for op in ops:
+        calls = kept.get(op, []) if isinstance(kept, dict) else []
+        for number, described in enumerate(calls):
+            try:
+                call = _Call(contract(op), described)
+            except (KeyError, TypeError, ValueError) as error:
+                said = f"{op} in training: expected the arguments of a call and what came of it; reading them failed: {type(error).__name__}: {error}"
+                raise Refused("structure", said) from None
+            call.fetch(trainer, number)
+            call.require_right(trainer.device)
+        counts[op] = len(calls)
+    return counts
+
+
+class _Call:
+    """One kept call, as the runner describes it."""
+
+    def __init__(self, asked: Contract, described: Mapping[str, Any]) -> None:
+        self.contract = asked
+        self.tensors = {name: _form(*said) for name, said in described["tensors"].items()}
+        self.required = [str(name) for name in described["requires"]]
+        inputs = {name: form for name, form in self.tensors.items() if " " not in name}
+        self.case = Case(inputs, dict(described["scalars"]))
+        after = float(described["seconds"])
+        self.where = (
+            f"{asked.name}, called by the model {after:.0f} s after the bell, {self.case.label()}"
+        )
+        self.results = [f"result {i}" for i in range(len(asked.results))]
+        wanted = [(each.shape, each.dtype) for each in asked.shapes(self.case).values()]
+        came = [(self.tensors[name].shape, self.tensors[name].dtype) for name in self.results]
+        if [shape for shape, _ in came] != [shape for shape, _ in wanted]:
+            raise ValueError(f"results {came}, expected {wanted}")
+
+    def fetch(self, trainer: Judge, number: int) -> None:
+        """Take the tensors, private copies of them."""
+        arena = trainer.arena
+        arena.reset()
+        try:
+            out = {n: arena.place(each.dtype, each.shape) for n, each in self.tensors.items()}
+        except MemoryError as error:
+            raise Refused("structure", f"{self.where}: {error}") from None
+        trainer.ask("recorded", op=self.contract.name, call=number, out=out)
+        self.values = {name: arena.view(where).clone() for name, where in out.items()}
+
+    def require_right(self, device: str) -> None:
+        """Raises Refused where results or gradients are further from float64 than the correctness gate allows."""
+        values = self.values
+        through = [i for i in range(len(self.results)) if f"upstream {i}" in values]
+        wrt = [name for name in self.contract.differentiable if name in self.required]
+        missing = [name for name in wrt if f"gradient {name}" not in values]
+        if len(through) < len(self.results):  # some inputs may have nothing to do with the others
+            wrt = [name for name in wrt if through and name not in missing]
+        elif missing:
+            raise Refused("wrong", f"{self.where}: no gradient came to {', '.join(missing)}")
+        answer = {
+            n: values[kept] for n, kept in zip(self.contract.results, self.results, strict=True)
+        }
+        answer |= {f"d{name}": values[f"gradient {name}"] for name in wrt}
+        standard = Standard(
+            self.contract,
+            self.case,
+            {name: values[name] for name in self.case.inputs},
+            [values[f"upstream {i}"] for i in through],
+            wrt,
+            device=device,
+            through=through,
+            working=self._working(),
+        )
+        wrong, _ = standard.examine(answer)
+        if wrong:
+            raise Refused("wrong", f"{self.where}: {wrong}")
+
+    def _working(self) -> torch.dtype | None:
+        """The dtype of the results where that is the coarser one, as under autocast; None where the arguments' own holds."""
+        given = [each.dtype for each in self.case.inputs.values() if each.dtype in FLOATS]
+        came = {self.tensors[name].dtype for name in self.results}
+        if self.contract.in_place or came == {given[0]}:
+            return None
+        coarsest: torch.dtype = max((getattr(torch, name) for name in (*came, given[0])), key=_unit)
+        return coarsest
+
+
+def _unit(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps
+
+
+def _form(dtype: Any, shape: Any) -> Input:
+    if dtype not in (*FLOATS, "int64") or not all(isinstance(n, int) and n >= 0 for n in shape):
+        raise ValueError(f"a tensor {dtype} {shape}")
+    return Input(tuple(shape), dtype)
