@@ -98,6 +98,9 @@ def _head(result: TrialResult) -> Iterator[str]:
         yield f"{'implementations:':<19}{chosen}"
     if result.isolation:
         yield f"{'isolation:':<19}{result.isolation}"
+    if calls := sum(result.witnessed.values()):
+        ops = sum(count > 0 for count in result.witnessed.values())
+        yield f"{'held to float64:':<19}{calls} calls that training made, of {ops} op{'s' * (ops > 1)}"
     if not result.ok:
         lines = [line.rstrip() for line in result.detail.splitlines() if line.strip()] or [""]
         said = lines[-1].strip().removeprefix(f"{result.failure}: ")

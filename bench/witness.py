@@ -15,7 +15,11 @@ import torch
 from bench.comparison import Standard
 from bench.contracts import Case, Contract, Input, contract
 from bench.contracts.contract import FLOATS
-from bench.judge import Judge, Refused
+from bench.judge import Judge, Refused, error_line
+
+# A call of more than so many times the arithmetic of the trial's largest is not held to float64: that would take the judge's memory.
+MOST_WORK = 4
+_MALFORMED = KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError
 
 
 def updates(ops: Iterable[str]) -> dict[str, list[str]]:
@@ -27,17 +31,25 @@ def require_right(trainer: Judge, kept: Any, ops: Iterable[str]) -> dict[str, in
     """Hold each call that the runner has kept to float64; how many there were of each op. Raises Refused for the first that is wrong."""
     counts = {}
     for op in ops:
-        calls = kept.get(op, []) if isinstance(kept, dict) else []
-        for number, described in enumerate(calls):
+        asked, calls = contract(op), kept.get(op, []) if isinstance(kept, dict) else []
+        most, counts[op] = max(_work(asked, case) for case in asked.trial[trainer.device]), 0
+        for number, described in enumerate(calls if isinstance(calls, list) else [calls]):
             try:
-                call = _Call(contract(op), described)
-            except (KeyError, TypeError, ValueError) as error:
+                call = _Call(asked, described)
+                affordable = _work(asked, call.case) <= MOST_WORK * most
+            except _MALFORMED as error:
                 said = f"{op} in training: expected the arguments of a call and what came of it; reading them failed: {type(error).__name__}: {error}"
                 raise Refused("structure", said) from None
-            call.fetch(trainer, number)
-            call.require_right(trainer.device)
-        counts[op] = len(calls)
+            if affordable:
+                call.fetch(trainer, number)
+                call.require_right(trainer.device)
+                counts[op] += 1
     return counts
+
+
+def _work(asked: Contract, case: Case) -> int:
+    """Flops without what bounds them, such as a window: the reference computes all and hides the rest."""
+    return asked.flops(Case(case.inputs))
 
 
 class _Call:
@@ -84,17 +96,15 @@ class _Call:
             n: values[kept] for n, kept in zip(self.contract.results, self.results, strict=True)
         }
         answer |= {f"d{name}": values[f"gradient {name}"] for name in wrt}
-        standard = Standard(
-            self.contract,
-            self.case,
-            {name: values[name] for name in self.case.inputs},
-            [values[f"upstream {i}"] for i in through],
-            wrt,
-            device=device,
-            through=through,
-            working=self._working(),
-        )
-        wrong, _ = standard.examine(answer)
+        inputs = {name: values[name] for name in self.case.inputs}
+        upstream = [values[f"upstream {i}"] for i in through]
+        options: dict[str, Any] = {"device": device, "through": through, "working": self._working()}
+        try:
+            standard = Standard(self.contract, self.case, inputs, upstream, wrt, **options)
+            wrong, _ = standard.examine(answer)
+        except (*_MALFORMED, RuntimeError) as error:
+            said = f"{self.where}: the reference takes no such arguments: {error_line(error)}"
+            raise Refused("structure", said) from None
         if wrong:
             raise Refused("wrong", f"{self.where}: {wrong}")
 

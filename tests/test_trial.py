@@ -17,7 +17,7 @@ from trial_tree import honest, put, run
 from bench import shard, trial, trial_claims
 from bench.data import Dataset
 from bench.judge import Refused
-from bench.runner import training
+from bench.runner import recording, training
 from bench.sandbox import processes
 from kernels.rms_norm import rms_norm
 
@@ -94,10 +94,10 @@ def test_that_calls_are_counted_makes_torch_compile_compile_nothing_anew_after_t
     monkeypatch.setitem(sys.modules, "model.train", SimpleNamespace(Trainer=_Compiled))
     monkeypatch.setattr(training.shards, "mapped", lambda *_: torch.zeros(1))
     lent = SimpleNamespace(device=torch.device("cpu"), read=lambda _: torch.zeros(1))
-    room = training.Training(lent, lambda _: None)
+    room = training.Training(lent, lambda _: None, recording.Recorder(lent))
     room.do_setup({"spec": {}, "ops": {}, "warm_up": {}})
     answer = room.do_train(
-        {"dtype": "", "seed": 0, "seconds": 1.0, "steps": None, "nonce": ""}, fd=0
+        {"dtype": "", "seed": 0, "seconds": 1.0, "steps": None, "moments": {}, "nonce": ""}, fd=0
     )
     assert answer["calls"] == {"rms_norm/torch": 1}
     assert not hasattr(sys.modules["kernels.rms_norm"].IMPLEMENTATIONS["torch"], "__wrapped__")
