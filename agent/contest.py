@@ -1,12 +1,11 @@
 """Candidate against incumbent: paired trials, seed by seed, until there is a verdict, and what has to be true before a keep counts.
 
-An old trial of the incumbent is run again before a candidate meets it, and once more before anything is kept: a machine that has become
-faster in the meantime looks like a gain. If it has changed, all earlier trials are void and the pairs are run anew.
+An old trial of the incumbent is run again before a candidate meets it, and before anything is kept if it was not run since: a machine that
+has become faster in the meantime looks like a gain. If it has changed, all earlier trials are void and the pairs are run anew.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,7 +63,11 @@ class Contest:
         if gained and self._recheck(prepared, seeds[0], time.time() - began):
             tried = self._pairs(prepared, asked, seeds, results)
         if changed := sealed.changed():
-            return Outcome(REFUSE, f"trial: {', '.join(changed[:5])} changed while it was trained")
+            reason = f"{', '.join(changed[:5])} changed while it was trained"
+            said = GateResult("trial", False, reason, {"changed": changed}, time.time() - began)
+            self.shop.ledger.add_gate(prepared.experiment, said)
+            self.screen.say(f"  trial refused: {reason}")
+            return Outcome(REFUSE, f"trial: {reason}")
         if isinstance(tried, Outcome):
             return tried
         verdict, timer = tried.verdict, timer_refuses(results)
@@ -84,8 +87,8 @@ class Contest:
         )
 
     def _figures(self, tried: Tried) -> dict[str, Any]:
-        rates = self.trials.spread(lambda row: math.log(row["tokens_per_second"]))
-        return gains.trained(tried.ours, tried.theirs, self.trials.noise(), rates)
+        noise, rates = self.trials.noise(), self.trials.rate_noise()
+        return gains.trained(tried.ours, tried.theirs, noise, rates)
 
     def _pairs(
         self, prepared: Prepared, asked: Standard, seeds: Sequence[int], results: Sequence[GateResult]
@@ -102,6 +105,11 @@ class Contest:
                 self.trials.result(prepared.commit, candidate.tree, seed, "candidate", own=True)
             )
             self.tick()
+            if theirs[-1].failure in ("late", "crash"):  # a moment of the machine's may be why
+                theirs[-1] = self.trials.run(
+                    prepared.commit, candidate.tree, seed, "candidate once more"
+                )
+                self.tick()
             if not theirs[-1].ok:
                 return Outcome(CRASH, f"trial: {theirs[-1].failure}: {theirs[-1].detail}")
             ours.append(self._incumbent_trial(prepared, seed))

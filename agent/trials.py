@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent.machine import DEVICE
 from agent.proposers import Workshop
@@ -91,13 +92,13 @@ class Trials:
             trees[row["tree"]][row["seed"]] = row["val_bpb"]
         return self._judge.noise(trees, self._tree_hash(self._start))
 
-    def spread(self, of: Callable[[Mapping[str, Any]], float]) -> Spread:
-        """Spread from seed to seed of what `of` makes of val_bpb or tokens_per_second, pooled over every tree trained with several seeds."""
+    def rate_noise(self) -> Spread:
+        """Spread of the logarithm of tokens/s from run to run, pooled over every tree that was trained more than once."""
         from bench.interval import Spread
 
         groups: dict[str, list[float]] = defaultdict(list)
         for row in self._measured.figures(self._key):
-            groups[row["tree"]].append(of(row))
+            groups[row["tree"]].append(math.log(row["tokens_per_second"]))
         return Spread.pooled(list(groups.values()))
 
     def typical_s(self) -> float:
@@ -112,13 +113,15 @@ class Trials:
 def judge_hash(bench: Path) -> str:
     """A hash of the judge's sources: figures of different judges are never compared."""
     digest = hashlib.sha256()
-    for file in sorted(bench.rglob("*.py")):
+    for file in sorted(bench.rglob("[!.]*.py")):  # an editor's lock is a link to nowhere
         digest.update(str(file.relative_to(bench)).encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
 
 
 def machine(device: str) -> str:
-    """This machine, as far as figures depend on it: the host, what it computes on, and with how many threads."""
+    """This machine, as far as figures depend on it: the host, what it computes on, with how many threads, and by which torch and Triton."""
     from bench import hardware
+    from bench.identity import installed
 
-    return f"{platform.node()}/{hardware.name(device)}"
+    versions = ", ".join(f"{name} {installed(name)}" for name in ("torch", "triton"))
+    return f"{platform.node()}/{hardware.name(device)}/{versions}"

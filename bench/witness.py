@@ -18,7 +18,7 @@ from bench.contracts.contract import FLOATS
 from bench.judge import Judge, Refused, error_line
 
 # A call of more than so many times the arithmetic of the trial's largest is not held to float64: that would take the judge's memory.
-MOST_WORK = 4
+MOST_WORK = {"cpu": 4, "cuda": 1}
 _MALFORMED = KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError
 
 
@@ -36,7 +36,7 @@ def require_right(trainer: Judge, kept: Any, ops: Iterable[str]) -> dict[str, in
         for number, described in enumerate(calls if isinstance(calls, list) else [calls]):
             try:
                 call = _Call(asked, described)
-                affordable = _work(asked, call.case) <= MOST_WORK * most
+                affordable = _work(asked, call.case) <= MOST_WORK[trainer.device] * most
             except _MALFORMED as error:
                 said = f"{op} in training: expected the arguments of a call and what came of it; reading them failed: {type(error).__name__}: {error}"
                 raise Refused("structure", said) from None
@@ -102,6 +102,9 @@ class _Call:
         try:
             standard = Standard(self.contract, self.case, inputs, upstream, wrt, **options)
             wrong, _ = standard.examine(answer)
+        except torch.OutOfMemoryError:  # the judge's own lack
+            torch.cuda.empty_cache()
+            return
         except (*_MALFORMED, RuntimeError) as error:
             said = f"{self.where}: the reference takes no such arguments: {error_line(error)}"
             raise Refused("structure", said) from None

@@ -111,9 +111,10 @@ class Trainer:
         return choose(known, self.config.impl.get(op), self.device)
 
     def warm_up(self, tokens: Tensor) -> None:
-        """Build and compile everything on random tokens (1-D): three steps and one scoring pass. `train` starts from new weights."""
+        """Build and compile everything on random tokens (1-D): three steps and one scoring pass. Nothing of it stays in the weights: the judge asks next whether the model guesses."""
         self.train(tokens, seed=0, seconds=float("inf"), report=lambda _: None, steps=3)
         self.logits(torch.zeros(1, self.config.sequence_length, dtype=torch.int64))
+        self.model.initialize(seed=0)
 
     def train(
         self, tokens: Tensor, seed: int, seconds: float, report: Callable[[dict[str, Any]], None], steps: int | None = None

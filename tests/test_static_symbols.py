@@ -127,6 +127,10 @@ def plain_object(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
         ("namespace at { unsigned long addGlobalCallback(int); } unsigned long g() { return at::addGlobalCallback(1); }", "addGlobalCallback"),
         ("namespace c10 { struct Dispatcher { static Dispatcher& realSingleton(); }; } void* g() { return &c10::Dispatcher::realSingleton(); }", "Dispatcher"),
         ("namespace at { void set_num_threads(int); } void g() { at::set_num_threads(1); }", "set_num_threads"),
+        ("namespace at { void set_num_interop_threads(int); } void g() { at::set_num_interop_threads(1); }", "set_num_interop_threads"),
+        ("namespace c10::utils { bool get_env(const char*); } bool g() { return c10::utils::get_env(\"HOME\"); }", "get_env"),
+        ("#include <fstream>\nvoid* g() { static std::__basic_file<char> f; return f.open(\"/x\", std::ios::in); }", "__basic_file"),
+        ("namespace c10 { struct TensorImpl { virtual void look(); }; } struct Later : c10::TensorImpl {}; void* g() { return new Later; }", "TensorImpl"),
     ],
 )  # fmt: skip
 def test_an_object_that_asks_for_more_is_refused_by_the_symbol(
@@ -140,6 +144,7 @@ def test_an_object_that_asks_for_more_is_refused_by_the_symbol(
 def test_an_object_of_arithmetic_has_no_problem(plain_object: Callable[[str], Path]) -> None:
     text = "#include <cmath>\n#include <vector>\n#include <cstdio>\nstatic std::vector<double> table(8, std::sin(1.0));\n"
     text += 'double g(int n) { std::printf("%d", n); return std::pow(table[0], n) + std::erf(n) + __builtin_popcount(n); }'
+    text += "\n#include <mutex>\nvoid once() { static std::once_flag f; std::call_once(f, [] { table[0] = 1; }); }"
     text += "\n#include <complex>\nusing C = std::complex<float>;\nC h(C a, C b) { return a * b / b + std::exp(a) * std::abs(b); }"
     assert symbols.problems(plain_object(text)) == []
 

@@ -183,6 +183,7 @@ def change(path: str, before: str, after: str) -> Change:
         ("model/a.py", "x = 1\ny = 2\n", "x = 1\n", -2),
         ("model/a.py", "x = 1\ny = 2\n", "x, y = 1, 2\n", 0),
         ("model/a.py", "f('a b c', f'{x} d')\n", "f('', f'{x}')\n", 0),
+        ("model/a.py", "f(1, 2, 3)\n", "f(*'1 2 3'.split())\n", 1),
         ("model/a.py", "x = 1  # one\n\n\ny = 2\n", "y = 2\nx = 1\n", 0),
         ("model/a.py", 'def f():\n    """Long."""\n    return 1\n', "def f():\n    return 1\n", 0),
         ("model/a.py", "f(a,\n  b)\n", "f(a, b)\n", 0),

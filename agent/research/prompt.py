@@ -54,7 +54,7 @@ microbench   kernels: refuses what is not faster than the incumbent on the trial
 the ratio of times, candidate to incumbent, has to lie below 1 for at least one op of the change, and above 1 for none; no shape may become 5 % slower.
 parity       kernels: refuses a training curve that the change should not have moved, and a step that became slower.
 trial        trains for {seconds:g} s of wall-clock time, paired with the incumbent by seed; the judge computes validation bits per byte (BPB). A kernel must \
-not lose BPB; a model must win more than the noise.
+not lose BPB; a model must win more than the noise. An op that the model no longer calls has to leave OPS of model/gpt.py.
 Whatever only looks better (special cases for the test's shapes or values, state kept between calls, skipped work, reading the judge) is found, \
 refused and remembered. Spend nothing on it."""
 

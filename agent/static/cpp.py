@@ -135,6 +135,11 @@ def _directives(code: str) -> Iterator[tuple[int, str]]:
         # GNU writes `#line 7` as `# 7`.
         if directive[1] in ("line", "ident") or directive[1].isdigit():
             yield number, f"#{directive[1]}: lines keep their own numbers and names; leave it out"
+        if directive[1] == "pragma" and names.OMP.match(directive[2]):
+            yield (
+                number,
+                "#pragma omp parallel: built without -fopenmp, so it runs on one thread; use torch::stable::parallel_for",
+            )
         if directive[1] == "shadows":  # agent/static/preprocessed.py puts it there
             yield (
                 number,
@@ -264,7 +269,7 @@ def _assembly(text: str) -> str:
         return "that cannot be read"
     template = "".join(str(ast.literal_eval(part)) for part in parts)
     for instruction in re.split(r"[\n;]", template):
-        words = instruction.split()
+        words = re.sub(r"^\s*\{(?:vex|evex)\}", "", instruction).split()
         if words and not names.INSTRUCTION.fullmatch(words[0]):
             return f"`{words[0]}`"
     return ""

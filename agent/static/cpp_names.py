@@ -11,7 +11,7 @@ STANDARD = frozenset(
     "source_location span sstream stack stdexcept string string_view tuple type_traits typeindex typeinfo unordered_map "
     "unordered_set utility valarray variant vector version "
     "math.h stdint.h stddef.h stdbool.h string.h stdlib.h stdio.h float.h assert.h limits.h inttypes.h errno.h time.h "
-    "sys/mman.h unistd.h "  # for madvise and sysconf; what else they declare is refused by name
+    "experimental/simd sched.h malloc.h sys/mman.h unistd.h "  # for madvise and sysconf; what else they declare is refused by name
     "immintrin.h x86intrin.h emmintrin.h xmmintrin.h pmmintrin.h tmmintrin.h smmintrin.h nmmintrin.h arm_neon.h arm_sve.h omp.h "
     "mma.h cooperative_groups.h".split()
 )
@@ -47,11 +47,12 @@ WORDS = re.compile(
 )
 # Common enough as names of a kernel's own: refused only as a plain call.
 CALLS = re.compile(
-    r"(?<![\w.>:])(?:::|std\s*::\s*)?(open|dup|socket|connect|kill|signal|raise|exit|mmap|clone|async|u?sleep|nanosleep)\s*\("
+    r"(?<![\w.>:])(?:::|std\s*::\s*)?(open|dup|socket|connect|kill|exit|mmap|clone|async|u?sleep|nanosleep)\s*\("
 )
 THREADS = re.compile(
-    r"\b(at\s*::\s*launch|std\s*::\s*(?:thread|async|packaged_task|this_thread))\b"
+    r"\b(at\s*::\s*(?:launch|parallel_for|parallel_reduce)|std\s*::\s*(?:thread|async|packaged_task|this_thread))\b"
 )
+OMP = re.compile(r"omp\s+(?:parallel|for|sections|task|teams|target)\b")
 CLOCKS = re.compile(
     r"\b(steady_clock|high_resolution_clock|system_clock|clock_gettime|gettimeofday|__rdtscp?|_rdtsc|clock64|globaltimer)\b"
 )
@@ -82,7 +83,7 @@ HOST_ASM = re.compile(
 )
 # Arithmetic on vector registers, fences and hints; the rest can call anything.
 INSTRUCTION = re.compile(
-    r"v[a-z0-9]+|prefetch\w+|[a-z0-9]+[ps][sd]|nop|pause|[lsm]fence|tdp\w+|tile\w+|(?:ld|st)tilecfg"
+    r"v[a-z0-9]+|k(?:mov|x?n?or|and)\w*|movnt\w+|cldemote|clwb|clflushopt|prefetch\w+|[a-z0-9]+[ps][sd]|nop|pause|[lsm]fence|tdp\w+|tile\w+|(?:ld|st)tilecfg"
 )
 ATTRIBUTES = re.compile(
     r"(?:__attribute\w*|gnu(?:__)?\s*::?)[^;{]*?\b(?:__)?(constructor|destructor|section|alias|ifunc|weak|weakref|init_priority)(?:__)?\b"

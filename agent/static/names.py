@@ -69,8 +69,10 @@ ATTRIBUTES = frozenset(
     "get_type_hints Path open read_bytes write_bytes read_text write_text mkdir touch iterdir rglob symlink_to save get_cache_manager "
     "put_group globaltimer smid".split()
 )
-# What a tensor is and who made it: a kernel computes the same for all.
-FORMS = frozenset("grad_fn _base _version is_leaf retains_grad output_nr _is_view".split())
+# What a tensor is, who made it and what is done when its gradient comes: a kernel computes the same for all.
+FORMS = frozenset(
+    "register_hook register_post_accumulate_grad_hook grad_fn _base _version is_leaf retains_grad output_nr _is_view".split()
+)
 # Modules that can be reached through the allowed ones, as in torch.os, collections._sys.
 PASSENGERS = frozenset(
     "os sys subprocess ctypes builtins importlib inspect gc socket shutil pathlib io pickle tempfile platform atexit "
@@ -82,7 +84,7 @@ _PARTS = {
     "torch": "_C ao quantization numa monitor contrib hub package multiprocessing distributed load save from_file classes serialization futures export onnx fx overrides "
     "_export _utils_internal _appdirs _classes _lowrank _deploy _weights_only_unpickler _register_device_module "
     "get_device_module",
-    "torch.jit": "load save CompilationUnit fork wait _fork _wait annotations frontend mobile ScriptModule",
+    "torch.jit": "script script_if_tracing script_method trace trace_module load save CompilationUnit fork wait _fork _wait annotations frontend mobile ScriptModule",
     "torch.ops": "load_library",
     "torch._dynamo.config": "load_config save_config",
     "torch._inductor.config": "load_config save_config cpp cuda rocm",
@@ -95,6 +97,7 @@ _PARTS = {
     "torch.nn.modules.module": "register_module_forward_hook register_module_forward_pre_hook register_module_backward_hook "
     "register_module_full_backward_hook register_module_full_backward_pre_hook register_module_parameter_registration_hook",
     "torch.autograd": "profiler_util _profiler_enabled _profiler_type",
+    "torch.autograd.graph": "get_gradient_edge",
     "numpy": "load save savez savez_compressed loadtxt savetxt genfromtxt fromfile memmap ctypeslib f2py distutils DataSource fromregex "
     "testing core _core",
     "numpy.lib": "format npyio _npyio_impl DataSource _datasource",
@@ -145,7 +148,7 @@ _ROOTS = frozenset({"torch", "numpy", "np", "triton", "tl"})
 _NAMESAKES = frozenset({"random", "types", "typing", "math", "copy", "array"})
 _SETTINGS = "torch._inductor.config.triton"  # a class of settings, not the package
 _PRIVATE = re.compile(
-    r"_(?:foreach|fused|scaled|grouped|int|weight|convert_weight|is|assert|check|experimental)(?:_\w+)?|_(?:log_)?softmax|"
+    r"_(?:addmm|foreach|fused|scaled|grouped|int|weight|convert_weight|is|assert|check|experimental)(?:_\w+)?|_(?:log_)?softmax|"
     r"_dynamo|_inductor|_pytree|_foreach_utils|_LRScheduler"
 )
 # Switches of the whole process: a kernel that sets one changes what it is compared with.

@@ -14,7 +14,9 @@ def ops() -> list[str]:
     """The ops that have a contract, by file name."""
     folder = Path(__file__).parent
     return sorted(
-        p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "contract", "captured")
+        p.stem
+        for p in folder.glob("[!.]*.py")
+        if p.stem not in ("__init__", "contract", "captured")
     )
 
 

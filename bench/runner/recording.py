@@ -114,8 +114,11 @@ class Recorder:
 
         @functools.wraps(function)
         def recording(*args: Any, **kwargs: Any) -> Any:
-            if torch.compiler.is_compiling() or not self.due(op):
+            if torch.compiler.is_compiling():
                 return function(*args, **kwargs)
+            if not self.due(op):
+                seen = _viewed if torch.is_grad_enabled() and not updates else (lambda value: value)
+                return function(*map(seen, args), **{n: seen(v) for n, v in kwargs.items()})
             bound = form.bind(*args, **kwargs)
             given = {name: v for name, v in bound.arguments.items() if isinstance(v, Tensor)}
             if sum(t.numel() * t.itemsize for t in given.values()) > MOST_BYTES:
@@ -141,6 +144,11 @@ class Recorder:
             return tuple(came) if several else came[0]
 
         return recording
+
+
+def _viewed(value: Any) -> Any:
+    """A view also where a call is not kept: what made a tensor, and its type, may not tell which calls are."""
+    return value.view_as(value) if isinstance(value, Tensor) and value.requires_grad else value
 
 
 def _watched(kept: Kept, number: int, result: Tensor) -> Tensor:
