@@ -3,7 +3,7 @@
     scope        only the surface, plain text of a sane size, no earlier idea again
     static       parses, exports what it must, and has nothing that a kernel has no business with
     build        compiles: C++ and CUDA through the JIT, Triton ahead of time; the object asks nothing unusual of the system
-    correctness  agrees with float64 over drawn cases, values and gradients
+    correctness  agrees with float64 over drawn cases, values and gradients; a changed model takes its first steps
     microbench   faster on the trial's shapes, beyond the measurement's own interval
     parity       the first training steps go as before, and no slower
 
@@ -13,6 +13,7 @@ agent/dry_run/pace.py, its name in agent/gate_command.py if `agent gate` is to a
 
 from __future__ import annotations
 
+import ast
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -28,7 +29,7 @@ from agent.machine import CORES, DEVICE, NOTHING
 from agent.proposers import Stopped, Workshop
 from agent.records import Candidate, Change, GateResult
 from agent.static import cpp, exports, literals, python, symbols
-from bench import hardware
+from bench import hardware, implementations
 from bench.finding import Finding
 
 if TYPE_CHECKING:
@@ -174,12 +175,12 @@ def build(candidate: Candidate, context: Context) -> Finding:
     return finding
 
 
-# The implementations that a source is compiled into. A .py file has several, of which every device runs one.
+# The implementations that a source is compiled into. Of a .py file every device runs some, if more than its Triton kernels is changed.
 MADE_OF = {".cpp": {"cpp"}, ".cu": {"cuda"}, ".h": {"cpp", "cuda"}}
 
 
 def correctness(candidate: Candidate, context: Context) -> Finding:
-    """Also refuses a change of which nothing runs here: its sources are for another device, or no implementation loads them."""
+    """Also refuses a change of which nothing runs here: its sources are for another device, or no implementation loads them; and a model that does not train."""
     evidence: dict[str, Any] = {}
     said = []
     for op in context.touched(candidate):
@@ -196,7 +197,12 @@ def correctness(candidate: Candidate, context: Context) -> Finding:
             return Finding(False, f"{where}; {mend}", evidence | {"not_run": unrun})
         said.append(f"not run: {where}")
         evidence["not_run"] = unrun
-    return Finding(True, "; ".join(said) or "no kernel is changed", evidence)
+    if any(not surface.is_kernel(path) for path in candidate.paths):
+        finding = context.judge.trains(candidate.tree)
+        if not finding.passed:
+            return Finding(False, finding.reason, evidence | finding.evidence)
+        said.append(finding.reason)
+    return Finding(True, "; ".join(said) or "nothing that runs is changed", evidence)
 
 
 def _unrun(candidate: Candidate, evidence: Mapping[str, Any]) -> list[str]:
@@ -205,7 +211,7 @@ def _unrun(candidate: Candidate, evidence: Mapping[str, Any]) -> list[str]:
     found = []
     for change in candidate.changes:
         path = Path(change.path)
-        made = MADE_OF.get(path.suffix, set()) if surface.is_kernel(change.path) else set()
+        made = _made_of(change) if surface.is_kernel(change.path) else set()
         examined = {
             row["impl"]
             for op, stems in uses.items()
@@ -215,6 +221,27 @@ def _unrun(candidate: Candidate, evidence: Mapping[str, Any]) -> list[str]:
         if made and change.after is not None and not made & examined:
             found.append(change.path)
     return found
+
+
+def _made_of(change: Change) -> set[str]:
+    """The implementations that a change concerns; none where every device runs some of it, or nobody can say."""
+    if not change.path.endswith(".py") or change.before is None or change.after is None:
+        return MADE_OF.get(Path(change.path).suffix, set())
+    before, after = (_without_triton(source) for source in (change.before, change.after))
+    return {"triton"} if before == after else set()
+
+
+def _without_triton(source: bytes) -> str:
+    """The code of a kernel file but for its Triton kernels and what is compiled of them ahead of time."""
+    tree = ast.parse(source)
+    kernels = implementations.kernels_of(tree)
+    tree.body = [
+        node
+        for node in tree.body
+        if not (isinstance(node, ast.FunctionDef) and node.name in kernels)
+        and not (isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "AOT")
+    ]
+    return ast.dump(tree)
 
 
 def microbench(candidate: Candidate, context: Context) -> Finding:

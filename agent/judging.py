@@ -49,6 +49,10 @@ class Judging(Protocol):
 
     def parity(self, incumbent: Path, candidate: Path) -> Finding: ...
 
+    def trains(self, tree: Path) -> Finding:
+        """Whether the model of a tree takes its first steps."""
+        ...
+
     def profile(self, op: str | None, tree: Path, beside: Path | None = None) -> Mapping[str, Any]:
         """Where the time of an op goes, or without an op that of a training step, as bench/step_profile.py describes it.
 
@@ -137,6 +141,14 @@ class Bench:
         from bench import parity
 
         return parity.probe(incumbent, candidate, self._data(), device=self.device)
+
+    def trains(self, tree: Path) -> Finding:
+        from bench import parity
+
+        if self.dataset is None:
+            return Finding(True, "the model is not trained here: that takes data")
+        found = parity.trains(tree, self.dataset, device=self.device)
+        return replace(found, reason=_within(tree, found.reason))
 
     def profile(self, op: str | None, tree: Path, beside: Path | None = None) -> Mapping[str, Any]:
         from bench import step_profile

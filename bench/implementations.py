@@ -39,5 +39,10 @@ def triton_kernels(file: Path) -> set[str]:
     """Names of the functions that triton.jit makes a kernel of; none where there is no such file."""
     if not file.is_file():  # an op that only the model knows
         return set()
-    functions = (n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.FunctionDef))
+    return kernels_of(ast.parse(file.read_text()))
+
+
+def kernels_of(tree: ast.Module) -> set[str]:
+    """The same of a kernel file that is parsed."""
+    functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
     return {f.name for f in functions if any("jit" in ast.unparse(d) for d in f.decorator_list)}

@@ -25,6 +25,7 @@ from bench.finding import Finding
 from bench.trial import TrialResult, run_trial
 
 STEPS = 12
+FIRST = 2  # of a changed model, before its trial
 LIMIT_S = 120.0
 SEED = 0
 PARTING = 4.0
@@ -93,6 +94,16 @@ def probe(incumbent: Path, candidate: Path, dataset: Dataset, *, device: str) ->
         )
     said = f"{curves.reason}, which took {_slowdown(took):.2f}x its time ({pairs})"
     return Finding(True, said, evidence)
+
+
+def trains(tree: Path, dataset: Dataset, *, device: str) -> Finding:
+    """Whether the model of a tree trains at all: FIRST steps of it, for what a trial would find out after its set-up."""
+    run = run_trial(
+        tree, dataset, seconds=LIMIT_S, seed=SEED, device=device, steps=FIRST, score=False
+    )
+    if run.ok:
+        return Finding(True, f"{FIRST} steps of the model trained")
+    return Finding(False, f"the model does not train ({run.failure}): {run.detail}")
 
 
 def _slowdown(took: Mapping[str, Sequence[float]]) -> float:

@@ -65,8 +65,10 @@ def test_shipped_kernel_passes_and_the_evidence_says_how_much_of_the_tolerance_w
         # not while Dynamo looks: that of torch 2.11 refuses to trace it
         ("torch.compiler.is_compiling() or setattr(torch.Tensor, 'cumsum', lambda self, *args: self)", "global state"),
         ("x.mul_(2) if not x.requires_grad else None", "mutation"),
+        # in the model's own memory, which the runner's copies stand for: by too little for a value to show it
+        ("x.data.mul_(1 + 2 ** -20) if 'Clone' in repr(x.grad_fn) else None", "structure"),
     ],
-    ids=["value", "swallowed-nan", "cut-graph", "argument", "library", "graph", "global-state", "method", "mutation"],
+    ids=["value", "swallowed-nan", "cut-graph", "argument", "library", "graph", "global-state", "method", "mutation", "mutated-copy"],
 )  # fmt: skip
 def test_a_refusal_names_its_check(body: str, kind: str, warm: Warm) -> None:
     finding = of_plain(warm, body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from lab_tree import PY, Rules, write
 from agent import gates, surface
 from agent.records import Candidate, Change
 from bench.contracts import ops
+from bench.finding import Finding
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -85,3 +87,57 @@ def test_what_is_not_run_of_a_change_is_told(tmp_path: Path) -> None:
     passed, said = judged(tmp_path, "csrc/scale.cu", "kernels/scale.py")
     assert passed
     assert "not run: csrc/scale.cu" in said
+
+
+TRITON = """import triton
+
+
+@triton.jit
+def _kernel(x_ptr):
+    {body}
+
+
+AOT = [{aot}]
+
+
+def scale(x):
+    return x{tail}
+"""
+
+
+@pytest.mark.parametrize(
+    ("after", "passes"),
+    [
+        ({"body": "return"}, False),
+        ({"aot": "(_kernel, {})"}, False),
+        ({"body": "return", "tail": " * 1"}, True),
+    ],
+    ids=["kernel", "compiled", "more"],
+)
+def test_a_change_of_triton_kernels_alone_is_run_on_a_gpu(
+    tmp_path: Path, after: dict[str, str], passes: bool
+) -> None:
+    form = {"body": "pass", "aot": "", "tail": ""}
+    contents = [TRITON.format(**each) for each in (form, form | after)]
+    write(tmp_path, {"kernels/scale.py": contents[1]})
+    change = Change("kernels/scale.py", "100644", "100644", *(c.encode() for c in contents))
+    candidate = Candidate("kernels", tmp_path, tmp_path, (change,))
+    found = gates.correctness(candidate, gates.Context(Rules()))
+    assert found.passed is passes
+    assert ("kernels/scale.py: no implementation that this device runs" in found.reason) is not passes  # fmt: skip
+
+
+@dataclass
+class Broken(Rules):
+    def trains(self, tree: Path) -> Finding:
+        return Finding(False, "the model does not train (AttributeError): no attribute 'heads'")
+
+
+def test_a_changed_model_has_to_take_its_first_steps(tmp_path: Path) -> None:
+    write(tmp_path, {"model/gpt.py": "x = 1\n"})
+    change = Change("model/gpt.py", "100644", "100644", b"x = 2\n", b"x = 1\n")
+    candidate = Candidate("model", tmp_path, tmp_path, (change,))
+    assert gates.correctness(candidate, gates.Context(Rules())).passed
+    found = gates.correctness(candidate, gates.Context(Broken()))
+    assert not found.passed
+    assert "no attribute 'heads'" in found.reason

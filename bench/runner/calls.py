@@ -158,6 +158,8 @@ class Calls:
         arguments, upstream = self.arguments(call, request["dress"]), self.upstream(call)
         with _mode(mode, self.lent.device.type, bool(call["wrt"])), threads(request["threads"]):
             results, gradients = self.run(function, arguments, call, upstream)
+        if request["dress"] == "copy":
+            self._untouched(call, arguments)
         if not call["updates"]:
             inputs = [value for value in arguments.values() if isinstance(value, Tensor)]
             _own_memory(results, [*inputs, *(t for held in self.held for t in held)])
@@ -199,7 +201,17 @@ class Calls:
             while calls < request["n"] and time.monotonic() < deadline:
                 self.run(function, arguments, call, upstream)
                 calls += 1
+        self._untouched(call, arguments)
         return {"calls": calls}
+
+    def _untouched(self, call: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+        """Refuse an argument that was changed in the runner's own copy of it, which the judge does not see."""
+        for name, where in call["inputs"].items():
+            if name in call["updates"]:
+                continue
+            now, lent = (_bytes(t) for t in (arguments[name], self.lent.read(where)))
+            if not torch.equal(now, lent):
+                raise Refusal(f"input {name} was changed by the call; work on a copy")
 
     def do_recall(self, request: Mapping[str, Any]) -> dict[str, Any]:
         for tensors, outputs in zip(self.held, request["outputs"], strict=True):
@@ -292,6 +304,10 @@ def _overlap(a: Tensor, b: Tensor) -> bool:
     taken = torch.zeros((end - start) // a.itemsize, dtype=torch.bool)
     taken.as_strided(a.shape, a.stride(), (a0 - start) // a.itemsize).fill_(True)
     return bool(taken.as_strided(b.shape, b.stride(), (b0 - start) // b.itemsize).any())
+
+
+def _bytes(t: Tensor) -> Tensor:
+    return t.detach().contiguous().reshape(-1).view(torch.uint8)
 
 
 def _extent(t: Tensor) -> int:
