@@ -163,6 +163,30 @@ def test_a_small_lean_towards_every_next_token_is_seen_in_a_process_that_knows_n
             scoring.confirm(judge(), exam, marks, probe_s=0.0)
 
 
+@pytest.mark.parametrize("leans", [0.0, 0.02])
+def test_rounding_that_depends_on_the_future_is_no_look_ahead_but_a_lean_within_it_is(
+    leans: float, arena: Arena
+) -> None:
+    """By a model whose tiles of eight rows are rounded otherwise where a later token asks for it, as by an attention that rescales lazily."""
+    V, T = 64, 256
+    drawn = torch.Generator().manual_seed(7)
+    exam = exam_of(torch.randint(1, V, (64 * T + 1,), generator=drawn), T, V)
+    noise = 0.01 * torch.randn(64, T, V, generator=drawn)
+
+    def logits(do: str, *, rows: Where, out: Where, **_: object) -> dict[str, object]:
+        wanted, into = arena.view(rows), arena.view(out)
+        asks = wanted.view(-1, T // 8, 8).amax(-1).repeat_interleave(8, 1)
+        into.copy_(noise[asks % 64, torch.arange(T)])
+        into[:, :-1] += leans * torch.nn.functional.one_hot(wanted[:, 1:], V)
+        return {}
+
+    judge = SimpleNamespace(arena=arena, ask=logits)
+    for _ in range(8):
+        expected = pytest.raises(Refused, match="at the cut") if leans else contextlib.nullcontext()
+        with expected:
+            scoring.mark(judge, exam, limit_s=60.0, tell=lambda _: None)
+
+
 def test_who_answers_slowly_is_asked_about_the_future_all_the_same(
     monkeypatch: pytest.MonkeyPatch, arena: Arena
 ) -> None:
