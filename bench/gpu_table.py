@@ -65,6 +65,8 @@ def summary(lines: Sequence[Line]) -> str:
     refused = [line["part"] for line in lines if line.get("ended") == "refused"]
     stopped = [line["part"] for line in lines if line.get("ended") == "stopped"]
     words = [f"{met.count('yes')} of {len(met)} goals met, {met.count(NOT_YET)} not measured"]
+    if elsewhere := met.count(OTHER_GPU):
+        words.append(f"{elsewhere} measured on a GPU that no goal is of")
     words += [f"refused: {', '.join(refused)}"] if refused else []
     words += [f"stopped: {', '.join(stopped)}"] if stopped else []
     return "; ".join(words)

@@ -154,14 +154,15 @@ class Rounds:
         share: int = 1,
     ) -> None:
         self.case, self.rng = case, rng
-        self.contents = Contents(asked, case, rng, share=share)
+        device = runners[0].judge.device
+        self.contents = Contents(asked, case, rng, share=share, device=device)
         self.tables = [
             Table(self.contents, arm, runner, first)
             for arm, runner in zip(arms, runners, strict=True)
         ]
         stages = {table.arm.name: table.stage for table in self.tables}
         fill(list(stages.values()), range(self.contents.sets()), rng)
-        self.audit = Audit(self.contents, stages, runners[0].judge.device, rng)
+        self.audit = Audit(self.contents, stages, device, rng)
         self.found = Measured.nothing(case, arms)
         self.calls = 0
 

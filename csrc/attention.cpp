@@ -432,9 +432,6 @@ struct Shape {
 
 // ---- forward ----
 
-// Tile t of n in an order that takes turns between both ends, so that under a causal mask every two neighbours have the same work together.
-int64_t from_both_ends(int64_t t, int64_t n) { return t % 2 == 0 ? t / 2 : n - 1 - t / 2; }
-
 // Turns a tile of scores into P = exp(score - max), zero where hidden, and brings max and sum (one a query) up to date;
 // older sums must be multiplied by decay = exp(old max - new max). False if no maximum moved. It takes kBlock queries at a time,
 // over the keys that one of them sees, so that maximum and sum stay in registers.

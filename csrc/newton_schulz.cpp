@@ -11,7 +11,7 @@ namespace {
 
 // Side of the squares that are transposed: rows of one 64-byte line or more, both squares in L1.
 constexpr int64_t kTile = 32;  // tune: 16 32 64
-// Elements that a thread takes at least, counting a row of squares as n * kTile.
+// Elements that a thread takes at least, counting a row of squares as n * kTile: below that, waking the pool (about 5 us) costs more than the squares.
 constexpr int64_t kGrain = 1 << 15;
 // Elements of a matrix whose squares a thread sums at a time.
 constexpr int64_t kPart = 1 << 14;  // tune: 8192 16384 32768
@@ -63,7 +63,7 @@ void mirror(Tensor S, double diagonal) {
   });
 }
 
-// X = G / (safety |G|), by the Frobenius norm of each matrix G (B, M, N), or zero. A norm below `tiny` counts as that; a NaN stays one.
+// X = G / (safety |G|), by the Frobenius norm of each matrix G (B, M, N). A norm below `tiny` counts as `tiny`, so that zeros stay zeros; a NaN stays one.
 void normalise(const Tensor& G, double safety, double tiny, Tensor X) {
   STD_TORCH_CHECK(G.dim() == 3 && G.is_contiguous() && X.is_contiguous() && X.numel() == G.numel() && X.scalar_type() == G.scalar_type(),
                   "newton_schulz: expected a contiguous G (B, M, N) and X as G is, got ", describe(G), " and ", describe(X));

@@ -6,10 +6,9 @@
 // the fused multiply-adds (12 x 2 a step on AVX-512, two a cycle) and not the loads (14, two a cycle) set the pace. `right` is packed by panels of
 // two vectors' width, kGroup of them at a time in L2, and the rows of a tile meet them one after the other out of L1.
 //
-// GFLOP/s at 16 x 192 x 192 on two cores (earlier: results/HISTORY.md). Of a symmetric product only a part is summed, but it is counted whole.
+// GFLOP/s at 16 x 192 x 192 on two cores (in float32: results/HISTORY.md). Of a symmetric product only a part is summed, but it is counted whole.
 //
 //   peak of the machine                                                product   symmetric, counted whole   torch.bmm
-//   float32    Xeon, 340 (before the rows had few pointers)                290                        458         260
 //   bfloat16   Zen 4, 468                                                  409                        661         409
 //   bfloat16   Xeon with AMX, 1070 by large products of torch's            703                       1170         765
 //
@@ -184,7 +183,7 @@ struct Product {
   int64_t tiles(int64_t group) const { return ceil_div(M, kHeight<T>) - first_tile(group); }
   // Short rows of tiles, which end at the diagonal, and whole ones by turns, so that all threads have as much to do.
   int64_t tile(int64_t group, int64_t turn) const {
-    return first_tile(group) + (!lower ? turn : turn % 2 ? tiles(group) - 1 - turn / 2 : turn / 2);
+    return first_tile(group) + (lower ? from_both_ends(turn, tiles(group)) : turn);
   }
 };
 

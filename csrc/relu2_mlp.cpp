@@ -5,8 +5,8 @@
 //
 // So only one hidden tensor is kept: s, which the weight gradient needs anyway. The products are torch's (kernels/relu2_mlp.py).
 //
-// Bound: memory, one read and one write of a hidden tensor forward, two reads and one write backward; torch's eager composition makes five
-// and six, each time into fresh memory.
+// Bound: memory, one read and one write of a hidden tensor forward, two reads and one write backward; torch's eager composition makes four
+// and some ten, each time into fresh memory.
 #include "lanes.h"
 
 namespace {

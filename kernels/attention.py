@@ -256,7 +256,7 @@ def _attention_forward_kernel(
         acc, total, m, q, k_ptr, v_ptr, k_strides, v_strides, a, b, b, 0, m0, T, D, before, after, scale * LOG2E,
         False, PRECISION, BLOCK_M, BLOCK_N, BLOCK_D,
     )  # fmt: skip
-    _store_rows(_head(o_ptr, o_strides, batch, h), o_strides, m0, T, D, acc / total[:, None], BLOCK_M, BLOCK_D)  # fmt: skip
+    _store_rows(_head(o_ptr, o_strides, batch, h), o_strides, m0, T, D, acc * (1.0 / total)[:, None], BLOCK_M, BLOCK_D)  # fmt: skip
     rows = m0 + tl.arange(0, BLOCK_M)
     tl.store(lse_ptr + head * T + rows, (m + tl.log2(total)) * LN2, mask=rows < T)
 

@@ -1,6 +1,6 @@
 """Linear head and cross-entropy in one op: z = h W^T, y = softcap * tanh(z / softcap), loss = logsumexp(y) - y[target], a token each.
 
-    torch    the formula; autograd keeps the logits in float32 three times over and passes over them about twelve times
+    torch    the formula; autograd keeps the logits in float32 twice over and passes over them about twelve times
     cpp      torch.mm by chunks of rows; csrc/linear_cross_entropy.cpp reads a chunk's logits from the cache and leaves the loss and,
              in the logits' place, their gradient
     triton   the same, one program a row, which it holds in registers between loss and gradient
@@ -84,7 +84,8 @@ def _check_targets(targets: Tensor, V: int) -> None:
 def _chunks(rows: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The tensors, which have one number of rows, by so many rows at a time. One call of torch makes all parts of a tensor. By slices, at 2 us
     each, the four of a chunk would take the host 8 us, where its product takes an H100 21."""
-    return zip(*(t.split(rows) for t in tensors if len(tensors[0])), strict=True)
+    if len(tensors[0]):
+        yield from zip(*(t.split(rows) for t in tensors), strict=True)
 
 
 def _cpp_loss(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
@@ -116,6 +117,7 @@ def _cpp_loss_and_gradient(
 # ---- triton ----
 
 
+IGNORED_TARGET = tl.constexpr(IGNORED)
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -128,7 +130,8 @@ def _capped(z, cap, rate, CAPPED: tl.constexpr):
     """
     if CAPPED:
         e = tl.exp2(rate * tl.abs(z))
-        r = 1.0 / (1.0 + e)
+        # as a quotient it would be scaled for divisors beyond 2^126: four of a logit's 33 instructions on sm_90
+        r = tl.rsqrt((1.0 + e) * (1.0 + e))
         t = (1.0 - e) * r
         y = cap * tl.where(z < 0, -t, t)
         slope = 4.0 * e * r * r  # 1 - t^2, without its cancellation
@@ -154,7 +157,7 @@ def _linear_cross_entropy_kernel(
     if WHOLE:  # asked for beside the target: neither waits for the other
         logits = tl.load(z_ptr + offs, mask=offs < V, other=0.0)
     target = tl.load(targets_ptr + row)
-    if target == -100:
+    if target == IGNORED_TARGET:
         tl.store(loss_ptr + row, 0.0)
         if GRADIENT:
             for start in range(0, V, BLOCK_V):
@@ -344,7 +347,7 @@ def _gradient(ctx, g: Tensor | None, *second: Tensor | None):
             # in place: on a GPU the product of two dtypes would be a float32 copy first
             dh = (dz @ W).mul_(g)
         if ctx.needs_input_grad[1]:
-            dW = dz.t() @ (h * g).to(h.dtype)
+            dW = dz.t() @ torch.mul(h, g, out=torch.empty_like(h))
     return dh, dW, None, None, None
 
 

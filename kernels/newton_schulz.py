@@ -68,7 +68,7 @@ POLAR_EXPRESS = (
 QUINTIC = (3.4445, -4.7750, 2.0315)
 # The first polynomial explodes above 1; rounding must not carry a singular value there.
 SAFETY = 1.02
-TINY = 1e-20  # a Frobenius norm below it counts as zero
+TINY = 1e-20  # a Frobenius norm below it counts as this much, so that zeros stay zeros
 
 
 def coefficients(steps: int) -> list[tuple[float, float, float]]:
@@ -124,7 +124,8 @@ def _torch(G: Tensor, steps: int) -> Tensor:
 
 # ---- cpp ----
 
-# Up to this side float32 is multiplied by csrc/product.h, beyond it by torch: 276 and 244 GFLOP/s at 192 x 192, 245 and 308 at 1024 x 1024.
+# Up to this side float32 is multiplied by csrc/product.h, beyond it by torch: on two cores of a Xeon, before rows had few
+# pointers, 276 and 244 GFLOP/s at 192 x 192, 245 and 308 at 1024 x 1024.
 OWN_PRODUCTS = 512  # tune: 256 384 512 768
 # The same of bfloat16. A product is as fast as torch's (409 GFLOP/s on two Zen 4 cores), a symmetric one takes 0.62 of its time at 192 x 192;
 # five steps take 0.76 of the time at 1024 x 1024 and 0.85 at 2048 x 2048, and by AMX's tiles 0.83 at 192, 0.72 and 0.67.
@@ -172,7 +173,7 @@ def _symmetric(
 
 
 def _normalised(G: Tensor) -> Tensor:
-    """G (B, M, N), contiguous, each matrix of Frobenius norm 1 / SAFETY, or zero. By torch this takes 7 % of five steps at 192 x 192."""
+    """G (B, M, N), contiguous, each matrix of Frobenius norm 1 / SAFETY; zeros stay zeros. By torch this takes 7 % of five steps at 192 x 192."""
     X = torch.empty_like(G)
     jit.load("newton_schulz").normalise(G, SAFETY, TINY, X)
     return X
@@ -229,7 +230,7 @@ def _squares_kernel(g_ptr, sums_ptr, size, PARTS: tl.constexpr, BLOCK: tl.conste
 def _normalise_kernel(
     g_ptr, sums_ptr, x_ptr, size, safety, tiny, PARTS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """x = g / (safety |g|) of each matrix g (B, size), or zero. Each program adds up its matrix's sums again, rather than wait for another launch."""
+    """x = g / (safety |g|) of each matrix g (B, size); zeros stay zeros. Each program adds up its matrix's sums again, rather than wait for another launch."""
     batch = tl.program_id(1).to(tl.int64)
     sums = tl.load(sums_ptr + batch * PARTS + tl.arange(0, PARTS))
     norm = tl.sqrt(tl.sum(sums, axis=0)) * safety
@@ -381,7 +382,7 @@ class _Products:
 
 
 def _normalise_into(X: Tensor, G: Tensor) -> None:
-    """X = G (B, M, N) with each matrix of Frobenius norm 1 / SAFETY, or zero, in two launches where torch takes six."""
+    """X = G (B, M, N) with each matrix of Frobenius norm 1 / SAFETY (zeros stay zeros), in two launches where torch takes six."""
     batch, size = G.shape[0], G[0].numel()
     sums = G.new_empty(batch, PARTS, dtype=torch.float32)
     _squares_kernel[(PARTS, batch)](G, sums, size, PARTS, NORM_BLOCK, num_warps=NORM_WARPS)

@@ -1,6 +1,6 @@
 """ReLU^2 MLP: y = relu(x w_up^T)^2 w_down^T  (So et al. 2021, arXiv 2109.08668).
 
-    torch    the formula; autograd keeps three hidden tensors and passes over them eleven times between the products
+    torch    the formula; autograd keeps two hidden tensors and passes over them some dozen times between the products
     cpp      torch's products; csrc/relu2_mlp.cpp squares in place forward, and in place makes dh of ds backward
     triton   the product up with the square, and the product down's gradient with the slope, in one kernel each: no pass of their own
 

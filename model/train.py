@@ -44,7 +44,7 @@ BATCH_TOKENS = {
 ACTIVATION_BYTES = 36  # a token, channel and layer, in bfloat16
 SCORE_BYTES = 8  # a score of every layer, where plain torch keeps it in float32 twice
 LOGIT_BYTES = 2  # the gradient of a logit, which our loss makes in its forward pass
-PLAIN_LOGIT_BYTES = 12  # a logit, where plain torch keeps it in float32 three times
+PLAIN_LOGIT_BYTES = 12  # a logit, where plain torch holds it in float32 three times
 MOST_BYTES = 60e9  # a piece of that size keeps any GPU busy
 
 

@@ -48,7 +48,7 @@ def test_two_input_sets_of_a_gpus_shapes_find_room_in_the_memory_that_is_lent(
     asked = contract(op)
     for case in asked.trial["cuda"]:
         arena = Arena(DEVICE_BYTES)
-        contents = Contents(asked, case, random.Random(0))
+        contents = Contents(asked, case, random.Random(0), device="cuda")
         assert contents.sets() >= 2
         Stage(contents, arena)  # a MemoryError where it has no room
         arena.close()
