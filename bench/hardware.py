@@ -39,6 +39,14 @@ def processor() -> str:
     return next(models, "") or platform.machine()
 
 
+def trains_in(device: str) -> str:
+    """The dtype in which a model is fastest: bfloat16, or float32 on a processor that has no products of bfloat16."""
+    import torch
+
+    half = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bfloat16" if device == "cuda" or half else "float32"
+
+
 def toolkit(program: str) -> str | None:
     """Where a program of the CUDA toolkit is: on the PATH, or where torch, which builds with it, looks as well; None if it is not here."""
     homes = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]

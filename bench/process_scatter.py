@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench import hardware
 from bench.builds import build_all
 from bench.contracts import contract, ops
 from bench.ratio import Estimate, both, estimate, logs, stretches
@@ -58,9 +59,9 @@ def _line(label: str, found: Sequence[Estimate], rounds: int) -> str:
 
 
 def _rounds(op: str, runners: int, seconds: float) -> list[tuple[str, Samples]]:
-    """Label and seconds a call of each shape that a step of the trial's model calls."""
+    """Label and seconds a call of each shape that a step of the trial's model calls on this machine."""
     asked, rng = contract(op), random.Random(secrets.randbits(48))
-    cases = [case for case in asked.trial["cpu"] if case.calls]
+    cases = asked.timed("cpu", hardware.trains_in("cpu"), rng)
     arms = [Arm(str(i), ROOT) for i in range(runners)]
     with runners_of(op, arms, "cpu") as started:
         prepared = prepare(asked, cases, arms, started, rng)

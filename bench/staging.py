@@ -41,7 +41,13 @@ class Contents:
     """
 
     def __init__(
-        self, asked: Contract, case: Case, rng: random.Random, *, share: int = 1, device: str = "cpu"
+        self,
+        asked: Contract,
+        case: Case,
+        rng: random.Random,
+        *,
+        share: int = 1,
+        device: str = "cpu",
     ) -> None:
         generator = torch.Generator().manual_seed(rng.getrandbits(48))
         self.asked, self.case, self.most_bytes = asked, case, STAGED_BYTES[device] // share

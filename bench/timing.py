@@ -32,7 +32,7 @@ from pathlib import Path
 
 import torch
 
-from bench import clocks, device_memory, roofline
+from bench import clocks, device_memory, hardware, roofline
 from bench.audit import Audit
 from bench.conduct import Conduct, no_memory_hog
 from bench.contracts import Case, Contract, contract
@@ -70,14 +70,14 @@ def compare(
     seed: int | None = None,
     cases: Sequence[Case] | None = None,
 ) -> Comparison:
-    """Time an op of two trees on `cases`, by default those that a step of the trial's model calls, for up to `limit_s`, or twice that if undecided.
+    """Time an op of two trees on `cases`, by default those that a step of the trial's model calls on this machine, for up to `limit_s`, or twice that if undecided.
 
     Raises Refused when an arm fails, a timed output is wrong, or time was not saved honestly.
     """
     asked = contract(op)
-    cases = [case for case in asked.trial[device] if case.calls] if cases is None else cases
     arms = (Arm("incumbent", incumbent), Arm("placebo", incumbent), Arm("candidate", candidate))
     rng = random.Random(secrets.randbits(48) if seed is None else seed)
+    cases = asked.timed(device, hardware.trains_in(device), rng) if cases is None else cases
     started = time.monotonic()
     with _started(rng.sample(arms, len(arms)), device) as begun:
         runners = [next(r for r in begun if r.name == arm.name) for arm in arms]

@@ -47,10 +47,10 @@ static_assert(!kTiled<bf16> || (kQueries % kSide == 0 && kKeys % kSide == 0));
 
 // ---- products ----
 
-// A block of a product, kRows x (kN * kLanes): C[m, n] (+)= factor * sum of A[m, k] B[k, n] over the steps k. 32 bits of A or B hold the terms of
-// a step. A is stored (m, k), or (k, m) if kTransposed.
+// A block of a product, kRows x (kN * kLanes): C[m, n] (+)= sum of A[m, k] B[k, n] over the steps k. 32 bits of A or B hold the terms of a step.
+// A is stored (m, k), or (k, m) if kTransposed.
 template <typename E, bool kTransposed, bool kAdd, int kN>
-inline void block(int64_t steps, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc, float factor = 1.f) {
+inline void block(int64_t steps, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc) {
   floats sum[kRows][kN] = {};
   for (int64_t k = 0; k < steps; ++k) {
     floats b[kN];
@@ -68,7 +68,7 @@ inline void block(int64_t steps, const float* A, int64_t lda, const float* B, in
 #pragma GCC unroll 8
     for (int n = 0; n < kN; ++n) {
       auto* c = reinterpret_cast<unaligned_floats*>(C + m * ldc + n * kLanes);
-      *c = kAdd ? *c + sum[m][n] : sum[m][n] * factor;
+      *c = kAdd ? *c + sum[m][n] : sum[m][n];
     }
 }
 
@@ -76,19 +76,15 @@ struct Range {
   int64_t begin, end;
 };
 
-// C (M, N) = factor * A B, of each block of rows for the columns within columns(m, m + kHeight); other columns may hold anything.
+// C (M, N) = A B, of each block of rows for the columns within columns(m, m + kHeight); other columns may hold anything.
 template <typename E, typename Columns>
 void product(int64_t M, int64_t N, int64_t steps, const float* A, int64_t lda, const float* B, int64_t ldb, float* C, int64_t ldc,
-             float factor, Columns columns) {
+             Columns columns) {
   if constexpr (kTiled<E>) {
     for (int64_t m = 0; m < M; m += kSide) {
       const Range r = columns(m, m + kSide);
-      for (int64_t n = r.begin / kSide * kSide; n < r.end; n += kSide) {
-        float* const c = C + m * ldc + n;
-        sum_square(A + m * lda, lda, B + n, ldb, steps, c, ldc, false);
-        if (factor != 1.f)
-          for (int64_t row = 0; row < kSide; ++row) store_pair(c + row * ldc, load_pair(c + row * ldc) * factor);
-      }
+      for (int64_t n = r.begin / kSide * kSide; n < r.end; n += kSide)
+        sum_square(A + m * lda, lda, B + n, ldb, steps, C + m * ldc + n, ldc, false);
     }
     return;
   }
@@ -98,10 +94,10 @@ void product(int64_t M, int64_t N, int64_t steps, const float* A, int64_t lda, c
       const Range r = columns(m, m + kRows);
       const int64_t begin = std::max(n, r.begin / kLanes * kLanes), end = std::min(n + kStep, round_up(r.end, kLanes));
       if (end - begin == kStep)
-        block<E, false, false, kVectors>(steps, A + m * lda, lda, B + n, ldb, C + m * ldc + n, ldc, factor);
+        block<E, false, false, kVectors>(steps, A + m * lda, lda, B + n, ldb, C + m * ldc + n, ldc);
       else  // the band's edge
         for (int64_t i = begin; i < end; i += kLanes)
-          block<E, false, false, 1>(steps, A + m * lda, lda, B + i, ldb, C + m * ldc + i, ldc, factor);
+          block<E, false, false, 1>(steps, A + m * lda, lda, B + i, ldb, C + m * ldc + i, ldc);
     }
 }
 
@@ -432,27 +428,29 @@ struct Shape {
 
 // ---- forward ----
 
-// Turns a tile of scores into P = exp(score - max), zero where hidden, and brings max and sum (one a query) up to date;
+// Turns a tile of products into P = exp(scale * product - max), zero where hidden, and brings max and sum (one a query) up to date;
 // older sums must be multiplied by decay = exp(old max - new max). False if no maximum moved. It takes kBlock queries at a time,
 // over the keys that one of them sees, so that maximum and sum stay in registers.
-bool softmax_step(float* S, TileBand band, float* max, float* sum, float* decay) {
+bool softmax_step(float* S, TileBand band, float scale, float* max, float* sum, float* decay) {
   constexpr float kHidden = -std::numeric_limits<float>::infinity();
   const bool whole = band.whole();
   for (int64_t i0 = 0; i0 < kQueries; i0 += kBlock) {
     const Range seen = band.keys_of(i0, i0 + kBlock);
     const Pair old = load_pair(max + i0);
-    Pair top = old;
+    Pair top = Pair{} + kHidden;
     for (int64_t j = seen.begin; j < seen.end; ++j) {
       Pair s = load_pair(S + j * kQueries + i0);
       if (!whole) s = band.masked(s, i0, j, kHidden);
       top = {larger(s.even, top.even), larger(s.odd, top.odd)};
     }
+    top = top * scale;
+    top = {larger(top.even, old.even), larger(top.odd, old.odd)};
     const Pair shrink = exp_of(old - top);
     Pair total = load_pair(sum + i0) * shrink;
     for (int64_t j = 0; j < band.keys; ++j) {
       Pair p{};
       if (j >= seen.begin && j < seen.end) {
-        p = exp_of(load_pair(S + j * kQueries + i0) - top);
+        p = exp_of(load_pair(S + j * kQueries + i0) * scale - top);
         if (!whole) p = band.masked(p, i0, j, 0.f);
         total = total + p;
       }
@@ -496,9 +494,9 @@ void forward_tasks(const Shape& s, const Band& band, Heads<const T> q, Heads<con
       const int64_t keys = std::min<int64_t>(kKeys, seen.end - k0);
       const TileBand tile(band, q0, queries, k0, keys);
       const Rows<float> K = left(rows(k.at(b, h / s.group()), k0, keys, s.D, W, k_copy));
-      product<E>(round_up(keys, kHeight<E>), kQueries, steps, K.data, K.stride, q_columns, kQueries, S, kQueries, s.scale(),
+      product<E>(round_up(keys, kHeight<E>), kQueries, steps, K.data, K.stride, q_columns, kQueries, S, kQueries,
                  [&](int64_t j0, int64_t j1) { return tile.queries_of(j0, j1); });
-      if (softmax_step(S, tile, max, sum, decay)) scale<E>(O, W, decay);
+      if (softmax_step(S, tile, s.scale(), max, sum, decay)) scale<E>(O, W, decay);
       add_over_keys<E>(S, tile, rows(v.at(b, h / s.group()), k0, keys, s.D, W, v_copy), W, left_factor, right_factor, O);
     }
     write_rows<E>(upright<E>(O, W, O_rows), W, o.at(b, h), q0, queries, s.D, [&](int64_t i) { return 1.f / sum[i]; });
@@ -523,8 +521,8 @@ std::tuple<Tensor, Tensor> forward(const Tensor& q, const Tensor& k, const Tenso
 
 // ---- backward ----
 
-// Turns scores S and dP = dO V' into P and dS = P (dP - delta), in place; lse and delta are one a query.
-void softmax_gradient(float* S, float* dP, TileBand band, const float* lse, const float* delta) {
+// Turns products S and dP = dO V' into P = exp(scale * product - lse) and dS = P (dP - delta), in place; lse and delta are one a query.
+void softmax_gradient(float* S, float* dP, TileBand band, float scale, const float* lse, const float* delta) {
   const bool whole = band.whole();
   for (int64_t i0 = 0; i0 < kQueries; i0 += kBlock) {
     const Range seen = band.keys_of(i0, i0 + kBlock);
@@ -532,7 +530,7 @@ void softmax_gradient(float* S, float* dP, TileBand band, const float* lse, cons
     for (int64_t j = 0; j < band.keys; ++j) {
       Pair p{}, ds{};
       if (j >= seen.begin && j < seen.end) {
-        p = exp_of(load_pair(S + j * kQueries + i0) - l);
+        p = exp_of(load_pair(S + j * kQueries + i0) * scale - l);
         ds = p * (load_pair(dP + j * kQueries + i0) - d);
         if (!whole) p = band.masked(p, i0, j, 0.f), ds = band.masked(ds, i0, j, 0.f);
       }
@@ -544,7 +542,7 @@ void softmax_gradient(float* S, float* dP, TileBand band, const float* lse, cons
 
 // dk and dv are summed over the group's heads and all tiles of queries by one thread, in a fixed order: no atomics. The sums of one
 // key head stay in the thread's scratch until they are done. With fewer key heads than threads the tiles of queries are dealt to
-// `parts` tasks a head, and the sums of part p go to `partial` (2, parts, B, Hkv, T, width) to be added up afterwards: then the order of
+// `parts` tasks a head, and the sums of part p lie in `partial` (2, parts, B, Hkv, sums()), to be added up afterwards: then the order of
 // additions depends on the number of threads. Parts for three heads on two threads were tried and took 1.04 [1.01, 1.07] of the time.
 template <typename T, typename E>
 struct Backward {
@@ -556,8 +554,9 @@ struct Backward {
   int64_t parts;
   float* partial;
 
+  int64_t sums() const { return (s.T + kHeight<E>) * s.width; }  // the last block of keys may reach past T
   float* partial_sums(int64_t which, int64_t part, int64_t pair) const {
-    return partial + ((which * parts + part) * s.B * s.heads_kv + pair) * s.T * s.width;
+    return partial + ((which * parts + part) * s.B * s.heads_kv + pair) * sums();
   }
 
   void finish(const float* dk_sums, const float* dv_sums, int64_t pair) const {
@@ -580,82 +579,78 @@ struct Backward {
     }
   }
 
+  // What one thread works in; `own`: of the sums of a key head.
+  struct Room {
+    int64_t W, own, factor;
+    Scratch scratch;
+    float *dk_sums = scratch.take(own), *dv_sums = scratch.take(own);
+    E *q_copy = scratch.take_as<E>(kQueries * W), *do_copy = scratch.take_as<E>(kQueries * W), *o_copy = scratch.take_as<E>(kQueries * W);
+    E *k_copy = scratch.take_as<E>(kKeys * W), *v_copy = scratch.take_as<E>(kKeys * W);
+    float *q_columns = scratch.take(kQueries * W / kTerms<E>), *do_columns = scratch.take(kQueries * W / kTerms<E>);
+    float *q_zips = scratch.take(kQueries * W), *do_zips = scratch.take(kQueries * W);
+    float *S = scratch.take(kKeys * kQueries), *dP = scratch.take(kKeys * kQueries);
+    float *P_left = scratch.take(kKeys * kQueries), *dS_left = scratch.take(kKeys * kQueries);
+    float *left_factor = scratch.take(factor), *right_factor = scratch.take(factor);
+    float *dQ = scratch.take(kQueries * W), *dQ_rows = scratch.take(kQueries * W);
+    float *delta = scratch.take(kQueries), *lse = scratch.take(kQueries);
+
+    Room(int64_t W, int64_t own)
+        : W(W), own(own), factor(kKeys * std::max<int64_t>(kQueries, W)),
+          scratch(2 * own + kQueries * (9 * W + 4 * kKeys + 2) + 2 * kKeys * W + 2 * factor) {}
+  };
+
+  // Tile t of the queries of head h: writes its dq, and adds to the sums of the keys that it sees.
+  void add_tile(const Room& room, int64_t b, int64_t h, int64_t t, float* dk_sums, float* dv_sums) const {
+    const int64_t W = s.width, hk = h / s.group(), scores_row = kQueries / kTerms<E>, steps = steps_of<E>(kTiled<E> ? W : s.D);
+    const int64_t q0 = t * kQueries, queries = std::min<int64_t>(kQueries, s.T - q0), summed = round_up(queries, kHeight<E>);
+    const Rows<E> Q = rows(q.at(b, h), q0, queries, s.D, W, room.q_copy);
+    const Rows<E> dO = rows(d_o.at(b, h), q0, queries, s.D, W, room.do_copy);
+    const Rows<E> O = rows(o.at(b, h), q0, queries, s.D, W, room.o_copy);
+    transpose(Q, queries, W, room.q_columns);
+    transpose(dO, queries, W, room.do_columns);
+    const Rows<float> Q_right = right(Q, summed, W, room.q_zips);
+    const Rows<float> dO_right = right(dO, summed, W, room.do_zips);
+    for (int64_t i = 0; i < queries; ++i) {
+      Pair dots{};
+      for_each_block(s.D, [&](int64_t, auto read, auto) { dots = dots + read(dO.data + i * dO.stride) * read(O.data + i * O.stride); });
+      room.delta[i] = sum_of(dots);
+      room.lse[i] = lse[(b * s.H + h) * s.T + q0 + i];
+    }
+    std::fill(room.delta + queries, room.delta + kQueries, 0.f);
+    std::fill(room.lse + queries, room.lse + kQueries, 0.f);
+    std::fill_n(room.dQ, kQueries * W, 0.f);
+    const Range seen = band.keys_of<E>(q0, queries);
+    for (int64_t k0 = seen.begin; k0 < seen.end; k0 += kKeys) {
+      const int64_t keys = std::min<int64_t>(kKeys, seen.end - k0), keys_up = round_up(keys, kHeight<E>);
+      const TileBand tile(band, q0, queries, k0, keys);
+      const auto queries_of = [&](int64_t j0, int64_t j1) { return tile.queries_of(j0, j1); };
+      const Rows<E> K = rows(k.at(b, hk), k0, keys, s.D, W, room.k_copy);
+      const Rows<E> V = rows(v.at(b, hk), k0, keys, s.D, W, room.v_copy);
+      const Rows<float> K_left = left(K), V_left = left(V);
+      product<E>(keys_up, kQueries, steps, K_left.data, K_left.stride, room.q_columns, kQueries, room.S, kQueries, queries_of);
+      product<E>(keys_up, kQueries, steps, V_left.data, V_left.stride, room.do_columns, kQueries, room.dP, kQueries, queries_of);
+      softmax_gradient(room.S, room.dP, tile, s.scale(), room.lse, room.delta);
+      const float* P = over_queries<E>(room.S, keys, keys_up, room.P_left);
+      const float* dS = over_queries<E>(room.dP, keys, keys_up, room.dS_left);
+      add_over_queries<E>(keys_up, W, P, scores_row, dO_right, dv_sums + k0 * W, queries_of);
+      add_over_queries<E>(keys_up, W, dS, scores_row, Q_right, dk_sums + k0 * W, queries_of);
+      add_over_keys<E>(room.dP, tile, K, W, room.left_factor, room.right_factor, room.dQ);
+    }
+    write_rows<E>(upright<E>(room.dQ, W, room.dQ_rows), W, dq.at(b, h), q0, queries, s.D, [&](int64_t) { return s.scale(); });
+  }
+
   void tasks(int64_t begin, int64_t end) const {
-    const int64_t W = s.width, left_row = W / kTerms<E>, scores_row = kQueries / kTerms<E>;
-    const int64_t sums = (s.T + kHeight<E>) * W;  // the last block of keys may reach past T
-    const int64_t steps = steps_of<E>(kTiled<E> ? W : s.D), factor = kKeys * std::max<int64_t>(kQueries, W);
     [[maybe_unused]] const Tiles<E> registers;
-    Scratch scratch(2 * sums + kQueries * (9 * W + 4 * kKeys + 2) + 2 * kKeys * W + 2 * factor);
-    float* dk_sums = scratch.take(sums);
-    float* dv_sums = scratch.take(sums);
-    E* q_copy = scratch.take_as<E>(kQueries * W);
-    E* do_copy = scratch.take_as<E>(kQueries * W);
-    E* o_copy = scratch.take_as<E>(kQueries * W);
-    float* q_columns = scratch.take(kQueries * left_row);
-    float* do_columns = scratch.take(kQueries * left_row);
-    float* q_zips = scratch.take(kQueries * W);
-    float* do_zips = scratch.take(kQueries * W);
-    E* k_copy = scratch.take_as<E>(kKeys * W);
-    E* v_copy = scratch.take_as<E>(kKeys * W);
-    float* S = scratch.take(kKeys * kQueries);
-    float* dP = scratch.take(kKeys * kQueries);
-    float* P_left = scratch.take(kKeys * kQueries);
-    float* dS_left = scratch.take(kKeys * kQueries);
-    float* left_factor = scratch.take(factor);
-    float* right_factor = scratch.take(factor);
-    float* dQ = scratch.take(kQueries * W);
-    float* dQ_rows = scratch.take(kQueries * W);
-    float* delta = scratch.take(kQueries);
-    float* lse_tile = scratch.take(kQueries);
+    const Room room(s.width, parts == 1 ? sums() : 0);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t part = task % parts, pair = task / parts, b = pair / s.heads_kv, hk = pair % s.heads_kv;
-      std::fill(dk_sums, dk_sums + sums, 0.f);
-      std::fill(dv_sums, dv_sums + sums, 0.f);
+      float* const dk_sums = parts == 1 ? room.dk_sums : partial_sums(0, part, pair);
+      float* const dv_sums = parts == 1 ? room.dv_sums : partial_sums(1, part, pair);
+      std::fill_n(dk_sums, sums(), 0.f);
+      std::fill_n(dv_sums, sums(), 0.f);
       for (int64_t h = hk * s.group(); h < (hk + 1) * s.group(); ++h)
-        for (int64_t t = part; t < s.query_tiles(); t += parts) {
-          const int64_t q0 = t * kQueries, queries = std::min<int64_t>(kQueries, s.T - q0);
-          const Rows<E> Q = rows(q.at(b, h), q0, queries, s.D, W, q_copy);
-          const Rows<E> dO = rows(d_o.at(b, h), q0, queries, s.D, W, do_copy);
-          const Rows<E> O = rows(o.at(b, h), q0, queries, s.D, W, o_copy);
-          transpose(Q, queries, W, q_columns);
-          transpose(dO, queries, W, do_columns);
-          const int64_t summed = round_up(queries, kHeight<E>);
-          const Rows<float> Q_right = right(Q, summed, W, q_zips);
-          const Rows<float> dO_right = right(dO, summed, W, do_zips);
-          for (int64_t i = 0; i < queries; ++i) {
-            Pair dots{};
-            for_each_block(s.D, [&](int64_t, auto read, auto) { dots = dots + read(dO.data + i * dO.stride) * read(O.data + i * O.stride); });
-            delta[i] = sum_of(dots);
-            lse_tile[i] = lse[(b * s.H + h) * s.T + q0 + i];
-          }
-          std::fill(delta + queries, delta + kQueries, 0.f);
-          std::fill(lse_tile + queries, lse_tile + kQueries, 0.f);
-          std::fill(dQ, dQ + kQueries * W, 0.f);
-          const Range seen = band.keys_of<E>(q0, queries);
-          for (int64_t k0 = seen.begin; k0 < seen.end; k0 += kKeys) {
-            const int64_t keys = std::min<int64_t>(kKeys, seen.end - k0), keys_up = round_up(keys, kHeight<E>);
-            const TileBand tile(band, q0, queries, k0, keys);
-            const auto queries_of = [&](int64_t j0, int64_t j1) { return tile.queries_of(j0, j1); };
-            const Rows<E> K = rows(k.at(b, hk), k0, keys, s.D, W, k_copy);
-            const Rows<E> V = rows(v.at(b, hk), k0, keys, s.D, W, v_copy);
-            const Rows<float> K_left = left(K), V_left = left(V);
-            product<E>(keys_up, kQueries, steps, K_left.data, K_left.stride, q_columns, kQueries, S, kQueries, s.scale(), queries_of);
-            product<E>(keys_up, kQueries, steps, V_left.data, V_left.stride, do_columns, kQueries, dP, kQueries, 1.f, queries_of);
-            softmax_gradient(S, dP, tile, lse_tile, delta);
-            const float* P = over_queries<E>(S, keys, keys_up, P_left);
-            const float* dS = over_queries<E>(dP, keys, keys_up, dS_left);
-            add_over_queries<E>(keys_up, W, P, scores_row, dO_right, dv_sums + k0 * W, queries_of);
-            add_over_queries<E>(keys_up, W, dS, scores_row, Q_right, dk_sums + k0 * W, queries_of);
-            add_over_keys<E>(dP, tile, K, W, left_factor, right_factor, dQ);
-          }
-          write_rows<E>(upright<E>(dQ, W, dQ_rows), W, dq.at(b, h), q0, queries, s.D, [&](int64_t) { return s.scale(); });
-        }
-      if (parts == 1) {
-        finish(dk_sums, dv_sums, pair);
-      } else {
-        std::copy_n(dk_sums, s.T * W, partial_sums(0, part, pair));
-        std::copy_n(dv_sums, s.T * W, partial_sums(1, part, pair));
-      }
+        for (int64_t t = part; t < s.query_tiles(); t += parts) add_tile(room, b, h, t, dk_sums, dv_sums);
+      if (parts == 1) finish(dk_sums, dv_sums, pair);
     }
   }
 };
@@ -670,7 +665,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& d_o, const Tensor& q, 
   const Shape s(q, k);
   const int64_t pairs = s.B * s.heads_kv, threads = torch::stable::get_num_threads();
   const int64_t parts = pairs >= threads ? 1 : std::min(ceil_div(threads, std::max<int64_t>(1, pairs)), s.query_tiles());
-  const int64_t partials = parts == 1 ? 0 : 2 * parts * pairs * s.T * s.width;
+  const int64_t partials = parts == 1 ? 0 : 2 * parts * pairs * (s.T + kSide) * s.width;  // kSide: the largest kHeight
   Tensor dq = torch::stable::empty_like(q), dk = torch::stable::empty_like(k), dv = torch::stable::empty_like(v);
   Tensor partial = torch::stable::new_empty(q, {partials}, ScalarType::Float);
   dispatch(q, "attention backward", [&]<typename T, typename E>() {

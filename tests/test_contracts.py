@@ -45,3 +45,24 @@ def test_a_case_of_the_trial_counts_as_often_as_a_step_of_the_model_makes_the_ca
     wanted["adamw"] = len(model.value_layers) + 2  # the tables of the vocabulary's size
     for op, calls in wanted.items():
         assert sum(case.calls for case in contract(op).trial[device]) == calls, op
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("op", ops())
+def test_what_is_timed_is_what_a_model_calls_that_trains_in_this_dtype(op: str, dtype: str) -> None:
+    asked, rng = contract(op), random.Random(0)
+    timed = asked.timed("cpu", dtype, rng)
+    assert sum(case.calls for case in timed) == sum(case.calls for case in asked.trial["cpu"])
+    other = {"bfloat16": "float32", "float32": "bfloat16"}[dtype]
+    trained = {
+        "rms_norm": "x", "add_rms_norm": "x", "attention": "q", "qk_norm_rope": "q", "relu2_mlp": "w_up", "linear_cross_entropy": "h",
+        "newton_schulz": "G", "muon_update": "update",
+    }  # fmt: skip
+    for case in timed:
+        if op in trained:
+            assert case.inputs[trained[op]].dtype == dtype
+        assert dtype == "bfloat16" or other not in {i.dtype for i in case.inputs.values()}
+    if op == "qk_norm_rope":
+        assert {case.inputs["q"].apart for case in timed} == {3}
+    if op == "linear_cross_entropy":
+        assert {case.inputs["W"].dtype for case in timed} == {"float32"}

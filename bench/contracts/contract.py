@@ -129,7 +129,7 @@ class Case:
     scalars: Mapping[str, Any] = field(default_factory=dict)
     # Set where the exact gradient is zero by cancellation, so that any float gradient is noise.
     forward_only: bool = False
-    # How often a step of the trial's model makes this call, in whatever dtype this machine trains in: its weight in the mix.
+    # How often a step of the trial's model makes this call, in whatever dtype it trains in: its weight in the mix.
     calls: int = 1
 
     def label(self) -> str:
@@ -197,6 +197,19 @@ class Contract:
     def as_called(self, case: Case, rng: random.Random) -> Case:
         """A case of the trial as the model calls the op."""
         return case if self.called is None else self.called(case, rng)
+
+    def timed(self, device: str, dtype: str, rng: random.Random) -> list[Case]:
+        """The calls of a step as a model that trains in `dtype` makes them: in its form, and in that dtype what any call of the trial has in bfloat16."""
+        cases = self.trial[device]
+        half = {n for case in cases for n, i in case.inputs.items() if i.dtype == "bfloat16"}
+
+        def trained(case: Case) -> Case:
+            inputs = {
+                n: replace(i, dtype=dtype) if n in half else i for n, i in case.inputs.items()
+            }
+            return self.as_called(replace(case, inputs=inputs), rng)
+
+        return [trained(case) for case in cases if case.calls]
 
     def least_work(self, case: Case, *, trained: bool) -> tuple[float, float]:
         """Least bytes and flops of a call, with its backward where it is `trained`: twice the arithmetic and, at least, twice the traffic."""
