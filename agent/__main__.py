@@ -23,8 +23,8 @@ from agent.screen import Screen, open_screen, printable
 _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 # Without `command`: argparse keeps the name of the subcommand there.
 _SETTINGS = tuple(field.name for field in fields(Settings) if field.name != "command")
-# What only the loop takes, and `aa`, which is one.
-_OF_THE_LOOP = ("resume", "dry_run", "experiments", "hours", "gpu_hours", "usd", "tokens")
+# What `aa`, which is a loop, takes before its name.
+_LIMITS = ("resume", "dry_run", "hours", "gpu_hours", "usd", "tokens")
 # Commands whose answer has standard output for itself.
 _QUIET = frozenset({"gate", "trial", "export", "status", "show", "report", "doctor"})
 Said = tuple[str, int]  # what a command prints on standard output, and its exit status
@@ -36,8 +36,17 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
     asked = loop.parse_args(arguments)
     given = vars(asked)
     lab = lab or Lab()
-    ignored = [_flag(name) for name in _OF_THE_LOOP if given.get(name) is not None]
-    if ignored and asked.command not in (None, "aa"):
+    if asked.command is not None:
+        takes = {
+            "command",
+            "takes",
+            *given.pop("takes"),
+            *(_LIMITS if asked.command == "aa" else ()),
+        }
+        ignored = [_flag(n) for n, v in given.items() if n not in takes and v is not None]
+    else:
+        ignored = []
+    if ignored:
         loop.error(f"{asked.command} does not take {', '.join(ignored)}: leave that out")
     if asked.command is None and "target" not in given and asked.resume is None:
         loop.error(
@@ -75,7 +84,9 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
 
 
 def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    """The option that has this name in the code."""
+    renamed = {"models": "model", "prices": "price", "coder": "command"}
+    return f"--{renamed.get(name, name).replace('_', '-')}"
 
 
 def _is_told(error: Exception) -> bool:
@@ -90,6 +101,8 @@ def _is_told(error: Exception) -> bool:
         known.append(sys.modules["bench.corpus"].DataError)
     if "agent.loop" in sys.modules:
         known.append(sys.modules["agent.loop"].LoopError)
+    if "agent.judging" in sys.modules:
+        known.append(sys.modules["agent.judging"].MachineFault)
     # This very class is a damaged file; its other subclasses are faults of our own.
     damaged = type(error) is sqlite3.DatabaseError
     full = isinstance(error, OSError) and error.errno in _MACHINE
@@ -249,16 +262,18 @@ def _status(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
 
 
 def _experiment(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
+    from agent import report, workspace
     from agent.research import answers
 
     ledger = lab.ledger()
-    run, number = ledger.run(given["run"]).id, given["number"]
+    at_work = report.run_at_work(ledger, workspace.held_since(lab.folder))
+    run, number = ledger.run(given["run"] or at_work).id, given["number"]
     found = ledger.find(run, number)
     if found is None:
         raise Unusable(
             f"run {run} has no experiment {number}: `python -m agent status {run}` lists them"
         )
-    return answers.experiment(found, run), 0
+    return f"run {run}, experiment {answers.experiment(found, run)}", 0
 
 
 def _export(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:

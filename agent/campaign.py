@@ -28,12 +28,14 @@ from agent.workspace import lock
 STOPPED = "stopped"
 # The settings that a run keeps as long as it lives.
 FIXED = ("target", "seconds", "data", "device", "seed", "start")
+# Those by which `auto` knows whom to ask.
+NAMES_A_PROPOSER = ("recording", "command", "base_url")
 
 
 def run(lab: Lab, settings: Settings, screen: Screen, judge: Judging | None = None) -> str:
     """A new run; its summary."""
     with lock(lab.folder):
-        proposers.choose(settings)
+        settings = _with_proposer(settings, screen)
         if settings.start is not None:
             overlay(Path(settings.start))  # told at once, as all wrong words are
         settings, judge = _ready(lab, settings, screen, judge)
@@ -55,7 +57,9 @@ def resume(
         ledger = lab.ledger()
         found = _located(lab, ledger.run(name))
         settings = replace(found.settings, **changes)
-        proposers.choose(settings)
+        if "proposer" not in changes and not changes.keys().isdisjoint(NAMES_A_PROPOSER):
+            settings = replace(settings, proposer=proposers.AUTO)
+        settings = _with_proposer(settings, screen)
         settings, judge = _ready(lab, settings, screen, judge)
         changed = [key for key in FIXED if getattr(settings, key) != getattr(found.settings, key)]
         if changed:
@@ -206,7 +210,7 @@ def _go(
     the proposer, if it is not the one of the settings.
     """
     workshop = site.workshop(lab, run, ledger, judge, screen)
-    proposer = make(workshop) if make else _chosen(workshop)
+    proposer = make(workshop) if make else proposers.create(run.settings.proposer, workshop)
     agenda = lab.agenda()
     begin()
     with site.at_work(lab, run, workshop) as here:
@@ -248,12 +252,12 @@ def _measured_again(here: Site, incumbent: str, train: bool) -> None:
         here.shop.screen.say("stopped before all that was kept was measured again")
 
 
-def _chosen(workshop: Workshop) -> Proposer:
-    """The proposer of the settings."""
-    name, why = proposers.choose(workshop.settings)
-    if workshop.settings.proposer == proposers.AUTO:
-        workshop.screen.say(f"proposer {name}: {why}")
-    return proposers.create(name, workshop)
+def _with_proposer(settings: Settings, screen: Screen) -> Settings:
+    """The settings with the proposer that they choose here and now: a run keeps it, whatever key is set when it goes on."""
+    name, why = proposers.choose(settings)
+    if settings.proposer == proposers.AUTO:
+        screen.say(f"proposer {name}: {why}")
+    return replace(settings, proposer=name)
 
 
 def describe(settings: Settings, proposer: str) -> str:

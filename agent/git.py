@@ -66,6 +66,8 @@ class Repository:
             )  # fmt: skip
         except FileNotFoundError:
             raise GitError("git is not on the PATH: install it") from None
+        except OSError as error:
+            raise GitError(f"git cannot be started: {error}") from None
         if done.returncode:
             raise GitError(f"git {args[0]}: {done.stderr.decode(errors='replace').strip()}")
         return done.stdout
@@ -102,10 +104,10 @@ class Repository:
         found = {
             line.removeprefix("branch refs/heads/") for line in listed if line.startswith("branch ")
         }
-        # nobody stands on a branch that is being rebased
-        for kind in ("rebase-merge", "rebase-apply"):
-            head = self.root / self.text("rev-parse", "--git-path", f"{kind}/head-name")
-            if head.is_file():
+        # nobody stands on a branch that is being rebased, here or in another working tree
+        common = self.root / self.text("rev-parse", "--git-common-dir")
+        for place in ("rebase-*", "worktrees/*/rebase-*"):
+            for head in common.glob(f"{place}/head-name"):
                 found.add(head.read_text().strip().removeprefix("refs/heads/"))
         return found
 

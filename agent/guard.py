@@ -20,6 +20,8 @@ from agent.records import CRASH, KEEP, LOST, UNFINISHED, Outcome
 
 # In a row, of the judge, of a proposer or of git, after which the run ends: two may be one bad moment of the machine.
 MAX_FAILURES = 3
+# What a machine may be out of: space, memory, processes, open files.
+LACKING = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EAGAIN, errno.EMFILE, errno.ENFILE)
 
 
 class LoopError(RuntimeError):
@@ -67,7 +69,7 @@ class Guard:
         except KeyboardInterrupt:
             self._ledger.close_experiment(experiment, Outcome(LOST, "stopped by Ctrl-C"))
             raise
-        # The boundary of an experiment: an error is the candidate's fault until it repeats. A full disk never is, nor a MachineFault, nor
+        # The boundary of an experiment: an error is the candidate's fault until it repeats. What the machine is out of never is, nor a MachineFault, nor
         # what git or the ledger cannot do.
         except Exception as error:
             try:
@@ -76,8 +78,10 @@ class Guard:
             except LoopError as ended:
                 self._ledger.close_experiment(experiment, Outcome(LOST, str(ended)))
                 raise ended from error
-            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-            machine = full or isinstance(error, MachineFault | GitError | sqlite3.OperationalError)
+            lacking = isinstance(error, OSError) and error.errno in LACKING
+            machine = lacking or isinstance(
+                error, MachineFault | GitError | sqlite3.OperationalError
+            )
             watched.outcome = self._failed(experiment, stage, error, LOST if machine else CRASH)
 
     @contextmanager

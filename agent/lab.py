@@ -50,7 +50,7 @@ class Lab:
     def agenda(self) -> str:
         file = self.root / "program.md"
         try:
-            return file.read_text() if file.is_file() else ""
+            return file.read_text("utf-8") if file.is_file() else ""
         except UnicodeDecodeError as error:
             raise Unusable(f"{file} is no UTF-8 text ({error}): save it as UTF-8") from None
 
@@ -113,7 +113,7 @@ def overlay(folder: Path) -> dict[str, str | None]:
     for file in sorted(folder.iterdir()):
         if file.suffix in surface.PLACES and file.is_file():
             try:
-                files[f"{surface.PLACES[file.suffix]}/{file.name}"] = file.read_text()
+                files[f"{surface.PLACES[file.suffix]}/{file.name}"] = file.read_text("utf-8")
             except UnicodeDecodeError as error:
                 raise Unusable(
                     f"--start {folder}: {file.name} is no UTF-8 text ({error})"

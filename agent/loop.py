@@ -46,6 +46,8 @@ class Loop:
         """Go on until the budget is spent or nothing is left to try; returns why it ended."""
         if (why := self._spent()) is not None:
             return why
+        if unmarked := self.preparing.unmarked():
+            return unmarked
         self._baseline()
         # Prune concerns keeps alone; what waits for its trial is left to the run itself.
         waits = () if self.proposer.name == standard.PRUNE else self.preparing.waiting()

@@ -54,9 +54,18 @@ def parser() -> argparse.ArgumentParser:
     )
 
     commands = loop.add_subparsers(dest="command", title="commands", metavar="[COMMAND]")
-    prepare = commands.add_parser("prepare", help="prepare the data, or verify it")
+    _judging_commands(commands)
+    _run_commands(commands)
+    for command in commands.choices.values():
+        command.set_defaults(takes=frozenset(action.dest for action in command._actions))
+    return loop
+
+
+def _judging_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Data, the machine, and what judges the working tree."""
     # Unset here and below, or else a subcommand's default would overrule `--data DIR prepare`.
     unset = argparse.SUPPRESS
+    prepare = commands.add_parser("prepare", help="prepare the data, or verify it")
     prepare.add_argument(
         "--data",
         default=unset,
@@ -98,13 +107,18 @@ def parser() -> argparse.ArgumentParser:
 
     doctor = commands.add_parser("doctor", help="what this machine gives, and what it lacks")
     doctor.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _run_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """What is asked of runs, or made of them."""
+    unset = argparse.SUPPRESS
     status = commands.add_parser("status", help="what has been tried and kept")
     status.add_argument(
         "run", nargs="?", metavar="RUN", help="default: the one at work, or else the latest"
     )
     show = commands.add_parser("show", help="one experiment: what each gate said, and its patch")
     show.add_argument("number", type=_positive(int), metavar="N", help="its number in the run")
-    show.add_argument("--run", help="default: the latest")
+    show.add_argument("--run", help="default: the one at work, or else the latest")
     report = commands.add_parser("report", help="what a run gained: its champion, run again")
     report.add_argument("run", nargs="?", metavar="RUN", help="default: the latest")
     report.add_argument(
@@ -144,7 +158,6 @@ def parser() -> argparse.ArgumentParser:
         "--recording", action="store_true", help="the proposals of a run, for --proposer replay"
     )
     export.add_argument("--run", help="only this run")
-    return loop
 
 
 def _proposer_options(to: argparse.ArgumentParser) -> None:
@@ -177,7 +190,7 @@ def _proposer_options(to: argparse.ArgumentParser) -> None:
         "--command",
         dest="coder",
         metavar="LINE",
-        help="a coding agent that runs headless, such as 'claude -p --permission-mode acceptEdits'; its changes are the proposal",
+        help="a coding agent that runs headless, such as 'claude -p --output-format json --permission-mode acceptEdits'; its changes are the proposal",
     )
     group.add_argument(
         "--recording",
@@ -190,14 +203,19 @@ def _proposer_options(to: argparse.ArgumentParser) -> None:
 def _budget_options(to: argparse.ArgumentParser) -> None:
     group = to.add_argument_group("when to stop (at the first limit reached; Ctrl-C at any time)")
     for flag, kind, metavar, says in (
-        ("--experiments", int, "N", "end after N experiments"),
+        ("--experiments", int, "N", "end after N experiments, those before a --resume included"),
         ("--hours", float, "H", "end after H hours of work, those before a --resume included"),
-        ("--gpu-hours", float, "H", "end when the device has been used for H hours"),
+        (
+            "--gpu-hours",
+            float,
+            "H",
+            "end when the device has been used for H hours, those before a --resume included",
+        ),
         (
             "--usd",
             float,
             "USD",
-            "send no model request that could pass this sum (a --command counts only the costs that it reports)",
+            "send no model request that could take the run beyond this sum (a --command counts only the costs that it reports)",
         ),
         (
             "--tokens",

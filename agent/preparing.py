@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from agent import bare_code, gates, merging, similarity, standard
+from agent import bare_code, gates, merging, similarity, standard, surface
 from agent.git import GitError
 from agent.guard import MAX_FAILURES, LoopError, Watched
-from agent.proposers import REPAIRS, Context, NoProposal, Proposer, Stopped, Workshop
+from agent.proposers import REPAIRS, Context, NoProposal, Proposer, Stopped, Workshop, sweep
 from agent.records import CRASH, LOST, REFUSE, Candidate, Experiment, GateResult, Outcome, Proposal
 from agent.screen import duration
+from agent.settings_found import SWEEP
 from agent.site import Site
 from agent.spending import BudgetSpent
 from bench import hardware
@@ -74,6 +75,16 @@ class Preparing:
         self._empty = self._failures = self._unwritten = 0
 
     # ---- from idea to candidate
+
+    def unmarked(self) -> str:
+        """Why a sweep would propose nothing, in words; "" for another proposer, and where it has something to search."""
+        if self.proposer.name != SWEEP or sweep.spaces(self._context(self.incumbent)):
+            return ""
+        place = surface.describe(self.settings.target, self.settings.op)
+        return (
+            f"no constant in {place} is marked `# tune:` for what this device runs: mark one, take a wider target, or let a model or --command "
+            "propose"
+        )
 
     def next(self) -> Prepared | str | None:
         """A proposal that is worth a trial, None if this one is not, or in words why no more will come."""

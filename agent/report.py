@@ -49,7 +49,7 @@ def status(
     if not runs and run is None:
         return "no run yet; start one with `python -m agent --target kernels`"
     lines = [f"ledger {file}", ""]
-    at_work = None if since is None else ledger.accounts.last_at_work(since)
+    at_work = run_at_work(ledger, since)
     for each in runs:
         state = "running" if each.id == at_work else "ended" if each.ended else "stopped"
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(each.started))
@@ -70,6 +70,11 @@ def status(
     elif at_work is None:
         lines.append("a loop has been started, and is getting ready")
     return "\n".join(lines)
+
+
+def run_at_work(ledger: Ledger, since: float | None) -> str | None:
+    """The run of the loop that began at `since`, in seconds since 1970; None where none is at work, or it has not begun one yet."""
+    return None if since is None else ledger.accounts.last_at_work(since)
 
 
 def of_run(ledger: Ledger, run: Run) -> str:

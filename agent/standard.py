@@ -97,7 +97,7 @@ def _told(gate: gates.Gate) -> gates.Gate:
 
 
 def timer_refuses(results: Sequence[GateResult]) -> str:
-    """Of a placebo that went on, why a proposal would not have come this far; empty if the microbench passed it."""
+    """What stands before the verdict's reason where a placebo went on and a proposal would not have; empty if the microbench passed it."""
     refused = any(TIMER_REFUSES in result.evidence for result in results)
     return "the microbench would have refused it; after it: " if refused else ""
 

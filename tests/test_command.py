@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from lab_tree import CPP, MODEL, Rules, Transcript, git, make, write
@@ -551,14 +550,14 @@ def test_a_repair_that_takes_everything_back_is_no_proposal(bench: Bench) -> Non
 def test_a_file_that_may_not_be_read_costs_no_proposal(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = Path.read_text
+    read = Path.read_bytes
 
-    def locked(self: Path, *given: Any, **named: Any) -> str:
+    def locked(self: Path) -> bytes:
         if self.name == "root.txt":
             raise PermissionError(13, "Permission denied")
-        return read(self, *given, **named)
+        return read(self)
 
-    monkeypatch.setattr(Path, "read_text", locked)
+    monkeypatch.setattr(Path, "read_bytes", locked)
     proposal = proposed(bench.agent(put(*FASTER) + put("root.txt", "x")), bench.context())
     assert list(proposal.files) == ["csrc/scale.cpp"]
     assert proposal.notes["not_taken"] == ["root.txt"]

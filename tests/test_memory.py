@@ -93,7 +93,7 @@ def test_what_was_kept_comes_first_and_by_how_much() -> None:
         "This run: 3 experiments, 2 kept, 1 since the last keep. All runs, target kernels: 4 experiments, 3 kept."
     )
     lines = page.splitlines()
-    at = lines.index("Kept (this run's are in the incumbent):")
+    at = lines.index("Kept (this run's are in the incumbent, unless they were taken out since):")
     assert lines[at + 1] == "  1 [rms_norm] 0.810x time, -0.0012 BPB: two rows a pass"
     assert lines[at + 2] == "  2 [rms_norm] 0.950x time: wider tiles"
     assert lines[at + 3] == "  3 of then [rms_norm] 0.500x time: elsewhere"

@@ -53,7 +53,7 @@ class Desk:
         make_way(folder)
         for path, text in self._start.items():
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_text(text)
+            (folder / path).write_bytes(text.encode())
         repository = Repository(folder)
         repository.text("init", "-q", "--template=", "-b", "desk")
         repository.text("add", "-A")
@@ -67,7 +67,7 @@ class Desk:
         """Put the prompt in its place, whatever the agent has put there."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.prompt.unlink(missing_ok=True)
-        self.prompt.write_text(prompt)
+        self.prompt.write_bytes(prompt.encode())
 
     def taken(self) -> Taken:
         """What differs now. Links, files that are no UTF-8 text or larger than MAX_BYTES, and files outside the surface are not taken."""
@@ -90,8 +90,11 @@ class Desk:
         file = self.folder / HYPOTHESIS
         if file.is_symlink() or not file.is_file():
             return ""
-        with file.open("rb") as content:
-            return content.read(MAX_BYTES).decode(errors="replace").strip()
+        try:
+            with file.open("rb") as content:
+                return content.read(MAX_BYTES).decode(errors="replace").strip()
+        except OSError:  # root's, from a container
+            return ""
 
     def _look(self) -> tuple[dict[str, str | None], set[str]]:
         """The texts in the folder, and the paths of what is no plain text of a sane size."""

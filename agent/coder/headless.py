@@ -23,6 +23,7 @@ from bench.sandbox import linux, processes
 MAX_LOG = 1 << 20  # bytes of a log; of what comes after them only the end is kept
 # Bytes of the end that are given back: an agent may end with one long line of JSON.
 MAX_TAIL = 1 << 18
+LOWEST = 19  # of precedence
 GRACE_S = 3.0  # between asking the processes to end and ending them
 LOOK_S = 0.1
 MARK = "LAB_HEADLESS"  # in the environment of all that a program starts, by which it is found
@@ -45,7 +46,7 @@ class Secrets:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         named = {
-            value.encode(): f"[{name}]".encode()
+            os.fsencode(value): f"[{name}]".encode()
             for name, value in environment.items()
             if len(value) >= _MIN_SECRET and any(word in name.upper() for word in _SECRET_NAMES)
         }
@@ -124,7 +125,7 @@ def run(
     with prompt.open("rb") as text:
         process = subprocess.Popen(
             arguments, cwd=folder, stdin=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=without_git | {MARK: mark},
-            start_new_session=True, preexec_fn=_die_with_the_parent,
+            start_new_session=True, preexec_fn=_as_a_guest,
         )  # fmt: skip
     assert process.stdout is not None
     reader = threading.Thread(target=kept.follow, args=(process.stdout,), daemon=True)
@@ -201,6 +202,7 @@ def _signal_group(group: int, number: int) -> None:
         return  # all of it has ended
 
 
-def _die_with_the_parent() -> None:
-    """A loop that is killed must not leave behind an agent that goes on spending."""
+def _as_a_guest() -> None:
+    """A loop that is killed must not leave behind an agent that goes on spending; and what it builds waits for the trial that is timed meanwhile."""
     linux.prctl(linux.SET_PDEATHSIG, signal.SIGKILL)
+    os.nice(LOWEST)

@@ -12,6 +12,9 @@ from agent.records import Usage
 MAX_HYPOTHESIS = 500  # characters
 MOST = 1e15  # the largest figure that is believed; the ledger's integers end at 2^63
 _EXPECTED = "expected:"
+_RESULT = (
+    '{"type":"result"'  # so begins the last object where claude prints all of them as one array
+)
 _USAGE = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # colours and cursor moves of a terminal
 
@@ -32,13 +35,10 @@ def plain(text: str) -> str:
 
 
 def understood(output: str) -> Said:
-    """Read the end of an agent's output: a JSON object in its last line, or plain words."""
+    """Read the end of an agent's output: a JSON object in its last line, alone or at the end of an array, or plain words."""
     text = plain(output).strip()
-    try:
-        last = json.loads(text.splitlines()[-1]) if text else None
-    except (ValueError, RecursionError):
-        last = None
-    if not isinstance(last, dict):
+    last = _object(text.splitlines()[-1]) if text else None
+    if last is None:
         paragraph = re.split(r"\n\s*\n", text)[-1]
         return Said(paragraph.strip().split("\n")[0])
     used = last.get("usage")
@@ -55,6 +55,18 @@ def parted(text: str) -> tuple[str, str]:
     first = next((line for line in lines if line not in marked), "")
     expected = marked[0][len(_EXPECTED) :].strip() if marked else ""
     return first[:MAX_HYPOTHESIS], expected[:MAX_HYPOTHESIS]
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    """The JSON object that a line is, or the last one of the array that it is, whose beginning may be cut off; None if it is neither."""
+    for part in (line, line[max(0, line.rfind(_RESULT)) :].removesuffix("]")):
+        try:
+            found = json.loads(part)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return None
 
 
 def _number(value: Any) -> float:

@@ -121,7 +121,7 @@ def names() -> list[str]:
 
 
 def choose(settings: Settings, environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
-    """The proposer of these settings, and why; `auto` takes what is configured here. Raises Unusable for an unknown name."""
+    """The proposer of these settings, and why; `auto` takes what is configured here. Raises Unusable for an unknown name, and for a model of nobody."""
     if settings.proposer != AUTO:
         if settings.proposer not in names():
             known = ", ".join([AUTO, *names()])
@@ -137,6 +137,10 @@ def choose(settings: Settings, environment: Mapping[str, str] = os.environ) -> t
         return "anthropic", "ANTHROPIC_API_KEY is set"
     if environment.get("OPENAI_API_KEY"):
         return "openai", "OPENAI_API_KEY is set"
+    if settings.models:
+        raise Unusable(
+            f"--model {settings.models[0]}: whom to ask? Set ANTHROPIC_API_KEY or OPENAI_API_KEY, or give --base-url"
+        )
     return "sweep", "no key is set (ANTHROPIC_API_KEY, OPENAI_API_KEY): it searches constants alone"
 
 

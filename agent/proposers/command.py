@@ -230,7 +230,7 @@ def create(workshop: Workshop) -> Command:
 def _split(command: str | None) -> list[str]:
     if not command or not command.strip():
         raise Unusable(
-            "--proposer command: expected --command, such as --command 'claude -p --permission-mode acceptEdits'"
+            "--proposer command: expected --command, such as --command 'claude -p --output-format json --permission-mode acceptEdits'"
         )
     try:
         arguments = shlex.split(command)

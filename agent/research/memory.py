@@ -53,7 +53,10 @@ def digest(history: Sequence[Past], target: str, op: str | None, run: str) -> st
             UNDER_WAY,
         ),
         _section(
-            "Kept (this run's are in the incumbent)", (_line(p, run) for p in kept), len(kept), KEPT
+            "Kept (this run's are in the incumbent, unless they were taken out since)",
+            (_line(past, run) for past in kept),
+            len(kept),
+            KEPT,
         ),
         _section(
             "Near misses: better, but not beyond the noise; worth combining or finishing",

@@ -14,10 +14,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from agent import surface
-from agent.proposers import Context
+from agent.lab import ROOT
+from agent.proposers import CONTRACTS, Context
 from agent.research import search
 from agent.research.memory import MAX_MEMORY
 from agent.research.search import Plan
@@ -28,8 +28,6 @@ MAX_FIRST = 16_000  # characters of a first message: memory, table, and 4,000 of
 MAX_TABLE = 5_000  # characters of a profile
 MAX_AGENDA = 24_000  # characters
 MAX_LISTED = 4_000  # characters of the list of what is not shown
-
-CONTRACTS = Path(__file__).resolve().parent.parent.parent / "bench" / "contracts"
 
 _NAMES = 12  # of an outline
 _OUTLINE = {
@@ -188,7 +186,7 @@ def _contracts(context: Context) -> Iterator[tuple[str, str]]:
     """The contracts of the ops in question, by path; only the first line of each if no kernel may be changed."""
     ops = [context.op] if context.op else [p.stem for p in (context.incumbent / "kernels").glob("[!_]*.py")]  # fmt: skip
     for op in sorted(ops):
-        file = CONTRACTS / f"{op}.py"
+        file = ROOT / CONTRACTS / f"{op}.py"
         if file.is_file():
             text = file.read_text()
             whole = context.op is not None or context.target != "model"

@@ -77,7 +77,8 @@ def plan(
     dry = since_keep(ours)
     kind = EXPLORE if rng.random() < explore_share(dry) else IMPROVE
     tries = _tries(ours)
-    chosen = _choose_op(kind, target, ops, shares or {}, tries, rng)
+    # with --op only its kernel may be edited, whatever the target
+    chosen = _choose_op(kind, target if op is None else "kernels", ops, shares or {}, tries, rng)
     reasons = [_about(chosen, shares or {}, tries)]
     if kind == EXPLORE:
         reasons.append(f"{dry} experiments since the last keep: something unlike what was tried")

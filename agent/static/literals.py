@@ -66,11 +66,10 @@ def _code(path: str, source: str) -> str:
     tree = _parsed(source)
     if tree is None:
         return ""
+    # A sum of some hundred terms, or a no-break space in the braces of an f-string: the text as it stands counts, comments included.
     try:
         return ast.unparse(without_docstrings(tree))
-    except (
-        RecursionError
-    ):  # a sum of some hundred terms: then the text as it stands counts, comments included
+    except (RecursionError, ValueError):
         return source
 
 

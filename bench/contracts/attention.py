@@ -70,13 +70,21 @@ def telling(rng: random.Random) -> tuple[Case, dict[str, object]]:
 
 
 def corners(rng: random.Random) -> list[Case]:
-    """Scores whose exponentials overflow float32; one query; one key a query."""
+    """Scores whose exponentials overflow float32, in a short row and in one of the trial's length; one query; one key a query."""
     T, D = rng.randint(20, 70), rng.choice((16, 64))
+    far = Input(
+        (1, 3, 512, 64), rng.choice(("float32", "bfloat16")), scale=15.0, layout="transposed"
+    )
     loud = Input((1, 2, T, D), scale=15.0)
     one, plain = Input((2, 2, 1, D)), Input((1, 2, T, D), rng.choice(FLOATS))
     return [
         # the softmax is one-hot: gradients are what rounding leaves of zero
         Case({"q": loud, "k": loud, "v": Input((1, 2, T, D))}, {"causal": True}, forward_only=True),
+        Case(
+            {"q": far, "k": far, "v": replace(far, scale=1.0)},
+            {"causal": True, "window": rng.choice((None, 64))},
+            forward_only=True,
+        ),
         Case({"q": one, "k": one, "v": one}, forward_only=True),
         Case({"q": plain, "k": plain, "v": plain}, {"window": 1}, forward_only=True),
     ]

@@ -95,7 +95,8 @@ def _head(N: int, D: int, V: int, dtype: str, calls: int = 1) -> Case:
     return Case(
         {
             "h": Input((N, D), dtype),
-            "W": Input((V, D), dtype, scale=1 / math.sqrt(D)),
+            # logits as training leaves them: of normal ones the softmax is flat, and hardly counts beside the one-hot
+            "W": Input((V, D), dtype, scale=4 / math.sqrt(D)),
             "targets": Input((N,), "int64", below=V),
         },
         {"softcap": 15.0},
