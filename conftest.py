@@ -19,6 +19,21 @@ for _name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY"):
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Of bench/conftest.py, which `pytest .` reads too late for options."""
+    parser.addoption(
+        "--benchmark",
+        action="store_true",
+        help="measure every implementation of every op and its peers",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Five blocks of an implementation show that it runs, and not how fast: nothing is printed of them.
+    if not config.getoption("--benchmark"):
+        config.option.benchmark_disable = True
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first: begun last, one of a minute would leave every worker but its own idle."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -29,3 +29,9 @@ and static, are in agent/.
 
 Read contracts/contract, then correctness, timing and trial: they are the gates.
 """
+
+import os
+
+# With one of these `import torch` leaves this process, and every runner that it starts, a single core (pytorch issues 49971 and 91989).
+for _name in ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY"):
+    os.environ.pop(_name, None)

@@ -8,6 +8,7 @@ read from the cubin and reported.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -18,8 +19,9 @@ from bench import hardware
 from bench.contracts import ops
 from bench.finding import Finding
 from bench.judge import Judge, Refused
+from bench.sandbox import devices
 
-TARGETS = (80, 90, 100)  # A100, H100, B200
+TARGETS = (80, 90, 100)  # A100, H100, B200: for all of them where there is no GPU
 TIMEOUT_S = 300.0
 
 
@@ -37,7 +39,7 @@ def build(tree: Path, changed: Sequence[str]) -> Finding:
         for op in _ops(changed):
             with Judge(tree) as judge:
                 judge.ask("load", op=op, tree=str(judge.tree))
-                rows = judge.ask("aot", timeout=TIMEOUT_S, op=op, targets=list(TARGETS))["kernels"]
+                rows = judge.ask("aot", timeout=TIMEOUT_S, op=op, targets=_targets())["kernels"]
                 evidence.setdefault("triton", {})[op] = rows
     except Refused as refused:
         return Finding(False, str(refused), {**evidence, "kind": refused.kind})
@@ -47,6 +49,12 @@ def build(tree: Path, changed: Sequence[str]) -> Finding:
 def build_all(tree: Path) -> Finding:
     """Build every source of a tree into the cache, which runners can only read."""
     return build(tree, [f"csrc/{path.name}" for path in (tree / "csrc").glob("*")])
+
+
+def _targets() -> list[int]:
+    """The architectures that Triton kernels are compiled for: the GPU's that is here, on which alone they have to run, or else TARGETS."""
+    own = re.sub(r"\D", "", devices.architecture())
+    return [int(own)] if own else list(TARGETS)
 
 
 def _compiled(tree: Path, sources: Sequence[Path]) -> dict[str, Any]:

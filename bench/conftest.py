@@ -57,20 +57,6 @@ ROWS: list[Row] = []
 ABSENT: dict[str, str] = {}  # who is not measured, and why
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--benchmark",
-        action="store_true",
-        help="measure every implementation of every op and its peers",
-    )
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    # Five blocks of an implementation show that it runs, and not how fast: nothing is printed of them.
-    if not config.getoption("--benchmark"):
-        config.option.benchmark_disable = True
-
-
 class Clock:
     """A timer for pytest-benchmark that shows the samples it is told."""
 

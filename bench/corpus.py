@@ -178,9 +178,10 @@ def _jsonl(lines: Iterable[bytes], path: Path) -> Iterator[Document]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        text = _utf8(line, path, number)
         try:
-            row = json.loads(_utf8(line, path, number))
-        except json.JSONDecodeError as error:
+            row = json.loads(text)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}, line {number}: broken JSON: {error}") from None
         yield _row(row, f"{path}, line {number}", path.name)
 

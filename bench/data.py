@@ -157,7 +157,9 @@ class _Documents:
                 spool.write(document.text)
                 sizes.append(len(document.text))
                 splits.append(document.split)
-                hashes.extend((_hash(document.origin.encode()), _hash(document.text)))
+                hashes.extend(
+                    (_hash(document.origin.encode(errors="surrogatepass")), _hash(document.text))
+                )
         both, size = np.array(hashes, np.uint64).reshape(-1, 2), np.array(sizes, np.int64)
         kept = np.sort(np.unique(both[:, 1], return_index=True)[1])
         self.start, self.size = (np.cumsum(size) - size)[kept], size[kept]

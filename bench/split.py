@@ -22,7 +22,9 @@ TRAIN, VAL, TEST = range(3)
 HELD_OUT = 62  # one document of 62 for val, one for test: 1.6 %, 0.4 MB of the embedded corpus
 # At most about this much in each, because scoring it costs every trial time.
 HELD_OUT_BYTES = 3_000_000
-LARGEST_GIVEN = 4 * HELD_OUT_BYTES  # of a split that came with the text
+LARGEST = (
+    4 * HELD_OUT_BYTES
+)  # of val or test, where documents are long or the split came with the text
 ALIKE = 0.2  # a held-out document is dropped if this share of its shingles is seen elsewhere
 
 _LEVELS = 6  # a shingle is 2^6 = 64 letters, about 13 English words
@@ -48,16 +50,21 @@ def assign(
     split = np.full(len(size), TRAIN, np.int8)
     split[order[::step]] = VAL
     split[order[step // 2 :: step]] = TEST
-    return split
+    return _scorable(split, size, "cut its longest documents")
 
 
 def given(splits: Sequence[str], size: NDArray[np.int64]) -> NDArray[np.int8]:
-    """As `assign`, for documents whose files name the split. Raises DataError where scoring would take too long."""
-    split = np.array([SPLITS.index(name) for name in splits], np.int8)
+    """As `assign`, for documents whose files name the split."""
+    named = np.array([SPLITS.index(name) for name in splits], np.int8)
+    return _scorable(named, size, "take fewer files")
+
+
+def _scorable(split: NDArray[np.int8], size: NDArray[np.int64], mend: str) -> NDArray[np.int8]:
+    """The split as it is. Raises DataError where scoring it would take too long."""
     for held_out in (VAL, TEST):
-        if (found := int(size[split == held_out].sum())) > LARGEST_GIVEN:
+        if (found := int(size[split == held_out].sum())) > LARGEST:
             raise DataError(
-                f"{found:,} bytes of {SPLITS[held_out]}: expected at most {LARGEST_GIVEN:,}, as every trial scores them; take fewer files"
+                f"{found:,} bytes of {SPLITS[held_out]}: expected at most {LARGEST:,}, as every trial scores them; {mend}"
             )
     return split
 

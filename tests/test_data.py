@@ -162,7 +162,7 @@ def test_a_file_of_no_split_beside_a_split_and_too_much_held_out_text_are_refuse
     tmp_path, texts, monkeypatch
 ):
     folder = Path(parted(tmp_path / "text", texts))
-    monkeypatch.setattr("bench.split.LARGEST_GIVEN", 100)
+    monkeypatch.setattr("bench.split.LARGEST", 100)
     with pytest.raises(DataError, match="bytes of val: expected at most 100"):
         prepare(str(folder), vocab_size=300, root=tmp_path / "data")
     (folder / "notes.txt").write_text("of nothing")

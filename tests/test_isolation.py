@@ -17,6 +17,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from bench.judge import Judge
 from bench.sandbox import cgroup, isolation, linux, processes, seccomp
 from bench.sandbox.confine import Terms
 from bench.sandbox.limits import Limits, default
@@ -326,7 +327,7 @@ def test_the_folder_of_a_killed_process_is_known_by_its_name(
         assert not processes.is_left_behind(Path(folder))
         monkeypatch.setattr(processes, "_PROC", tmp_path)  # where no process is
         assert processes.is_left_behind(Path(folder))
-        monkeypatch.setattr(processes, "_NAMESPACE", 1)  # of another container
+        monkeypatch.setattr(processes, "_NAMESPACE", "1")  # of another container
         assert not processes.is_left_behind(Path(folder))
 
 
@@ -393,13 +394,18 @@ def test_a_bubblewrap_that_does_not_end_or_start_is_one_that_does_not_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(isolation, "_TIMEOUT_S", 1)
-    hangs, broken = tmp_path / "hangs", tmp_path / "broken"
+    hangs, broken, old = (tmp_path / name for name in ("hangs", "broken", "old"))
     hangs.write_text("#!/bin/sh\nexec sleep 30\n")
     broken.write_text("no program")
-    for file in (hangs, broken):
+    # before 0.7 a folder in memory has no bounds
+    old.write_text(
+        '#!/bin/sh\ncase "$*" in *--size*) echo "Unknown option --size" >&2; exit 1;; esac\n'
+    )
+    for file in (hangs, broken, old):
         file.chmod(0o755)
     assert "does not end within 1 s" in isolation._why_not(str(hangs))
     assert "does not start" in isolation._why_not(str(broken))
+    assert "--size" in isolation._why_not(str(old))
 
 
 @pytest.mark.parametrize("dies", ["os.kill(os.getpid(), 9)", "os._exit(3)", "{}['x']"])
@@ -431,3 +437,22 @@ def test_the_watchdog_looks_at_the_disk_of_every_folder(
     assert process.wait(10) == -9
     watchdog.stop()
     assert watchdog.excess.endswith(f"left at {cache}")
+
+
+@pytest.mark.parametrize(
+    "layers", [None, ["namespaces", "seccomp"], []], ids=["all", "own", "bare"]
+)
+def test_a_runner_that_is_ended_leaves_no_zombie_to_a_first_process_that_reaps_nobody(
+    layers: list[str] | None, tmp_path: Path
+) -> None:
+    """Orphans come to this process instead, which does not wait for them."""
+    isolation.held()  # tried once in a process
+    linux.prctl(linux.SET_CHILD_SUBREAPER, 1)
+    try:
+        before = processes.children(os.getpid())
+        for _ in range(2):
+            with Judge(tmp_path, layers=layers) as judge:
+                judge.ask("recall", outputs=[])
+        assert processes.children(os.getpid()) == before
+    finally:
+        linux.prctl(linux.SET_CHILD_SUBREAPER, 0)

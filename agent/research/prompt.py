@@ -43,8 +43,8 @@ static       refuses what does not parse, a missing function, a signature other 
 files, processes, network, environment, threads of its own, a clock that it acts on later, frames, modules' namespaces, text run as code, \
 `.format` (write an f-string), patches of torch or of another module, tables of constants as large as weights, a broad except, and a fallback to a \
 library that does the whole op.
-build        refuses what does not compile: C++ and CUDA through torch's JIT (its flags are in kernels/jit.py), each Triton kernel ahead of time for sm_80, \
-sm_90, sm_100 (AOT in the kernel's file lists what to compile: keep it up to date).
+build        refuses what does not compile: C++ and CUDA through torch's JIT (its flags are in kernels/jit.py), each Triton kernel ahead of time, without a \
+GPU for sm_80, sm_90, sm_100 (AOT in the kernel's file lists what to compile: keep it up to date).
 correctness  refuses values or gradients whose error against float64 exceeds a small multiple of plain torch's own error in the same dtype, over \
 secret shapes (1, primes, tile - 1, tile + 1, the trial's), dtypes, strides, scales, NaN and infinity, masks; an ignored argument; changed inputs; \
 reused outputs; results that vary; a graph break under torch.compile; an answer kept from an earlier call.

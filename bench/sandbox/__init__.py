@@ -108,19 +108,33 @@ class Sandbox:
         shutil.rmtree(self.scratch, ignore_errors=True)
 
     def kill(self) -> None:
-        """Every process, whatever session it has moved to."""
+        """Every process, whatever session it has moved to.
+
+        What our child waits for ends first, and then our child by itself. Killed together, the former would be left to the machine's first process, which
+        in many containers reaps nobody: each runner would stay there as a zombie.
+        """
+        if self._ends():
+            # else its tree grows faster than it ends, or a driver holds it
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(PATIENCE_S)
         if self.group is not None:
             self.group.kill()
-        if self.reaps and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                pass  # its tree grows faster than it ends; its own process group, at least, ends below
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+
+    def _ends(self) -> bool:
+        """Whether our child now ends by itself, after all that is behind it."""
+        if self.process.poll() is not None:
+            return False
+        if self.reaps:
+            self.process.terminate()
+            return True
+        # the first process of a pid namespace, with which all others end; none where there is no namespace yet
+        first = processes.children(self.process.pid)
+        for pid in first:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return bool(first)
 
     def tail(self) -> str:
         """The last of what the child printed, with control characters escaped, and the limit that ended it if one did."""
@@ -180,17 +194,7 @@ def start(
             module,
             *arguments,
         ]
-        compiled = Path(COMPILED) if COMPILED in terms.private else own
-        variables = {**_environment(launch, own, cache, compiled, gpu, poison), **environment}
-        if gpu:
-            # By default the pool that compiles for torch.compile starts CUDA in a process of its own, which may not name its threads (bench/sandbox/
-            # confine.py lets a runner name its own alone), and CUDA does not start without. Forked workers know the device from the runner.
-            variables["TORCHINDUCTOR_WORKER_START"] = "fork"
-            workers = min(COMPILERS, len(os.sched_getaffinity(0)))
-            variables["TORCHINDUCTOR_COMPILE_THREADS"] = str(workers)
-        if gpu and "/dev/shm" not in terms.private:
-            # The pool needs semaphores, which lie there; without them it breaks in the middle of a compilation.
-            variables["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+        variables = {**_environment(launch, own, cache, terms, gpu, poison), **environment}
         variables["PADDING"] = _padding([*command, *(f"{n}={v}" for n, v in variables.items())])
         if terms.wrapped:
             command = [*_bubblewrap(terms), "--chdir", str(own), "--", *command]
@@ -215,22 +219,26 @@ def start(
                 pass_fds=tuple(pass_fds),
                 start_new_session=True,
             )
+        reaps = not terms.wrapped and "namespaces" not in layers
+        sandbox = Sandbox(process, scratch, log, _words(layers, gpu), group, reaps)
+        undo.callback(sandbox.stop)
+        folders = [own] if not terms.private else []
+        sandbox.watchdog = Watchdog(
+            process.pid,
+            limits,
+            sandbox.kill,
+            log=log,
+            counted=group.excess if group is not None else None,
+            folders=[*folders, cache] if cache_writable else folders,
+        )
         undo.pop_all()
-    reaps = not terms.wrapped and "namespaces" not in layers
-    words = isolation.words(layers)
-    if gpu is not None and not gpu.alone:
-        words += f", {len(gpu.nodes)} nodes of all GPUs"
-    sandbox = Sandbox(process, scratch, log, words, group, reaps)
-    folders = [own] if not terms.private else []
-    sandbox.watchdog = Watchdog(
-        process.pid,
-        limits,
-        sandbox.kill,
-        log=log,
-        counted=group.excess if group is not None else None,
-        folders=[*folders, cache] if cache_writable else folders,
-    )
     return sandbox
+
+
+def _words(layers: Collection[str], gpu: Gpu | None) -> str:
+    """What holds a runner, for a person."""
+    shared = f", {len(gpu.nodes)} nodes of all GPUs" if gpu is not None and not gpu.alone else ""
+    return f"{isolation.words(layers)}{shared}"
 
 
 def seen_by_runners(program: str) -> str | None:
@@ -330,10 +338,24 @@ def _padding(texts: Iterable[str]) -> str:
     return "." * (-sum(len(os.fsencode(text)) + 1 for text in texts) % PADDED_BYTES)
 
 
+def _compilers(terms: Terms) -> dict[str, str]:
+    """Of the pool that compiles for torch.compile beside a GPU.
+
+    By default it starts CUDA in a process of its own, which may not name its threads (bench/sandbox/confine.py lets a runner name its own alone), and CUDA
+    does not start without. Forked workers know the device from the runner. They need semaphores, which lie in /dev/shm: without it a compilation breaks.
+    """
+    cores = len(os.sched_getaffinity(0)) if namespaces.SHARED in terms.private else 1
+    return {
+        "TORCHINDUCTOR_WORKER_START": "fork",
+        "TORCHINDUCTOR_COMPILE_THREADS": str(min(COMPILERS, cores)),
+    }
+
+
 def _environment(
-    launch: Path, own: Path, cache: Path, compiled: Path, gpu: Gpu | None, poison: bool
+    launch: Path, own: Path, cache: Path, terms: Terms, gpu: Gpu | None, poison: bool
 ) -> dict[str, str]:
     """Built from nothing; what is taken over from the judge's own environment is named here."""
+    compiled = Path(COMPILED) if COMPILED in terms.private else own
     environment = {
         "PATH": _path(),
         "HOME": str(own),
@@ -359,7 +381,7 @@ def _environment(
     # Where OpenMP's is not set, torch has as many threads as MKL: with a number that the judge alone knew, runners would use more than it allows.
     kept = ["CXX", "CC", "OMP_NUM_THREADS", "MKL_NUM_THREADS"]
     if gpu is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = gpu.visible
+        environment |= {"CUDA_VISIBLE_DEVICES": gpu.visible, **_compilers(terms)}
         # The assembler that Triton brings may be older than the kernels need; the path must be one that a runner can read, such as the toolkit's.
         kept += ["LD_LIBRARY_PATH", "TRITON_PTXAS_PATH"]
     # For all runners, also those without a GPU's nodes, which build: what they compile is found by a name that contains the architecture.

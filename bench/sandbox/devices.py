@@ -43,12 +43,16 @@ def first_uuid() -> str:
 
 
 def architecture() -> str:
-    """What CUDA C++ is compiled for, such as 9.0: the GPU that torch calls cuda:0, also in runners without a device node; "" without a GPU."""
+    """What CUDA C++ is compiled for, such as 8.0 or 9.0a: the GPU that torch calls cuda:0, also in runners without a device node; "" without a GPU.
+
+    The `a`: instructions of one architecture alone, such as wgmma of 9.0 and tcgen05 of 10.0, are in no other code.
+    """
     import torch
 
     if not torch.cuda.is_available():
         return ""
-    return ".".join(map(str, torch.cuda.get_device_capability(0)))
+    major, minor = torch.cuda.get_device_capability(0)
+    return f"{major}.{minor}{'a' if major >= 9 else ''}"
 
 
 def find(visible: str, uuid: str, *, dev: Path = Path("/dev"), driver: Path = DRIVER) -> Gpu:

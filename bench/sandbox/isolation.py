@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,9 @@ def _bubblewraps() -> list[str]:
 @functools.cache
 def _why_not(wrapper: str) -> str:
     """What bubblewrap says if it cannot start a process; empty if it can."""
-    probe = [*unshared(wrapper), "--ro-bind", "/", "/", "--proc", "/proc", "--", "true"]
+    # As a sandbox asks: before 0.7, and where it is installed setuid, it bounds no folder in memory.
+    memory = ["--dev", "/dev", "--size", str(1 << 20), "--tmpfs", "/dev/shm"]
+    probe = [*unshared(wrapper), "--ro-bind", "/", "/", "--proc", "/proc", *memory, "--", "true"]
     try:
         done = subprocess.run(probe, capture_output=True, text=True, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired:
@@ -136,7 +139,11 @@ def _version(wrapper: str) -> str:
 def _probe() -> dict[str, str | None]:
     """The layers that a process takes on by itself, tried by the very code that a runner starts with."""
     command = [sys.executable, "-P", "-m", "bench.sandbox.confine", "probe"]
-    environment = {"PYTHONPATH": str(_ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment = {
+        "PYTHONPATH": str(_ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "TMPDIR": tempfile.gettempdir(),
+    }
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=_TIMEOUT_S, check=False
     )
@@ -158,6 +165,13 @@ def _namespaces(refused: str | None) -> Layer:
 
 
 def _what_gives_namespaces() -> str:
+    # They cover parts of /proc, and then no new user namespace may mount one.
+    container = (
+        "In a container: start Docker's with --security-opt seccomp=unconfined --security-opt apparmor=unconfined --security-opt "
+        "systempaths=unconfined, Podman's with --security-opt seccomp=unconfined --security-opt unmask=ALL"
+    )
+    if any(Path(mark).exists() for mark in ("/.dockerenv", "/run/.containerenv")):
+        return container
     restricted = Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns")
     allowed = Path("/proc/sys/kernel/unprivileged_userns_clone")
     most = Path("/proc/sys/user/max_user_namespaces")
@@ -165,7 +179,7 @@ def _what_gives_namespaces() -> str:
         if file.exists() and file.read_text().strip() == closed:
             name = ".".join(file.parts[3:])
             return f"To allow them: sudo sysctl -w {name}={opened}"
-    return "In a container: start it with --security-opt seccomp=unconfined, or with --cap-add SYS_ADMIN"
+    return container
 
 
 def _landlock(refused: str | None) -> Layer:

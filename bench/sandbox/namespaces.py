@@ -95,7 +95,7 @@ def _wait_and_sweep(child: int) -> int:
     except _Stopped:
         status = 128 + signal.SIGTERM
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    while left := processes.descendants(os.getpid()):
+    while left := processes.tree(os.getpid())[1:]:
         for pid in left:
             try:
                 os.kill(pid, signal.SIGKILL)

@@ -6,6 +6,7 @@ import contextlib
 import os
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from bench.sandbox import linux
 TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 _PROC = Path("/proc")
 _SCHED = 2  # CPUCLOCK_SCHED
-_NAMESPACE = os.stat("/proc/self/ns/pid").st_ino
+# With the machine's name: the first namespace has the same number everywhere, and machines may share a folder.
+_NAMESPACE = f"{os.stat('/proc/self/ns/pid').st_ino}.{zlib.crc32(os.uname().nodename.encode()):08x}"
 
 
 def tree(root: int) -> list[int]:
@@ -22,15 +24,15 @@ def tree(root: int) -> list[int]:
 
     What a candidate uses is counted over these: the kernel's lists of children (`descendants`) may lack one while another ends.
     """
-    children: dict[int, list[int]] = {}
+    started: dict[int, list[int]] = {}
     for entry in os.listdir(_PROC):
         if entry.isdigit():
             fields = _stat(int(entry))
             if fields:
-                children.setdefault(int(fields[1]), []).append(int(entry))
+                started.setdefault(int(fields[1]), []).append(int(entry))
     found = [root]
     for pid in found:
-        found += children.get(pid, [])
+        found += started.get(pid, [])
     return found
 
 
@@ -39,7 +41,7 @@ def descendants(root: int) -> list[int]:
     found: list[int] = []
     queue = [root]
     while queue:
-        for pid in _children(queue.pop()):
+        for pid in children(queue.pop()):
             found.append(pid)
             queue.append(pid)
     return found
@@ -63,10 +65,13 @@ def scratch() -> tempfile.TemporaryDirectory[str]:
 def is_left_behind(folder: Path) -> bool:
     """Whether a folder bears the mark of a process of this namespace that has ended."""
     number, _, namespace = folder.name.split("-")[1].partition(".")
-    return namespace == str(_NAMESPACE) and not (_PROC / number).exists()
+    if namespace != _NAMESPACE or not number.isdigit():
+        return False
+    # a zombie has ended too
+    return not (_PROC / number).exists() or _stat(int(number))[:1] == ["Z"]
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     """The children of all its threads; none of a process that ends meanwhile."""
     found: list[int] = []
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
