@@ -9,14 +9,32 @@ import pytest
 
 from bench import builds
 from bench.judge import CACHE
+from bench.sandbox import cgroup, precedence
 
 ROOT = Path(__file__).resolve().parent
+# What a worker and its runners take at most, all but always less.
+WORKER_BYTES = 2 << 30
+MOST_WORKERS = 16
 # Kernels that a test calls in its own process lie in the cache of the runners, so that neither builds what the other has.
 os.environ["TORCH_EXTENSIONS_DIR"] = str(CACHE)
 # With a key in the environment `auto` would ask a model, for money; and no proxy stands before the loopback.
-for _name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY"):
+for _name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "FORCE_COLOR", "PYTHONWARNINGS"):
     os.environ.pop(_name, None)
-os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
+os.environ["LC_ALL"] = "C.UTF-8"  # compilers speak English
+os.environ.setdefault("TRITON_CACHE_DIR", str(CACHE.with_name("triton")))  # HOME may be read-only
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # At -20 on both cores, runners that are timed leave the tests of another worker 1 % of a core, and their deadlines pass; at -10 it is a tenth.
+    precedence.HIGHEST = -10
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One a core, of those that a container may use and that memory serves."""
+    cores, memory = cgroup.allowance()
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    served = min(memory, physical) / WORKER_BYTES
+    return max(1, int(min(len(os.sched_getaffinity(0)), cores, served, MOST_WORKERS)))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -63,10 +64,22 @@ def git(root: Path, *arguments: str) -> str:
     """Git as a person has it, with an identity."""
     who = (
         *("-c", "user.name=a person", "-c", "user.email=person@example.org"),
-        *("-c", "commit.gpgsign=false"),  # as a person may have it
+        *(
+            "-c",
+            "commit.gpgsign=false",
+            "-c",
+            "core.hooksPath=/dev/null",
+        ),  # as a person may have it
     )
+    # in a hook, or under `git bisect run`, git's variables name the person's own repository
+    elsewhere = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     done = subprocess.run(
-        ["git", *who, *arguments], cwd=root, capture_output=True, text=True, check=True
+        ["git", *who, *arguments],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=elsewhere,
     )
     return done.stdout.strip()
 

@@ -438,7 +438,7 @@ def test_a_log_has_a_bound_and_keeps_the_end(bench: Bench) -> None:
 
 def test_an_agent_that_commits_does_so_in_its_own_folder(bench: Bench) -> None:
     before = git(bench.root, "rev-parse", "HEAD"), git(bench.root, "branch", "-a")
-    commit = "['git', '-c', 'user.name=a', '-c', 'user.email=a@b', 'commit', '-qam', 'mine']"
+    commit = "['git', '-c', 'user.name=a', '-c', 'user.email=a@b', '-c', 'commit.gpgsign=false', '-c', 'core.hooksPath=/dev/null', 'commit', '-qam', 'mine']"
     script = put(*FASTER) + f"subprocess.run({commit}, check=True)\n"
     assert list(proposed(bench.agent(script), bench.context()).files) == ["csrc/scale.cpp"]
     assert (git(bench.root, "rev-parse", "HEAD"), git(bench.root, "branch", "-a")) == before

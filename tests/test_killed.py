@@ -25,7 +25,7 @@ from agent.records import LOST, OPEN
 KILLS = 40
 EXPERIMENTS = 75
 LIVES = """
-import json, os, random, signal, sys, time
+import json, os, random, signal, sys, threading, time
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
 from lab_tree import Rules, Transcript
@@ -50,43 +50,44 @@ class Slow(Rules):
         return super().trial(tree, seed, progress, split)
 
 class Telling(Transcript):
-    def __init__(self, pipe):
+    # Kills its own process `pause` seconds after so many lines: another process might get no core in time.
+    def __init__(self, pipe, lines, pause):
         super().__init__()
-        self.pipe = pipe
+        self.pipe, self.left, self.pause = pipe, lines, pause
     def stage(self, text, seconds=None):
         os.write(self.pipe, b".")
-    def say(self, text):
-        os.write(self.pipe, b".")
+        self.left -= 1
+        if self.left == 0:
+            threading.Timer(self.pause, os.kill, (os.getpid(), signal.SIGKILL)).start()
+    say = stage
 
-def live(root, url, experiments, pipe):
+def live(root, url, experiments, telling):
     lab = Lab(root)
     if lab.ledger().runs():
-        campaign.resume(lab, None, {}, Telling(pipe), Slow())
+        campaign.resume(lab, None, {}, telling, Slow())
     else:
         settings = Settings(
             target="kernels", proposer="openai", models=("m",), base_url=url, prices=("m=1/2",), usd=20.0,
             experiments=experiments, seconds=5.0, data="corpus-1",
         )
-        campaign.run(lab, settings, Telling(pipe), Slow())
+        campaign.run(lab, settings, telling, Slow())
 
 root, url, kills, experiments = Path(sys.argv[1]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5])
 rng = random.Random(20261123)
 told = []
 for number in range(kills + 1):
+    lines = rng.randrange(1, 30) if number < kills else 10**9
+    pause = rng.random() * 0.03
     reads, writes = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reads)
-        live(root, url, experiments, writes)
+        live(root, url, experiments, Telling(writes, lines, pause))
         os._exit(0)
     os.close(writes)
-    lines = rng.randrange(1, 30) if number < kills else 10**9
     seen = 0
-    while seen < lines and (some := os.read(reads, 1)):
+    while some := os.read(reads, 4096):
         seen += len(some)
-    time.sleep(rng.random() * 0.03)
-    if number < kills:
-        os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
     os.close(reads)
     told.append((seen, os.WIFSIGNALED(status), os.WEXITSTATUS(status)))

@@ -168,7 +168,16 @@ def test_a_trial_ends_with_its_figures(checkout: Path) -> None:
 
 
 def gate(checkout: Path, candidate: str) -> subprocess.CompletedProcess[str]:
-    words = ("--op", "rms_norm", "--candidate", str(ROOT / candidate), "--no-speed", "--json")
+    words = (
+        "--op",
+        "rms_norm",
+        "--candidate",
+        str(ROOT / candidate),
+        "--no-speed",
+        "--device",
+        "cpu",
+        "--json",
+    )
     return run("-m", "agent", "gate", *words, cwd=checkout)
 
 

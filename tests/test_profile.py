@@ -131,7 +131,7 @@ def test_a_step_is_split_by_op_and_a_slow_op_shows(
     assert rows["linear_cross_entropy"]["calls"] == 1
     assert 0 < rows["attention"]["backward_ms"] < rows["attention"]["ms"]
     assert rows["adamw"]["backward_ms"] == rows["newton_schulz"]["backward_ms"] == 0
-    assert 0 < found["data_ms"] < 0.05 * found["step_ms"]
+    assert 0 < found["data_ms"] < 0.5 * found["step_ms"]
     assert 0 <= found["python_ms"] < found["step_ms"]
     assert set(found["implementations"].values()) == {"cpp"}
     assert "linear_cross_entropy" in step_table.table(found)

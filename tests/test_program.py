@@ -43,6 +43,15 @@ def test_the_commands_of_the_workflow_exist() -> None:
     assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
 
 
+def test_the_commands_of_make_lab_exist() -> None:
+    makefile = Path(__file__).resolve().parent.parent / "Makefile"
+    text = makefile.read_text().replace("\\\n", "")
+    typed = re.findall(r"^\t@?\$\(BIN\)/python -m agent (.*)$", text, re.M)
+    assert len(typed) == 2
+    for words in typed:
+        parser().parse_args(shlex.split(words.replace("$(DEVICE)", "auto")))
+
+
 def test_what_it_calls_frozen_is_frozen() -> None:
     for path in surface.FROZEN:
         assert f"`{path}`" in PROGRAM

@@ -74,7 +74,8 @@ def worked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stand_in(patch: pytest.MonkeyPatch) -> None:
-    """A judge by rules for the real one, data that nobody reads, and no key."""
+    """A judge by rules for the real one, data that nobody reads, no key and no GPU."""
+    patch.setattr("torch.cuda.is_available", lambda: False)  # of C++ alone there are constants here
     for module in (campaign, judging):
         patch.setattr(module, "Bench", lambda *about, **named: Rules())
     data = SimpleNamespace(directory=Path("corpus"), train_tokens=3, vocab_size=2, val_bytes=1)

@@ -6,6 +6,7 @@ The attempts are functions of tests/escapes.py. Bombs go off in sandboxes with s
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import json
 import os
@@ -97,7 +98,8 @@ class World:
         self.datagram = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.datagram.bind(f"\0{self.marker}-datagram")
         self.file = socket.socket(socket.AF_UNIX)
-        self.file.bind(str(folder / "socket"))
+        with contextlib.chdir(folder):  # the path of a socket has 107 bytes at most
+            self.file.bind("socket")
         for listener in (self.abstract, self.file):
             listener.listen()
         self.before = self.state()
@@ -180,7 +182,9 @@ def test_an_attempt_to_escape_is_refused(
     attempt: str, layers: tuple[str, ...], world: World
 ) -> None:
     became = attempts(world, layers)[attempt]
-    assert became != "got through"
+    # the other names are those of a slip in the attempt itself
+    slips = ("NameError", "AttributeError", "TypeError", "ArgumentError", "SyntaxError")
+    assert became not in ("got through", *slips)
     if attempt in FILTERED and "seccomp" in layers:
         assert became == "PermissionError"
 
@@ -198,8 +202,10 @@ def test_the_attempts_get_through_without_a_sandbox(tmp_path: Path, world: World
     harmless = ["tcp_connect", "udp_send", "abstract_socket", "abstract_datagram", "socket_file", "datagram_by_a_pair",
                 "read_the_validation_data", "read_the_ledger", "read_the_environment", "read_the_environment_of_the_judge",
                 "signal_the_judge", "signal_the_parent", "write_outside", "write_in_tmp", "change_the_mode_of_a_file",
-                "a_file_beyond_its_size", "open_the_memory_of_the_judge", "change_the_time_of_a_file",
-                "read_through_a_symlink"]  # fmt: skip
+                "a_file_beyond_its_size", "change_the_time_of_a_file", "read_through_a_symlink"]  # fmt: skip
+    yama = Path("/proc/sys/kernel/yama/ptrace_scope")
+    if not yama.exists() or yama.read_text().strip() == "0":  # 1, as on Ubuntu: a child may not
+        harmless.append("open_the_memory_of_the_judge")
     before = signal.getsignal(signal.SIGURG)
     own = World(tmp_path)
     (tmp_path / "targets.json").write_text(json.dumps(own.targets()))

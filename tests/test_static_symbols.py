@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -100,7 +101,16 @@ def plain_object(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
     def make(text: str) -> Path:
         folder = tmp_path_factory.mktemp("object")
         (folder / "a.cpp").write_text(text)
-        command = ["c++", "-std=c++20", "-O1", "-shared", "-fPIC", "a.cpp", "-o", "a.so"]
+        command = [
+            os.environ.get("CXX", "c++"),
+            "-std=c++20",
+            "-O1",
+            "-shared",
+            "-fPIC",
+            "a.cpp",
+            "-o",
+            "a.so",
+        ]
         subprocess.run(command, cwd=folder, check=True, capture_output=True)
         return folder / "a.so"
 

@@ -113,10 +113,10 @@ def test_no_hook_of_the_user_s_runs(root: Path, workspace: Workspace) -> None:
     (root / "my hooks").mkdir()
     for name in ("post-checkout", "pre-commit", "reference-transaction", "post-index-change"):
         hook = root / "my hooks" / name
-        hook.write_text(f"#!/bin/sh\ntouch {root}/hooked\n")
+        hook.write_text(f"#!/bin/sh\ntouch '{root}/hooked'\n")
         hook.chmod(0o755)
     git(root, "config", "core.hooksPath", "my hooks")
-    git(root, "config", "core.fsmonitor", f"touch {root}/hooked; false")
+    git(root, "config", "core.fsmonitor", f"touch '{root}/hooked'; false")
     repository = workspace.repository
     head = repository.resolve("HEAD")
     commit = workspace.commit(head, proposal(csrc__scale=BETTER))
@@ -125,6 +125,9 @@ def test_no_hook_of_the_user_s_runs(root: Path, workspace: Workspace) -> None:
     repository.snapshot(FOLDERS)
     assert repository.dirty(FOLDERS) == []
     assert not (root / "hooked").exists()
+    # they do run where git is called as a person calls it
+    subprocess.run(["git", "update-ref", "refs/heads/x", "HEAD"], cwd=root, check=True)
+    assert (root / "hooked").exists()
 
 
 def test_a_snapshot_holds_the_working_tree_and_leaves_the_index(root: Path) -> None:

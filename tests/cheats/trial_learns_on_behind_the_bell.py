@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from model.bigram import Bigram
 from model.bigram import Trainer as Honest
 
-MORE, T = 400, 256
+MORE, T = 1200, 256
 
 
 class Carries(Bigram):
