@@ -117,7 +117,9 @@ def past(number: int = 1, status: str = DROP, **changed: Any) -> Past:
 def compared(ratio: float, low: float, high: float) -> Comparison:
     """What a comparison of one shape finds."""
     bounds = {"ratio": ratio, "low": low, "high": high}
-    return Comparison(ratio, low, high, [{"case": "x[2]", "calls": 1, "blocks": 50, **bounds}], 0.1)
+    times = {"incumbent_ms": 1.0, "candidate_ms": ratio}
+    shape = {"case": "x[2]", "calls": 1, "blocks": 50, **bounds, **times}
+    return Comparison(ratio, low, high, [shape], 0.1)
 
 
 @dataclass

@@ -92,6 +92,9 @@ def test_help_names_every_command() -> None:
             ("--resume", "r1", "--gpu-hours", "1", "prune"),
             "prune does not take --resume, --gpu-hours",
         ),
+        (("--start", "/nowhere", "status"), "status does not take --start: leave that out"),
+        (("--seconds", "60", "--model", "m", "report"), "report does not take --seconds, --model"),
+        (("--proposer", "sweep", "aa", "--experiments", "1"), "aa does not take --proposer"),
         (("--target", "kernels", "--hours", "inf"), "expected more than 0, and finite, got inf"),
     ],
 )
@@ -680,3 +683,19 @@ def test_a_stage_of_unknown_length_has_no_bar_of_the_one_before() -> None:
     (task,) = shown._bar.tasks
     shown.close()
     assert (task.total, task.completed) == (None, 0)
+
+
+def test_show_is_of_the_latest_run_unless_another_is_named(
+    lab: Lab, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(proposer="sweep", seconds=5.0, data="corpus-1", experiments=1)
+    for _ in range(2):
+        campaign.run(lab, settings, Transcript(), Rules())
+    first, second = (run.id for run in sorted(lab.ledger().runs(), key=lambda run: run.started))
+    for words, run in (((), second), (("--run", first), first)):
+        assert main(["show", "1", *words], lab) == 0
+        shown = capsys.readouterr().out
+        assert shown.startswith(f"run {run}, experiment 1 ")
+        assert lab.ledger().experiments(run)[0].patch in shown
+    assert main(["show", "99"], lab) == 2
+    assert f"run {second} has no experiment 99" in capsys.readouterr().err

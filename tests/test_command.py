@@ -192,7 +192,9 @@ def test_no_agent_is_started_when_what_they_said_has_come_to_a_limit(
     ("line", "usd"),
     [('{"total_cost_usd": "much"}', 0), ('{"total_cost_usd": Infinity}', 0), ('{"total_cost_usd": -1}', 0),
      ('{"total_cost_usd": 1e30}', 0), (f'{{"total_cost_usd": 1{"0" * 400}}}', 0),
-     ('{"total_cost_usd": 2, "usage": [1]}', 2), ("[" * 10_000, 0), ("[1]", 0), ("", 0)],
+     ('{"total_cost_usd": 2, "usage": [1]}', 2), ("[" * 10_000, 0), ("[1]", 0), ("", 0),
+     # claude with `verbose`: all of its messages as one array, of which the log's tail may lack the beginning
+     ('[{"type":"system"},{"type":"result","total_cost_usd":2}]', 2), ('t":"x"},{"type":"result","total_cost_usd":2}]', 2)],
 )  # fmt: skip
 def test_figures_that_make_no_sense_count_as_nothing(line: str, usd: float) -> None:
     assert understood(line).usd == usd
@@ -545,6 +547,11 @@ def test_a_repair_that_takes_everything_back_is_no_proposal(bench: Bench) -> Non
     first = proposed(agent, bench.context())
     with pytest.raises(NoProposal, match="changed nothing of the surface"):
         agent.repair(first, REFUSAL)
+
+
+def test_what_an_agent_builds_waits_for_the_trial_that_is_timed(bench: Bench) -> None:
+    script = put(*FASTER) + "import os; open('HYPOTHESIS.md', 'w').write(str(os.nice(0)))\n"
+    assert proposed(bench.agent(script), bench.context()).hypothesis == str(headless.LOWEST)
 
 
 def test_a_file_that_may_not_be_read_costs_no_proposal(

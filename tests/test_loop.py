@@ -53,6 +53,29 @@ def test_a_run_keeps_the_fastest_setting_on_its_branch_and_leaves_the_checkout(l
     assert "ledger.sqlite" in summary
 
 
+def test_a_run_that_goes_on_asks_whom_it_asked_before(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else one that searched constants for nothing would begin to spend where a key is set."""
+    campaign.run(lab, replace(SETTINGS, proposer="auto", experiments=1), Transcript(), Rules())
+    monkeypatch.setenv("OPENAI_API_KEY", "a key")
+    campaign.resume(lab, None, {"experiments": 2}, Transcript(), Rules())
+    assert lab.ledger().run().settings.proposer == "sweep"
+    assert {experiment.proposer for experiment in lab.ledger().experiments()} == {"sweep"}
+    # whom to ask now is said
+    with pytest.raises(Unusable, match="--recording"):
+        campaign.resume(lab, None, {"recording": "nowhere"}, Transcript(), Rules())
+
+
+def test_a_sweep_with_nothing_to_search_ends_before_anything_is_trained(lab: Lab) -> None:
+    write(lab.root, {"csrc/scale.cpp": CPP.replace("tune:", "as it is:")})
+    git(lab.root, "commit", "-qam", "nothing marked")
+    judge = Rules()
+    summary = campaign.run(lab, replace(SETTINGS, op="scale"), Transcript(), judge)
+    assert "no constant in kernels/scale.py, csrc/scale.cpp" in summary
+    assert not [call for call in judge.calls if call.startswith("trial")]
+
+
 def test_every_gate_of_an_experiment_is_in_the_ledger_up_to_the_refusal(lab: Lab) -> None:
     campaign.run(lab, SETTINGS, Transcript(), Rules())
     for experiment in lab.ledger().experiments():

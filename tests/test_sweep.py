@@ -322,6 +322,8 @@ def test_auto_takes_what_is_configured_and_says_why() -> None:
     assert "sweep" in names()
     with pytest.raises(Unusable, match="expected one of auto, .*sweep"):
         choose(Settings(proposer="oracle"), {})
+    with pytest.raises(Unusable, match="--model m: whom to ask"):
+        choose(Settings(models=("m",)), {})
 
 
 def test_a_value_outside_its_choices_leaves_all_of_them_to_be_tried(tmp_path: Path) -> None:

@@ -338,17 +338,21 @@ def test_the_branch_goes_forwards_alone_and_never_under_a_person(
     assert workspace.name(second) == "lab/r1"
 
 
-def test_a_branch_that_is_being_rebased_stays_where_it_is(root: Path, workspace: Workspace) -> None:
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_branch_that_is_being_rebased_stays_where_it_is(
+    linked: bool, root: Path, workspace: Workspace, tmp_path: Path
+) -> None:
     repository = workspace.repository
     head = repository.resolve("HEAD")
     first = workspace.commit(head, proposal(csrc__scale=BETTER))
     second = workspace.commit(first, proposal(csrc__scale=BETTER + "int x;\n"))
     assert workspace.advance(first) == ""
-    git(root, "checkout", "-q", "lab/r1")
+    where = tmp_path / "linked" if linked else root
+    git(root, *(("worktree", "add", "-q", str(where)) if linked else ("checkout", "-q")), "lab/r1")
     with pytest.raises(subprocess.CalledProcessError):  # it stops there, with HEAD at no branch
-        git(root, "rebase", "-q", "--exec", "false", head)
+        git(where, "rebase", "-q", "--exec", "false", head)
     assert "lab/r1 is checked out" in workspace.advance(second)
-    git(root, "rebase", "--abort")
+    git(where, "rebase", "--abort")
     assert repository.tip("lab/r1") == first
 
 
