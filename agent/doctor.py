@@ -137,6 +137,13 @@ def _machine(lab: Lab) -> Iterator[Row]:
     part = "machine"
     cores = len(os.sched_getaffinity(0))
     yield Row(part, "CPU", True, f"{hardware.processor()}, {cores} cores{_vectors()}")
+    first = _has_precedence()
+    text = (
+        "timed processes run before all others"
+        if first
+        else "timed processes wait as others do, of which nothing is calibrated; it takes root or CAP_SYS_NICE"
+    )
+    yield Row(part, "precedence", first, text, False)
     share, bound = cgroup.allowance()
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if share < (int(threads) if threads.isdigit() else cores):
@@ -159,6 +166,17 @@ def _machine(lab: Lab) -> Iterator[Row]:
     local = not kind.startswith(_NETWORK)
     advice = "" if local else ": the ledger is safe on a local disk alone; put the checkout on one"
     yield Row(part, "file system", local, f"{kind}{advice}", False)
+
+
+def _has_precedence() -> bool:
+    """Whether the kernel lets a process of ours run before all others, tried on one that sleeps."""
+    from bench.sandbox import precedence
+
+    with subprocess.Popen(["sleep", "60"]) as sleeper:
+        try:
+            return precedence.take([sleeper.pid])
+        finally:
+            sleeper.kill()
 
 
 def _file_system(folder: Path) -> str:

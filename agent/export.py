@@ -16,7 +16,7 @@ COLUMNS = ("commit", "val_bpb", "memory_gb", "status", "description")
 FIGURES = (
     "speed", "speed_low", "speed_high", "blocks", "bpb_change", "bpb_low", "bpb_high", "rate", "rate_low", "rate_high", "pairs",
 )  # fmt: skip
-MORE = ("run", "number", "proposer", *FIGURES, "device_seconds", "reason")
+MORE = ("run", "number", "proposer", *FIGURES, "cost_usd", "device_seconds", "reason")
 
 
 def tsv(ledger: Ledger, run: str | None = None) -> str:
@@ -34,6 +34,7 @@ def _cells(experiment: Past) -> list[str]:
         experiment.number,
         experiment.proposer,
         *(getattr(outcome, name) for name in FIGURES),
+        experiment.cost_usd,
     )
     cells = [
         experiment.commit[:7],

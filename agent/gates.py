@@ -260,6 +260,10 @@ def microbench(candidate: Candidate, context: Context) -> Finding:
             return Finding(False, f"{op}: {unfit}", evidence)
         evidence[op] = asdict(result)
         said.append(f"{op} {_speed(result)}")
+        if not result.arms.get("candidate", {}).get("first_in_line", True):
+            said[-1] += (
+                " (timed without precedence over other work, of which nothing is calibrated)"
+            )
         if result.unsteady:
             said[-1] += f" (beside itself the incumbent takes {_range(**result.placebo)})"
         if result.slower:

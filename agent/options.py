@@ -21,6 +21,13 @@ examples
   python -m agent gate --op rms_norm --candidate my_rms_norm.cpp
 """
 
+# What the exit status means, where it says more than done or not.
+_STATUS = {
+    "gate": "0 passed, 1 refused, 2 could not judge",
+    "trial": "0 trained and scored, 1 failed, 2 could not begin",
+    "doctor": "0 all that is needed is there, 1 something is missing",
+}
+
 
 def parser() -> argparse.ArgumentParser:
     loop = argparse.ArgumentParser(
@@ -61,11 +68,19 @@ def parser() -> argparse.ArgumentParser:
     return loop
 
 
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, says: str
+) -> argparse.ArgumentParser:
+    status = _STATUS.get(name, "0 done, 2 not")
+    described = f"{says[0].upper()}{says[1:]}. Exit status: {status}, 130 after Ctrl-C."
+    return commands.add_parser(name, help=says, description=described)
+
+
 def _judging_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Data, the machine, and what judges the working tree."""
     # Unset here and below, or else a subcommand's default would overrule `--data DIR prepare`.
     unset = argparse.SUPPRESS
-    prepare = commands.add_parser("prepare", help="prepare the data, or verify it")
+    prepare = _add(commands, "prepare", "prepare the data, or verify it")
     prepare.add_argument(
         "--data",
         default=unset,
@@ -76,7 +91,7 @@ def _judging_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
         "--vocab", type=_positive(int), default=8192, help="size of the vocabulary (default 8192)"
     )
 
-    gate = commands.add_parser("gate", help="judge a file, or what the working tree changes")
+    gate = _add(commands, "gate", "judge a file, or what the working tree changes")
     gate.add_argument("--op", default=unset, help="the op that --candidate computes")
     gate.add_argument(
         "--candidate",
@@ -92,7 +107,7 @@ def _judging_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     gate.add_argument("--json", action="store_true", help="the result as JSON on standard output")
     _isolation_option(gate)
 
-    trial = commands.add_parser("trial", help="one trial of the working tree as it is")
+    trial = _add(commands, "trial", "one trial of the working tree as it is")
     _trial_options(trial)
     _isolation_option(trial)
     trial.add_argument(
@@ -105,21 +120,21 @@ def _judging_commands(commands: argparse._SubParsersAction[argparse.ArgumentPars
     )
     trial.add_argument("--json", action="store_true", help="the result as JSON on standard output")
 
-    doctor = commands.add_parser("doctor", help="what this machine gives, and what it lacks")
+    doctor = _add(commands, "doctor", "what this machine gives, and what it lacks")
     doctor.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _run_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """What is asked of runs, or made of them."""
     unset = argparse.SUPPRESS
-    status = commands.add_parser("status", help="what has been tried and kept")
+    status = _add(commands, "status", "what has been tried and kept")
     status.add_argument(
         "run", nargs="?", metavar="RUN", help="default: the one at work, or else the latest"
     )
-    show = commands.add_parser("show", help="one experiment: what each gate said, and its patch")
+    show = _add(commands, "show", "one experiment: what each gate said, and its patch")
     show.add_argument("number", type=_positive(int), metavar="N", help="its number in the run")
     show.add_argument("--run", help="default: the one at work, or else the latest")
-    report = commands.add_parser("report", help="what a run gained: its champion, run again")
+    report = _add(commands, "report", "what a run gained: its champion, run again")
     report.add_argument("run", nargs="?", metavar="RUN", help="default: the latest")
     report.add_argument(
         "--rerun",
@@ -127,14 +142,10 @@ def _run_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
         help="first run champion and start again, if that was left out",
     )
     _isolation_option(report)
-    prune = commands.add_parser(
-        "prune", help="take kept changes out again; what no longer pays stays out"
-    )
+    prune = _add(commands, "prune", "take kept changes out again; what no longer pays stays out")
     prune.add_argument("run", nargs="?", metavar="RUN", help="default: the latest")
     _isolation_option(prune)
-    placebo = commands.add_parser(
-        "aa", help="propose changes without effect, and count how many are kept"
-    )
+    placebo = _add(commands, "aa", "propose changes without effect, and count how many are kept")
     placebo.add_argument(
         "--experiments", type=_positive(int), required=True, metavar="N", help="how many of them"
     )
@@ -146,7 +157,7 @@ def _run_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     )
     _trial_options(placebo)
     _isolation_option(placebo)
-    export = commands.add_parser("export", help="the ledger for other tools")
+    export = _add(commands, "export", "the ledger for other tools")
     form = export.add_mutually_exclusive_group(required=True)
     form.add_argument(
         "--tsv", action="store_true", help="one line per experiment, autoresearch's columns first"

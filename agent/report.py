@@ -166,7 +166,7 @@ def _next(run: Run, experiments: list[Experiment], kept_as: str) -> Iterator[str
         yield f"take it  git merge {kept_as}{replaced}"
     else:
         yield ""
-    yield f"go on    python -m agent --resume {run.id}   (after a limit, give a new one: --experiments, --hours, --gpu-hours, --usd or --tokens)"
+    yield f"go on    python -m agent --resume {run.id}   (after a limit, give a higher one, counted from the run's start: --experiments, --hours, --gpu-hours, --usd or --tokens)"
     yield "export   python -m agent export --tsv"
 
 

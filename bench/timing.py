@@ -104,7 +104,8 @@ def compare(
         if ratio * QUARANTINE < 1:
             raise Refused(
                 "quarantine",
-                f"quarantined: needs a person. {1 / ratio:.0f} times as fast on {case}, and nothing was found wrong",
+                f"quarantined: needs a person. {1 / ratio:.0f} times as fast on {case}, and nothing was found wrong; if it is right, judge it with --no-speed "
+                "and commit it by hand",
             )
         about = {
             name: {

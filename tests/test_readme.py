@@ -174,3 +174,10 @@ def test_kernels_of_the_readme_equal_the_committed_results() -> None:
 def test_the_readme_counts_what_the_judge_is_tested_with(folder: str, words: str) -> None:
     files = [path for path in (ROOT / "tests" / folder).iterdir() if path.suffix in (".py", ".cpp")]
     assert f"{len(files)} {words}" in README.replace("\n", " ")
+
+
+def test_the_length_of_judge_and_loop_is_said_within_two_percent() -> None:
+    said = re.search(r"judge and loop are ([\d,]+)", README)
+    assert said
+    lines = sum(len(p.read_text().splitlines()) for d in ("agent", "bench") for p in (ROOT / d).rglob("*.py"))  # fmt: skip
+    assert int(said[1].replace(",", "")) == pytest.approx(lines, rel=0.02)
