@@ -148,3 +148,29 @@ def test_where_no_gradient_comes_down_none_is_handed_on() -> None:
     ):
         SendsNothingBack.apply(y).sum().backward()
         assert x.grad is None
+
+
+CALLS = {
+    "rms_norm": lambda x: rms_norm(x, eps=1e-6),
+    "attention": lambda x: attention(*x.view(1, -1, 3, 1, 32).transpose(1, 3).unbind(2), causal=True, window=8),
+    "relu2_mlp": lambda x: relu2_mlp(x, W, W.t()),
+    "linear_cross_entropy": lambda x: linear_cross_entropy(x, W, TARGETS[: len(x)], softcap=15.0),
+}  # fmt: skip
+W, TARGETS = torch.randn(40, 96), torch.arange(64) % 40
+
+
+@pytest.mark.usefixtures("built")
+@pytest.mark.parametrize("op", CALLS)
+def test_one_graph_serves_any_number_of_tokens(op: str) -> None:
+    """As a model asks for that scores batches of any size: what it compiles anew for a size counts as work off the clock."""
+    graphs = []
+
+    def counting(graph: torch.fx.GraphModule, inputs: object) -> object:
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(CALLS[op], fullgraph=True, dynamic=True, backend=counting)
+    for n in (10, 14, 22):
+        x = torch.randn(n, 96)
+        torch.testing.assert_close(compiled(x), CALLS[op](x), rtol=1e-4, atol=1e-4)
+    assert len(graphs) == 1
