@@ -100,24 +100,8 @@ def compare(
             runner.unchanged()
         watched = {runner.name: runner for runner in runners if runner.name in PAIR}
         no_memory_hog(watched["incumbent"], watched["candidate"])
-        ratio, case = min((mix([found]).ratio, found.case.label()) for found in measured)
-        if ratio * QUARANTINE < 1:
-            raise Refused(
-                "quarantine",
-                f"quarantined: needs a person. {1 / ratio:.0f} times as fast on {case}, and nothing was found wrong; if it is right, judge it with --no-speed "
-                "and commit it by hand",
-            )
-        about = {
-            name: {
-                "cold_s": round(runner.cold_s, 2),
-                "peak_mb": round(runner.peak_bytes() / 2**20),
-                "processors": round(runner.turn_cpu_s / runner.turn_s, 2),
-                "first_in_line": float(runner.first_in_line),
-                "spread": float(runner.spread),
-                "alike": float(runner.alike),
-            }
-            for name, runner in watched.items()
-        }
+        _credible(measured)
+        about = {name: _figures(runner) for name, runner in watched.items()}
     return concluded(
         measured,
         seconds=time.monotonic() - started,
@@ -263,6 +247,29 @@ def _once_more(asked: Contract, arms: Sequence[Arm], runner: Conduct, rng: rando
     table.block([0], 0, rng.getrandbits(48))
     audit.see(0)
     audit.run()
+
+
+def _credible(measured: Sequence[Measured]) -> None:
+    """Raises Refused for a speed-up that is no result before a person has looked at it."""
+    ratio, case = min((mix([found]).ratio, found.case.label()) for found in measured)
+    if ratio * QUARANTINE < 1:
+        raise Refused(
+            "quarantine",
+            f"quarantined: needs a person. {1 / ratio:.0f} times as fast on {case}, and nothing was found wrong; if it is right, judge it with "
+            "--no-speed and commit it by hand",
+        )
+
+
+def _figures(runner: Conduct) -> dict[str, float]:
+    """What a comparison tells of an arm."""
+    return {
+        "cold_s": round(runner.cold_s, 2),
+        "peak_mb": round(runner.peak_bytes() / 2**20),
+        "processors": round(runner.turn_cpu_s / runner.turn_s, 2),
+        "first_in_line": float(runner.first_in_line),
+        "spread": float(runner.spread),
+        "alike": float(runner.alike),
+    }
 
 
 def _possible(asked: Contract, found: Measured, device: str) -> None:

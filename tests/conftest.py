@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import coding_agent
 import pytest
 import trial_tree
 from lab_tree import make
+from research_lab import Setting, settings_in
 from warm import Timers, Warm
 
 from agent.lab import Lab
@@ -18,6 +20,18 @@ from bench.data import Dataset
 def lab(tmp_path: Path) -> Lab:
     """A lab on the small checkout of tests/lab_tree.py."""
     return Lab(make(tmp_path / "checkout"))
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Iterator[Setting]:
+    """All that a research session is given."""
+    yield from settings_in(tmp_path)
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> coding_agent.Bench:
+    """A place at which coding agents are tried."""
+    return coding_agent.bench_in(tmp_path)
 
 
 @pytest.fixture(scope="session")

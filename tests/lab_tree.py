@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,6 +83,16 @@ def git(root: Path, *arguments: str) -> str:
         env=elsewhere,
     )
     return done.stdout.strip()
+
+
+def agent(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """`python -m agent` of this checkout, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "agent", *arguments],
+        cwd=Path(__file__).resolve().parent.parent,
+        capture_output=True,
+        text=True,
+    )
 
 
 def write(root: Path, files: Mapping[str, str]) -> None:

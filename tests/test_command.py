@@ -3,107 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import signal
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-from lab_tree import CPP, MODEL, Rules, Transcript, git, make, write
+from coding_agent import FASTER, REFUSAL, Bench, proposed, put
+from lab_tree import CPP, MODEL, Rules, Transcript, git, make
 
 from agent import campaign
-from agent.coder import headless
-from agent.coder.last_words import parted, understood
-from agent.git import Repository
-from agent.judging import Judging
 from agent.lab import Lab, Unusable
-from agent.ledger import Ledger
-from agent.machine import Machine
-from agent.proposers import Context, NoProposal, Stopped, Workshop
-from agent.proposers.command import Command, Task, create
-from agent.records import KEEP, GateResult, Proposal, Run, Settings
+from agent.proposers import NoProposal
+from agent.proposers.command import create
+from agent.records import KEEP, Settings
 from agent.research.search import COMBINE, IMPROVE, Plan
 from agent.spending import BudgetSpent
-
-FASTER = "csrc/scale.cpp", CPP.replace("kRows = 1", "kRows = 4")
-REFUSAL = GateResult("build", False, "scale.cpp:3: error: cannot unroll", {"line": 3}, 0.1)
-SECRET = "sk-0123456789abcdef"
-
-
-@dataclass
-class Bench:
-    """A checkout and all that a proposer may use of it."""
-
-    root: Path
-    settings: Settings = field(default_factory=Settings)
-    stop: threading.Event = field(default_factory=threading.Event)
-    screen: Transcript = field(default_factory=Transcript)
-
-    def __post_init__(self) -> None:
-        write(self.root, {"bench/contracts/scale.py": "# y = factor x\n"})
-        self.repository = Repository(self.root)
-        self.base = self.repository.resolve("HEAD")
-        self.run = self.root / ".lab" / "runs" / "night"
-        self.run.mkdir(parents=True)
-        self.incumbent = self.run / "trees" / "base"
-        self.repository.export(self.base, self.incumbent, ("kernels", "csrc", "model"))
-        self.ledger = Ledger(self.root / ".lab" / "ledger.sqlite")
-        self.ledger.start_run(Run("night", self.settings, self.base, self.base, self.base, 0.0))
-
-    def workshop(self) -> Workshop:
-        judge: Judging = Rules()
-        return Workshop(
-            self.settings, "night", self.run, self.ledger, self.repository,
-            judge, Machine("cpu"), self.screen, self.stop,
-        )  # fmt: skip
-
-    def context(self, target: str = "kernels") -> Context:
-        return Context(
-            "night", self.base, self.incumbent, target, None, "cpu", 0, agenda="be brave"
-        )
-
-    def agent(
-        self,
-        script: str,
-        *arguments: str,
-        plan: Plan | None = None,
-        seconds: float = 30.0,
-        environment: Mapping[str, str] = os.environ,
-    ) -> Command:
-        """A coding agent that is this Python script."""
-        file = self.root / ".lab" / "agent.py"
-        file.write_text("import json, os, pathlib, subprocess, sys, time\n" + script)
-        task = Task(plan or Plan(IMPROVE, "scale"), "make scale faster")
-        return Command(
-            [sys.executable, str(file), *arguments], self.workshop(), lambda context: task,
-            seconds=seconds, environment=environment,
-        )  # fmt: skip
-
-    def logs(self) -> str:
-        return "".join(file.read_text() for file in sorted(self.run.glob("*.log")))
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Bench:
-    return Bench(make(tmp_path / "checkout"))
-
-
-def put(path: str, text: str) -> str:
-    """A line of script that writes a file."""
-    return f"pathlib.Path({path!r}).write_text({text!r})\n"
-
-
-def proposed(agent: Command, context: Context) -> Proposal:
-    proposal = agent.propose(context)
-    assert proposal is not None
-    return proposal
 
 
 def test_what_changed_of_the_surface_is_taken_and_the_rest_reported(bench: Bench) -> None:
@@ -141,11 +56,6 @@ def test_the_prompt_is_on_standard_input_and_by_its_path(bench: Bench) -> None:
     proposed(bench.agent(script, "{prompt}"), bench.context())
     assert "make scale faster" in bench.logs()
     assert "kernels/*.py (not __init__.py, jit.py)" in bench.logs()
-
-
-def test_arguments_meet_no_shell(bench: Bench) -> None:
-    script = put(*FASTER) + "assert sys.argv[1:] == ['; touch x', '$HOME', '*']\n"
-    proposed(bench.agent(script, "; touch x", "$HOME", "*"), bench.context())
 
 
 def test_the_hypothesis_is_read_from_its_file(bench: Bench) -> None:
@@ -188,23 +98,6 @@ def test_no_agent_is_started_when_what_they_said_has_come_to_a_limit(
         agent.repair(last, REFUSAL)
 
 
-@pytest.mark.parametrize(
-    ("line", "usd"),
-    [('{"total_cost_usd": "much"}', 0), ('{"total_cost_usd": Infinity}', 0), ('{"total_cost_usd": -1}', 0),
-     ('{"total_cost_usd": 1e30}', 0), (f'{{"total_cost_usd": 1{"0" * 400}}}', 0),
-     ('{"total_cost_usd": 2, "usage": [1]}', 2), ("[" * 10_000, 0), ("[1]", 0), ("", 0),
-     # claude with `verbose`: all of its messages as one array, of which the log's tail may lack the beginning
-     ('[{"type":"system"},{"type":"result","total_cost_usd":2}]', 2), ('t":"x"},{"type":"result","total_cost_usd":2}]', 2)],
-)  # fmt: skip
-def test_figures_that_make_no_sense_count_as_nothing(line: str, usd: float) -> None:
-    assert understood(line).usd == usd
-
-
-def test_words_move_no_terminal() -> None:
-    text = "\x1b[2J\x1b[1m# four\trows\x08\x07\r\nExpected: \x1b[31mhalf\n"
-    assert parted(text) == ("four  rows", "half")
-
-
 def test_an_agent_that_leaves_nothing_is_refused_its_repair_and_no_more(bench: Bench) -> None:
     script = "import shutil\nshutil.rmtree('.') if os.path.exists('csrc') else os.mkdir('csrc')\n"
     agent = bench.agent(script.replace("rmtree('.')", "rmtree(os.getcwd())"))
@@ -236,10 +129,6 @@ def test_a_program_named_by_a_relative_path_is_found_from_its_desk(
     assert (list(proposal.files), proposal.model) == (["csrc/scale.cpp"], "agent.py")
 
 
-def test_an_expectation_alone_is_no_hypothesis() -> None:
-    assert parted("Expected: 3 %\n") == ("", "3 %")
-
-
 @pytest.mark.parametrize(
     ("script", "words"),
     [
@@ -253,104 +142,6 @@ def test_without_a_change_or_with_a_failure_there_is_no_proposal(
 ) -> None:
     with pytest.raises(NoProposal, match=f"(?s){words}"):
         bench.agent(script).propose(bench.context())
-
-
-# A child in the agent's group and one in a session of its own; both say who they are.
-FAMILY = """
-code = "import time; time.sleep(60)"
-for alone in (False, True):
-    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=alone)
-    with open(sys.argv[1], "a") as file: file.write(f"{child.pid}\\n")
-"""
-
-
-def alive(pids: Path) -> list[int]:
-    """Those of the processes that still run; a zombie does not."""
-    found = []
-    for line in pids.read_text().split():
-        stat = Path(f"/proc/{line}/stat")
-        if stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z":
-            found.append(int(line))
-    return found
-
-
-def gone(pids: Path) -> bool:
-    deadline = time.monotonic() + 5
-    while alive(pids) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return not alive(pids)
-
-
-def both(pids: Path) -> bool:
-    """Whether both children have said who they are."""
-    return pids.exists() and len(pids.read_text().split()) == 2
-
-
-def test_after_the_time_limit_all_that_it_started_is_ended(
-    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a clock on which an hour passes once both children are there."""
-    pids = tmp_path / "pids"
-    hours = SimpleNamespace(
-        monotonic=lambda: time.monotonic() + 3600 * both(pids), sleep=time.sleep
-    )
-    monkeypatch.setattr(headless, "time", hours)
-    agent = bench.agent(put(*FASTER) + FAMILY + "time.sleep(60)", str(pids), seconds=60)
-    with pytest.raises(NoProposal, match="it took longer than"):
-        agent.propose(bench.context())
-    assert gone(pids)
-
-
-def test_what_it_leaves_running_is_ended_with_it_in_whatever_session(
-    bench: Bench, tmp_path: Path
-) -> None:
-    pids = tmp_path / "pids"
-    proposed(bench.agent(put(*FASTER) + FAMILY, str(pids)), bench.context())
-    assert len(pids.read_text().split()) == 2
-    assert gone(pids)
-
-
-def test_stop_ends_it_at_once(bench: Bench, tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
-    agent = bench.agent(put(*FASTER) + FAMILY + "time.sleep(60)", str(pids))
-
-    def press() -> None:
-        deadline = time.monotonic() + 20
-        while not both(pids) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        bench.stop.set()
-
-    threading.Thread(target=press, daemon=True).start()
-    began = time.monotonic()
-    with pytest.raises(Stopped):
-        agent.propose(bench.context())
-    # of the 60 that it sleeps
-    assert time.monotonic() - began < 45
-    assert gone(pids)
-
-
-LOOP = """
-import sys, threading
-from pathlib import Path
-from agent.coder import headless
-folder = Path(sys.argv[1])
-(folder / "prompt").write_text("")
-headless.run(
-    [sys.executable, "-c", "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"],
-    folder=folder, prompt=folder / "prompt", log=folder / "log", seconds=60, stop=threading.Event(),
-)
-"""
-
-
-def test_the_agent_dies_with_a_loop_that_is_killed(tmp_path: Path) -> None:
-    loop = subprocess.Popen([sys.executable, "-c", LOOP, str(tmp_path)])
-    pid, deadline = tmp_path / "pid", time.monotonic() + 20
-    while not (pid.exists() and pid.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert alive(pid)
-    os.kill(loop.pid, signal.SIGKILL)
-    loop.wait()
-    assert gone(pid)
 
 
 def test_a_repair_goes_on_in_the_same_folder_with_the_refusal_in_the_prompt(bench: Bench) -> None:
@@ -406,36 +197,6 @@ def test_a_combination_needs_no_agent(bench: Bench) -> None:
     proposal = proposed(agent, bench.context())
     assert (proposal.hypothesis, dict(proposal.files)) == ("3 with 4", dict([FASTER]))
     assert agent.repair(proposal, REFUSAL) is None
-
-
-def test_secrets_are_in_no_log_no_ledger_and_no_file(bench: Bench) -> None:
-    environment = dict(os.environ) | {"SOME_API_KEY": SECRET, "my_token": "t0ken-" + SECRET}
-    script = (
-        put("HYPOTHESIS.md", f"use {SECRET}") + f"key = {SECRET!r}\n"
-        "assert os.environ['SOME_API_KEY'] == key\n"
-        "print('whole', key, 't0ken-' + key)\n"
-        "for piece in (key[:7], key[7:]):\n sys.stdout.write(piece); sys.stdout.flush(); time.sleep(0.3)\n"
-    )  # fmt: skip
-    proposal = proposed(
-        bench.agent(put(*FASTER) + script, environment=environment), bench.context()
-    )
-    assert "whole [SOME_API_KEY] [my_token]" in bench.logs()
-    assert bench.logs().count("[SOME_API_KEY]") == 2
-    assert "0123456789" not in bench.logs()
-    assert proposal.hypothesis == "use [SOME_API_KEY]"
-    leak = put("csrc/scale.cpp", f"{CPP}// {SECRET}\n")
-    with pytest.raises(NoProposal, match="wrote the value of SOME_API_KEY into a file") as raised:
-        bench.agent(leak + "print(os.environ['SOME_API_KEY'])", environment=environment).propose(bench.context())  # fmt: skip
-    assert "0123456789" not in str(raised.value)
-
-
-def test_a_log_has_a_bound_and_keeps_the_end(bench: Bench) -> None:
-    script = put(*FASTER) + "for i in range(300_000): print('line', i)\nprint('\\nFour rows')"
-    proposal = proposed(bench.agent(script), bench.context())
-    assert proposal.hypothesis == "Four rows"
-    assert len(bench.logs()) < 1.5 * (1 << 20)
-    assert bench.logs().startswith("line 0\n")
-    assert bench.logs().endswith("line 299999\n\nFour rows\n")
 
 
 def test_an_agent_that_commits_does_so_in_its_own_folder(bench: Bench) -> None:
@@ -549,11 +310,6 @@ def test_a_repair_that_takes_everything_back_is_no_proposal(bench: Bench) -> Non
         agent.repair(first, REFUSAL)
 
 
-def test_what_an_agent_builds_waits_for_the_trial_that_is_timed(bench: Bench) -> None:
-    script = put(*FASTER) + "import os; open('HYPOTHESIS.md', 'w').write(str(os.nice(0)))\n"
-    assert proposed(bench.agent(script), bench.context()).hypothesis == str(headless.LOWEST)
-
-
 def test_a_file_that_may_not_be_read_costs_no_proposal(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -568,20 +324,6 @@ def test_a_file_that_may_not_be_read_costs_no_proposal(
     proposal = proposed(bench.agent(put(*FASTER) + put("root.txt", "x")), bench.context())
     assert list(proposal.files) == ["csrc/scale.cpp"]
     assert proposal.notes["not_taken"] == ["root.txt"]
-
-
-def test_what_a_killed_loop_s_agent_had_started_is_ended_when_a_run_begins(tmp_path: Path) -> None:
-    own = "import os, time; open('pid', 'w').write(str(os.getpid())); time.sleep(60)"
-    child = "import subprocess, time; c = subprocess.Popen(['sleep', '60']); open('pid', 'w').write(str(c.pid)); time.sleep(60)"
-    loop = subprocess.Popen([sys.executable, "-c", LOOP.replace(own, child), str(tmp_path)])
-    pid, deadline = tmp_path / "pid", time.monotonic() + 20
-    while not (pid.exists() and pid.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(loop.pid, signal.SIGKILL)
-    loop.wait()
-    assert alive(pid)
-    assert headless.end_leftovers(tmp_path.parent) >= 1
-    assert gone(pid)
 
 
 @pytest.mark.parametrize(("settings", "lines"), [(Settings(usd=5.0), 1), (Settings(), 0)])
@@ -600,14 +342,6 @@ def test_the_agent_is_told_which_files_the_person_brought(tmp_path: Path) -> Non
     bench = Bench(make(tmp_path / "checkout"), Settings(command=command))
     proposed(create(bench.workshop()), replace(bench.context(), brought=("csrc/scale.cpp",)))
     assert "cares most about them: csrc/scale.cpp." in bench.logs()
-
-
-def test_an_agent_s_output_is_read_to_its_end_though_the_disk_is_full() -> None:
-    reads, writes = os.pipe()
-    os.write(writes, b"x" * 1000)
-    os.close(writes)
-    with open(reads, "rb", buffering=0) as pipe:
-        headless.Log(Path("/dev/full"), headless.Secrets({})).follow(pipe)
 
 
 def test_half_a_character_in_a_refusal_ends_no_repair(bench: Bench) -> None:
