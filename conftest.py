@@ -9,7 +9,7 @@ import pytest
 
 from bench import builds
 from bench.judge import CACHE
-from bench.sandbox import cgroup, precedence
+from bench.sandbox import cgroup
 
 ROOT = Path(__file__).resolve().parent
 # What a worker and its runners take at most, all but always less.
@@ -23,9 +23,6 @@ for _name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "FORCE_COLOR", "PYTHONWARNI
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
 os.environ["LC_ALL"] = "C.UTF-8"  # compilers speak English
 os.environ.setdefault("TRITON_CACHE_DIR", str(CACHE.with_name("triton")))  # HOME may be read-only
-if "PYTEST_XDIST_WORKER" in os.environ:
-    # At -20 on both cores, runners that are timed leave the tests of another worker 1 % of a core, and their deadlines pass; at -10 it is a tenth.
-    precedence.HIGHEST = -10
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -24,7 +24,7 @@ _MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 # Without `command`: argparse keeps the name of the subcommand there.
 _SETTINGS = tuple(field.name for field in fields(Settings) if field.name != "command")
 # What `aa`, which is a loop, takes before its name.
-_LIMITS = ("resume", "dry_run", "hours", "gpu_hours", "usd", "tokens")
+_LIMITS = ("start", "dry_run", "hours", "gpu_hours", "usd", "tokens")
 # Commands whose answer has standard output for itself.
 _QUIET = frozenset({"gate", "trial", "export", "status", "show", "report", "doctor"})
 Said = tuple[str, int]  # what a command prints on standard output, and its exit status
@@ -154,7 +154,7 @@ def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
         if resumed:
             ledger = lab.ledger()
             run = ledger.run(given["resume"] or None)
-            changed = replace(run, settings=replace(run.settings, **chosen))
+            changed = replace(run, settings=campaign.going_on(run.settings, chosen))
             settings = dry_run.what_is_left(ledger, changed)
         return dry_run.estimate(lab, replace(settings, device=device(settings.device))), 0
     mode = _held_to(lab, given, given["resume"]) if resumed else settings.isolation

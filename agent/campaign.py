@@ -28,8 +28,10 @@ from agent.workspace import lock
 STOPPED = "stopped"
 # The settings that a run keeps as long as it lives.
 FIXED = ("target", "seconds", "data", "device", "seed", "start")
-# Those by which `auto` knows whom to ask.
-NAMES_A_PROPOSER = ("recording", "command", "base_url")
+# Those by which `auto` knows whom to ask, and the proposers to which they mean something.
+NAMES_A_PROPOSER = {
+    "recording": {"replay"}, "command": {"command"}, "base_url": {"openai", "anthropic"}, "models": {"openai", "anthropic"},
+}  # fmt: skip
 
 
 def run(lab: Lab, settings: Settings, screen: Screen, judge: Judging | None = None) -> str:
@@ -56,10 +58,7 @@ def resume(
     with lock(lab.folder):
         ledger = lab.ledger()
         found = _located(lab, ledger.run(name))
-        settings = replace(found.settings, **changes)
-        if "proposer" not in changes and not changes.keys().isdisjoint(NAMES_A_PROPOSER):
-            settings = replace(settings, proposer=proposers.AUTO)
-        settings = _with_proposer(settings, screen)
+        settings = _with_proposer(going_on(found.settings, changes), screen)
         settings, judge = _ready(lab, settings, screen, judge)
         changed = [key for key in FIXED if getattr(settings, key) != getattr(found.settings, key)]
         if changed:
@@ -250,6 +249,20 @@ def _measured_again(here: Site, incumbent: str, train: bool) -> None:
             here.champion.run_again(incumbent)
     except KeyboardInterrupt:
         here.shop.screen.say("stopped before all that was kept was measured again")
+
+
+def going_on(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """The settings with changes; who proposes is chosen anew where one of them is nothing to the proposer."""
+    now = replace(settings, **changes)
+    other = any(
+        name in changes and now.proposer not in known for name, known in NAMES_A_PROPOSER.items()
+    )
+    if "proposer" in changes or not other:
+        return now
+    gone: dict[str, Any] = {
+        name: None for name in ("recording", "command", "base_url") if name not in changes
+    }
+    return replace(now, proposer=proposers.AUTO, **gone)
 
 
 def _with_proposer(settings: Settings, screen: Screen) -> Settings:

@@ -172,7 +172,8 @@ def _has_precedence() -> bool:
     """Whether the kernel lets a process of ours run before all others, tried on one that sleeps."""
     from bench.sandbox import precedence
 
-    with subprocess.Popen(["sleep", "60"]) as sleeper:
+    # in a session of its own: the kernel shares cores out between sessions first, and precedence is given to all of one
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as sleeper:
         try:
             return precedence.take([sleeper.pid])
         finally:

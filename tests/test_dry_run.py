@@ -116,7 +116,7 @@ def test_without_history_every_gate_is_assumed_and_says_so() -> None:
 def test_a_model_s_change_passes_the_gates_of_kernels_at_once() -> None:
     stages = {s.name: s for s in pace(replace(NIGHT, target="model"), "sweep", []).stages}
     assert stages["microbench"].seconds == 0
-    assert stages["trial"].reached > 0.8
+    assert stages["trial"].reached > 0.7
 
 
 def test_gates_and_trials_come_from_the_ledger_where_it_has_enough(lab: Lab) -> None:

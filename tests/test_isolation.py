@@ -453,6 +453,6 @@ def test_a_runner_that_is_ended_leaves_no_zombie_to_a_first_process_that_reaps_n
         for _ in range(2):
             with Judge(tmp_path, layers=layers) as judge:
                 judge.ask("recall", outputs=[])
-        assert processes.children(os.getpid()) == before
+        assert set(processes.children(os.getpid())) <= set(before)
     finally:
         linux.prctl(linux.SET_CHILD_SUBREAPER, 0)

@@ -111,8 +111,9 @@ def scale(x):
         ({"body": "return"}, False),
         ({"aot": "(_kernel, {})"}, False),
         ({"body": "return", "tail": " * 1"}, True),
+        ({"tail": "  # as it came"}, True),
     ],
-    ids=["kernel", "compiled", "more"],
+    ids=["kernel", "compiled", "more", "comment"],
 )
 def test_a_change_of_triton_kernels_alone_is_run_on_a_gpu(
     tmp_path: Path, after: dict[str, str], passes: bool

@@ -47,7 +47,7 @@ build        refuses what does not compile: C++ and CUDA through torch's JIT (it
 GPU for sm_80, sm_90, sm_100 (AOT in the kernel's file lists what to compile: keep it up to date).
 correctness  refuses values or gradients whose error against float64 exceeds a small multiple of plain torch's own error in the same dtype, over \
 secret shapes (1, primes, tile - 1, tile + 1, the trial's), dtypes, strides, scales, NaN and infinity, masks; an ignored argument; changed inputs; \
-reused outputs; results that vary; a graph break under torch.compile; an answer kept from an earlier call.
+reused outputs; results that vary; a graph break under torch.compile; an answer kept from an earlier call. A changed model takes two steps.
 microbench   kernels: refuses what is not faster than the incumbent on the trial's shapes, timed in turn with fresh inputs: the 99.7 % interval of \
 the ratio of times, candidate to incumbent, has to lie below 1 for at least one op of the change, and above 1 for none; no shape may become 5 % slower.
 parity       kernels: refuses a training curve that the change should not have moved, and a step that became slower.
