@@ -29,7 +29,7 @@ class Goal:
 
 
 _NORM = Case({"x": Input((131072, 512), "bfloat16")})
-_W = Input((8192, 512), "bfloat16", scale=1 / math.sqrt(512))
+_W = Input((8192, 512), "bfloat16", scale=4 / math.sqrt(512))
 _TARGETS = Input((65536,), "int64", below=8192)
 _LOSS = Case(
     {"h": Input((65536, 512), "bfloat16"), "W": _W, "targets": _TARGETS}, {"softcap": 15.0}

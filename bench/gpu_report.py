@@ -42,7 +42,7 @@ CHECKS = 2
 # Time limits (for an op, and for each of its shapes), estimated and not yet measured on a GPU. An op's part is for its runners and compilers. A
 # shape's is in `time` for calls on the device alone, in `judge` for five rounds or more, in each of which three to seven runners get a GB of
 # new contents.
-TIME_S, JUDGE_S = (45.0, 20.0), (60.0, 30.0)
+TIME_S, JUDGE_S = (30.0, 12.0), (60.0, 30.0)
 STEP_S = 150.0  # it compiles the model
 CHECK_S = 250.0  # drawn cases compile some hundred kernels, one after the other
 SANITIZE_S = 190.0  # compute-sanitizer may take 180 (bench/sanitizer.py)

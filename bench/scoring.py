@@ -47,14 +47,18 @@ LEAST_ROWS, LEAST_ROWS_S = 32, 8.0
 # A cut behind a well-predicted token is behind one of so many that were predicted best in the row.
 TELLING = 50
 LARGEST_LOGIT = 1e4
-# A logit that moves no further than this with its future does not depend on it. One that moves by at most MOVED_NATS may have been rounded otherwise.
+# A logit that moves no further than this with its future does not depend on it. One that moves by at most ROUNDED may have been rounded otherwise.
 MOVED = 1e-3
 # Between processes a kernel may round differently (its own autotuner, another batch size): a bf16 logit of 15 is known to 0.06. So a token
 # may move by MOVED_NATS, the mean by MEAN_NATS: rounding has no direction, a gain has.
 MOVED_NATS, MEAN_NATS = 0.25, 2e-3
 # How much worse the last place before a cut may be on average: nats, and standard errors. Where nothing but the future differs, less.
 CUT_NATS, CUT_ERRORS = 0.02, 4.0
-ROUNDED_NATS = 1e-3
+MOST_CUT_NATS = 0.03  # however much they scatter: who looks ahead may add noise
+ROUNDED_NATS, ROUNDED = (
+    1e-3,
+    0.1,
+)  # the latter of any logit: an attention that rescales lazily moved one by 0.0075
 ASK_S = 120.0
 SEES = "the model sees the future"
 PURE = "a row's logits may depend on that row and on Trainer.model.state_dict() alone, whatever the model's mode"
@@ -242,7 +246,7 @@ def _other_future(
         raise Refused(
             "state", f"logits of the same rows move by {by:.2g} from call to call: {PURE}"
         )
-    if float(moved.max()) <= MOVED_NATS:
+    if float(moved.max()) <= ROUNDED:
         return worse.gather(1, (~late).sum(1, keepdim=True) - 1)[:, 0]
     row = int(moved.amax(1).argmax())
     said = f"logits before position {int((~late[row]).sum())} move by {float(moved.max()):.2g} when later tokens change"
@@ -309,7 +313,11 @@ def _leaning(parts: list[Tensor], allowed: float) -> str:
     """By how much the last places before cuts are worse, if that is no chance; else ""."""
     moved = torch.cat(parts) if parts else torch.zeros(1)
     mean, error = float(moved.mean()), float(moved.std(correction=0)) / math.sqrt(len(moved))
-    return f"by {mean:+.2g} nats at the cut" if mean > max(allowed, CUT_ERRORS * error) else ""
+    return (
+        f"by {mean:+.2g} nats at the cut"
+        if mean > max(allowed, min(CUT_ERRORS * error, MOST_CUT_NATS))
+        else ""
+    )
 
 
 def _moved(parts: list[Tensor]) -> str:

@@ -7,6 +7,7 @@ outside of torch.compile, the optimizer's.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -58,9 +59,14 @@ class _Call:
     def __init__(self, asked: Contract, described: Mapping[str, Any]) -> None:
         self.contract = asked
         self.tensors = {name: _form(*said) for name, said in described["tensors"].items()}
-        self.required = [str(name) for name in described["requires"]]
-        inputs = {name: form for name, form in self.tensors.items() if " " not in name}
-        self.case = Case(inputs, dict(described["scalars"]))
+        self.required, self.cut, self.none = (
+            [str(name) for name in described[key]] for key in ("requires", "cut", "none")
+        )
+        # a parameter that the contract does not have tunes the kernel, and means nothing
+        meant = inspect.signature(asked.reference).parameters
+        inputs = {name: form for name, form in self.tensors.items() if name in meant}
+        self.case = Case(inputs, {n: v for n, v in described["scalars"].items() if n in meant})
+        self.autocast = {described["autocast"]} & set(FLOATS)
         after = float(described["seconds"])
         self.where = (
             f"{asked.name}, called by the model {after:.0f} s after the bell, {self.case.label()}"
@@ -87,11 +93,14 @@ class _Call:
         values = self.values
         through = [i for i in range(len(self.results)) if f"upstream {i}" in values]
         wrt = [name for name in self.contract.differentiable if name in self.required]
-        missing = [name for name in wrt if f"gradient {name}" not in values]
-        if len(through) < len(self.results):  # some inputs may have nothing to do with the others
-            wrt = [name for name in wrt if through and name not in missing]
-        elif missing:
-            raise Refused("wrong", f"{self.where}: no gradient came to {', '.join(missing)}")
+        if cut := [name for name in wrt if name in self.cut]:
+            said = f"no result leads back to {', '.join(cut)}: the autograd graph is cut"
+            raise Refused("wrong", f"{self.where}: {said}")
+        # some inputs may have nothing to do with a result through which nothing came
+        whole = len(through) == len(self.results)
+        if whole and (none := [name for name in wrt if name in self.none]):
+            raise Refused("wrong", f"{self.where}: no gradient came to {', '.join(none)}")
+        wrt = [name for name in wrt if through and f"gradient {name}" in values]
         answer = {
             n: values[kept] for n, kept in zip(self.contract.results, self.results, strict=True)
         }
@@ -114,7 +123,7 @@ class _Call:
     def _working(self) -> torch.dtype | None:
         """The dtype of the results where that is the coarser one, as under autocast; None where the arguments' own holds."""
         given = [each.dtype for each in self.case.inputs.values() if each.dtype in FLOATS]
-        came = {self.tensors[name].dtype for name in self.results}
+        came = {self.tensors[name].dtype for name in self.results} | self.autocast
         if self.contract.in_place or came == {given[0]}:
             return None
         coarsest: torch.dtype = max((getattr(torch, name) for name in (*came, given[0])), key=_unit)
@@ -126,6 +135,8 @@ def _unit(dtype: torch.dtype) -> float:
 
 
 def _form(dtype: Any, shape: Any) -> Input:
-    if dtype not in (*FLOATS, "int64") or not all(isinstance(n, int) and n >= 0 for n in shape):
+    if dtype not in (*FLOATS, "float64", "int64") or not all(
+        isinstance(n, int) and n >= 0 for n in shape
+    ):
         raise ValueError(f"a tensor {dtype} {shape}")
     return Input(tuple(shape), dtype)

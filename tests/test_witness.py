@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import textwrap
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from bench.runner.recording import Recorder
 from bench.witness import require_right, updates
 
 OPS = ["add_rms_norm", "nesterov"]
+EMPTY = {"requires": [], "cut": [], "none": [], "scalars": {}, "autocast": "", "seconds": 1.0}
 
 
 class _Trainer:
@@ -119,8 +122,7 @@ def test_results_rounded_to_bfloat16_by_autocast_are_held_to_bfloat16(trainer: _
     ids=["nothing", "dtype", "shape", "no-shape", "no-call"],
 )  # fmt: skip
 def test_a_call_of_another_form_is_refused_by_name(trainer: _Trainer, said: object) -> None:
-    whole = {"requires": [], "scalars": {}, "seconds": 1.0}
-    described = whole | said if isinstance(said, dict) else said
+    described = EMPTY | said if isinstance(said, dict) else said
     with pytest.raises(Refused, match="add_rms_norm in training") as refused:
         require_right(trainer, {"add_rms_norm": [described]}, OPS)
     assert refused.value.kind == "structure"
@@ -243,7 +245,7 @@ def test_a_kernel_that_is_careless_while_it_trains_and_right_when_asked_is_caugh
 def test_a_call_too_large_for_float64_is_left_out(trainer: _Trainer) -> None:
     large = [4096, 2048]
     forms = {name: ["float32", large] for name in ("x", "residual", "result 0", "result 1")}
-    described = {"tensors": forms, "scalars": {}, "requires": [], "seconds": 1.0}
+    described = EMPTY | {"tensors": forms}
     assert require_right(trainer, {"add_rms_norm": [described]}, OPS)["add_rms_norm"] == 0
 
 
@@ -254,3 +256,93 @@ def test_arguments_of_which_the_reference_makes_nothing_are_refused(trainer: _Tr
     with pytest.raises(Refused, match="the reference takes no such arguments") as refused:
         require_right(trainer, trainer.recorder.end(), OPS)
     assert refused.value.kind == "structure"
+
+
+def test_a_graph_that_is_cut_is_refused_whatever_comes_back(
+    trainer: _Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    honest = kernels.add_rms_norm.add_rms_norm
+
+    def cut(x: Tensor, residual: Tensor, **named: object) -> tuple[Tensor, Tensor]:
+        return honest(x.detach(), residual, **named)
+
+    monkeypatch.setattr(kernels.add_rms_norm, "add_rms_norm", cut)
+    monkeypatch.setattr(recording, "SKIPPED", 1)
+    trainer.recorder.watch(updates(["add_rms_norm"]))
+    trainer.recorder.begin(0.0, {"add_rms_norm": 1})
+    step(kernels.add_rms_norm, "cpp")
+    with pytest.raises(Refused, match="no result leads back to x: the autograd graph is cut"):
+        require_right(trainer, trainer.recorder.end(), OPS)
+
+
+def test_a_gradient_that_nobody_asks_for_is_not_missed(trainer: _Trainer) -> None:
+    x, residual = (torch.randn(6, 40).requires_grad_() for _ in range(2))
+    y, total = kernels.add_rms_norm.add_rms_norm(x, residual)
+    torch.autograd.grad((y + total).sum(), [x])
+    kept = trainer.recorder.end()
+    assert "gradient residual" not in kept["add_rms_norm"][0]["tensors"]
+    assert require_right(trainer, kept, OPS)["add_rms_norm"] == 1
+
+
+def test_of_a_call_that_two_passes_come_through_the_values_are_held_to_float64(
+    trainer: _Trainer,
+) -> None:
+    x, residual = (torch.randn(6, 40).requires_grad_() for _ in range(2))
+    y, total = kernels.add_rms_norm.add_rms_norm(x, residual, impl="torch")
+    (dx,) = torch.autograd.grad((y + total).square().sum(), [x], create_graph=True)
+    dx.square().sum().backward()
+    kept = trainer.recorder.end()
+    assert not [name for name in kept["add_rms_norm"][0]["tensors"] if "gradient" in name]
+    assert require_right(trainer, kept, OPS)["add_rms_norm"] == 1
+
+
+def test_none_in_place_of_a_gradient_ends_no_training(trainer: _Trainer) -> None:
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, y: Tensor) -> Tensor:
+            return y * 2
+
+        @staticmethod
+        def backward(ctx: object, gradient: Tensor) -> None:
+            return None
+
+    x = torch.randn(6, 40).requires_grad_()
+    y, total = kernels.add_rms_norm.add_rms_norm(x, x)
+    (Nothing.apply(y) + Nothing.apply(total) + x).sum().backward()
+    assert require_right(trainer, trainer.recorder.end(), OPS)["add_rms_norm"] == 1
+
+
+def test_a_kept_call_has_the_form_of_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Positional or by name, nothing that hangs on a tensor: a kernel cannot tell it apart."""
+    seen = []
+
+    def op(x: Tensor, weight: Tensor | None = None, eps: float = 1e-6, **named: object) -> Tensor:
+        return x * 2
+
+    def told(*args: object, **named: object) -> Tensor:
+        x = args[0]
+        seen.append((len(args), sorted(named), type(x), x._backward_hooks, type(x.grad_fn)))
+        return op(*args, **named)
+
+    told.__wrapped__ = op
+    monkeypatch.setattr(kernels.nesterov, "nesterov", told)
+    monkeypatch.setattr(recording, "SKIPPED", 1)
+    made = _Trainer()
+    made.recorder.watch({"nesterov": []})
+    for moments in (0, 1):
+        made.recorder.begin(0.0, {"nesterov": moments})
+        kernels.nesterov.nesterov(torch.nn.Parameter(torch.ones(3)), eps=2.0)
+    assert len(made.recorder.calls["nesterov"]) == 1
+    assert seen[0] == seen[1]
+
+
+def test_a_scalar_of_numpy_s_and_a_parameter_of_the_kernel_s_own_are_no_fault(
+    trainer: _Trainer,
+) -> None:
+    step(kernels.add_rms_norm, "cpp")
+    (call,) = trainer.recorder.calls["add_rms_norm"]
+    call.scalars["chunk"] = 1024
+    kernels.nesterov.nesterov(torch.ones(1, 4, 8), torch.ones(1, 4, 8), beta=np.float32(0.5))
+    kept = json.loads(json.dumps(trainer.recorder.end()))
+    assert require_right(trainer, kept, OPS) == {"add_rms_norm": 1, "nesterov": 1}

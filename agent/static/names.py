@@ -71,7 +71,7 @@ ATTRIBUTES = frozenset(
 )
 # What a tensor is, who made it and what is done when its gradient comes: a kernel computes the same for all.
 FORMS = frozenset(
-    "register_hook register_post_accumulate_grad_hook grad_fn _base _version is_leaf retains_grad output_nr _is_view".split()
+    "register_hook register_post_accumulate_grad_hook _backward_hooks _post_accumulate_grad_hooks _grad_fn grad_fn _base _version is_leaf retains_grad output_nr _is_view".split()
 )
 # Modules that can be reached through the allowed ones, as in torch.os, collections._sys.
 PASSENGERS = frozenset(

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
+import mmap
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +26,8 @@ from torch import Tensor
 from bench.runner import shards
 from bench.runner.lending import Lent, Refusal
 
+_BACK = ("upstream ", "gradient ")
+_BY_PLACE = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 KEPT = 4  # last calls of each op, of a `record`
 # After its moment an op is called up to so many times more before a call is kept: the nine calls of adamw in a step follow each other at once,
 # and the first of them would be kept nearly always.
@@ -32,6 +36,7 @@ MOST_BYTES = 1 << 30  # of the arguments of a call that is kept
 
 # Bound before any candidate is imported.
 _now, _draw = time.monotonic, random.SystemRandom()
+_alias = torch.ops.aten.alias.default  # a view whose backward hands on the very tensor that came
 
 
 @dataclass
@@ -41,15 +46,39 @@ class Kept:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     scalars: dict[str, Any] = field(default_factory=dict)
     requires: list[str] = field(default_factory=list)  # inputs that a gradient was wanted of
+    cut: list[str] = field(default_factory=list)  # those of them that no result leads back to
+    passed: set[str] = field(default_factory=set)  # what a backward pass has come by
+    twice: bool = False
+    autocast: str = ""  # the dtype, under autocast
     seconds: float = 0.0  # since the beginning of the training
 
+    def keep(self, name: str) -> Callable[[tuple[Tensor | None, ...]], None]:
+        """A hook that keeps the gradient which comes by."""
+
+        def came(gradients: tuple[Tensor | None, ...]) -> None:
+            if name in self.passed:
+                # a second pass, as of a penalty or another loss: of this call the values alone are held to float64
+                self.twice = True
+                self.tensors = {n: t for n, t in self.tensors.items() if not n.startswith(_BACK)}
+            self.passed.add(name)
+            if gradients[0] is not None and not self.twice:
+                self.tensors[name] = _private(gradients[0])
+
+        return came
+
     def described(self) -> dict[str, Any]:
-        """As JSON: tensors as [dtype, shape]."""
+        """As JSON: tensors as [dtype, shape]. `none`: inputs to which None came in place of a gradient."""
         tensors = {name: [str(t.dtype)[6:], list(t.shape)] for name, t in self.tensors.items()}
+        none = [
+            n for n in self.requires if (g := f"gradient {n}") in self.passed and g not in tensors
+        ]
         return {
             "tensors": tensors,
             "scalars": self.scalars,
             "requires": self.requires,
+            "cut": self.cut,
+            "none": [] if self.twice else none,
+            "autocast": self.autocast,
             "seconds": self.seconds,
         }
 
@@ -111,60 +140,100 @@ class Recorder:
 
     def _recording(self, op: str, function: Any, updates: list[str]) -> Any:
         form = inspect.signature(function)
+        names = [name for name, p in form.parameters.items() if p.kind in _BY_PLACE]
 
         @functools.wraps(function)
         def recording(*args: Any, **kwargs: Any) -> Any:
             if torch.compiler.is_compiling():
                 return function(*args, **kwargs)
+            learns = torch.is_grad_enabled() and not updates
             if not self.due(op):
-                seen = _viewed if torch.is_grad_enabled() and not updates else (lambda value: value)
+                seen = _aliased if learns else _as_it_is
                 return function(*map(seen, args), **{n: seen(v) for n, v in kwargs.items()})
             bound = form.bind(*args, **kwargs)
             given = {name: v for name, v in bound.arguments.items() if isinstance(v, Tensor)}
             if sum(t.numel() * t.itemsize for t in given.values()) > MOST_BYTES:
                 return function(*args, **kwargs)
-            kept = Kept(seconds=_now() - self.began)
-            kept.scalars = {n: v for n, v in bound.arguments.items() if n not in given and n != "impl"}  # fmt: skip
-            kept.tensors = {name: t.detach().clone() for name, t in given.items()}
+            kept = self._kept(given, bound.arguments)
+            views, nodes = {}, {}
             for name, t in given.items():
-                if torch.is_grad_enabled() and t.requires_grad and not updates:
-                    # a view of its own: what flows back to it is this call's gradient alone
-                    bound.arguments[name] = view = t.view_as(t)
-                    view.register_hook(_keeping(kept, f"gradient {name}"))  # type: ignore[no-untyped-call]
-                    kept.requires.append(name)
-            results = function(*bound.args, **bound.kwargs)
-            kept.tensors |= {
-                f"result {i}": given[name].detach().clone() for i, name in enumerate(updates)
-            }
+                if learns and t.requires_grad:
+                    # what flows back to a view of its own is this call's gradient alone
+                    views[name] = view = _alias(t)
+                    nodes[name] = view.grad_fn
+                    view.grad_fn.register_prehook(kept.keep(f"gradient {name}"))
+            # in the form in which the model calls, which a decorator could tell
+            results = function(
+                *(
+                    views.get(name, a)
+                    for name, a in itertools.zip_longest(names[: len(args)], args)
+                ),
+                **{name: views.get(name, value) for name, value in kwargs.items()},
+            )
+            kept.tensors |= {f"result {i}": _private(given[name]) for i, name in enumerate(updates)}
             self.calls[op].append(kept)
             if updates:
                 return results
             several = isinstance(results, tuple)
             came = [_watched(kept, i, r) for i, r in enumerate(results if several else (results,))]
+            reached = _reached(came, set(nodes.values()))
+            kept.requires = list(nodes)
+            kept.cut = [name for name, node in nodes.items() if node not in reached]
             return tuple(came) if several else came[0]
 
         return recording
 
+    def _kept(self, given: Mapping[str, Tensor], arguments: Mapping[str, Any]) -> Kept:
+        """A call as it begins."""
+        kept = Kept(seconds=_now() - self.began)
+        scalars = {n: v for n, v in arguments.items() if n not in given and n != "impl"}
+        # a scalar of numpy's is no JSON
+        kept.scalars = {n: v.item() if hasattr(v, "item") else v for n, v in scalars.items()}
+        kept.tensors = {name: _private(t) for name, t in given.items()}
+        if torch.is_autocast_enabled(self.lent.device.type):
+            kept.autocast = str(torch.get_autocast_dtype(self.lent.device.type))[6:]
+        return kept
 
-def _viewed(value: Any) -> Any:
+
+def _as_it_is(value: Any) -> Any:
+    return value
+
+
+def _aliased(value: Any) -> Any:
     """A view also where a call is not kept: what made a tensor, and its type, may not tell which calls are."""
-    return value.view_as(value) if isinstance(value, Tensor) and value.requires_grad else value
+    return _alias(value) if isinstance(value, Tensor) and value.requires_grad else value
+
+
+def _private(t: Tensor) -> Tensor:
+    """A copy, on a CPU outside of torch's allocator, whose next address would tell a kernel of it."""
+    if not t.is_cpu or not t.numel():
+        return t.detach().clone()
+    memory = mmap.mmap(-1, t.numel() * t.itemsize)
+    return torch.frombuffer(memory, dtype=t.dtype).view(t.shape).copy_(t.detach())
 
 
 def _watched(kept: Kept, number: int, result: Tensor) -> Tensor:
     """A result, kept; where gradients will come, a view of it, since plain torch may go on with the result itself within the op."""
     if not isinstance(result, Tensor):
         raise Refusal(f"expected a tensor as result {number} of an op, got {type(result).__name__}")
-    kept.tensors[f"result {number}"] = result.detach().clone()
+    kept.tensors[f"result {number}"] = _private(result)
     if not result.requires_grad:
         return result
-    view = result.view_as(result)
-    view.register_hook(_keeping(kept, f"upstream {number}"))  # type: ignore[no-untyped-call]
+    view: Tensor = _alias(result)
+    assert view.grad_fn is not None
+    view.grad_fn.register_prehook(kept.keep(f"upstream {number}"))
     return view
 
 
-def _keeping(kept: Kept, name: str) -> Callable[[Tensor], None]:
-    def keep(gradient: Tensor) -> None:
-        kept.tensors[name] = gradient.detach().clone()
-
-    return keep
+def _reached(results: Sequence[Tensor], wanted: set[Any]) -> set[Any]:
+    """Those of the wanted nodes of the graph that a result leads back to."""
+    found, seen = set(), set()
+    queue = [result.grad_fn for result in results if result.grad_fn is not None]
+    while queue:
+        node = queue.pop()
+        if node in wanted:
+            found.add(node)
+        elif node not in seen:
+            seen.add(node)
+            queue += [following for following, _ in node.next_functions if following is not None]
+    return found
