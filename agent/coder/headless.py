@@ -23,7 +23,7 @@ from bench.sandbox import linux, processes
 MAX_LOG = 1 << 20  # bytes of a log; of what comes after them only the end is kept
 # Bytes of the end that are given back: an agent may end with one long line of JSON.
 MAX_TAIL = 1 << 18
-LOWEST = 19  # of precedence
+BEHIND = 10  # in precedence: where all cores are busy, it gets a tenth of one
 GRACE_S = 3.0  # between asking the processes to end and ending them
 LOOK_S = 0.1
 MARK = "LAB_HEADLESS"  # in the environment of all that a program starts, by which it is found
@@ -208,8 +208,8 @@ def _as_a_guest() -> None:
     What the agent starts in sessions of their own has a share of the cores beside the trial's all the same.
     """
     linux.prctl(linux.SET_PDEATHSIG, signal.SIGKILL)
-    os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
+    os.setpriority(os.PRIO_PROCESS, 0, BEHIND)
     with suppress(
         OSError
     ):  # where the kernel shares cores out between sessions first (bench/sandbox/precedence.py)
-        Path("/proc/self/autogroup").write_text(str(LOWEST))
+        Path("/proc/self/autogroup").write_text(str(BEHIND))
