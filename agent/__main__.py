@@ -36,16 +36,8 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
     asked = loop.parse_args(arguments)
     given = vars(asked)
     lab = lab or Lab()
-    if asked.command is not None:
-        takes = {
-            "command",
-            "takes",
-            *given.pop("takes"),
-            *(_LIMITS if asked.command == "aa" else ()),
-        }
-        ignored = [_flag(n) for n, v in given.items() if n not in takes and v is not None]
-    else:
-        ignored = []
+    takes = {"command", *given.pop("takes", given), *(_LIMITS if asked.command == "aa" else ())}
+    ignored = [_flag(n) for n, value in given.items() if n not in takes and value is not None]
     if ignored:
         loop.error(f"{asked.command} does not take {', '.join(ignored)}: leave that out")
     if asked.command is None and "target" not in given and asked.resume is None:

@@ -138,11 +138,9 @@ def _machine(lab: Lab) -> Iterator[Row]:
     cores = len(os.sched_getaffinity(0))
     yield Row(part, "CPU", True, f"{hardware.processor()}, {cores} cores{_vectors()}")
     first = _has_precedence()
-    text = (
-        "timed processes run before all others"
-        if first
-        else "timed processes wait as others do, of which nothing is calibrated; it takes root or CAP_SYS_NICE"
-    )
+    text = "timed processes wait as others do, of which nothing is calibrated; it takes root or CAP_SYS_NICE"
+    if first:
+        text = "timed processes run before all others"
     yield Row(part, "precedence", first, text, False)
     share, bound = cgroup.allowance()
     threads = os.environ.get("OMP_NUM_THREADS", "")

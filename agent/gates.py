@@ -230,11 +230,8 @@ def _made_of(change: Change) -> set[str]:
     try:
         whole = [ast.dump(ast.parse(source)) for source in (change.before, change.after)]
         rest = [_without_triton(source) for source in (change.before, change.after)]
-    except (
-        SyntaxError,
-        ValueError,
-        RecursionError,
-    ):  # a base may not parse; a sum of some hundred terms is too deep
+    # a base may not parse; a sum of some hundred terms is too deep
+    except (SyntaxError, ValueError, RecursionError):
         return set()
     # where comments alone differ, every device runs what there is
     return {"triton"} if rest[0] == rest[1] and whole[0] != whole[1] else set()

@@ -55,10 +55,8 @@ MOVED_NATS, MEAN_NATS = 0.25, 2e-3
 # How much worse the last place before a cut may be on average: nats, and standard errors. Where nothing but the future differs, less.
 CUT_NATS, CUT_ERRORS = 0.02, 4.0
 MOST_CUT_NATS = 0.03  # however much they scatter: who looks ahead may add noise
-ROUNDED_NATS, ROUNDED = (
-    1e-3,
-    0.1,
-)  # the latter of any logit: an attention that rescales lazily moved one by 0.0075
+ROUNDED_NATS = 1e-3
+ROUNDED = 0.1  # of any logit: an attention that rescales lazily moved one by 0.0075
 ASK_S = 120.0
 SEES = "the model sees the future"
 PURE = "a row's logits may depend on that row and on Trainer.model.state_dict() alone, whatever the model's mode"
@@ -313,11 +311,9 @@ def _leaning(parts: list[Tensor], allowed: float) -> str:
     """By how much the last places before cuts are worse, if that is no chance; else ""."""
     moved = torch.cat(parts) if parts else torch.zeros(1)
     mean, error = float(moved.mean()), float(moved.std(correction=0)) / math.sqrt(len(moved))
-    return (
-        f"by {mean:+.2g} nats at the cut"
-        if mean > max(allowed, min(CUT_ERRORS * error, MOST_CUT_NATS))
-        else ""
-    )
+    if mean <= max(allowed, min(CUT_ERRORS * error, MOST_CUT_NATS)):
+        return ""
+    return f"by {mean:+.2g} nats at the cut"
 
 
 def _moved(parts: list[Tensor]) -> str:

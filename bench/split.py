@@ -22,9 +22,7 @@ TRAIN, VAL, TEST = range(3)
 HELD_OUT = 62  # one document of 62 for val, one for test: 1.6 %, 0.4 MB of the embedded corpus
 # At most about this much in each, because scoring it costs every trial time.
 HELD_OUT_BYTES = 3_000_000
-LARGEST = (
-    4 * HELD_OUT_BYTES
-)  # of val or test, where documents are long or the split came with the text
+LARGEST = 4 * HELD_OUT_BYTES  # where documents are long, or the split came with the text
 ALIKE = 0.2  # a held-out document is dropped if this share of its shingles is seen elsewhere
 
 _LEVELS = 6  # a shingle is 2^6 = 64 letters, about 13 English words

@@ -1,6 +1,6 @@
 """Where time goes: an op's implementations beside each other, or a training step by op and operator. For advice, never for a verdict.
 
-An op is timed by bench/timing.py on the shapes of the trial. A step is run by the runner under torch.profiler; candidate code shares that
+An op is timed by bench/timing.py on the calls that a step of the trial's model makes on this machine. A step is run by the runner under torch.profiler; candidate code shares that
 process, so the figures are its own word. Two runs of different length are profiled and their difference is divided by the steps between them:
 what a run costs once (drawing weights, first touches of memory) cancels. Two more run without the profiler, which shows what it costs.
 
@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from bench import hardware
 from bench.compiled import Compiled
 from bench.contracts import Case, Contract, Input, contract, ops, written
 from bench.examination import Examination
@@ -47,7 +48,7 @@ DTYPES = ("float32", "bfloat16", "float16", "float64", "int64", "int32")
 
 
 def of_op(op: str, tree: Path, *, beside: Path | None = None, device: str) -> dict[str, Any]:
-    """Each implementation of an op that the device runs, on each case of the trial; the default one of `beside` joins as "incumbent".
+    """Each implementation of an op that the device runs, on each call of a step; the default one of `beside` joins as "incumbent".
 
     Raises Refused if one fails.
     """
@@ -55,11 +56,12 @@ def of_op(op: str, tree: Path, *, beside: Path | None = None, device: str) -> di
     arms = [Arm(f"draft {name}", tree, name) for name in names]
     if beside is not None:
         arms.append(Arm(f"incumbent {_implementations(op, beside, device)[1]}", beside))
-    asked = contract(op)
+    asked, rng = contract(op), random.Random()
+    cases = asked.timed(device, hardware.trains_in(device), rng)
     measured: list[tuple[Case, str, str, list[float]]] = []
     with runners_of(op, arms, device) as runners:
-        for case in asked.trial[device]:
-            found = measure(asked, case, arms, runners, limit_s=CASE_S, rng=random.Random())
+        for case in cases:
+            found = measure(asked, case, arms, runners, limit_s=CASE_S, rng=rng)
             for name, seconds in found.row.items():
                 which, impl = name.split()
                 measured.append((case, which, impl, list(seconds)))
@@ -78,7 +80,7 @@ def of_op(op: str, tree: Path, *, beside: Path | None = None, device: str) -> di
         ]
 
     # Which that is depends on the machine: on a Zen 4 a step's one full attention takes 10.7 ms, its three windowed ones 8.0.
-    heaviest = max(asked.trial[device], key=lambda c: c.calls * limit_of(asked, c, device))
+    heaviest = max(cases, key=lambda c: c.calls * limit_of(asked, c, device))
     inside = {
         "inside_case": heaviest.label(),
         "inside": _inside(asked, heaviest, tree, default, device),
@@ -94,7 +96,7 @@ def _inside(
     with Judge(tree, device=device) as judge:
         judge.ask("load", op=asked.name, tree=str(judge.tree))
         exam = Examination(asked, judge, random.getrandbits(32), impl)
-        call = exam.lay(asked.as_called(case, exam.rng)).call
+        call = exam.lay(case).call
         found = judge.ask("within", op=asked.name, impl=impl, call=call, times=TIMES)["rows"]
     with _as_asked():
         rows = [

@@ -20,7 +20,7 @@ from bench.judge import Judge, Refused, error_line
 
 # A call of more than so many times the arithmetic of the trial's largest is not held to float64: that would take the judge's memory.
 MOST_WORK = {"cpu": 4, "cuda": 1}
-_MALFORMED = KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError
+_MALFORMED = KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError
 
 
 def updates(ops: Iterable[str]) -> dict[str, list[str]]:
@@ -33,7 +33,8 @@ def require_right(trainer: Judge, kept: Any, ops: Iterable[str]) -> dict[str, in
     counts = {}
     for op in ops:
         asked, calls = contract(op), kept.get(op, []) if isinstance(kept, dict) else []
-        most, counts[op] = max(_work(asked, case) for case in asked.trial[trainer.device]), 0
+        most = max(_work(asked, case) for case in asked.trial[trainer.device])
+        counts[op] = 0
         for number, described in enumerate(calls if isinstance(calls, list) else [calls]):
             try:
                 call = _Call(asked, described)
@@ -43,8 +44,7 @@ def require_right(trainer: Judge, kept: Any, ops: Iterable[str]) -> dict[str, in
                 raise Refused("structure", said) from None
             if affordable:
                 call.fetch(trainer, number)
-                call.require_right(trainer.device)
-                counts[op] += 1
+                counts[op] += call.require_right(trainer.device)
     return counts
 
 
@@ -72,9 +72,9 @@ class _Call:
             f"{asked.name}, called by the model {after:.0f} s after the bell, {self.case.label()}"
         )
         self.results = [f"result {i}" for i in range(len(asked.results))]
-        wanted = [(each.shape, each.dtype) for each in asked.shapes(self.case).values()]
-        came = [(self.tensors[name].shape, self.tensors[name].dtype) for name in self.results]
-        if [shape for shape, _ in came] != [shape for shape, _ in wanted]:
+        wanted = [each.shape for each in asked.shapes(self.case).values()]
+        came = [self.tensors[name].shape for name in self.results]
+        if came != wanted:
             raise ValueError(f"results {came}, expected {wanted}")
 
     def fetch(self, trainer: Judge, number: int) -> None:
@@ -88,8 +88,8 @@ class _Call:
         trainer.ask("recorded", op=self.contract.name, call=number, out=out)
         self.values = {name: arena.view(where).clone() for name, where in out.items()}
 
-    def require_right(self, device: str) -> None:
-        """Raises Refused where results or gradients are further from float64 than the correctness gate allows."""
+    def require_right(self, device: str) -> bool:
+        """Raises Refused where results or gradients are further from float64 than the correctness gate allows; False where float64 found no memory."""
         values = self.values
         through = [i for i in range(len(self.results)) if f"upstream {i}" in values]
         wrt = [name for name in self.contract.differentiable if name in self.required]
@@ -107,18 +107,20 @@ class _Call:
         answer |= {f"d{name}": values[f"gradient {name}"] for name in wrt}
         inputs = {name: values[name] for name in self.case.inputs}
         upstream = [values[f"upstream {i}"] for i in through]
-        options: dict[str, Any] = {"device": device, "through": through, "working": self._working()}
+        options: dict[str, Any] = {"device": device, "through": through}
         try:
+            options["working"] = self._working()
             standard = Standard(self.contract, self.case, inputs, upstream, wrt, **options)
             wrong, _ = standard.examine(answer)
         except torch.OutOfMemoryError:  # the judge's own lack
             torch.cuda.empty_cache()
-            return
+            return False
         except (*_MALFORMED, RuntimeError) as error:
             said = f"{self.where}: the reference takes no such arguments: {error_line(error)}"
             raise Refused("structure", said) from None
         if wrong:
             raise Refused("wrong", f"{self.where}: {wrong}")
+        return True
 
     def _working(self) -> torch.dtype | None:
         """The dtype of the results where that is the coarser one, as under autocast; None where the arguments' own holds."""

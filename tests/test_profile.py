@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from agent.judging import Bench, Unfit
 from agent.lab import Lab
 from agent.research import answers
 from agent.research.menu import ToolLimits
-from bench import aot, inspection, roofline, step_profile
+from bench import aot, hardware, inspection, roofline, step_profile
 from bench.contracts import contract, ops
 from bench.judge import Refused
 from bench.runner.inspecting import loops
@@ -159,7 +160,8 @@ def test_an_op_is_timed_implementation_by_implementation_beside_the_incumbent(
         assert fast["percent_of_limit"] == pytest.approx(
             100 * fast["limit_ms"] / fast["ms"], rel=0.01
         )
-    assert found["inside_case"] == contract("rms_norm").trial["cpu"][0].label()
+    timed = contract("rms_norm").timed("cpu", hardware.trains_in("cpu"), random.Random(0))
+    assert found["inside_case"] == timed[0].label()
     inside = {row["name"].rpartition("::")[2]: row for row in found["inside"]}
     assert inside["forward"]["backward_ms"] == 0 < inside["forward"]["ms"]
     assert inside["backward"]["backward_ms"] == inside["backward"]["ms"] > 0

@@ -15,8 +15,10 @@ from trial_tree import honest, put, run
 
 import kernels.add_rms_norm
 import kernels.nesterov
-from bench import trial
+from bench import trial, witness
 from bench.arena import Arena
+from bench.comparison import Standard
+from bench.contracts import Case, Input, contract
 from bench.data import Dataset
 from bench.judge import Refused
 from bench.runner import recording
@@ -346,3 +348,25 @@ def test_a_scalar_of_numpy_s_and_a_parameter_of_the_kernel_s_own_are_no_fault(
     kernels.nesterov.nesterov(torch.ones(1, 4, 8), torch.ones(1, 4, 8), beta=np.float32(0.5))
     kept = json.loads(json.dumps(trainer.recorder.end()))
     assert require_right(trainer, kept, OPS) == {"add_rms_norm": 1, "nesterov": 1}
+
+
+def test_an_input_that_a_used_result_has_nothing_to_do_with_has_a_gradient_of_zero() -> None:
+    """As of keys that are shared between layers: only the rotated queries are used, and zeros come to the keys."""
+    asked = contract("qk_norm_rope")
+    case = Case({n: Input((2, 8, 1, 16)) for n in "qk"} | {n: Input((8, 8)) for n in ("cos", "sin")})  # fmt: skip
+    values = {name: each.values(torch.Generator()) for name, each in case.inputs.items()}
+    upstream = [torch.ones(2, 8, 1, 16)]
+    standard = Standard(asked, case, values, upstream, ["q", "k"], device="cpu", through=[0])
+    assert standard.truth["dq"].any()
+    assert not standard.truth["dk"].any()
+
+
+def test_what_float64_finds_no_memory_for_is_not_counted(
+    trainer: _Trainer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    step(kernels.add_rms_norm, "cpp")
+    monkeypatch.setattr(witness, "Standard", none)
+    assert require_right(trainer, trainer.recorder.end(), OPS)["add_rms_norm"] == 0

@@ -209,7 +209,6 @@ def _as_a_guest() -> None:
     """
     linux.prctl(linux.SET_PDEATHSIG, signal.SIGKILL)
     os.setpriority(os.PRIO_PROCESS, 0, BEHIND)
-    with suppress(
-        OSError
-    ):  # where the kernel shares cores out between sessions first (bench/sandbox/precedence.py)
+    # where the kernel shares cores out between sessions first (bench/sandbox/precedence.py)
+    with suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(BEHIND))

@@ -12,9 +12,8 @@ from agent.records import Usage
 MAX_HYPOTHESIS = 500  # characters
 MOST = 1e15  # the largest figure that is believed; the ledger's integers end at 2^63
 _EXPECTED = "expected:"
-_RESULT = (
-    '{"type":"result"'  # so begins the last object where claude prints all of them as one array
-)
+# So begins the last object where claude prints all of them as one array.
+_RESULT = '{"type":"result"'
 _USAGE = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")  # colours and cursor moves of a terminal
 
