@@ -6,12 +6,12 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-DEVICE ?= auto
+# examples/ holds C++, which a GPU does not run.
+DEVICE ?= cpu
 
 .PHONY: lab test proof sanitize check bench install
 
 lab: install
-	@$(BIN)/python -m agent prepare
 	@$(BIN)/python -m agent --target kernels --op linear_cross_entropy --proposer sweep \
 	    --start examples --experiments 3 --seconds 5 --device $(DEVICE)
 

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
     given = vars(asked)
     lab = lab or Lab()
     takes = {"command", *given.pop("takes", given), *(_LIMITS if asked.command == "aa" else ())}
-    ignored = [_flag(n) for n, value in given.items() if n not in takes and value is not None]
+    flags = {each.dest: each.option_strings[0] for each in loop._actions if each.option_strings}
+    ignored = [flags[n] for n, value in given.items() if n not in takes and value is not None]
     if ignored:
         loop.error(f"{asked.command} does not take {', '.join(ignored)}: leave that out")
     if asked.command is None and "target" not in given and asked.resume is None:
@@ -73,12 +74,6 @@ def main(arguments: Sequence[str] | None = None, lab: Lab | None = None) -> int:
     finally:
         if screen is not None:
             screen.close()
-
-
-def _flag(name: str) -> str:
-    """The option that has this name in the code."""
-    renamed = {"models": "model", "prices": "price", "coder": "command"}
-    return f"--{renamed.get(name, name).replace('_', '-')}"
 
 
 def _is_told(error: Exception) -> bool:
@@ -146,7 +141,7 @@ def _loop(lab: Lab, given: dict[str, Any], screen: Screen) -> Said:
         if resumed:
             ledger = lab.ledger()
             run = ledger.run(given["resume"] or None)
-            changed = replace(run, settings=campaign.going_on(run.settings, chosen))
+            changed = replace(run, settings=campaign.resumed_settings(run.settings, chosen))
             settings = dry_run.what_is_left(ledger, changed)
         return dry_run.estimate(lab, replace(settings, device=device(settings.device))), 0
     mode = _held_to(lab, given, given["resume"]) if resumed else settings.isolation

@@ -56,7 +56,7 @@ class Accounts:
         }
 
     def begin_stretch(self, run: str) -> int:
-        """From here on the run is worked on; the id to `tick` with. Time in which the machine sleeps does not count."""
+        """Begin a stretch of work on a run; its id, for `tick`. Time for which the machine sleeps does not count."""
         with self._database.transaction():
             now = time.time()
             stretch = self._database.insert(

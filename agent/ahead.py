@@ -14,27 +14,25 @@ PATIENCE_S = 10.0
 
 
 class Ahead(Generic[Made]):
-    """`next` gives what `make` returns, or raises what it raised. With `depth` 1, the one after it is made in the meantime.
+    """`next` gives what `make` returns, or raises what it raised. With `ahead`, the one after it is made in the meantime.
 
     `stop` is set on leaving; `make` has to watch it wherever it waits.
     """
 
-    def __init__(self, make: Callable[[], Made], depth: int, stop: threading.Event) -> None:
-        if depth not in (0, 1):
-            raise ValueError(f"depth: expected 0 or 1, got {depth}")
-        self._make, self._depth, self._stop = make, depth, stop
+    def __init__(self, make: Callable[[], Made], ahead: bool, stop: threading.Event) -> None:
+        self._make, self._ahead, self._stop = make, ahead, stop
         self._asked = threading.Semaphore(1)
         self._done: queue.SimpleQueue[Made | BaseException] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ahead", daemon=True)
 
     def __enter__(self) -> Ahead[Made]:
-        if self._depth:
+        if self._ahead:
             self._thread.start()
         return self
 
     def next(self, within_s: float) -> Made | None:
-        """The next result, or None if it is not there within `within_s`. With `depth` 0 it is made now, however long that takes."""
-        if not self._depth:
+        """The next result, or None if it is not there within `within_s`. Without `ahead` it is made now, however long that takes."""
+        if not self._ahead:
             return self._make()
         try:
             made = self._done.get(timeout=within_s)
@@ -64,5 +62,5 @@ class Ahead(Generic[Made]):
     ) -> None:
         self._stop.set()
         self._asked.release()
-        if self._depth:
+        if self._ahead:
             self._thread.join(PATIENCE_S)

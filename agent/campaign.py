@@ -30,7 +30,7 @@ STOPPED = "stopped"
 FIXED = ("target", "seconds", "data", "device", "seed", "start")
 # Those by which `auto` knows whom to ask, and the proposers to which they mean something.
 NAMES_A_PROPOSER = {
-    "recording": {"replay"}, "command": {"command"}, "base_url": {"openai", "anthropic"}, "models": {"openai", "anthropic"},
+    "recording": {"replay"}, "command": {"command"}, "base_url": proposers.MODELS, "models": proposers.MODELS,
 }  # fmt: skip
 
 
@@ -39,12 +39,12 @@ def run(lab: Lab, settings: Settings, screen: Screen, judge: Judging | None = No
     with lock(lab.folder):
         settings = _with_proposer(settings, screen)
         if settings.start is not None:
-            overlay(Path(settings.start))  # told at once, as all wrong words are
+            overlay(Path(settings.start))  # a mistake in it is told at once, as in _ready
         settings, judge = _ready(lab, settings, screen, judge)
         settings = replace(settings, judge=integrity.of_judge(lab.root).digest)
         ledger = lab.ledger()
         opened = _open(lab, ledger, settings, judge, screen)
-        return _go(lab, opened, ledger, judge, screen, begin=lambda: ledger.start_run(opened))
+        return _work(lab, opened, ledger, judge, screen, begin=lambda: ledger.start_run(opened))
 
 
 def resume(
@@ -58,7 +58,7 @@ def resume(
     with lock(lab.folder):
         ledger = lab.ledger()
         found = _located(lab, ledger.run(name))
-        settings = _with_proposer(going_on(found.settings, changes), screen)
+        settings = _with_proposer(resumed_settings(found.settings, changes), screen)
         settings, judge = _ready(lab, settings, screen, judge)
         changed = [key for key in FIXED if getattr(settings, key) != getattr(found.settings, key)]
         if changed:
@@ -67,7 +67,7 @@ def resume(
                 "leave that out, or begin a new run"
             )
         opened = _reopened(lab, found, settings, screen)
-        return _go(lab, opened, ledger, judge, screen, lambda: _go_on(ledger, opened, screen))
+        return _work(lab, opened, ledger, judge, screen, lambda: _enter(ledger, opened, screen))
 
 
 def prune(lab: Lab, name: str | None, screen: Screen, judge: Judging | None = None) -> str:
@@ -76,7 +76,9 @@ def prune(lab: Lab, name: str | None, screen: Screen, judge: Judging | None = No
         ledger = lab.ledger()
         opened, judge = _kept(lab, ledger, name, screen, judge)
         free = _without_limits(opened)
-        return _go(lab, free, ledger, judge, screen, lambda: _go_on(ledger, opened, screen), Prune)
+        return _work(
+            lab, free, ledger, judge, screen, lambda: _enter(ledger, opened, screen), Prune
+        )
 
 
 def rerun(lab: Lab, name: str | None, screen: Screen, judge: Judging | None = None) -> str:
@@ -126,7 +128,7 @@ def _reopened(lab: Lab, found: Run, settings: Settings, screen: Screen) -> Run:
     return replace(found, settings=replace(settings, judge=seal))
 
 
-def _go_on(ledger: Ledger, run: Run, screen: Screen) -> None:
+def _enter(ledger: Ledger, run: Run, screen: Screen) -> None:
     lost = ledger.reopen_run(run.id, run.settings)
     those = "1 experiment was in flight and is" if lost == 1 else f"{lost} experiments were in flight and are"  # fmt: skip
     said = f"; {those} lost" if lost else ""
@@ -137,7 +139,7 @@ def _ready(
     lab: Lab, settings: Settings, screen: Screen, judge: Judging | None
 ) -> tuple[Settings, Judging]:
     """Settings with device and data filled in, and the judge that measures under them."""
-    # Wrong words are told at once: the first preparation of the data takes half a minute.
+    # Mistakes in the options are told first: preparing the data for the first time takes half a minute.
     if settings.op is not None and settings.target == "model":
         raise Unusable(f"--op {settings.op} is a kernel, and --target model changes none: leave one of the two out")  # fmt: skip
     ops = (judge or Bench()).ops()
@@ -168,6 +170,11 @@ def _open(lab: Lab, ledger: Ledger, settings: Settings, judge: Judging, screen: 
             raise Unusable(
                 f"--start {settings.start}: no op uses {', '.join(astray)}; name a file as its op: {', '.join(judge.ops())}"
             )
+        if bare := [p for p in files if Path(p).stem in judge.ops() and _is_bare(p, files[p])]:
+            raise Unusable(
+                f"--start {settings.start}: {', '.join(bare)} has no IMPLEMENTATIONS, which a model asks for, though the gate does not: "
+                "write a whole kernel file, with impl=, as kernels/rms_norm.py is"
+            )
         start = repository.commit(base, files, f"lab: start from {settings.start}\n")
         screen.say(
             f"the run starts from {', '.join(files)} of {settings.start}, in place of the shipped ones"
@@ -183,6 +190,10 @@ def _open(lab: Lab, ledger: Ledger, settings: Settings, judge: Judging, screen: 
     return Run(name, settings, base, start, start, time.time())
 
 
+def _is_bare(path: str, text: str | None) -> bool:
+    return path.endswith(".py") and "IMPLEMENTATIONS" not in (text or "")
+
+
 def _unused(files: Mapping[str, str | None], ops: Sequence[str]) -> list[str]:
     """Which files of --start neither belong to an op nor are named by one that does; a header may belong to nobody."""
     loaded = {
@@ -194,7 +205,7 @@ def _unused(files: Mapping[str, str | None], ops: Sequence[str]) -> list[str]:
     return [p for p in files if Path(p).suffix != ".h" and Path(p).stem not in loaded.union(ops)]
 
 
-def _go(
+def _work(
     lab: Lab,
     run: Run,
     ledger: Ledger,
@@ -219,6 +230,11 @@ def _go(
         screen.say(f"run {run.id}: {what}; Ctrl-C ends it with a summary")
         if said := proposers.never_ends(proposer.name, run.settings):
             screen.say(said)
+        unbounded = run.settings.usd is None and run.settings.tokens is None
+        if unbounded and proposer.name in proposers.PAID:
+            screen.say(
+                f"{proposer.name} spends without a limit; to set one: Ctrl-C, then python -m agent --resume --usd USD"
+            )
         try:
             why = loop.run()
         except KeyboardInterrupt:
@@ -234,7 +250,7 @@ def _go(
         screen.say(f"ending: {why}{again if incumbent != run.start else ''}")
         if stays := here.workspace.advance(incumbent):
             screen.say(stays)
-        with here.guard.spare("the gain", screen.say):
+        with here.guard.spare(screen.say):
             _measured_again(here, incumbent, train=why != STOPPED)
         kept_as = here.workspace.name(incumbent)
     ledger.end_run(run.id)
@@ -251,7 +267,7 @@ def _measured_again(here: Site, incumbent: str, train: bool) -> None:
         here.shop.screen.say("stopped before all that was kept was measured again")
 
 
-def going_on(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+def resumed_settings(settings: Settings, changes: Mapping[str, Any]) -> Settings:
     """The settings with changes; who proposes is chosen anew where one of them is nothing to the proposer."""
     now = replace(settings, **changes)
     other = any(

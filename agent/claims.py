@@ -47,7 +47,10 @@ def again(ledger: Ledger, run: Run) -> list[Again]:
     bpb_spread, rate_spread = Spread.pooled(bpb), Spread.pooled(rate)
     return [
         Again(
-            incumbent, pairs[-1].keeps, *_means(pairs), mean(bpbs, bpb_spread), mean(rates, rate_spread)
+            incumbent, pairs[-1].keeps,
+            fmean(p.before_bpb for p in pairs), fmean(p.after_bpb for p in pairs),
+            fmean(p.before_rate for p in pairs), fmean(p.after_rate for p in pairs),
+            mean(bpbs, bpb_spread), mean(rates, rate_spread),
         )
         for ((incumbent, _), pairs), bpbs, rates in zip(groups.items(), bpb, rate, strict=True)
     ]  # fmt: skip
@@ -98,13 +101,3 @@ def _figure(value: float | None, low: float | None, high: float | None, runs: in
 def _logs(value: float | None, low: float | None, high: float | None, runs: int | None) -> Figure:
     value, low, high = (None if x is None else math.log(x) for x in (value, low, high))
     return _figure(value, low, high, runs)
-
-
-def _means(pairs: Sequence[Pair]) -> tuple[float, float, float, float]:
-    """BPB and tokens/s of the start and of the champion, as Again has them."""
-    return (
-        fmean(pair.before_bpb for pair in pairs),
-        fmean(pair.after_bpb for pair in pairs),
-        fmean(pair.before_rate for pair in pairs),
-        fmean(pair.after_rate for pair in pairs),
-    )

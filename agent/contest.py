@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from agent import added_code, gains, gates, integrity, surface
 from agent.judging import MachineFault
@@ -21,16 +21,16 @@ from agent.standard import Standard, timer_refuses
 from bench.plan import BASELINES, ENOUGH_NOISE, MAX_PAIRS, RECHECK_S
 
 if TYPE_CHECKING:
-    from bench.trial import TrialResult
+    from bench.trial_result import TrialResult
     from bench.verdict import Verdict
 
 
 @dataclass(frozen=True)
 class Tried:
-    """Paired trials, the incumbent's (`ours`) and the candidate's (`theirs`), and their verdict."""
+    """Paired trials, those of the incumbent and those of the candidate, and their verdict."""
 
-    ours: list[TrialResult]
-    theirs: list[TrialResult]
+    incumbents: list[TrialResult]
+    candidates: list[TrialResult]
     verdict: Verdict
 
     @property
@@ -81,14 +81,12 @@ class Contest:
         return Outcome(
             KEEP if tried.kept and not timer else DROP,
             reason,
-            val_bpb=fmean(result.val_bpb for result in tried.theirs),
-            peak_memory_mb=max(result.peak_memory_mb for result in tried.theirs),
-            **self._figures(tried),
+            val_bpb=fmean(result.val_bpb for result in tried.candidates),
+            peak_memory_mb=max(result.peak_memory_mb for result in tried.candidates),
+            **gains.trained(
+                tried.incumbents, tried.candidates, self.trials.noise(), self.trials.rate_noise()
+            ),
         )
-
-    def _figures(self, tried: Tried) -> dict[str, Any]:
-        noise, rates = self.trials.noise(), self.trials.rate_noise()
-        return gains.trained(tried.ours, tried.theirs, noise, rates)
 
     def _pairs(
         self, prepared: Prepared, asked: Standard, seeds: Sequence[int], results: Sequence[GateResult]
@@ -98,34 +96,40 @@ class Contest:
         kind = "kernels" if all(surface.is_kernel(path) for path in candidate.paths) else "model"
         added = added_code.added(candidate.changes)
         claim = gains.claim(results)
-        ours: list[TrialResult] = []
-        theirs: list[TrialResult] = []
+        incumbents: list[TrialResult] = []
+        candidates: list[TrialResult] = []
         for seed in seeds:
-            theirs.append(
+            candidates.append(
                 self.trials.result(prepared.commit, candidate.tree, seed, "candidate", own=True)
             )
             self.tick()
-            if theirs[-1].failure in ("late", "crash"):  # a moment of the machine's may be why
-                theirs[-1] = self.trials.run(
+            if candidates[-1].failure in ("late", "crash"):  # a moment of the machine's may be why
+                candidates[-1] = self.trials.run(
                     prepared.commit, candidate.tree, seed, "candidate once more"
                 )
                 self.tick()
-            if not theirs[-1].ok:
-                return Outcome(CRASH, f"trial: {theirs[-1].failure}: {theirs[-1].detail}")
-            ours.append(self._incumbent_trial(prepared, seed))
+            if not candidates[-1].ok:
+                return Outcome(CRASH, f"trial: {candidates[-1].failure}: {candidates[-1].detail}")
+            incumbents.append(self._incumbent_trial(prepared, seed))
             noise = self.trials.noise()
-            verdict = asked.decide(self.judge, kind, claim, ours, theirs, noise, words=added)
+            verdict = asked.decide(
+                self.judge, kind, claim, incumbents, candidates, noise, words=added
+            )
             if verdict.decision != "again":
                 break
             if kind == "model":
                 self._learn_noise(prepared)
-        return Tried(ours, theirs, verdict)
+        return Tried(incumbents, candidates, verdict)
 
     def _incumbent_trial(self, prepared: Prepared, seed: int) -> TrialResult:
         """The incumbent's trial, tried twice. Raises MachineFault if it fails both times: it has trained before."""
         for _ in range(2):
             found = self.trials.result(
-                prepared.parent, prepared.candidate.incumbent, seed, "incumbent"
+                prepared.parent,
+                prepared.candidate.incumbent,
+                seed,
+                "incumbent",
+                fresh_s=2 * RECHECK_S,
             )
             if found.ok:
                 return found

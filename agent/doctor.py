@@ -31,7 +31,6 @@ _PLATFORM = "Linux on x86_64"
 _MOUNTS = Path("/proc/self/mountinfo")
 # File systems of other machines, by how their names begin: SQLite's write-ahead log is not safe there.
 _NETWORK = ("nfs", "cifs", "smb", "9p", "ceph", "lustre", "gpfs", "beegfs", "afs", "fuse.sshfs")
-_MARKS = {(True, True): "yes", (True, False): "yes", (False, True): "NO", (False, False): "-"}
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,8 @@ def table(rows: Sequence[Row]) -> str:
         if row.part != part:
             part = row.part
             lines += ["", part] if lines else [part]
-        lines.append(f"  {row.name:<{width}}  {_MARKS[row.ok, row.needed]:<3}  {row.text}")
+        mark = "yes" if row.ok else "NO" if row.needed else "-"
+        lines.append(f"  {row.name:<{width}}  {mark:<3}  {row.text}")
     lacking = [row.name for row in rows if row.needed and not row.ok]
     verdict = "lacking: " + ", ".join(lacking) if lacking else "all that is needed is there"
     return "\n".join([*lines, "", verdict])
@@ -138,7 +138,7 @@ def _machine(lab: Lab) -> Iterator[Row]:
     cores = len(os.sched_getaffinity(0))
     yield Row(part, "CPU", True, f"{hardware.processor()}, {cores} cores{_vectors()}")
     first = _has_precedence()
-    text = "timed processes wait as others do, of which nothing is calibrated; it takes root or CAP_SYS_NICE"
+    text = "timed processes wait like all others, and how often the timer is then wrong was never measured; precedence takes root or CAP_SYS_NICE"
     if first:
         text = "timed processes run before all others"
     yield Row(part, "precedence", first, text, False)

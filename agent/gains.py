@@ -10,7 +10,7 @@ from agent.records import GateResult
 from bench.interval import Figure, Spread, mean, total
 
 if TYPE_CHECKING:
-    from bench.trial import TrialResult
+    from bench.trial_result import TrialResult
 
 
 def comparisons(results: Sequence[GateResult]) -> dict[str, dict[str, Any]]:
@@ -57,15 +57,18 @@ def timed(results: Sequence[GateResult]) -> dict[str, Any]:
 
 
 def trained(
-    ours: Sequence[TrialResult], theirs: Sequence[TrialResult], noise: Spread, log_rate: Spread
+    incumbents: Sequence[TrialResult],
+    candidates: Sequence[TrialResult],
+    noise: Spread,
+    log_rate: Spread,
 ) -> dict[str, Any]:
-    """The fields of an Outcome that come from trials, the incumbent's (`ours`) and the candidate's (`theirs`), paired by position.
+    """The fields of an Outcome that come from trials, the incumbent's (`incumbents`) and the candidate's (`candidates`), paired by position.
 
     BPB has the bounds that the verdict uses, tokens/s those from `log_rate`, the spread of a single trial.
     """
     from bench.paired import Paired
 
-    together = list(zip(ours, theirs, strict=True))
+    together = list(zip(incumbents, candidates, strict=True))
     change = Paired([t.val_bpb - o.val_bpb for o, t in together], noise).figure()
     logs = [math.log(t.tokens_per_second / o.tokens_per_second) for o, t in together]
     rate = mean(logs, log_rate.of_difference).exp()

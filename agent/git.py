@@ -30,6 +30,8 @@ _OFF = (
     "submodule.recurse=false",
     "commit.gpgSign=false",
     "core.quotePath=false",
+    # with loose objects: the ledger, which is synced, must not name a commit that a power cut has emptied
+    "core.fsync=committed",
 )
 _PLAIN = (PLAIN, "100755")
 _WHO = ("AUTHOR", "COMMITTER")

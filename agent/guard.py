@@ -85,16 +85,16 @@ class Guard:
             watched.outcome = self._failed(experiment, stage, error, LOST if machine else CRASH)
 
     @contextmanager
-    def spare(self, what: str, say: Callable[[str], None]) -> Iterator[None]:
-        """Measure inside what `report --rerun` can measure later: a fault in it is said, and ends no night."""
+    def spare(self, say: Callable[[str], None]) -> Iterator[None]:
+        """Measure the gain inside, which `report --rerun` can do later: an error is told by `say`, and does not end the run."""
         try:
             yield
         except LoopError:
             raise
         except Exception as error:
-            log = self.log(what, error)
+            log = self.log("the-gain", error)
             say(
-                f"{what} is not measured to the end: {type(error).__name__}: {error}; see {log}; "
+                f"the gain is not measured to the end: {type(error).__name__}: {error}; see {log}; "
                 f"to measure it later: python -m agent report --rerun {self._folder.name}"
             )
 
@@ -109,7 +109,7 @@ class Guard:
 
     def log(self, name: str, error: Exception) -> Path:
         """Write the traceback of an error into a file of the run; the file."""
-        log = self._folder / f"error-{name.replace(' ', '-')}.log"
+        log = self._folder / f"error-{name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("".join(traceback.format_exception(error)), errors="replace")
         return log

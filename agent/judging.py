@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bench.data import Dataset
     from bench.interval import Spread
     from bench.speed import Comparison
-    from bench.trial import TrialResult
+    from bench.trial_result import TrialResult
     from bench.verdict import Verdict
 
 Progress = Callable[[dict[str, Any]], None]
@@ -130,12 +130,16 @@ class Bench:
         from bench import timing
         from bench.judge import Refused
 
-        try:
-            return timing.compare(op, incumbent, candidate, device=self.device)
-        except Refused as refused:
-            if refused.kind == "machine":
-                raise MachineFault(str(refused)) from None
-            raise Unfit(str(refused)) from None
+        for last in (False, True):
+            try:
+                return timing.compare(op, incumbent, candidate, device=self.device)
+            except Refused as refused:
+                if refused.kind == "machine":
+                    raise MachineFault(str(refused)) from None
+                # a moment of the machine's may be why, and the runner may have been the incumbent's
+                if last or refused.kind not in ("timeout", "crash"):
+                    raise Unfit(str(refused)) from None
+        raise AssertionError("the second try returns or raises")
 
     def parity(self, incumbent: Path, candidate: Path) -> Finding:
         from bench import parity
@@ -190,7 +194,7 @@ class Bench:
         )
 
     def revive(self, row: dict[str, Any]) -> TrialResult:
-        from bench.trial import TrialResult
+        from bench.trial_result import TrialResult
 
         return TrialResult(**row)
 

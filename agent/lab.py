@@ -75,17 +75,19 @@ class Lab:
         if source is None and remembered.is_file():
             screen.stage("verifying the data")
             return data.open_dataset(self.data / remembered.read_text().strip())
-        if source is not None and (Path(source) / "manifest.json").is_file():
-            return data.open_dataset(Path(source).resolve())  # a run may go on from another folder
+        if source is not None:
+            folder = Path(source).resolve()  # a run may go on from another folder
+            # What is gone from ours is no text to prepare: it is missed, with what brings it back.
+            if (folder / "manifest.json").is_file() or folder.parent == self.data.resolve():
+                return data.open_dataset(folder)
         return self.prepare(source, 8192, screen)
 
     def copy_tree(self, into: Path) -> Path:
         """Copy the sources in the editable folders of the working tree, as they are."""
-        for folder in surface.FOLDERS:
-            for file in sorted((self.root / folder).glob("*")):
-                if file.suffix in surface.PLACES and file.is_file():
-                    (into / folder).mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(file, into / folder / file.name)
+        for path in surface.files(self.root):
+            if Path(path).suffix in surface.PLACES:
+                (into / path).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(self.root / path, into / path)
         return into
 
 

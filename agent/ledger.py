@@ -18,6 +18,7 @@ from agent.accounts import Accounts
 from agent.database import Database, LedgerError
 from agent.measurements import Measurements
 from agent.records import (
+    CRASH,
     LOST,
     OPEN,
     READY,
@@ -47,7 +48,9 @@ def _settings(row: Mapping[str, Any]) -> Settings:
         raise LedgerError(
             f"run {row['id']} was begun with settings that this version of the lab does not know ({', '.join(unknown)}): use the newer one"
         )
-    return Settings.from_json(kept)
+    # JSON has no tuples
+    plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in kept.items()}
+    return Settings(**plain)
 
 
 class Ledger:
@@ -269,9 +272,9 @@ class Ledger:
         """
         measured = "SELECT 1 FROM gates WHERE experiment = e.id AND name = 'microbench'"
         rows = self._database.rows(
-            f"SELECT number, sketch FROM experiments e WHERE run = ? AND sketch <> '[]' AND status <> ? "
+            f"SELECT number, sketch FROM experiments e WHERE run = ? AND sketch <> '[]' AND status NOT IN (?, ?) "
             f"AND (status IN (?, ?) OR EXISTS ({measured})) ORDER BY number",
-            (run, LOST, RUNNING, READY),
+            (run, LOST, CRASH, RUNNING, READY),
         )
         return [(row["number"], tuple(json.loads(row["sketch"]))) for row in rows]
 

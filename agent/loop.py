@@ -94,7 +94,7 @@ class Loop:
                     watched.outcome = self._decide(current)
                 self.guard.verify()
         except KeyboardInterrupt:
-            # A model or an agent was paid for it, and its trials so far are remembered: it waits for the next life.
+            # A model or an agent was paid for it, and its trials so far are remembered: it waits until the run is resumed.
             if self.proposer.ahead or prepared.proposer != self.proposer.name:
                 self.ledger.ready_experiment(experiment)
             raise
@@ -110,7 +110,7 @@ class Loop:
         self.screen.say(f"  {outcome.status}{said}  ({prepared.hypothesis})")
         # `prune` measures the gain at its end
         if outcome.status == KEEP and prepared.proposer != standard.PRUNE:
-            with self.guard.spare("the gain", self.screen.say):
+            with self.guard.spare(self.screen.say):
                 self.champion.keep(self.incumbent)
 
     def _decide(self, prepared: Prepared) -> Outcome:
@@ -118,8 +118,8 @@ class Loop:
         context = gates.Context(self.judge, self.settings.op, must_win=asked.must_win)
         steps = asked.steps(gates.MEASURING)
         results = gate_by_gate(self.shop, prepared.experiment, prepared.candidate, context, steps)
-        if results and not results[-1].passed:
-            last = results[-1]
+        last = results[-1]
+        if not last.passed:
             outcome = Outcome(REFUSE, f"{last.name}: {last.reason}")
         else:
             outcome = self.contest.decide(prepared, asked, results)
@@ -128,6 +128,8 @@ class Loop:
     def _baseline(self) -> None:
         """Build the incumbent and train it on BASELINES seeds, for the first estimate of the noise. Raises LoopError if it does not."""
         which, mend = "the start", "try `python -m agent trial`"
+        if self.preparing.brought:  # of which that command sees nothing
+            mend = "mend the files of --start, and begin a new run"
         if self.incumbent != self.start:
             which = f"the incumbent, commit {self.incumbent[:12]},"
             mend = "it has trained before, so look at this machine: python -m agent doctor"
@@ -141,6 +143,8 @@ class Loop:
             self._require_right(tree)
         for seed in range(self.settings.seed, self.settings.seed + BASELINES):
             result = self.trials.result(self.incumbent, tree, seed, "incumbent")
+            if result.failure in ("late", "crash"):  # a moment of the machine's may be why
+                result = self.trials.run(self.incumbent, tree, seed, "incumbent once more")
             if not result.ok:
                 if result.failure == "late":
                     mend = "a step takes long here: give longer trials (--seconds), or this machine no other work"
@@ -150,7 +154,7 @@ class Loop:
         self.screen.say(f"noise of val_bpb from seed to seed: {self.trials.noise()}")
 
     def _require_right(self, tree: Path) -> None:
-        """What a person brings meets no gate: were it wrong, parity would refuse whatever is right."""
+        """The files of --start have passed no gate: were they wrong, parity would refuse every right candidate."""
         for op in surface.touched_ops(self.preparing.brought, tree, self.judge.ops()):
             self.screen.stage(f"checking the start's {op}")
             with self.shop.machine.hold(DEVICE):

@@ -75,7 +75,7 @@ class Measurements:
     def confirmations(self, run: str, incumbent: str) -> list[Confirmation]:
         """The latest re-measurement of each op of this incumbent against the run's start."""
         rows = self._database.rows(
-            "SELECT op, ratio, low, high, blocks, faster FROM confirmations WHERE run = ? AND incumbent = ? ORDER BY at",
+            "SELECT op, ratio, low, high, blocks, faster FROM confirmations WHERE run = ? AND incumbent = ? ORDER BY rowid",
             (run, incumbent),
         )
         found = {row["op"]: dict(row) | {"faster": bool(row["faster"])} for row in rows}

@@ -26,13 +26,15 @@ _STATUS = {
     "gate": "0 passed, 1 refused, 2 could not judge",
     "trial": "0 trained and scored, 1 failed, 2 could not begin",
     "doctor": "0 all that is needed is there, 1 something is missing",
+    **dict.fromkeys(("report", "prune", "aa"), "0 done, or ended at work by Ctrl-C, 2 not"),
 }
 
 
 def parser() -> argparse.ArgumentParser:
     loop = argparse.ArgumentParser(
         prog="python -m agent",
-        description="Improve the kernels and the model, unattended: without a command, the loop.",
+        description="Improve the kernels and the model, unattended: without a command, the loop. "
+        "Exit status: 0 ended, also by Ctrl-C, 2 not begun, or ended by a fault.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         # An option that is not given keeps the run's own value under --resume.
@@ -72,7 +74,8 @@ def _add(
     commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, says: str
 ) -> argparse.ArgumentParser:
     status = _STATUS.get(name, "0 done, 2 not")
-    described = f"{says[0].upper()}{says[1:]}. Exit status: {status}, 130 after Ctrl-C."
+    stopped = "" if "Ctrl-C" in status else ", 130 after Ctrl-C"
+    described = f"{says[0].upper()}{says[1:]}. Exit status: {status}{stopped}."
     return commands.add_parser(name, help=says, description=described)
 
 
@@ -146,6 +149,7 @@ def _run_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     prune.add_argument("run", nargs="?", metavar="RUN", help="default: the latest")
     _isolation_option(prune)
     placebo = _add(commands, "aa", "propose changes without effect, and count how many are kept")
+    placebo.epilog = "Limits stand before its name: python -m agent --hours 8 aa --experiments 40"
     placebo.add_argument(
         "--experiments", type=_positive(int), required=True, metavar="N", help="how many of them"
     )

@@ -110,15 +110,17 @@ class Preparing:
         self.guard.verify()
         try:
             commit = self.workspace.commit(parent, proposal)
+            candidate = self.workspace.candidate(self.settings.target, parent, commit)
         # ValueError: a NUL in a path, half a surrogate pair in a text
         except (GitError, ValueError) as error:
             self._not_applied(parent, proposal, error)
             return None
         self._unwritten = 0
-        return self._judge(proposal, parent, commit)
+        return self._judge(proposal, parent, commit, candidate)
 
-    def _judge(self, proposal: Proposal, parent: str, commit: str) -> Prepared | None:
-        candidate = self.workspace.candidate(self.settings.target, parent, commit)
+    def _judge(
+        self, proposal: Proposal, parent: str, commit: str, candidate: Candidate
+    ) -> Prepared | None:
         repeats = standard.of(proposal.proposer).may_repeat
         earlier = gates.Context(
             self.judge, self.settings.op,
@@ -130,8 +132,7 @@ class Preparing:
         self.screen.say(f"{self._named(experiment)}: {proposal.hypothesis}")
         with self.guard.watch(experiment, "gates") as watched:
             for repairs_left in reversed(range(REPAIRS + 1)):
-                results = self._gates(experiment, candidate, earlier)
-                refusal = results[-1] if results and not results[-1].passed else None
+                refusal = self._refusal(experiment, candidate, earlier)
                 repaired = (
                     self._mended(experiment, parent, proposal, refusal)
                     if refusal and repairs_left
@@ -159,13 +160,14 @@ class Preparing:
         said = "" if outcome.status == REFUSE else f": {outcome.reason}"
         self.screen.say(f"  {outcome.status}{said}")
 
-    def _gates(
+    def _refusal(
         self, experiment: int, candidate: Candidate, context: gates.Context
-    ) -> list[GateResult]:
+    ) -> GateResult | None:
+        """Which of the gates that need no quiet machine refuses a candidate; None if all pass it. Raises Stopped if the run has ended."""
         results = gate_by_gate(self.shop, experiment, candidate, context, gates.EARLY)
         if self.shop.stop.is_set():
             raise Stopped("the run ended")
-        return results
+        return None if results[-1].passed else results[-1]
 
     def _mended(
         self, experiment: int, parent: str, proposal: Proposal, refusal: GateResult
@@ -234,12 +236,6 @@ class Preparing:
             if full
             else Outcome(REFUSE, f"the files cannot be written: {error}; name paths of the surface")
         )
-        # These texts may be what cannot be written.
-        texts = {
-            field: getattr(proposal, field).encode(errors="replace").decode()
-            for field in ("hypothesis", "expected")
-        }
-        proposal = replace(proposal, **texts)
         experiment = self.ledger.open_experiment(self.run_id, proposal, parent, parent, "", "")
         self.ledger.close_experiment(experiment, outcome)
         self.screen.say(f"{self._named(experiment)}: {proposal.hypothesis}")
@@ -269,8 +265,7 @@ class Preparing:
             try:
                 with self.guard.watch(prepared.experiment, "gates") as watched:
                     context = gates.Context(self.judge, self.settings.op, earlier={})
-                    results = self._gates(prepared.experiment, prepared.candidate, context)
-                    refusal = next((result for result in results if not result.passed), None)
+                    refusal = self._refusal(prepared.experiment, prepared.candidate, context)
                     ready = refusal is None
                     if refusal is not None:
                         watched.outcome = Outcome(REFUSE, f"{refusal.name}: {refusal.reason}")
@@ -317,12 +312,9 @@ class Preparing:
         self.workspace.hold(prepared.experiment, commit)
         self.ledger.rebase_experiment(prepared.experiment, parent, commit, candidate.patch)
         context = gates.Context(self.judge, self.settings.op, earlier={})
-        results = self._gates(prepared.experiment, candidate, context)
-        if not results[-1].passed:
+        if refusal := self._refusal(prepared.experiment, candidate, context):
             self.workspace.forget(commit)
-            raise BaseMoved(
-                f"on the current incumbent {results[-1].name} refuses it: {results[-1].reason}"
-            )
+            raise BaseMoved(f"on the current incumbent {refusal.name} refuses it: {refusal.reason}")
         return replace(prepared, parent=parent, commit=commit, candidate=candidate)
 
     # ---- how the run stands

@@ -18,7 +18,7 @@ class Prune:
     """Proposes to take out the keeps of a run, the newest first: what was built on an older one may be gone by its turn."""
 
     name = standard.PRUNE
-    ahead = 0  # the next removal starts from how this one ended
+    ahead = False  # the next removal starts from how this one ended
 
     def __init__(self, workshop: Workshop) -> None:
         self._repository = workshop.repository

@@ -47,12 +47,6 @@ class Settings:
     isolation: str = BEST_EFFORT
     judge: str = ""  # hash of the judge's files when the run was opened or resumed
 
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> Settings:
-        """Settings from a row of the ledger; the lists of JSON become tuples, as in a frozen value."""
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items()}
-        return cls(**plain)
-
 
 @dataclass(frozen=True)
 class Proposal:
@@ -252,10 +246,15 @@ class Usage:
     cache_read: int = 0
     cache_write: int = 0
 
+    @property
+    def prompt(self) -> int:
+        """Tokens of the prompt, cached or not."""
+        return self.input + self.cache_read + self.cache_write
+
 
 @dataclass(frozen=True)
 class CallTotals:
-    """What the calls of a run came to. Calls in flight count at their upper bound; `in_flight_usd` is their part of `usd`."""
+    """What the calls of a run came to; `tokens_in` is a sum of Usage.input. Calls in flight count at their upper bound; `in_flight_usd` is their part of `usd`."""
 
     usd: float = 0.0
     tokens_in: int = 0

@@ -90,6 +90,12 @@ def _came_to(ledger: Ledger, run: Run, experiments: Sequence[Experiment]) -> Ite
     yield from night_report.false_discoveries(experiments)
     if run.settings.proposer == standard.PLACEBO:
         yield from placebo_report.rates(experiments)
+    for each in experiments:
+        if "quarantined: " in each.outcome.reason:
+            yield (
+                f"quarantined, for a person to judge: python -m agent show {each.number} --run {run.id}; "
+                f"to take it: git cherry-pick {each.commit[:12]}"
+            )
     yield spending(ledger, run.id)
 
 

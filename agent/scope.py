@@ -11,7 +11,7 @@ from agent.records import PLAIN, Candidate, Change
 # Added and removed lines count both: enough to rewrite the longest file (attention.cpp, 700), not an op in all of its implementations (1,360).
 MAX_LINES = 2_000
 MAX_BYTES = 200_000
-ROOMS = tuple(f"model/{name}.py" for name in ("__init__", "gpt", "optim", "train"))
+MODEL_FILES = tuple(f"model/{name}.py" for name in ("__init__", "gpt", "optim", "train"))
 _KINDS = {
     "120000": "a symbolic link",
     "160000": "a submodule",
@@ -34,7 +34,7 @@ def refusals(candidate: Candidate, op: str | None, ops: Sequence[str]) -> Iterat
         if change.after is not None and change.mode_after == PLAIN:
             yield from _content(change, ops)
         elif change.deleted and _must_stay(change.path):
-            yield f"{change.path} is deleted: an op or a room of the model must stay; change it instead"
+            yield f"{change.path} is deleted: every op and {', '.join(MODEL_FILES)} must stay; change it instead"
 
 
 def judge_paths(paths: Sequence[str]) -> list[str]:
@@ -52,8 +52,8 @@ def evidence(candidate: Candidate) -> dict[str, Any]:
 
 
 def _must_stay(path: str) -> bool:
-    """Whether the lab counts on a file; what a change has added to the model, another may take away."""
-    return path in ROOMS or (path.endswith(".py") and path.startswith("kernels/"))
+    """Whether a file may not be deleted; other files of the model, which an earlier change has added, may be."""
+    return path in MODEL_FILES or (path.endswith(".py") and path.startswith("kernels/"))
 
 
 def _lines(patch: str) -> int:

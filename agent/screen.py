@@ -19,7 +19,7 @@ class Screen(Protocol):
         ...
 
     def stage(self, text: str, seconds: float | None = None) -> None:
-        """What goes on from here, and how long it will take, if that is known; nothing, while this thread waits.
+        """Show what goes on from here, and how long it will take if that is known; an empty text while this thread waits.
 
         The stages of another thread than the one that opened the screen, which works ahead, are shown while that one waits.
         """

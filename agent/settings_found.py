@@ -62,20 +62,18 @@ def spaces(
 ) -> list[Space]:
     """The files of a tree's surface with marked constants: those that count on hardware of this name, or without one all."""
     found = []
-    for folder in surface.FOLDERS:
-        for file in sorted((tree / folder).glob("*")):
-            path = f"{folder}/{file.name}"
-            if not file.is_file() or not surface.editable(path, target, op):
-                continue
-            try:
-                text = file.read_bytes().decode()  # its line ends stay
-            except UnicodeDecodeError:  # the static gate says so, where it matters
-                continue
-            marked = [
-                each for each in tunables.find(text) if hardware is None or each.counts(hardware)
-            ]
-            if marked:
-                found.append(Space(path, text, tuple(marked), tunables.template(text)))
+    for path in surface.files(tree):
+        if not surface.editable(path, target, op):
+            continue
+        try:
+            text = (tree / path).read_bytes().decode()  # its line ends stay
+        except UnicodeDecodeError:  # the static gate says so, where it matters
+            continue
+        marked = [
+            each for each in tunables.find(text) if hardware is None or each.applies_to(hardware)
+        ]
+        if marked:
+            found.append(Space(path, text, tuple(marked), tunables.template(text)))
     return found
 
 

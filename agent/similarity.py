@@ -1,7 +1,7 @@
 """Near-duplicates: a proposal that is an earlier one in other words is refused before it costs a trial.
 
-A change is read as the statements that it adds and those that it removes. A statement is told by its content and depth, so that one
-that only moved is neither. Comments, layout and docstrings are dropped, and local names are numbered by order of appearance in their
+A change is read as the statements that it adds and those that it removes. A statement is identified by its content and depth of
+nesting, so that one that only moved counts as neither. Comments, layout and docstrings are dropped, and local names are numbered by order of appearance in their
 function. What is left is compared by its runs of four tokens (shingles; Broder 1997), with a MinHash signature of HASHES values for each
 side. It takes 3 KB of the ledger and estimates the Jaccard similarity with a standard deviation of 0.024 at the threshold; equal sets
 always give 1.
@@ -79,7 +79,12 @@ def sketch(changes: Iterable[Change]) -> Sketch:
             ("-", removed, _beyond(before, after)),
         ):
             tokens += sum(len(statement.tokens) for statement in found)
-            numbers += [f"{sign}{token}" for s in found for token in s.tokens if _is_number(token)]
+            numbers += [
+                f"{sign}{token}"
+                for s in found
+                for token in s.tokens
+                if _is_number(token) or re.fullmatch(r"[-+*/%&|^=!<>@~]+", token)
+            ]
             grams += [f"{change.path} {gram}" for gram in _shingles(found)]
     return (tokens, _hash(" ".join(sorted(numbers))), *_signature(added), *_signature(removed))
 

@@ -23,6 +23,7 @@ from agent.proposers import Workshop
 from agent.records import Run, TrialKey
 from agent.screen import Screen
 from agent.workspace import Workspace, clear_leftovers, clear_old_builds
+from bench import identity
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def at_work(lab: Lab, run: Run, shop: Workshop) -> Iterator[Site]:
         shop.screen.say(stays)
     settings = run.settings
     key = TrialKey(
-        tree="", judge=trials.judge_hash(lab.root / "bench"), machine=trials.machine(settings.device), dataset=Path(settings.data).name,
+        tree="", judge=identity.content(lab.root, ("bench",))[:16], machine=trials.machine(settings.device), dataset=Path(settings.data).name,
         device=settings.device, seconds=settings.seconds, seed=settings.seed,
     )  # fmt: skip
     measured = trials.Trials(run, shop, key, workspace.tree_hash)

@@ -52,15 +52,11 @@ class Purse:
         return call
 
     def settle(self, call: int, usage: Usage) -> float:
-        """Enter that a call was answered; its cost in USD."""
+        """Enter what a call used in the end, nothing if it failed unbilled; its cost in USD."""
         with self._lock:
             usd = self._prices[self._in_flight.pop(call)].cost(usage)
             self._accounts.close_call(call, usage, usd)
         return usd
-
-    def release(self, call: int, billed: Usage | None) -> float:
-        """Enter that a call failed and used only what is `billed`; its cost in USD."""
-        return self.settle(call, billed or Usage())
 
     def spent(self) -> CallTotals:
         """What the run has spent so far; calls in flight count at their upper bound."""

@@ -1,6 +1,6 @@
 """What a change has to show, which depends on who proposed it.
 
-A proposal has to be better. The removal of a keep, which `prune` proposes, has to leave things no worse: the rule is turned round, and
+A proposal has to be better. The removal of a keep, which `prune` proposes, has to leave things no worse: the rule is reversed:
 the keep has to win its place once more, by the same verdict, on seeds that chose nothing. A placebo has to be better too, but is
 always measured to the end: what the timer says of it is recorded, and refuses it only after the verdict.
 """
@@ -19,7 +19,7 @@ from bench.finding import Finding
 
 if TYPE_CHECKING:
     from bench.interval import Spread
-    from bench.trial import TrialResult
+    from bench.trial_result import TrialResult
     from bench.verdict import Verdict
 
 PRUNE, PLACEBO = "prune", "placebo"
@@ -56,7 +56,8 @@ class Standard:
     ) -> Verdict:
         """What the paired trials say; `words` is how much code the change adds."""
         if self.turned_round:
-            return _no_worse(judge.decide("model", None, candidate, incumbent, noise))
+            # what the removal adds, the keep has saved
+            return _no_worse(judge.decide("model", None, candidate, incumbent, noise, words=-words))
         return judge.decide(kind, comparison, incumbent, candidate, noise, words=words)
 
     def seeds(self, first: int, count: int, *purpose: object) -> Sequence[int]:

@@ -44,13 +44,19 @@ def is_kernel(path: str) -> bool:
     return path.startswith(("kernels/", "csrc/"))
 
 
+def files(tree: Path) -> list[str]:
+    """The paths of the files that lie directly in a tree's FOLDERS, sorted within each."""
+    return [
+        f"{folder}/{file.name}"
+        for folder in FOLDERS
+        for file in sorted((tree / folder).glob("*"))
+        if file.is_file()
+    ]
+
+
 def sources(tree: Path) -> list[str]:
     """The paths in a tree that a compiler has to build."""
-    return [
-        f"csrc/{file.name}"
-        for file in sorted((tree / "csrc").glob("*"))
-        if file.suffix in (".cpp", ".cu")
-    ]
+    return [p for p in files(tree) if p.startswith("csrc/") and p.endswith((".cpp", ".cu"))]
 
 
 def touched_ops(paths: Iterable[str], tree: Path, ops: Iterable[str]) -> list[str]:

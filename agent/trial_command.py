@@ -16,7 +16,7 @@ from agent.screen import Screen
 from bench.sandbox import processes
 
 if TYPE_CHECKING:
-    from bench.trial import TrialResult
+    from bench.trial_result import TrialResult
 
 # Named as autoresearch prints them, so that whatever reads its output reads ours.
 _BLOCK = (

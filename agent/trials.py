@@ -19,7 +19,7 @@ from agent.records import Run, TrialKey
 
 if TYPE_CHECKING:
     from bench.interval import Spread
-    from bench.trial import TrialResult
+    from bench.trial_result import TrialResult
 
 FRESH_S = 12 * 3600  # a machine's clock and load drift; older trials are measured again
 RECENT = 20  # trials that say how long the next will take
@@ -40,14 +40,21 @@ class Trials:
         self.seconds = 0.0  # spent on trials so far; remembered ones take none
 
     def result(
-        self, commit: str, tree: Path, seed: int, what: str, *, own: bool = False
+        self,
+        commit: str,
+        tree: Path,
+        seed: int,
+        what: str,
+        *,
+        own: bool = False,
+        fresh_s: float = FRESH_S,
     ) -> TrialResult:
-        """The trial of the files of `commit`, which lie in `tree`: remembered if it is fresh, else run now.
+        """The trial of the files of `commit`, which lie in `tree`: remembered if it is younger than `fresh_s`, else run now.
 
         `own`: one of this run alone. A lucky trial of another run may be why these files are a candidate at all.
         """
         row = self._measured.find_trial(
-            self._key_of(commit, seed), since=time.time() - FRESH_S, run=self._run if own else None
+            self._key_of(commit, seed), since=time.time() - fresh_s, run=self._run if own else None
         )
         return self._judge.revive(row) if row is not None else self.run(commit, tree, seed, what)
 
@@ -108,14 +115,6 @@ class Trials:
 
     def _key_of(self, commit: str, seed: int) -> TrialKey:
         return replace(self._key, tree=self._tree_hash(commit), seed=seed)
-
-
-def judge_hash(bench: Path) -> str:
-    """A hash of the judge's sources: figures of different judges are never compared."""
-    digest = hashlib.sha256()
-    for file in sorted(bench.rglob("[!.]*.py")):  # an editor's lock is a link to nowhere
-        digest.update(str(file.relative_to(bench)).encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def machine(device: str) -> str:

@@ -55,7 +55,7 @@ class Tunable:
     choices: tuple[str, ...]
     where: str = ""  # everywhere
 
-    def counts(self, hardware: str) -> bool:
+    def applies_to(self, hardware: str) -> bool:
         """Whether it has an effect on a device and hardware of this name."""
         return not self.where or self.where.lower() in re.findall(r"\w+", hardware.lower())
 

@@ -106,17 +106,16 @@ def place_call(
     results: Mapping[str, Input],
     wrt: Sequence[str],
     *,
-    upstream: str = "contiguous",
+    layout: str = "contiguous",
     through: Sequence[int] | None = None,
-    updates: Sequence[str] = (),
+    updates: Sequence[str],
 ) -> dict[str, Any]:
     """Lay out one call in the arena, unfilled: room for results and gradients first, behind it what is lent.
 
-    `upstream` is how the gradients from upstream lie (contiguous, transposed, or expanded from one value); gradients flow back from the
+    `layout` is how the gradients from upstream lie (contiguous, transposed, or expanded from one value); gradients flow back from the
     results numbered in `through`, by default from all. `updates` are the inputs that the call overwrites.
     """
     outputs = [arena.place(r.dtype, r.shape) for r in results.values()]
-    wrt = [name for name in wrt if name in case.inputs]
     gradients = [arena.place(case.inputs[name].dtype, case.inputs[name].shape) for name in wrt]
     flows = list(range(len(outputs)) if through is None else through) if wrt else []
     shapes = [tuple(outputs[i]["shape"]) for i in flows]
@@ -125,10 +124,10 @@ def place_call(
         "updates": list(updates),
         "scalars": dict(case.scalars),
         "outputs": outputs,
-        "wrt": wrt,
+        "wrt": list(wrt),
         "through": flows,
         "upstream": [
-            arena.place(outputs[i]["dtype"], shape, _strides(shape, upstream))
+            arena.place(outputs[i]["dtype"], shape, _strides(shape, layout))
             for i, shape in zip(flows, shapes, strict=True)
         ],
         "gradients": gradients,

@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from bench.contracts import ops
 from bench.finding import Finding
 from bench.judge import Judge, Refused
 from bench.sandbox import devices
+from bench.sandbox.limits import default
 
 TARGETS = (80, 90, 100)  # A100, H100, B200: for all of them where there is no GPU
 TIMEOUT_S = 300.0
+LARGEST_FILE = 128 << 20  # that a compiler may write: what is built stays for a month
 
 
 def build(tree: Path, changed: Sequence[str]) -> Finding:
@@ -36,7 +39,7 @@ def build(tree: Path, changed: Sequence[str]) -> Finding:
         sources = _sources(tree, changed)
         if sources:
             evidence |= _compiled(tree, sources)
-        for op in _ops(changed):
+        for op in (op for op in ops() if f"kernels/{op}.py" in changed):
             with Judge(tree) as judge:
                 judge.ask("load", op=op, tree=str(judge.tree))
                 rows = judge.ask("aot", timeout=TIMEOUT_S, op=op, targets=_targets())["kernels"]
@@ -62,7 +65,12 @@ def _compiled(tree: Path, sources: Sequence[Path]) -> dict[str, Any]:
     runners = min(len(sources), len(os.sched_getaffinity(0)))
     # Left in this order, the runners end before the pool waits for those who ask them.
     with ThreadPoolExecutor(runners) as pool, ExitStack() as stack:
-        judges = [stack.enter_context(Judge(tree, cache_writable=True)) for _ in range(runners)]
+        judges = [
+            stack.enter_context(
+                Judge(tree, cache_writable=True, limits=replace(default("cpu"), file=LARGEST_FILE))
+            )
+            for _ in range(runners)
+        ]
         shares = [sources[i::runners] for i in range(runners)]
         answers = list(pool.map(_compile, judges, shares))
     return {
@@ -83,10 +91,6 @@ def _sources(tree: Path, changed: Sequence[str]) -> list[Path]:
     if any(path.startswith("csrc/") and path.endswith(".h") for path in changed):
         return everything
     return [p for p in everything if f"csrc/{p.name}" in changed]
-
-
-def _ops(changed: Sequence[str]) -> list[str]:
-    return [op for op in ops() if f"kernels/{op}.py" in changed]
 
 
 def _summary(evidence: dict[str, Any]) -> str:

@@ -10,20 +10,18 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bench import contracts, shard
+from bench import ROOT, contracts, shard
 from bench.contracts.captured import FILE
 from bench.data import Dataset, prepare
 from bench.judge import Judge
 from bench.trial import specification
 
-ROOT = Path(__file__).resolve().parent.parent
 # The loss falls from 9.0 to 6.1 nats: activations have a shape of their own by then.
 STEPS = 60
 # The length of the training that the model is told; the run ends after STEPS.

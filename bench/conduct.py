@@ -52,7 +52,7 @@ class Clocks:
 
 @dataclass
 class Conduct:
-    """The books of one runner."""
+    """What is counted of one runner: its time and processor time within and between requests, its longest start, its memory, its threads."""
 
     name: str
     judge: Judge
@@ -104,7 +104,7 @@ class Conduct:
         """The process that answers and all that it started."""
         return [pid for pid in processes.tree(self.judge.pid) if pid not in self._others]
 
-    def settle(self) -> None:
+    def give_cores(self) -> None:
         """Give a core to each thread that has worked since `begin` or since the last call of this, where the runner computes on a CPU."""
         now = self._on_core()
         worked = {t: used - self._used.get(t, 0) for t, used in now.items()}

@@ -161,7 +161,7 @@ def replay(
 
     def hand_over(op: str, case: Case, arm: Arm, found: Samples) -> None:
         asked, times = contract(op), found[arm.name]
-        moved, flops = asked.least_work(case, trained=not case.forward_only)
+        moved, flops = asked.least_work(case)
         median = statistics.median(times)
         limit = roofline.limit_of(asked, case, DEVICE)
         rates = {

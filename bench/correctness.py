@@ -74,9 +74,7 @@ def check(op: str, tree: Path, *, device: str = "cpu", seed: int | None = None) 
     return Finding(True, found.reason, evidence)
 
 
-def without_sanitizer(
-    op: str, tree: Path, *, device: str = "cpu", seed: int | None = None
-) -> Finding:
+def without_sanitizer(op: str, tree: Path, *, device: str, seed: int | None = None) -> Finding:
     """The same without compute-sanitizer's last word."""
     memory = device_memory.lendable(device)
     with Judge(tree, device=device, poison=True, memory=memory) as judge:

@@ -54,7 +54,7 @@ def _reached(subject: Subject, case: Case, result: int) -> list[str]:
     """The inputs that a gradient of one result flows back to."""
     generator = subject.exam.generator
     inputs: Tensors = {name: each.values(generator) for name, each in case.inputs.items()}
-    names = [name for name in subject.contract.differentiable if name in inputs]
+    names = subject.contract.wrt(case)
     for name in names:
         inputs[name] = inputs[name].clone().requires_grad_()
     results = subject.contract.reference(**inputs, **case.scalars)
@@ -72,7 +72,7 @@ def trial_shapes(subject: Subject) -> None:
             crossed.append(each)
     for case in crossed:
         laid = subject.exam.lay(subject.contract.as_called(case, subject.exam.rng))
-        subject.known.append(subject.answered(laid, dress="copy"))
+        subject.known.append(subject.answered(laid, passing="copy"))
 
 
 def under_way(subject: Subject) -> None:
@@ -149,7 +149,7 @@ def aged(subject: Subject) -> None:
     asked: dict[str, Any] = {"op": subject.contract.name, "impl": exam.impl, "call": small.call}
     made = exam.judge.ask("age", n=AGE_CALLS, seconds=AGE_S, **asked)["calls"]
     laid, standard = subject.known_call()
-    exam.right(laid, dress="copy", what=f"after {made} more calls", standard=standard)
+    exam.right(laid, passing="copy", what=f"after {made} more calls", standard=standard)
 
 
 def inference(subject: Subject) -> None:

@@ -28,12 +28,12 @@ def values(subject: Subject) -> None:
     held: list[tuple[Case, Tensors]] = []
     for i, case in enumerate(subject.drawn):
         layout = exam.rng.choice(("contiguous", "transposed", "expanded"))
-        laid = exam.lay(case, upstream=layout)
-        for again, dress in enumerate(("lent", exam.rng.choice(("lent", "alias", "copy")))):
+        laid = exam.lay(case, layout=layout)
+        for again, passing in enumerate(("lent", exam.rng.choice(("lent", "alias", "copy")))):
             if again:
                 exam.fill(laid)
-            hold = i < HELD_CASES and (dress == "copy" or not updates)
-            answer = exam.right(laid, dress=dress, hold=hold)
+            hold = i < HELD_CASES and (passing == "copy" or not updates)
+            answer = exam.right(laid, passing=passing, hold=hold)
             if hold:
                 held.append((case, answer))
     _recall(subject, held)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 
 # Of the later half of a curve; with fewer, nothing is explained and nothing is flagged.
 LEAST_POINTS = 8

@@ -111,7 +111,7 @@ class DeviceMemory:
     def read(self, start: int, into: Tensor) -> None:
         into.copy_(self._bytes(start, start + len(into)))
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         # a copy from pageable memory returns when it is staged, not when it has arrived
         torch.cuda.synchronize()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.interval import Spread
 from bench.paired import Paired
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 
 # Chance of an alarm on a machine that has not changed; an alarm costs a few trials.
 ALARM = 0.01

@@ -13,12 +13,11 @@ import random
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-from bench import simulated
+from bench import ROOT, paragraphs
 from bench.drift import drifted
 from bench.plan import BASELINES, RECHECK_S
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 from bench.verdict_simulation import Campaign, Tree, Tried, sigma
 
 NIGHT_S = 8 * 3600.0
@@ -31,7 +30,7 @@ JUMP = 0.1  # one standard deviation of log speed, from one state of the machine
 NIGHTS = 24
 LENGTHS_S = (15.0, 300.0)
 AGES_S = (0.0, 180.0, 900.0, 1800.0, 3600.0, NIGHT_S)
-REPORT = Path(__file__).resolve().parent.parent / "results" / "drift.md"
+REPORT = ROOT / "results" / "drift.md"
 
 
 @dataclass(frozen=True)
@@ -145,4 +144,4 @@ def _row(trial_s: float, age_s: float, found: list[Counted]) -> str:
 
 
 if __name__ == "__main__":
-    simulated.command("bench.drift_simulation", __doc__, report(), REPORT)
+    paragraphs.command("bench.drift_simulation", __doc__, report(), REPORT)

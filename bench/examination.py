@@ -75,18 +75,17 @@ class Examination:
         case: Case,
         wrt: Sequence[str] | None = None,
         *,
-        upstream: str = "contiguous",
+        layout: str = "contiguous",
         through: Sequence[int] | None = None,
         fresh: bool = True,
         values: Tensors | None = None,
-        pushed: Sequence[Tensor] | None = None,
+        upstream: Sequence[Tensor] | None = None,
     ) -> Laid:
-        """Lay out and fill a call. `upstream` is how its gradients lie: contiguous, transposed, or expanded from one value.
+        """Lay out and fill a call. `layout` is how its gradients lie: contiguous, transposed, or expanded from one value.
 
-        `values` are its inputs and `pushed` its gradients from upstream where they are not to be drawn; `fresh` forgets what is laid.
+        `values` are its inputs and `upstream` its gradients from upstream where they are not to be drawn; `fresh` forgets what is laid.
         """
-        if wrt is None:
-            wrt = () if case.forward_only else self.contract.differentiable
+        wrt = self.contract.wrt(case) if wrt is None else wrt
         arena = self.judge.arena
         if fresh:
             arena.reset()
@@ -95,7 +94,7 @@ class Examination:
         before = arena.used
         results, updates = self.contract.shapes(case), self.contract.updates
         call = place_call(
-            arena, case, results, wrt, upstream=upstream, through=through, updates=updates
+            arena, case, results, wrt, layout=layout, through=through, updates=updates
         )
         call["weights"] = [name for name in self.contract.weights if name in case.inputs]
         lent = [*call["inputs"].values(), *call["upstream"]]
@@ -107,16 +106,16 @@ class Examination:
         halves = any(i.dtype in ("bfloat16", "float16") for i in case.inputs.values())
         overreads = halves and self.judge.device == "cpu" and torch_overreads()
         arena.bytes(*laid.lent).fill_(HUGE if overreads else NAN)
-        self.fill(laid, values, pushed)
+        self.fill(laid, values, upstream)
         return laid
 
     def again(self, laid: Laid, wrt: Sequence[str] | None = None) -> Laid:
         """The same contents, laid out once more, elsewhere; a standard made for them still holds."""
         wrt = laid.wrt if wrt is None else wrt
-        return self.lay(laid.case, wrt, values=laid.inputs, pushed=laid.upstream)
+        return self.lay(laid.case, wrt, values=laid.inputs, upstream=laid.upstream)
 
     def fill(
-        self, laid: Laid, values: Tensors | None = None, pushed: Sequence[Tensor] | None = None
+        self, laid: Laid, values: Tensors | None = None, upstream: Sequence[Tensor] | None = None
     ) -> None:
         """Values into what is laid; they are drawn where none are given."""
         for name, wanted in laid.case.inputs.items():
@@ -125,8 +124,8 @@ class Examination:
         laid.upstream = []
         for i, where in enumerate(laid.call["upstream"]):
             buffer = self.judge.arena.view(where)
-            if pushed is not None:
-                buffer.copy_(pushed[i])
+            if upstream is not None:
+                buffer.copy_(upstream[i])
             elif 0 in buffer.stride() and buffer.numel() > 1:
                 buffer.as_strided((1,), (1,)).fill_(self.rng.uniform(-1, 1))
             else:
@@ -150,12 +149,12 @@ class Examination:
         do: str = "call",
         *,
         mode: str = "eager",
-        dress: str = "lent",
+        passing: str = "lent",
         hold: bool = False,
         threads: int | None = None,
     ) -> Tensors:
         """Poison the room for results, let the runner answer, take the bytes, check what was lent, and restore what the op was to overwrite."""
-        options = {"mode": mode, "dress": dress, "hold": hold, "threads": threads}
+        options = {"mode": mode, "passing": passing, "hold": hold, "threads": threads}
         return self.ask_all([laid], do, **options)[0]
 
     def ask_all(self, laid: Sequence[Laid], do: str, **options: Any) -> list[Tensors]:

@@ -5,13 +5,11 @@ Each begins with nothing compiled, as a trial of a new tree does: a compiler, it
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from bench import ROOT
 from bench.contracts import Case, Input, contract
 from bench.implementations import OURS
 from bench.judge import Judge, Refused, error_line
 
-ROOT = Path(__file__).resolve().parent.parent
 OP = "rms_norm"
 LIMIT_S = 300.0
 

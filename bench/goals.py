@@ -19,6 +19,8 @@ PASSES = (FORWARD, BACKWARD, BOTH)
 
 @dataclass(frozen=True)
 class Goal:
+    """What a call of an op in bfloat16 is to take on an H100, beside the best public figure (`peer_ms`, by `peer`) and the least possible."""
+
     op: str
     case: Case
     passes: str  # FORWARD, BACKWARD or BOTH

@@ -28,13 +28,12 @@ from pathlib import Path
 from threading import Lock, Timer
 from typing import Any
 
-from bench import gpu_table, hardware
+from bench import ROOT, gpu_table, hardware
 from bench.contracts import Case, contract, ops
 from bench.goals import GOALS, cases
 from bench.identity import Mixed, identity, require_same
 from bench.jsonl import whole_lines
 
-ROOT = Path(__file__).resolve().parent.parent
 BUDGET_S = 530.0
 WORKERS = 10
 # Groups of checks, one after the other; those of a group run at once, each with 5 GiB of the GPU that it lends, and float64 references of up to 26 GB.

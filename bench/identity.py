@@ -9,9 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from bench import hardware
+from bench import ROOT, hardware
 
-ROOT = Path(__file__).resolve().parent.parent
 MEASURED = ("kernels", "csrc", "model", "bench")
 SOURCES = (".py", ".cpp", ".cu", ".h")
 
@@ -53,7 +52,9 @@ def content(root: Path, folders: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for folder in folders:
         for file in sorted((root / folder).glob("**/*")):
-            if file.suffix in SOURCES and "build" not in file.relative_to(root).parts:
+            # A hidden one is an editor's lock, a link to nowhere.
+            known = file.suffix in SOURCES and not file.name.startswith(".")
+            if known and "build" not in file.relative_to(root).parts:
                 text = file.read_bytes()
                 digest.update(f"{file.relative_to(root)} {len(text)} ".encode() + text)
     return digest.hexdigest()

@@ -45,4 +45,12 @@ def triton_kernels(file: Path) -> set[str]:
 def kernels_of(tree: ast.Module) -> set[str]:
     """The same of a kernel file that is parsed."""
     functions = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef))
-    return {f.name for f in functions if any("jit" in ast.unparse(d) for d in f.decorator_list)}
+    return {
+        f.name
+        for f in functions
+        if any(
+            "jit" in getattr(n, "attr", getattr(n, "id", ""))
+            for d in f.decorator_list
+            for n in ast.walk(d)
+        )
+    }

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from bench import device_memory, sandbox
+from bench import ROOT, device_memory, sandbox
 from bench.arena import ARENA_BYTES, Arena
 from bench.mirror import Memory
 from bench.protocol import MARK, Channel, ProtocolError
@@ -31,8 +31,10 @@ from bench.sandbox import processes, watchdog
 from bench.sandbox.limits import Limits
 
 START_S = 120.0  # until a runner has started and imported torch
-CACHE = Path(__file__).resolve().parent.parent / ".lab" / "cache"
+CACHE = ROOT / ".lab" / "cache"
 COMPILED = CACHE.parent / "compiled"  # of bench/compiled.py: no runner sees it
+
+Progress = Callable[[dict[str, Any]], None]  # hears of each step of a long request
 
 
 class Refused(Exception):
@@ -43,7 +45,7 @@ class Refused(Exception):
     machine           this machine cannot measure: no candidate's fault
     a class name      the exception that the candidate raised
     any other         what the check that refused calls it: wrong, stale or future of the correctness gate, background or noise of the timer,
-                      late or leak of a trial (bench/trial.py lists a trial's)
+                      late or leak of a trial (bench/trial_result.py lists a trial's)
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -143,10 +145,13 @@ class Judge:
         *,
         timeout: float = 120.0,
         fd: int | None = None,
-        progress: Callable[[dict[str, Any]], None] | None = None,
+        progress: Progress | None = None,
         **request: Any,
     ) -> dict[str, Any]:
-        """Send one request and wait for its answer. Raises Refused on an error answer, a time-out, a crash or a malformed line."""
+        """Send one request and wait for its answer. Raises Refused on an error answer, a time-out, a crash or a malformed line.
+
+        timeout: seconds until the answer, which progress does not extend. fd: a descriptor that the runner gets with the request.
+        """
         if not self.lends:
             self.lends = self._lend()
         self.arena.hand_over()
@@ -171,7 +176,7 @@ class Judge:
         offer, fd = memory.offer()
         mark = secrets.token_bytes(MARK)
         memory.write(0, torch.tensor(list(mark), dtype=torch.uint8))
-        memory.settle()
+        memory.synchronize()
         try:
             answer = self._exchange("lend", START_S, fd, None, offer)
         except Refused as refused:
@@ -187,7 +192,7 @@ class Judge:
         do: str,
         timeout: float,
         fd: int | None,
-        progress: Callable[[dict[str, Any]], None] | None,
+        progress: Progress | None,
         request: Mapping[str, Any],
     ) -> dict[str, Any]:
         nonce = secrets.token_hex(8)

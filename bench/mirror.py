@@ -31,7 +31,7 @@ class Memory(Protocol):
         """Fill `into` (uint8) with the bytes from `start` on."""
         ...
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Return when all that was written can be seen by others."""
         ...
 
@@ -81,5 +81,5 @@ class Mirror:
         for start, end in self.own.parts:
             self.memory.write(start, self.image.bytes(start, end))
         if self.own.parts:
-            self.memory.settle()
+            self.memory.synchronize()
         self.own = Spans()

@@ -22,6 +22,8 @@ MIXTURE = 2.0  # prior spread of true effects, in units of the spread of a diffe
 
 @dataclass(frozen=True)
 class Paired:
+    """Differences of val_bpb, one for each seed (below zero: a gain), and the noise of a single trial."""
+
     differences: Sequence[float]
     noise: Spread
 

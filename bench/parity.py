@@ -22,7 +22,8 @@ from pathlib import Path
 from bench.contracts import written
 from bench.data import Dataset
 from bench.finding import Finding
-from bench.trial import TrialResult, run_trial
+from bench.trial import run_trial
+from bench.trial_result import TrialResult
 
 STEPS = 12
 FIRST = 2  # of a changed model, before its trial
@@ -68,8 +69,12 @@ def probe(incumbent: Path, candidate: Path, dataset: Dataset, *, device: str) ->
             runs = {name: run.result() for name, run in asked.items()}
         finally:  # after Ctrl-C what has not begun does not begin
             pool.shutdown(wait=False, cancel_futures=True)
-    if not runs["incumbent"].ok:  # which has trained before: alone it may again
-        runs["incumbent"] = first_steps(*trees["incumbent"])
+    for name in (
+        "incumbent",
+        "candidate",
+    ):  # beside the others memory or time may have run out: alone it may train
+        if not runs[name].ok:
+            runs[name] = first_steps(*trees[name])
     if (untrained := _untrained(runs)) is not None:
         return untrained
     curves = _curves(runs)

@@ -13,9 +13,8 @@ import secrets
 import statistics
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from bench import hardware
+from bench import ROOT, hardware
 from bench.builds import build_all
 from bench.contracts import contract, ops
 from bench.ratio import Estimate, both, estimate, logs, stretches
@@ -23,7 +22,6 @@ from bench.rounds import Arm, Samples, prepare, ready
 from bench.threads import one_thread
 from bench.timing import runners_of
 
-ROOT = Path(__file__).resolve().parent.parent
 LEAST = 4  # rounds: of fewer no two stretches can be made (bench/ratio.py)
 
 

@@ -11,15 +11,14 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import hardware
+from bench import ROOT, hardware
 
 if TYPE_CHECKING:
     from bench.contracts import Case, Contract
 
-FILE = Path(__file__).resolve().parent.parent / ".lab" / "ceilings.json"
+FILE = ROOT / ".lab" / "ceilings.json"
 COPY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 MATRIX = {"cpu": 1536, "cuda": 8192}
 SAMPLES = 25
@@ -63,7 +62,7 @@ def bound_seconds(bytes_moved: float, flops: float, dtype: str, device: str) -> 
 def limit_of(asked: Contract, case: Case, device: str) -> float:
     """The bound of a call, with its backward unless the case is forward only."""
     dtype = next(i.dtype for i in case.inputs.values() if i.dtype != "int64")
-    moved, flops = asked.least_work(case, trained=not case.forward_only)
+    moved, flops = asked.least_work(case)
     return bound_seconds(moved, flops, dtype, device)
 
 

@@ -91,7 +91,10 @@ class Measured:
 
 
 class Table:
-    """One arm's input sets of one case, at first without contents, and the blocks run on them. `first`: how many input sets of other cases the runner holds before these."""
+    """One arm's input sets of one case, at first without contents, and the blocks run on them.
+
+    `first`: how many input sets of other cases the runner holds before these.
+    """
 
     def __init__(self, contents: Contents, arm: Arm, runner: Conduct, first: int = 0) -> None:
         self.contents, self.arm, self.runner, self.judge = contents, arm, runner, runner.judge
@@ -186,11 +189,11 @@ class Rounds:
 
     def warm_up(self) -> None:
         if not self.calls:
-            self._settle()
+            self._choose_calls()
         if self.calls > 1:
             self._ask(self.calls)  # a round that does not count; one call of each arm was the first
 
-    def _settle(self) -> None:
+    def _choose_calls(self) -> None:
         """Choose how many calls a block has: the same in all arms, so that the request and the copied call weigh alike."""
         best = {table.arm.name: math.inf for table in self.tables}
         until, n = time.monotonic() + WARM_UP_S, 1
@@ -278,9 +281,9 @@ def ready(prepared: Sequence[Rounds], runners: Sequence[Conduct]) -> None:
     for rounds in prepared:
         rounds.answer_first()
     for runner in runners:
-        runner.settle()
+        runner.give_cores()
     for rounds in prepared:
         rounds.warm_up()
     # Again: some threads that worked in the first call may only have compiled.
     for runner in runners:
-        runner.settle()
+        runner.give_cores()

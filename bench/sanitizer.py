@@ -213,8 +213,8 @@ def parse(text: str) -> Iterator[Report]:
             continue
         if _HEAD.fullmatch(line[1]) or _RACE.fullmatch(line[1]):
             yield from _read(found)
-            found = []
-        if found or _HEAD.fullmatch(line[1]) or _RACE.fullmatch(line[1]):
+            found = [line[1]]
+        elif found:
             found.append(line[1])
     yield from _read(found)
 

@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.data import Dataset
-from bench.judge import Judge, Refused
+from bench.judge import Judge, Progress, Refused
 
 # Longest row that is scored: the judge's choice, so that every model sits the same exam.
 SEQUENCE = {"cpu": 512, "cuda": 2048}
@@ -60,8 +60,6 @@ ROUNDED = 0.1  # of any logit: an attention that rescales lazily moved one by 0.
 ASK_S = 120.0
 SEES = "the model sees the future"
 PURE = "a row's logits may depend on that row and on Trainer.model.state_dict() alone, whatever the model's mode"
-
-Tell = Callable[[dict[str, Any]], None]
 
 
 def byte_sizes(dataset: Dataset, number: NDArray[np.int64]) -> Tensor:
@@ -102,22 +100,22 @@ class Exam:
         return len(self.sizes)
 
     @functools.cached_property
-    def rarity(self) -> Tensor:
-        """(V,) nats that each token costs one who knows how often tokens come, and nothing else."""
+    def unigram_nats(self) -> Tensor:
+        """(V,) nats of each token under the unigram distribution of the targets, with one added to every count."""
         counts = torch.bincount(self.targets[self.targets >= 0], minlength=self.vocab_size)
         return -torch.log((counts + 1.0) / counts.sum())
 
-    def told(self, batch: Tensor, marks: Tensor) -> Tensor:
+    def gain(self, batch: Tensor, marks: Tensor) -> Tensor:
         """(B, T): by how many nats the rows' targets were predicted better than by their frequency; `marks` are the nats of each."""
         targets = self.targets[batch]
-        told = self.rarity[targets.clamp(min=0)] - marks
-        return told.masked_fill(~counted(targets, self.sizes), -math.inf)
+        gain = self.unigram_nats[targets.clamp(min=0)] - marks
+        return gain.masked_fill(~counted(targets, self.sizes), -math.inf)
 
-    def best_told(self, marks: Tensor, count: int) -> Tensor:
+    def best_predicted(self, marks: Tensor, count: int) -> Tensor:
         """The rows whose targets were predicted best on average."""
-        told = self.told(torch.arange(len(marks)), marks)
+        gain = self.gain(torch.arange(len(marks)), marks)
         known = counted(self.targets, self.sizes)
-        mean = told.masked_fill(~known, 0.0).sum(1) / known.sum(1).clamp(min=1)
+        mean = gain.masked_fill(~known, 0.0).sum(1) / known.sum(1).clamp(min=1)
         return mean.topk(min(count, len(mean))).indices
 
 
@@ -178,7 +176,7 @@ def nats(logits: Tensor, targets: Tensor, sizes: Tensor) -> Tensor:
     return torch.stack(found).masked_fill(~counted(targets, sizes), 0.0)
 
 
-def mark(scorer: Judge, exam: Exam, *, limit_s: float, tell: Tell) -> tuple[float, Tensor]:
+def mark(scorer: Judge, exam: Exam, *, limit_s: float, tell: Progress) -> tuple[float, Tensor]:
     """Bits per byte of the exam, and the nats of each token (R, T).
 
     Raises Refused: nan, range, state, leak, or timeout after `limit_s`.
@@ -207,13 +205,12 @@ def mark(scorer: Judge, exam: Exam, *, limit_s: float, tell: Tell) -> tuple[floa
         logits = asked(exam.inputs[batch])
         marks[batch] = nats(logits, exam.targets[batch], exam.sizes)
         if i in probed:
-            told = exam.told(batch, marks[batch])
-            at_cuts.append(_other_future(asked, exam, batch, logits.clone(), told, generator))
+            before = logits.clone()
+            at_cuts.append(_other_future(asked, exam, batch, before, marks[batch], generator))
         tell({"phase": "scoring", "fraction": (i + 1) / len(batches)})
-    for batch in torch.split(exam.best_told(marks, BATCH_ROWS), at_once):
+    for batch in torch.split(exam.best_predicted(marks, BATCH_ROWS), at_once):
         before = asked(exam.inputs[batch]).clone()
-        told = exam.told(batch, marks[batch])
-        at_cuts.append(_other_future(asked, exam, batch, before, told, generator))
+        at_cuts.append(_other_future(asked, exam, batch, before, marks[batch], generator))
     if by := _leaning(at_cuts, ROUNDED_NATS):
         raise Refused("leak", f"scores move {by} when later tokens change: {SEES}")
     return float(marks.double().sum()) / math.log(2) / exam.total_bytes, marks
@@ -224,14 +221,15 @@ def _other_future(
     exam: Exam,
     batch: Tensor,
     before: Tensor,
-    told: Tensor,
+    marks: Tensor,
     generator: torch.Generator,
 ) -> Tensor:
     """The same rows in the same places, with other tokens from a cut on: no logit before it may move, but by rounding.
 
-    Returns by how many nats the last token before each cut is worse predicted.
+    before: their logits (B, T, V). marks: the nats of their targets (B, T). Returns (B,): by how many nats the last token before each cut is
+    predicted worse.
     """
-    altered, late = _altered(exam, batch, told, generator)
+    altered, late = _altered(exam, batch, exam.gain(batch, marks), generator)
     after = asked(altered)
     worse = nats(after, exam.targets[batch], exam.sizes)
     worse -= nats(before, exam.targets[batch], exam.sizes)
@@ -255,17 +253,18 @@ def confirm(
     trainer: Judge,
     exam: Exam,
     marks: Tensor,
-    probe_s: float = 0.0,
+    probe_s: float,
     *,
     answered: Callable[[int], None] = lambda tokens: None,
 ) -> None:
-    """Ask rows in the process that trained, among others than before, every other batch with another future; then, for `probe_s`, more of them.
+    """Ask AGAIN_ROWS rows in the process that trained, in other batches than before, every other batch with another future; then LEAST_ROWS rows that
+    this process was never asked, and as many more as `probe_s` seconds allow, all with another future.
 
-    `answered` hears of the tokens of the first answer.
-    Raises Refused: state, leak.
+    marks: (R, T), the nats of each target as `mark` found them. answered: is called with the number of tokens of the first answer, once it is there.
+    Raises Refused: state, leak, nan, range, or timeout of a single request.
     """
     generator = torch.Generator().manual_seed(secrets.randbits(48))
-    best = exam.best_told(marks, AGAIN_ROWS // 2)
+    best = exam.best_predicted(marks, AGAIN_ROWS // 2)
     drawn = torch.randperm(len(exam.inputs), generator=generator)
     others = drawn[~torch.isin(drawn, best)][: AGAIN_ROWS - len(best)]
     chosen = torch.cat([best, others])
@@ -275,8 +274,8 @@ def confirm(
     altered: list[Tensor] = []
     at_cuts: list[Tensor] = []
 
-    def with_another_future(batch: Tensor, told: Tensor | None, training: bool | None) -> None:
-        wanted, late = _altered(exam, batch, told, generator)
+    def with_another_future(batch: Tensor, gain: Tensor | None, training: bool | None) -> None:
+        wanted, late = _altered(exam, batch, gain, generator)
         logits = ask(trainer, wanted, exam.vocab_size, training=training)
         moved = nats(logits, exam.targets[batch], exam.sizes) - marks[batch]
         altered.append(moved[~late])
@@ -286,7 +285,7 @@ def confirm(
     for i, batch in enumerate(_unequal(chosen, most, generator)):
         training = bool(i // 2 % 2)
         if i % 2:
-            with_another_future(batch, exam.told(batch, marks[batch]), training)
+            with_another_future(batch, exam.gain(batch, marks[batch]), training)
         else:
             logits = ask(trainer, exam.inputs[batch], exam.vocab_size, training=training)
             moved = nats(logits, exam.targets[batch], exam.sizes) - marks[batch]
@@ -326,19 +325,19 @@ def _moved(parts: list[Tensor]) -> str:
 
 
 def _altered(
-    exam: Exam, batch: Tensor, told: Tensor | None, generator: torch.Generator
+    exam: Exam, batch: Tensor, gain: Tensor | None, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The rows with other tokens from a cut on, one a row; and where that is, (B, T) bool. `told`: Exam.told, or None for cuts anywhere.
+    """The rows with other tokens from a cut on, one a row; and where that is, (B, T) bool. `gain`: Exam.gain, or None for cuts anywhere.
 
     Half of the other tokens come as often as they do in the text, half are any of the vocabulary: who looks ahead may look at common ones alone.
     """
     wanted = exam.inputs[batch]
     T = wanted.shape[1]
-    if told is None:
+    if gain is None:
         cuts = torch.randint(1, T, (len(batch),), generator=generator)
     else:
         cuts = torch.tensor(
-            [_behind(row, generator) if i % 2 else _cut(T, generator) for i, row in enumerate(told)]
+            [_behind(row, generator) if i % 2 else _cut(T, generator) for i, row in enumerate(gain)]
         )
     late = torch.arange(T) >= cuts[:, None]
     any_token = torch.randint(0, exam.vocab_size, wanted.shape, generator=generator)
@@ -348,10 +347,10 @@ def _altered(
     return torch.where(late, others, wanted), late
 
 
-def _behind(told: Tensor, generator: torch.Generator) -> int:
+def _behind(gain: Tensor, generator: torch.Generator) -> int:
     """Just behind one of the tokens of a row that were predicted best: the logits that predicted it lie before the cut, the token does not."""
-    T = len(told)
-    best = told[: T - 1].topk(max(1, T // TELLING)).indices
+    T = len(gain)
+    best = gain[: T - 1].topk(max(1, T // TELLING)).indices
     return 1 + int(best[torch.randint(0, len(best), (1,), generator=generator)])
 
 

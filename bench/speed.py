@@ -37,9 +37,9 @@ class Comparison:
     incumbent differs from itself by more than noise (`placebo`: that ratio and its bounds), each moves out by half of that difference.
 
     shapes:         each shape's own ratio, times, and how often a step calls it, in the contract's order
-    arms:           of incumbent and candidate the seconds of import and first calls, the largest memory in MB, the processors
-                    that were busy with it while it was asked (less than one where other work took them), and 1 where it had precedence, a core for
-                    each thread, and its memory where the others have theirs
+    arms:           of incumbent and candidate: "cold_s", seconds of import and first calls; "peak_mb", the largest memory; "processors", how many
+                    were busy with it while it was asked (fewer than one where other work took them); and 1 or 0 for "first_in_line" (it had
+                    precedence), "spread" (a core for each thread) and "alike" (its memory lies where that of the others does)
     typical:        the ratio in the middle half of all rounds alone, of which the ratio itself is but one part (bench/ratio.py)
     wall, thread:   the same ratio by the clock on the wall and by processor time alone
     stopped:        why no further rounds were run

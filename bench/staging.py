@@ -52,8 +52,7 @@ class Contents:
         generator = torch.Generator().manual_seed(rng.getrandbits(48))
         self.asked, self.case, self.most_bytes = asked, case, STAGED_BYTES[device] // share
         self.results = asked.shapes(case)
-        wrt = () if case.forward_only else asked.differentiable
-        self.wrt = tuple(name for name in wrt if name in case.inputs)
+        self.wrt = asked.wrt(case)
         upstream = list(self.results.values()) if self.wrt else []
         tensors = [*case.inputs.values(), *upstream]
         self.pools = [_pool(wanted, generator) for wanted in tensors]

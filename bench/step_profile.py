@@ -1,16 +1,17 @@
 """Where time goes: an op's implementations beside each other, or a training step by op and operator. For advice, never for a verdict.
 
-An op is timed by bench/timing.py on the calls that a step of the trial's model makes on this machine. A step is run by the runner under torch.profiler; candidate code shares that
-process, so the figures are its own word. Two runs of different length are profiled and their difference is divided by the steps between them:
-what a run costs once (drawing weights, first touches of memory) cancels. Two more run without the profiler, which shows what it costs.
+An op is timed by bench/timing.py on the calls that a step of the trial's model makes on this machine. A step is run by the runner under
+torch.profiler; candidate code shares that process, so the figures are its own word. Two runs of different length are profiled and their
+difference is divided by the steps between them: what a run costs once (drawing weights, first touches of memory) cancels. Two more run
+without the profiler, which shows what it costs.
 
 Both answers are plain JSON with "of", "device" and "rows", the longest first.
 
     a row          "name", "ms" (of one call, forward and backward; in a step, of all calls), "limit_ms" (the least time for its traffic and
                    arithmetic by bench/roofline.py; None where that is not known), "percent_of_limit"
     ... of an op   also "case", "tree" (draft or incumbent), "default", "quartiles_ms"
-    an op          also "inside": what a call of the draft's default on the case "inside_case" is made of, which has most to do in a step: "name", "ms",
-                   "backward_ms" (the part of "ms" in the backward pass), "calls"
+    an op          also "inside_case", the case with the most work in a step, and "inside", the operators that a call of the draft's default makes on it:
+                   "name", "ms", "backward_ms" (the part of "ms" in the backward pass), "calls"
     ... of a step  also "op" (None outside the ops), "calls", "share" of "step_ms", "backward_ms" (the part of "ms" in the backward pass)
     a step         also "step_ms", "plain_ms" (without the profiler), "data_ms" (how long its loop waited for a batch; None where it draws none
                    with `next`), "python_ms" (all that no operator did; None on a GPU, where the host runs ahead), "threads", "implementations"
@@ -31,6 +32,7 @@ from bench import hardware
 from bench.compiled import Compiled
 from bench.contracts import Case, Contract, Input, contract, ops, written
 from bench.examination import Examination
+from bench.implementations import runnable
 from bench.judge import COMPILED, Judge, Refused
 from bench.roofline import ceilings, limit_of
 from bench.scoring import SEQUENCE
@@ -162,13 +164,12 @@ def _below_ceilings(profile: Callable[[], dict[str, Any]], device: str) -> dict[
 def _implementations(op: str, tree: Path, device: str) -> tuple[list[str], str]:
     """Names of those that the device runs, and its choice."""
     with Judge(tree, device=device) as judge:
-        judge.ask("load", op=op, tree=str(judge.tree))
-        answer = judge.ask("runnable", op=op)
-    names, default = answer.get("names") or [], answer.get("default")
-    words = isinstance(names, list) and all(str(name).split() == [name] for name in names)
-    if not words or default not in names:
-        raise Refused("structure", f"implementations {names} with the default {default}: expected names of one word")  # fmt: skip
-    return [str(name) for name in names], str(default)
+        answer = judge.ask("load", op=op, tree=str(judge.tree))
+    said, default = answer.get("implementations"), answer.get("default")
+    names = runnable(said, device) if isinstance(said, list) else []
+    if default not in names or any(str(name).split() != [name] for name in names):
+        raise Refused("structure", f"implementations {said} with the default {default}: expected names of one word")  # fmt: skip
+    return names, str(default)
 
 
 def _step(answer: Mapping[str, Any], device: str) -> dict[str, Any]:

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
 MUCH_FLOPS = 1e9  # forward; in float64, a tenth of a second of one core
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> AbstractContextManager[None]:
     """The judge's own thread pool sleeps in the block.
 
     Its threads would spin where a runner works, and wait for each other where the cores are busy: beside one busy process on two cores the
     correctness gate of newton_schulz took 73 s with two threads and 10 with one, that of rms_norm 17 and 6.
     """
-    with _threads(1):
-        yield
+    return _threads(1)
 
 
-@contextlib.contextmanager
-def cores_for(flops: float) -> Iterator[None]:
+def cores_for(flops: float) -> AbstractContextManager[None]:
     """All cores in the block, where so much is computed that the threads' waiting for each other does not count beside it."""
-    with _threads(_cores() if flops > MUCH_FLOPS else torch.get_num_threads()):
-        yield
+    return _threads(_cores() if flops > MUCH_FLOPS else torch.get_num_threads())
 
 
 def _cores() -> int:
@@ -35,7 +31,7 @@ def _cores() -> int:
     return min(int(said), cores) if said.isdigit() and int(said) else cores
 
 
-@contextlib.contextmanager
+@contextmanager
 def _threads(count: int) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(count)

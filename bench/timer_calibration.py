@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import hardware
+from bench import ROOT, hardware
 from bench.builds import build_all
 from bench.contracts import contract, ops
 from bench.judge import Refused
@@ -30,7 +30,6 @@ from bench.sandbox import processes
 from bench.speed import CONFIDENCE
 from bench.timing import ASKED_ON, LIMIT_S, Arm, compare, sample
 
-ROOT = Path(__file__).resolve().parent.parent
 ROWS = ROOT / "results" / "timer.tsv"
 REPORT = ROOT / "results" / "timer.md"
 COLUMNS = (

@@ -275,7 +275,7 @@ def _figures(runner: Conduct) -> dict[str, float]:
 def _possible(asked: Contract, found: Measured, device: str) -> None:
     """Raises Refused where a block took less time than its traffic or arithmetic takes at the ceilings of this machine."""
     case = found.case
-    moved, flops = asked.least_work(case, trained=not case.forward_only)
+    moved, flops = asked.least_work(case)
     for name, seconds in found.wall.items():
         floor = roofline.floor_seconds(moved, flops, device)
         if min(seconds) < floor:

@@ -19,9 +19,8 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,85 +32,41 @@ from bench import contracts, scoring, shard, trial_claims, witness
 from bench.compiled import Compiled
 from bench.data import Dataset
 from bench.examination import Examination
-from bench.judge import COMPILED, Judge, Refused
+from bench.judge import COMPILED, Judge, Progress, Refused
 from bench.roofline import peak_flops
 from bench.sandbox import processes
 from bench.scoring import SEQUENCE, Exam
 from bench.trial_claims import Described, Trained
+from bench.trial_result import TrialResult, classify
 
 # A tree's first set-up compiles the model and its kernels; what it has compiled is kept (bench/compiled.py). Under torch.compile the first takes 41 s on
 # a CPU and the next 12. On a GPU not yet measured.
 SETUP_LIMIT_S = {"cpu": 240.0, "cuda": 900.0}
-# Time in which a model could be trained for nothing, on puzzles of its own in place of text: what is beyond is taken from the training.
+# Set-up time that is free. A model could train in it, on puzzles of its own in place of text: so the time beyond it is taken from the training.
 SETUP_FREE_S = {"cpu": 20.0, "cuda": 60.0}
 GRACE_S = 0.5  # for the answer to travel; training itself must end in its time
 # Time, and processor time of the runner, that handing over the weights may take beside the copying itself: the model's own code runs then.
 TAKEN_S, TAKEN_CPU_S, COPIED_BYTES_S = 2.0, 0.3, 250e6
 # Processor time allowed to the scorer: so many times what training took per token, and a fixed slack.
 SCORED_TIMES, SCORED_SLACK_S = 1.0, 20.0
-# The same of the trainer, from its weights to its first answer that is compared: so many times what the scorer took per token.
+# Processor time allowed to the trainer from handing over its weights to its first answer that is compared: so many times what the scorer took per
+# token, and a fixed slack.
 LOOKED_TIMES, LOOKED_SLACK_S = 2.0, 10.0
 COPYING_FREE_S = 1.0  # for 250 MB of weights; what more of them may take is taken from the training
 GUESSED_ROWS, MEASURED_ROWS = 4, 8  # before any training, and of the shard after it
 # Processor time that a runner may use between the end of its training and the last score, and as a share of that time. Where it uses a tick
 # or two, it is watched for LOOK_S at least.
 IDLE_S, IDLE_SHARE, LOOK_S = 0.1, 0.1, 0.5
-MAX_STATE_BYTES = 2 << 30
 # Share of the training's length that asking rows again with another future may take.
 PROBE_SHARE = 0.03
-# From this length on, the checks after a trial include every op and its gradients; a shorter one has one op, drawn by chance, checked so.
+# A trial of at least this length is followed by checks of every op with its gradients; after a shorter one only one op, drawn at random, has
+# its gradients checked.
 LONG_S = 60.0
 MOMENTS = {"cpu": 2, "cuda": 1}  # at which a call of an op is kept in a long training
 # For scoring, with the length of the training added: bounds what a model may do per row, not how busy the machine is.
 SCORING_S = 300.0
 # Below this no language model of this size is honest.
 FLOOR_BPB = 0.4
-
-Progress = Callable[[dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """One trial. Where `ok` is False, `failure` classifies it, `detail` says what happened, and the figures are those known until then.
-
-    `failure` is the name of the exception that the candidate raised, or
-
-    out_of_memory, late, timeout, crash, structure      it broke, was too slow, or answered in another form
-    nan, range, explosion                               of its losses and logits
-    warm_start, forged                                  it knows text before it has read any; its curve is not that of its training
-    leak, state                                         a logit depends on later tokens; a score depends on more than the row and the weights
-    weights, off_clock                                  the weights changed after training; it worked outside of its time
-    unused, wrong, ...                                  the kernels: they did not run, or fail a check of the correctness gate
-    implausible                                         a score better than any honest model's
-    """
-
-    ok: bool
-    failure: str = ""
-    detail: str = ""
-    val_bpb: float = math.nan
-    training_seconds: float = 0.0
-    total_seconds: float = 0.0
-    setup_seconds: float = 0.0
-    cpu_seconds: float = 0.0  # of the training and of handing over the weights, all cores
-    peak_memory_mb: float = 0.0  # as the model says: on a GPU, the device's
-    resident_memory_mb: float = 0.0  # as the kernel counted it, all processes
-    mfu_percent: float = 0.0
-    total_tokens_M: float = 0.0
-    num_steps: int = 0
-    num_params_M: float = 0.0
-    depth: int = 0
-    tokens_per_second: float = 0.0
-    seed: int = 0
-    implementations: dict[str, str] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)  # of kernels, while training
-    witnessed: dict[str, int] = field(default_factory=dict)  # of the calls, those held to float64
-    train_loss: float = math.nan  # nats a token after training, by the judge, on rows of the shard
-    losses: list[list[float]] = field(default_factory=list)
-    grad_norms: list[float] = field(default_factory=list)
-    isolation: str = ""
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def run_trial(
@@ -159,7 +114,7 @@ def run_trial(
                 trial.known["witnessed"] = witness.require_right(trainer, trial.kept, trial.moments)
                 trial.examine_kernels(trainer)
     except Refused as refused:
-        ok, failure, detail = False, _classify(refused), str(refused)[-4000:]
+        ok, failure, detail = False, classify(refused), str(refused)[-4000:]
     total = time.monotonic() - started
     return TrialResult(ok, failure, detail, total_seconds=total, **trial.known)
 
@@ -226,7 +181,7 @@ class _Trial:
         taken = time.monotonic() - started
         compiled.take(trainer)  # before the first word of a text
         self.described = trial_claims.read(Described, answer.get("describe"))
-        self.state_bytes = _size(answer)
+        self.state_bytes = trial_claims.state_bytes(answer)
         self.known.update(
             setup_seconds=self.known.get("setup_seconds", 0.0) + taken,
             num_params_M=self.described.num_params / 1e6,
@@ -236,12 +191,12 @@ class _Trial:
         return taken
 
     def begin(self, trainer: Judge, taken: float, unread: str = "test") -> None:
-        """Check that the model knows nothing, and take from the training what goes beyond two allowances. `unread`: a split that this trial does not use.
+        """Check that the untrained model is guessing, and shorten the training by what set-up and copying the weights take beyond their allowances.
 
-        They are for set-up, which took `taken` seconds, and for copying the weights: in both the model's own code runs.
+        taken: seconds of set-up, in which the model's own code ran, as it runs while weights are copied. unread: a split that this trial does not use
+        otherwise: rows of the training shard, asked here under other numbers than there, would tell the model the numbers of most of the text.
         """
-        # In the data set's own numbers, in which a table or a checkpoint from elsewhere would be written. The model's code runs then as well. Of rows that
-        # come in the shard too, renumbered, it could learn the numbers of most of the text.
+        # In the data set's own numbers, which a table or a checkpoint from elsewhere would use. It counts as set-up too: the model's code answers.
         asked = time.monotonic()
         loss = self.loss(trainer, np.arange(self.dataset.vocab_size), GUESSED_ROWS, unread)
         taken += time.monotonic() - asked
@@ -323,7 +278,7 @@ class _Trial:
             raise Refused("nan", f"the training loss is not finite: {trained.final()}")
         measured = self.known["train_loss"] = self.loss(trainer, self.number, MEASURED_ROWS)
         trial_claims.require_curve(trained, measured, self.dataset.vocab_size)
-        calls, launches = (_counts(answer.get(kind)) for kind in ("calls", "launches"))
+        calls, launches = (trial_claims.counts(answer.get(kind)) for kind in ("calls", "launches"))
         self.known["calls"] = calls
         trial_claims.require_kernels(
             self.described, trained.steps, calls, launches, trainer.tree, self.device
@@ -368,10 +323,10 @@ class _Trial:
         answer = scorer.ask(
             "setup", timeout=SETUP_LIMIT_S[self.device], spec=self.spec, ops={}, warm_up=None
         )
-        if _size(answer) != len(weights):
+        if trial_claims.state_bytes(answer) != len(weights):
             raise Refused(
                 "structure",
-                f"Trainer.model holds {_size(answer)} bytes before training and {len(weights)} after: "
+                f"Trainer.model holds {trial_claims.state_bytes(answer)} bytes before training and {len(weights)} after: "
                 "every tensor of its state must exist from the start",
             )
         scorer.arena.reset()
@@ -436,17 +391,7 @@ class _Trial:
             case = examination.rng.choice(asked.trial[self.device])
             case = asked.as_called(case, examination.rng)
             laid = examination.lay(case, None if op in self.moments else ())
-            examination.right(laid, dress="copy", what=f"{op} after training")
-
-
-def _size(answer: Mapping[str, Any]) -> int:
-    """Bytes of a model's state as the runner says; the arena bounds it."""
-    size = answer.get("bytes")
-    if not isinstance(size, int) or not 0 < size <= MAX_STATE_BYTES:
-        raise Refused(
-            "structure", f"a model's state of {size} bytes: expected 1 to {MAX_STATE_BYTES}"
-        )
-    return size
+            examination.right(laid, passing="copy", what=f"{op} after training")
 
 
 def _weights(judge: Judge, size: int, timeout: float = scoring.ASK_S) -> Tensor:
@@ -455,12 +400,6 @@ def _weights(judge: Judge, size: int, timeout: float = scoring.ASK_S) -> Tensor:
     where = judge.arena.place("uint8", (size,))
     judge.ask("weights", timeout=timeout, out=where)
     return judge.arena.view(where).clone()
-
-
-def _counts(answer: Any) -> dict[str, int]:
-    """Names, and how often each was called; entries of another form are left out."""
-    items = answer.items() if isinstance(answer, dict) else ()
-    return {str(name): int(count) for name, count in items if isinstance(count, int)}
 
 
 def _require_idle(judge: Judge, cpu: float, since: float) -> None:
@@ -475,15 +414,3 @@ def _require_idle(judge: Judge, cpu: float, since: float) -> None:
             "off_clock",
             f"{used:.1f} s of processor time in the {elapsed:.1f} s after training: nothing may run then",
         )
-
-
-# Words of torch, of its CPU allocator, and of what ends a sandbox (cgroup.py, watchdog.py).
-NO_MEMORY = ("out of memory", "can't allocate memory", "it used more memory than", "mib of memory")
-
-
-def _classify(refused: Refused) -> str:
-    text = str(refused).lower()
-    known = refused.kind in ("OutOfMemoryError", "MemoryError")
-    if known or any(words in text for words in NO_MEMORY):
-        return "out_of_memory"
-    return refused.kind

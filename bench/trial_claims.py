@@ -18,6 +18,7 @@ from bench.judge import Refused
 GUESSING = (0.8, 1.5)  # loss of a model that has learned nothing, in units of ln V
 MOST = 1e15  # of anything that is counted
 LONGEST_NAME = 100  # of an op
+MAX_STATE_BYTES = 2 << 30
 EARLY = 0.01  # share of the tokens in which nothing much can have been learned
 # A curve that ends this far below what the judge measures is not a mean of losses.
 FORGED_NATS = 1.0
@@ -110,6 +111,22 @@ def read(form: Any, answer: Any) -> Any:
             "structure",
             f"model/train.py: expected {{{expected}}}, but reading it failed: {type(error).__name__}: {error}",
         ) from None
+
+
+def state_bytes(answer: Mapping[str, Any]) -> int:
+    """Bytes of a model's state as the runner says; the arena bounds it."""
+    size = answer.get("bytes")
+    if not isinstance(size, int) or not 0 < size <= MAX_STATE_BYTES:
+        raise Refused(
+            "structure", f"a model's state of {size} bytes: expected 1 to {MAX_STATE_BYTES}"
+        )
+    return size
+
+
+def counts(answer: Any) -> dict[str, int]:
+    """Names, and how often each was called; entries of another form are left out."""
+    items = answer.items() if isinstance(answer, dict) else ()
+    return {str(name): int(count) for name, count in items if isinstance(count, int)}
 
 
 def require_guessing(loss: float, vocab_size: int) -> None:

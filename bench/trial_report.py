@@ -23,7 +23,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import hardware
+from bench import ROOT, hardware
 from bench.builds import build, build_all
 from bench.contracts import written
 from bench.corpus import DataError
@@ -34,7 +34,6 @@ from bench.jsonl import whole_lines
 from bench.roofline import ceilings
 from bench.trial import run_trial
 
-ROOT = Path(__file__).resolve().parent.parent
 OURS = "shipped"
 PLAIN = dict.fromkeys(written(ROOT), "torch") | {"adamw": "fused"}
 ANYWHERE: dict[str, dict[str, Any]] = {

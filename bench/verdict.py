@@ -11,7 +11,7 @@ Candidate and incumbent are paired by seed; noise, and how well it is known, com
              change nothing, more than half are kept.
 
 A keep that gains more than PLAUSIBLE is more often a hole in the judge than a discovery: it is set aside for a person, and never kept in silence.
-Every figure in `evidence` is about the mean difference in BPB, candidate minus incumbent; `e_value` is for the account of the night (bench/night.py).
+Every figure in `evidence` is about the mean difference in BPB, candidate minus incumbent; `e_value` is for the account of the night (bench/e_bh.py).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bench.interval import Spread
 from bench.paired import Paired
 from bench.plan import MAX_PAIRS, PLAUSIBLE
 from bench.speed import Comparison
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 
 ALPHA = 0.01  # chance that a null proposal is kept
 SPEND = (0.002, 0.003, 0.005)  # of ALPHA, after each pair

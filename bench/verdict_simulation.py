@@ -12,14 +12,13 @@ import random
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from bench import interval, night, simulated
+from bench import ROOT, e_bh, interval, paragraphs
 from bench.interval import Spread
 from bench.noise import noise_of, unselected
 from bench.plan import BASELINES, ENOUGH_NOISE, MAX_PAIRS
 from bench.speed import Comparison
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 from bench.verdict import ALPHA, MARGIN, Verdict, decide
 
 BPB = 0.937
@@ -31,7 +30,7 @@ CAMPAIGNS = NULLS // NIGHT
 POWER_CAMPAIGNS = 2_000
 NOISIER = (1.0, 1.5, 2.0, 4.0, 10.0)
 FASTER = Comparison(0.9, 0.88, 0.92, [], 1.0)
-REPORT = Path(__file__).resolve().parent.parent / "results" / "verdict.md"
+REPORT = ROOT / "results" / "verdict.md"
 
 Draw = Callable[[random.Random], float]
 
@@ -328,7 +327,7 @@ def _nights() -> Iterator[str]:
     yield "## The night"
     yield (
         f"Campaigns of {NIGHT} with one in ten worth 4 sigma; false discoveries among what is kept, and among what also stands at "
-        f"{night.FALSE_DISCOVERY:.0%} by e-BH."
+        f"{e_bh.FALSE_DISCOVERY:.0%} by e-BH."
     )
     rng = random.Random(3)
     shares: dict[str, list[float]] = {"kept": [], "kept, and stands": []}
@@ -340,8 +339,8 @@ def _nights() -> Iterator[str]:
         worth = [i % 10 == 9 for i in range(NIGHT)]
         tried = [campaign.propose(4 * sigma() if w else 0.0) for w in worth]
         nothing += [t for t, w in zip(tried, worth, strict=True) if not w]
-        found = night.rates([t.verdict.evidence["e_value"] for t in tried])
-        stands = [t.kept and q <= night.FALSE_DISCOVERY for t, q in zip(tried, found, strict=True)]
+        found = e_bh.rates([t.verdict.evidence["e_value"] for t in tried])
+        stands = [t.kept and q <= e_bh.FALSE_DISCOVERY for t, q in zip(tried, found, strict=True)]
         for name, chosen in (("kept", [t.kept for t in tried]), ("kept, and stands", stands)):
             false = sum(c and not w for c, w in zip(chosen, worth, strict=True))
             shares[name].append(false / max(1, sum(chosen)))
@@ -354,4 +353,4 @@ def _nights() -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    simulated.command("bench.verdict_simulation", __doc__, report(), REPORT)
+    paragraphs.command("bench.verdict_simulation", __doc__, report(), REPORT)

@@ -18,8 +18,8 @@ from bench.contracts import Case, Contract, Input, contract
 from bench.contracts.contract import FLOATS
 from bench.judge import Judge, Refused, error_line
 
-# A call of more than so many times the arithmetic of the trial's largest is not held to float64: that would take the judge's memory.
-MOST_WORK = {"cpu": 4, "cuda": 1}
+# A call of more than so many times the arithmetic of the trial's largest is not held to float64: that would take the judge's memory, or its time.
+MOST_WORK = {"cpu": 4, "cuda": 2}
 _MALFORMED = KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError
 
 
@@ -38,7 +38,8 @@ def require_right(trainer: Judge, kept: Any, ops: Iterable[str]) -> dict[str, in
         for number, described in enumerate(calls if isinstance(calls, list) else [calls]):
             try:
                 call = _Call(asked, described)
-                affordable = _work(asked, call.case) <= MOST_WORK[trainer.device] * most
+                work = max(_work(asked, call.case), asked.flops(call.case))
+                affordable = work <= MOST_WORK[trainer.device] * most
             except _MALFORMED as error:
                 said = f"{op} in training: expected the arguments of a call and what came of it; reading them failed: {type(error).__name__}: {error}"
                 raise Refused("structure", said) from None

@@ -39,7 +39,7 @@ using ScalarType = torch::headeronly::ScalarType;
 // For integers that are not negative.
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t round_up(int64_t a, int64_t multiple) { return ceil_div(a, multiple) * multiple; }
-// Number t of n, by turns from both ends: where the work grows along the way, every two neighbours have as much together.
+// Number t of n, by turns from both ends: where the work grows along the way, each pair of neighbours adds up to the same amount.
 constexpr int64_t from_both_ends(int64_t t, int64_t n) { return t % 2 == 0 ? t / 2 : n - 1 - t / 2; }
 
 // A tensor in words, for messages: "Float (2, 3)", with its strides if it is not contiguous.

@@ -92,10 +92,10 @@ void loss(Tensor logits, const Tensor& targets, std::optional<double> softcap, T
   rows(logits, targets, softcap, out, false);
 }
 
-// logits (N, V), targets (N,) -> loss (N,) written, logits overwritten by dz, of which no factor is left for `scale` (N,)
+// logits (N, V), targets (N,) -> loss (N,) written, logits overwritten by dz; `scale` (N,) is 1, and 0 where the target is ignored
 void loss_and_gradient(Tensor logits, const Tensor& targets, std::optional<double> softcap, Tensor out, Tensor scale) {
   rows(logits, targets, softcap, out, true);
-  std::fill_n(writes<float>(scale), scale.numel(), 1.f);
+  for (int64_t n = 0; n < scale.numel(); ++n) writes<float>(scale)[n] = reads<int64_t>(targets)[n] == kIgnored ? 0.f : 1.f;
 }
 
 // Uninitialised (rows, columns) of like's dtype.

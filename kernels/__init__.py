@@ -9,8 +9,8 @@ and plainest first:
     cuda     CUDA C++ in `csrc/<op>.cu`; CUDA tensors
     fused    a single call of torch's that is the op (adamw alone), to be measured against
 
-All kernels of an op are one custom op, and where they make its gradient too another (the loss has one that keeps what its gradient needs and one
-that keeps nothing). Fake and autograd formula are written once, and torch.compile keeps each whole. A file with Triton kernels also exports `AOT`:
+All kernels of an op share one custom op, and a second one if they also compute its gradient (the loss has one that keeps what its gradient needs,
+and one that keeps nothing). Fake and autograd formula are written once, and torch.compile keeps each whole. A file with Triton kernels also exports `AOT`:
 the specialisations that the default model needs, each as (kernel, types of its runtime arguments, constexprs, options). bench/aot.py compiles them
 ahead of time, for GPUs that need not be present.
 
@@ -132,6 +132,16 @@ class _Once(torch.autograd.Function):
         raise RuntimeError("this kernel has no second derivative: use impl='torch' for one")
 
 
+class _Opened:
+    """A context whose saved tensors have been taken out: under torch.utils.checkpoint that works once."""
+
+    def __init__(self, ctx: Any) -> None:
+        self._ctx, self.saved_tensors = ctx, ctx.saved_tensors
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ctx, name)
+
+
 class CustomOp:
     """A kernel as a custom op, which torch.compile keeps whole. In plain eager code the kernel and its gradient are called directly.
 
@@ -158,8 +168,9 @@ class CustomOp:
                 return (None,) * len(ctx.needs_input_grad)
             # a graph of the gradient is made, and somebody may differentiate it
             if torch.is_grad_enabled():
+                opened = _Opened(ctx)
                 return _Once.apply(
-                    lambda: gradient(ctx, *gradients), *gradients, *ctx.saved_tensors
+                    lambda: gradient(opened, *gradients), *gradients, *opened.saved_tensors
                 )
             return gradient(ctx, *gradients)
 

@@ -168,7 +168,7 @@ def _triton_backward(
     return dx, total.new_empty(D, dtype=torch.float32) if dweights is None else dweights.sum(0)
 
 
-# The specialisations of the default model (bf16, D = 512, without and with a weight), for compiling ahead of time.
+# The specialisations of the default model (bf16, D = 512, no weight), and the same with a weight, for compiling ahead of time.
 _ROWS, _BLOCK_D, _WARPS = _tile(512)
 _SHAPE = {"ROWS": _ROWS, "BLOCK_D": _BLOCK_D}
 _FWD = {

@@ -98,8 +98,10 @@ def _torch(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None) ->
     distance = torch.arange(T, device=q.device)[:, None] - torch.arange(T, device=q.device)
     before, after = _band(T, causal, window)
     hidden = (distance > before) | (distance < -after)
-    scores = (q.float() @ kf.mT / math.sqrt(D)).masked_fill(hidden, -math.inf)  # (B, H, T, T)
-    return (scores.softmax(-1) @ vf).to(q.dtype)
+    # Autocast would form in bfloat16 the products of what is widened here.
+    with torch.autocast(q.device.type, enabled=False):
+        scores = (q.float() @ kf.mT / math.sqrt(D)).masked_fill(hidden, -math.inf)  # (B, H, T, T)
+        return (scores.softmax(-1) @ vf).to(q.dtype)
 
 
 def _band(T: int, causal: bool, window: int | None) -> tuple[int, int]:
@@ -209,7 +211,7 @@ def _forward_tiles(
 ):  # fmt: skip
     """The online softmax over the tiles of keys in [lo, hi), all but the `gap` keys from `gap_at` on.
 
-    It is called twice, here and in the backward kernels: MASKED for both edges of the band, whose middle is the gap, then without a mask for the
+    Like its counterparts in the backward kernels it is called twice: MASKED for both edges of the band, whose middle is the gap, then without a mask for the
     middle. So each kernel holds two loops, not three.
     """
     i, j = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]

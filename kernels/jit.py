@@ -169,7 +169,7 @@ def _digest(path: Path, flags: tuple[str, ...]) -> str:
     parts = [part for file in _made_of(path) for part in (file.name.encode(), file.read_bytes())]
     made_with = [flags, torch.__version__, platform.machine(), _compiler_version()]
     if path.suffix == ".cu":
-        made_with += [CUDA_FLAGS, _cuda_architectures()]
+        made_with += [CUDA_FLAGS, _cuda_architectures(), _nvcc_version()]
     return hashlib.sha256(b"\0".join([*parts, repr(made_with).encode()])).hexdigest()[:16]
 
 
@@ -177,6 +177,20 @@ def _cuda_architectures() -> str:
     """What cpp_extension compiles for: $TORCH_CUDA_ARCH_LIST, else the visible GPUs, else everything it knows."""
     found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
     return os.environ.get("TORCH_CUDA_ARCH_LIST") or repr(sorted(found))
+
+
+@functools.cache
+def _nvcc_version() -> str:
+    from torch.utils import cpp_extension
+
+    nvcc = f"{cpp_extension.CUDA_HOME}/bin/nvcc"
+    try:
+        done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
+    except FileNotFoundError:
+        raise BuildError(
+            f"no nvcc: {nvcc} does not exist; install the CUDA toolkit, or set CUDA_HOME"
+        ) from None
+    return done.stdout  # its first line is the same in every version
 
 
 @functools.cache

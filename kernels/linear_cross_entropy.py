@@ -16,7 +16,6 @@ Bound: 6 N D V flops for loss and gradients (2 N D V for the loss alone); dz is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import torch
@@ -25,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import choose, custom_op, jit, product_dtype
+from kernels import choose, custom_op, jit, product_dtype, rows_of
 
 IGNORED = -100
 
@@ -366,7 +365,7 @@ _op.register_autograd(_gradient, setup_context=_save)
 def _kernel(impl: str):
     def run(h: Tensor, W: Tensor, targets: Tensor, softcap: float | None) -> Tensor:
         dtype = product_dtype(h)
-        rows = h.reshape(math.prod(h.shape[:-1]), h.shape[-1]).to(dtype)
+        rows = h.reshape(rows_of(h), h.shape[-1]).to(dtype)
         head, flat = W.to(h.dtype).to(dtype), targets.reshape(-1).contiguous()
         if torch.is_grad_enabled() and (h.requires_grad or W.requires_grad):
             return _op(rows, head, flat, softcap, impl)[0].view(targets.shape)

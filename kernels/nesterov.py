@@ -2,7 +2,7 @@
 
     m <- m + (1 - beta) (g - m)        g <- g + beta (m - g)
 
-    torch    two interpolations, each a pass that reads two tensors and writes one: 24 bytes an element
+    torch    two interpolations in place, each a pass that reads two tensors and writes one: 24 bytes an element
     cpp      csrc/nesterov.cpp: both in one pass, 16 bytes
     triton   the same, a block of elements a program
 
@@ -43,7 +43,9 @@ def nesterov(
 def _torch(momentum: Tensor, grad: Tensor, beta: float) -> None:
     g = grad.float()
     momentum.lerp_(g, 1 - beta)
-    grad.copy_(g.lerp(momentum, beta))
+    g.lerp_(momentum, beta)
+    if grad.dtype != torch.float32:
+        grad.copy_(g)
 
 
 # ---- cpp ----

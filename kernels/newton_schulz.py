@@ -4,13 +4,13 @@ singular values brought near one by an odd polynomial a step, X <- (a I + b X X^
     torch    three products a step
     cpp      symmetric products are computed only up to the diagonal. All products of up to OWN_PRODUCTS are made in tiles that stay in registers
              (csrc/product.h; bfloat16 where the processor has AVX512-BF16, by AMX where it has both), larger ones by torch. Where a float32 G is
-             much longer than wide, steps run on the n x n Gram matrix R = X X^T alone:
+             GRAM_ASPECT times as long as wide or more, steps run on the n x n Gram matrix R = X X^T alone:
              with P = a I + b R + c R^2 a step is Q <- P Q, R <- P R P, and X <- Q X follows once, at the end of a segment of steps
     triton   the symmetric products by their lower tiles, each stored twice; polynomials added up inside the products; steps on the Gram matrix
              too. A bfloat16 G is multiplied in float16, as fast and eight times as fine: X has norm 1, no product leaves float16's range,
              and 0.2 to 1 % of the result lies off G's singular vectors where bfloat16 leaves 0.8 to 8 %, with steps on R up to 3 %. All
-             products but the last are one launch, of a recorded graph: launched alone each keeps the host busy for some 10 us, and an H100,
-             reckoned, for 5 on average (square ones 9, at 4:1 3)
+             products but the last are one launch, of a recorded graph: launched one by one, each would cost the host some 10 us, and an H100,
+             by calculation, only 5 on average (9 where G is square, 3 at 4:1)
 
 Other products are made in G's dtype (in float32 where a CPU has no fast ones): bfloat16 for Muon's usual precision, float32 for singular
 vectors true to 1e-4. Iteration runs on the shorter side n: (4 n^2 m + 2 n^3) flops a step and matrix, plain.
@@ -56,7 +56,7 @@ def newton_schulz(G: Tensor, steps: int = 5, *, impl: str | None = None) -> Tens
 
 
 # Polar Express (Amsel et al. 2025, arXiv 2505.16932), its table for 5 steps with 2 % of safety: each polynomial is the best for the
-# interval that the one before leaves; singular values from 7.4e-4 of the Frobenius norm up end in 0.86 .. 1.14.
+# interval that the one before leaves; singular values from 7.4e-4 of the Frobenius norm up end in 0.67 .. 1.14, from 1.02e-3 up in 0.86 .. 1.14.
 POLAR_EXPRESS = (
     (8.156554524902461, -22.48329292557795, 15.878769915207462),
     (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -74,7 +74,7 @@ TINY = 1e-20  # a Frobenius norm below it counts as this much, so that zeros sta
 def coefficients(steps: int) -> list[tuple[float, float, float]]:
     """(a, b, c) of each step. The table's last three steps close in on one, its second only widens what they can reach.
 
-    So more than 5 steps repeat the second: 6 reach down to 1.8e-4, 7 to 4.6e-5 (repeating the last: 3.2e-4, 1.4e-4, where the quintic
+    So more than 5 steps repeat the second: 6 bring values down to 1.8e-4 as far as 0.67, 7 down to 4.6e-5 (repeating the last: 3.2e-4, 1.4e-4, where the quintic
     reaches 4.3e-4, 1.2e-4). Cut below 4 steps the table would leave values at 1.97, so there the quintic is better.
     """
     if steps < 4:

@@ -189,7 +189,7 @@ def _qk_norm_rope_bwd_kernel(
     )  # fmt: skip
 
 
-# Pairs of channels that a program holds at a time: 8 bfloat16 a thread and half, which is a 16-byte load.
+# Pairs of channels that a program holds at a time. A thread takes 8 bfloat16 from each half of a head: a 16-byte load.
 TILE = 1024  # tune: 512 1024 2048 4096
 
 

@@ -26,7 +26,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import INTERPRETED, MKL_KNOWS_CPU, choose, custom_op, dense, jit, product_dtype
+from kernels import (
+    INTERPRETED,
+    MKL_KNOWS_CPU,
+    choose,
+    custom_op,
+    dense,
+    jit,
+    product_dtype,
+    rows_of,
+)
 
 
 def relu2_mlp(x: Tensor, w_up: Tensor, w_down: Tensor, *, impl: str | None = None) -> Tensor:
@@ -264,7 +273,7 @@ _op.register_autograd(_gradient, setup_context=_save)
 def _kernel(impl: str):
     def run(x: Tensor, w_up: Tensor, w_down: Tensor) -> Tensor:
         dtype = product_dtype(x)
-        rows = dense(x.reshape(x.shape[:-1].numel(), x.shape[-1]), dtype)
+        rows = dense(x.reshape(rows_of(x), x.shape[-1]), dtype)
         up, down = (dense(dense(w, x.dtype), dtype) for w in (w_up, w_down))
         y = _op(rows, up, down, impl)[0].view(*x.shape[:-1], w_down.shape[0])
         return y if y.dtype == x.dtype else y.to(x.dtype)

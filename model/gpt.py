@@ -37,7 +37,7 @@ from kernels.qk_norm_rope import qk_norm_rope
 from kernels.relu2_mlp import relu2_mlp
 from kernels.rms_norm import rms_norm
 
-# Trainer.describe() says that these run, and a trial refuses as unused what a step does not call: take out what the model no longer calls.
+# Trainer.describe() reports these as running, and a trial is refused if a step leaves one of them uncalled: remove what the model no longer calls.
 OPS = {
     "adamw": adamw,
     "add_rms_norm": add_rms_norm,

@@ -2,8 +2,8 @@
 
 Muon (Jordan 2024): the momentum of a matrix is replaced by its polar factor, which `kernels.newton_schulz` approximates, so that every
 direction of the matrix learns at the same rate. Two refinements: NorMuon (arXiv 2510.05491) divides each neuron's update by its running
-size, and cautious weight decay (arXiv 2510.12402) decays only the weights that the update moves towards zero as well. What is done around
-`newton_schulz` are two ops of one pass each, `nesterov` and `muon_update`.
+size, and cautious weight decay (arXiv 2510.12402) decays only the weights that the update moves towards zero as well. Around
+`newton_schulz` stand two ops: `nesterov`, a single pass, and `muon_update`, which reads the update twice.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EPS = 1e-10
 
 @dataclass(frozen=True)
 class Rates:
-    """Peak learning rates, and Muon's weight decay. They belong to a batch size: Adam's fall with its square root, Muon's hardly."""
+    """Peak learning rates, and Muon's weight decay. They are set for one batch size: for a smaller one Adam's shrink with the square root of the batch, Muon's hardly."""
 
     matrix: float
     embed: float

@@ -34,7 +34,7 @@ POINTS = 200  # of the loss curve
 REPORT_EVERY = 0.5  # seconds
 
 
-# Tokens of a step. Small is slow on a GPU; on a CPU it is nearly free, and a five-minute run has few steps to spare.
+# Tokens of a step. A small step wastes a GPU. On a CPU it costs next to nothing, and five minutes hold more of them.
 BATCH_TOKENS = {
     "cpu": 2048,  # tune on cpu: 1024 2048 4096
     "cuda": 262144,  # tune on cuda: 131072 262144 524288

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 from agent.lab import Lab  # noqa: E402
 from bench import builds  # noqa: E402
-from bench.contracts import ops  # noqa: E402
+from bench.contracts import ops, written  # noqa: E402
 from bench.correctness import check  # noqa: E402
 
 HONEST = ROOT / "tests" / "honest"
@@ -109,7 +109,7 @@ def digest(source: bytes) -> str:
 
 def everything(only: str) -> Iterator[tuple[str, str, bytes, Path | None]]:
     """(name, op, source, file): the shipped kernels, whose file is None, then the honest files."""
-    for op in ops():
+    for op in written(ROOT):
         cpp = sorted((ROOT / "csrc").glob(f"{op}.*"))
         sources = [ROOT / "kernels" / f"{op}.py", *cpp, *headers(cpp)]
         yield f"shipped_{op}", op, b"".join(p.read_bytes() for p in sources), None

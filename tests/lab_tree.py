@@ -24,7 +24,7 @@ from bench.finding import Finding
 from bench.interval import Spread
 from bench.noise import noise_of, unselected
 from bench.speed import Comparison
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 from bench.verdict import Verdict, decide
 
 CPP = """// scale

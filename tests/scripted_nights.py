@@ -15,7 +15,7 @@ from agent import campaign, proposers
 from agent.lab import Lab
 from agent.proposers import Context
 from agent.records import GateResult, Proposal, Settings
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 
 SETTINGS = Settings(seconds=5.0, data="corpus-1", target="all")
 

@@ -21,7 +21,7 @@ from agent.proposers import Context
 from agent.records import KEEP, Confirmation, GateResult, Outcome, Proposal, Run, Settings
 from agent.seeds import SELECTING, fresh
 from bench.finding import Finding
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 
 MODEL = Settings(target="model", proposer="sweep", seconds=5.0, data="corpus-1", experiments=2)
 LUCK = 0.05

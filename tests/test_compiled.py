@@ -23,7 +23,8 @@ from bench.compiled import Compiled
 from bench.data import Dataset
 from bench.judge import COMPILED, Judge, Refused
 from bench.runner.keeping import Keeping
-from bench.trial import TrialResult, run_trial
+from bench.trial import run_trial
+from bench.trial_result import TrialResult
 
 TESTS = Path(__file__).resolve().parent
 SPEC = {"device": "cpu", "vocab_size": 300, "seconds": 20.0, "impl": None}

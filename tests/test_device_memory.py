@@ -58,7 +58,7 @@ class Apart:
         self.moved += len(into)
         into.copy_(self.bytes(start, start + len(into)))
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         pass
 
     def close(self) -> None:
@@ -143,8 +143,8 @@ def test_an_honest_kernel_agrees_in_every_layout(
         assert of.judge.lends == make.words
         for case in CASES:
             laid = of.lay(case)
-            for dress in ("lent", "alias", "copy"):
-                of.right(laid, dress=dress)
+            for passing in ("lent", "alias", "copy"):
+                of.right(laid, passing=passing)
                 of.fill(laid)
 
 

@@ -15,7 +15,7 @@ from agent.lab import Lab
 from agent.loop import LoopError
 from agent.records import KEEP, LOST, OPEN, REFUSE, Candidate, Change, Settings
 from bench.finding import Finding
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 
 SETTINGS = Settings(proposer="sweep", seconds=5.0, data="corpus-1", experiments=7)
 RULE = "bench/rule.py"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.coder.last_words import parted, understood
+from agent.coder.last_words import parse, split_hypothesis
 
 
 @pytest.mark.parametrize(
@@ -16,13 +16,13 @@ from agent.coder.last_words import parted, understood
      ('[{"type":"system"},{"type":"result","total_cost_usd":2}]', 2), ('t":"x"},{"type":"result","total_cost_usd":2}]', 2)],
 )  # fmt: skip
 def test_figures_that_make_no_sense_count_as_nothing(line: str, usd: float) -> None:
-    assert understood(line).usd == usd
+    assert parse(line).usd == usd
 
 
 def test_words_move_no_terminal() -> None:
     text = "\x1b[2J\x1b[1m# four\trows\x08\x07\r\nExpected: \x1b[31mhalf\n"
-    assert parted(text) == ("four  rows", "half")
+    assert split_hypothesis(text) == ("four  rows", "half")
 
 
 def test_an_expectation_alone_is_no_hypothesis() -> None:
-    assert parted("Expected: 3 %\n") == ("", "3 %")
+    assert split_hypothesis("Expected: 3 %\n") == ("", "3 %")

@@ -19,7 +19,7 @@ from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, UNFINISHED, Settings
 from agent.seeds import SELECTING
 from bench.finding import Finding
 from bench.speed import Comparison
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 
 SETTINGS = Settings(proposer="sweep", seconds=5.0, data="corpus-1", experiments=7)
 

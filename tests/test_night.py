@@ -18,7 +18,7 @@ from agent.lab import Lab
 from agent.records import LOST, REFUSE, Past, Settings
 from bench.finding import Finding
 from bench.speed import Comparison
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 
 RECORDING = Path(__file__).parent / "nights" / "scale.jsonl"
 SETTINGS = Settings(

@@ -15,7 +15,7 @@ from agent.judging import MachineFault
 from agent.records import Candidate
 from bench import parity
 from bench.finding import Finding
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 
 INCUMBENT, CANDIDATE = Path("incumbent"), Path("candidate")
 CURVE = [[2048.0, 9.0], [4096.0, 8.0]]

@@ -18,7 +18,7 @@ from agent.ledger import Ledger
 from agent.proposers import placebo
 from agent.records import DROP, KEEP, Change, Settings
 from bench.speed import Comparison
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 
 ROOT = Path(__file__).resolve().parent.parent
 AA = Settings(target="all", proposer="placebo", seconds=5.0, data="corpus-1", experiments=12)

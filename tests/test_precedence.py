@@ -129,7 +129,7 @@ def test_the_threads_of_a_call_have_cores_of_their_own_whatever_worked_before(
     with runners_of("rms_norm", arms, "cpu") as runners:
         (prepared,) = rounds.prepare(asked, [case], arms, runners, rng)
         rounds.ready([prepared], runners)
-        runners[0].settle()  # nothing was asked since, and nothing moves
+        runners[0].give_cores()  # nothing was asked since, and nothing moves
         pids = processes.tree(runners[0].judge.pid)
         before = worked(pids)
         for _ in range(3):

@@ -16,7 +16,7 @@ from agent.lab import Lab, Unusable
 from agent.prune import due
 from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, Experiment, Outcome, Settings
 from agent.seeds import SELECTING
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 
 SETTINGS = Settings(target="all", proposer="sweep", seconds=5.0, data="corpus-1", experiments=2)
 ROWS = {"csrc/scale.cpp": CPP.replace("kRows = 1", "kRows = 4")}

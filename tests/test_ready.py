@@ -19,7 +19,7 @@ from agent.lab import Lab
 from agent.proposers import Context, Stopped
 from agent.records import KEEP, LOST, READY, REFUSE, Proposal
 from bench.finding import Finding
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 from bench.verdict import Verdict
 
 

@@ -72,8 +72,8 @@ def test_a_peek_at_the_next_token_now_and_then_is_seen(share: float) -> None:
         nats = -guess[exam.targets]
         peeks = nats >= nats.flatten().quantile(1 - share)
         marks = nats.masked_fill(peeks, 0.0)
-        told = exam.told(torch.arange(32), marks)
-        cuts = [scoring._behind(row, generator) for row in told]
+        gain = exam.gain(torch.arange(32), marks)
+        cuts = [scoring._behind(row, generator) for row in gain]
         seen += any(bool(peeks[i, cut - 1]) for i, cut in enumerate(cuts))
     assert seen == 20
 
@@ -232,8 +232,8 @@ def test_no_question_of_an_exam_outlasts_its_time_limit(arena: Arena) -> None:
 def test_a_document_s_start_is_no_good_prediction() -> None:
     targets, sizes = torch.tensor([[0, 1, 2, -1]]), torch.tensor([3, 2, 0])
     exam = scoring.Exam(torch.zeros_like(targets), targets, sizes, 5)
-    told = exam.told(torch.tensor([0]), torch.zeros(1, 4))
-    assert told[0].isinf().tolist() == [False, False, True, True]
+    gain = exam.gain(torch.tensor([0]), torch.zeros(1, 4))
+    assert gain[0].isinf().tolist() == [False, False, True, True]
 
 
 def test_an_exam_that_takes_too_long_says_how_long_it_may_take(arena: Arena) -> None:

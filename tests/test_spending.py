@@ -45,15 +45,15 @@ def test_a_call_in_flight_leaves_less_for_the_next(book):
     first = purse.reserve("dear", 10_000, 1_000)
     with pytest.raises(BudgetSpent):
         purse.reserve("dear", 10_000, 1_000)
-    purse.release(first, None)
+    purse.settle(first, Usage())
     purse.reserve("dear", 10_000, 1_000)
 
 
 def test_a_failed_call_costs_what_was_billed_and_no_more(book):
     purse = Purse(book, RUN, PRICES, Limits())
-    assert purse.release(purse.reserve("dear", 10_000, 1_000), None) == 0
+    assert purse.settle(purse.reserve("dear", 10_000, 1_000), Usage()) == 0
     billed = Usage(input=10_000, output=5)
-    assert purse.release(purse.reserve("dear", 10_000, 1_000), billed) > 0
+    assert purse.settle(purse.reserve("dear", 10_000, 1_000), billed) > 0
     assert purse.spent().usd == pytest.approx(PRICES["dear"].cost(billed))
 
 
@@ -69,7 +69,7 @@ def test_a_limit_on_tokens_counts_cached_ones(book):
     usage = Usage(input=1_000, output=500, cache_read=12_000, cache_write=2_000)
     purse.settle(purse.reserve("cheap", 15_000, 500), usage)
     # 15,500 + 4,200 + 300: just what is left
-    purse.release(purse.reserve("cheap", 4_000, 300), None)
+    purse.settle(purse.reserve("cheap", 4_000, 300), Usage())
     with pytest.raises(BudgetSpent, match=r"15,500 of 20,000 tokens"):
         purse.reserve("cheap", 4_000, 501)
 
@@ -114,7 +114,7 @@ def test_no_order_of_calls_passes_a_limit(limits, tmp_path):
             read = rng.randrange(prompt + 1)
             usage = Usage(0, rng.randrange(max_output + 1), read, prompt - read)
             seen.append(purse.spent())
-            purse.settle(call, usage) if rng.random() < 0.8 else purse.release(call, None)
+            purse.settle(call, usage if rng.random() < 0.8 else Usage())
             seen.append(purse.spent())
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]

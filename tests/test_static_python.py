@@ -89,6 +89,12 @@ from static_gate import judged
         "import triton.language as tl\nT = 1\ntl.inline_asm_elementwise(T, '=l', [], tl.int64, True, 1)",
         "from operator import attrgetter",
         "from types import CodeType",
+        "import torch\ndef f(m): return m\nf(torch.optim)",
+        "def f(m): return m.optimizer.torch._inductor",
+        "class A:\n    @property\n    def __array_interface__(self): return {}",
+        "import numpy\nnumpy.test(tests=['kernels.scale'])",
+        "import torch.backends.xeon.run_cpu as r",
+        "def f(kernel): kernel._unsafe_update_src('x')",
     ],
 )
 def test_python_that_reaches_out_is_refused_with_its_line(line: str) -> None:
@@ -416,6 +422,20 @@ def test_clocks_and_subclasses_are_advice_with_their_line() -> None:
     text = f"{PY}\nimport time\nimport torch\nt = time.perf_counter\nclass L(torch.Tensor): ...\n"
     advice = judged("kernels/scale.py", text).evidence["advice"]
     assert [line.split(":")[1] for line in advice] == ["13", "14"]
+
+
+@pytest.mark.parametrize("line", ["# -*- coding: utf-7 -*-", "\n# vim: set fileencoding=unicode_escape :", "\r#coding=utf_8"])  # fmt: skip
+def test_a_file_in_another_coding_than_it_is_read_in_is_refused(line: str) -> None:
+    found = judged("kernels/scale.py", f"{line}\n{PY}\n# rows \\u000aimport os\n")
+    assert "a coding other than UTF-8" in found.reason
+    assert judged("kernels/scale.py", f"# -*- coding: utf-8 -*-\n{PY}\n").passed
+
+
+def test_a_signature_too_deep_to_be_read_is_refused_and_no_fault_of_the_judge() -> None:
+    deep = "+".join(["1"] * 600)
+    for tile in (f"tile={deep}", f"tile: (lambda: {deep})"):
+        found = judged("kernels/scale.py", PY.replace("impl=None", f"impl=None, {tile}", 1))
+        assert "kernels/scale.py: an expression of some hundred terms" in found.reason
 
 
 def test_python_that_does_not_parse_is_refused_with_its_line() -> None:

@@ -11,7 +11,7 @@ from trial_tree import STEPS, TESTS, honest, put, run
 
 from bench import trial
 from bench.data import Dataset
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 
 CHEATS = sorted((TESTS / "cheats").glob("trial_*.py"))
 SAME = 0.03  # BPB: two honest trials of a bigram, differently numbered and seeded, are closer

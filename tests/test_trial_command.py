@@ -14,8 +14,9 @@ from lab_tree import Rules, Transcript, write
 from agent import step_table, trial_command
 from agent.judging import Bench, Unfit
 from agent.lab import Lab, Unusable
+from bench.contracts import written
 from bench.data import Dataset
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -67,7 +68,7 @@ def test_trial_and_profile_run_every_op_by_the_implementation_that_is_asked_for(
     judge = Bench("cpu", cast(Dataset, data), impl=impl)
     judge.trial(ROOT, 0, None)
     judge.profile(None, ROOT)
-    assert asked == [None if impl is None else dict.fromkeys(judge.ops(), impl)] * 2
+    assert asked == [None if impl is None else dict.fromkeys(written(ROOT), impl)] * 2
 
 
 def test_a_failed_trial_says_how_and_claims_no_figure() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from trial_tree import honest, put, run
 
-from bench import trial
+from bench import trial, trial_result
 from bench.data import Dataset
 from bench.judge import Refused
 
@@ -164,7 +164,7 @@ def test_what_a_model_learns_before_its_first_answer_is_off_the_clock(
 )
 def test_a_runner_that_was_ended_for_its_memory_is_out_of_memory(excess: str) -> None:
     said = f"the runner died during 'train': closed\nstopped: {excess}"
-    assert trial._classify(Refused("crash", said)) == "out_of_memory"
+    assert trial_result.classify(Refused("crash", said)) == "out_of_memory"
 
 
 def test_a_kernel_that_grows_sloppy_while_it_trains_is_caught(

@@ -13,7 +13,7 @@ import torch
 from bench import trial_report
 from bench.finding import Finding
 from bench.identity import Mixed, identity
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 
 DATASET = SimpleNamespace(directory=SimpleNamespace(name="embedded"))
 FIGURES = dict.fromkeys(trial_report.MEANS, 1.0)

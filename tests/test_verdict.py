@@ -12,7 +12,7 @@ from bench.interval import Spread
 from bench.noise import UNKNOWN
 from bench.plan import MAX_PAIRS
 from bench.speed import Comparison
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 from bench.verdict import ALPHA, FUTILE, SHORTER, SPEND, Verdict, decide
 
 NOISE = Spread(0.002, 30)

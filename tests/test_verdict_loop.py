@@ -16,7 +16,7 @@ from agent.lab import Lab
 from agent.records import DROP, KEEP, REFUSE, Change, Settings
 from bench.finding import Finding
 from bench.plan import ENOUGH_NOISE
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 from bench.verdict import Verdict
 
 MODEL = Settings(proposer="sweep", target="model", seconds=5.0, data="corpus-1", experiments=2)

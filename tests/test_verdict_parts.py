@@ -8,13 +8,13 @@ import statistics
 import pytest
 from scipy import stats
 
-from bench import night
+from bench import e_bh
 from bench.curve import explained
 from bench.drift import drifted
 from bench.interval import Spread
 from bench.noise import MIN_NOISE_BPB, UNKNOWN, noise_of, unselected
 from bench.paired import Paired
-from bench.trial import TrialResult
+from bench.trial_result import TrialResult
 
 NOISE = 0.002
 
@@ -39,8 +39,10 @@ def test_trials_that_agree_by_luck_do_not_prove_that_there_is_no_noise() -> None
 
 
 def test_the_trial_that_chose_a_candidate_tells_nothing_of_noise() -> None:
-    groups = unselected({"start": {0: 1.0, 1: 2.0}, "other": {0: 9.0, 1: 3.0, 2: 4.0}}, "start")
-    assert groups == [[1.0, 2.0], [3.0, 4.0]]
+    other = {0: 9.0, 1: 3.0, 2: 4.0, 3: 5.0}
+    few = {0: 9.0, 1: 3.0, 2: 4.0}
+    groups = unselected({"start": {0: 1.0, 1: 2.0}, "other": other, "few": few}, "start")
+    assert groups == [[1.0, 2.0], [3.0, 4.0, 5.0]]
 
 
 def test_p_values_of_paired_differences_are_student_s() -> None:
@@ -118,12 +120,12 @@ def test_where_no_curve_tells_nothing_is_explained() -> None:
 
 
 def test_a_night_of_ten_keeps_and_nothing_else_stands_by_strong_evidence_alone() -> None:
-    found = night.rates([200.0, 3.0, *[0.2] * 8])
+    found = e_bh.rates([200.0, 3.0, *[0.2] * 8])
     assert found[0] == pytest.approx(10 / 200)
     assert found[1] > 0.5
     assert found[-1] == 1.0
 
 
 def test_keeps_that_stand_together_help_each_other() -> None:
-    assert night.rates([40.0, 40.0, *[0.1] * 8])[0] == pytest.approx(10 / (2 * 40))
-    assert night.rates([]) == []
+    assert e_bh.rates([40.0, 40.0, *[0.1] * 8])[0] == pytest.approx(10 / (2 * 40))
+    assert e_bh.rates([]) == []

@@ -13,7 +13,8 @@ from warm import Trials
 
 from bench import trial
 from bench.data import Dataset, prepare
-from bench.trial import TrialResult, run_trial
+from bench.trial import run_trial
+from bench.trial_result import TrialResult
 
 TESTS = Path(__file__).resolve().parent
 STEPS = 20

@@ -125,7 +125,7 @@ def run(
     with prompt.open("rb") as text:
         process = subprocess.Popen(
             arguments, cwd=folder, stdin=text, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=without_git | {MARK: mark},
-            start_new_session=True, preexec_fn=_as_a_guest,
+            start_new_session=True, preexec_fn=_before_exec,
         )  # fmt: skip
     assert process.stdout is not None
     reader = threading.Thread(target=kept.follow, args=(process.stdout,), daemon=True)
@@ -202,10 +202,10 @@ def _signal_group(group: int, number: int) -> None:
         return  # all of it has ended
 
 
-def _as_a_guest() -> None:
-    """A loop that is killed must not leave behind an agent that goes on spending; and the trial that is timed meanwhile comes first.
+def _before_exec() -> None:
+    """In the child, before the program starts: it will end when the loop does, even if that is killed, and give way to a trial that is timed beside it.
 
-    What the agent starts in sessions of their own has a share of the cores beside the trial's all the same.
+    What it starts in a session of its own may still compete with the trial for cores.
     """
     linux.prctl(linux.SET_PDEATHSIG, signal.SIGKILL)
     os.setpriority(os.PRIO_PROCESS, 0, BEHIND)

@@ -27,15 +27,15 @@ class Said:
     usage: Usage = Usage()
 
 
-def plain(text: str) -> str:
+def without_escapes(text: str) -> str:
     """The text without what moves a terminal's cursor or changes its colours; lines stay lines."""
     kept = _ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n").expandtabs()
     return "".join(character for character in kept if character == "\n" or character.isprintable())
 
 
-def understood(output: str) -> Said:
+def parse(output: str) -> Said:
     """Read the end of an agent's output: a JSON object in its last line, alone or at the end of an array, or plain words."""
-    text = plain(output).strip()
+    text = without_escapes(output).strip()
     last = _object(text.splitlines()[-1]) if text else None
     if last is None:
         paragraph = re.split(r"\n\s*\n", text)[-1]
@@ -47,9 +47,9 @@ def understood(output: str) -> Said:
     return Said(words, _number(last.get("total_cost_usd")), usage)
 
 
-def parted(text: str) -> tuple[str, str]:
+def split_hypothesis(text: str) -> tuple[str, str]:
     """Hypothesis and expected effect of a text: its first line, and the one that begins with `Expected:`."""
-    lines = [line.strip("# ") for line in plain(text).splitlines() if line.strip("# ")]
+    lines = [line.strip("# ") for line in without_escapes(text).splitlines() if line.strip("# ")]
     marked = [line for line in lines if line.lower().startswith(_EXPECTED)]
     first = next((line for line in lines if line not in marked), "")
     expected = marked[0][len(_EXPECTED) :].strip() if marked else ""

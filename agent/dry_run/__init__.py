@@ -6,6 +6,7 @@ and high are three kinds of night: with a proposer that is quick and brief, as u
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -19,7 +20,6 @@ from agent.screen import duration
 from bench.plan import BASELINES
 
 CASES = ("low", "expected", "high")
-MODELS = frozenset({"anthropic", "openai"})  # proposers whose requests are counted
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _alike(past: Settings, settings: Settings) -> bool:
 
 def _models(name: str, settings: Settings) -> Sequence[str]:
     """The models that would be asked; none if the proposer's requests are not counted."""
-    if name not in MODELS:
+    if name not in proposers.MODELS:
         return ()
     if settings.models:
         return settings.models
@@ -88,9 +88,7 @@ def _models(name: str, settings: Settings) -> Sequence[str]:
         raise Unusable(
             "an estimate does not ask the endpoint which model it has: name it with --model"
         )
-    from agent.proposers import anthropic, openai
-
-    return ({"anthropic": anthropic, "openai": openai}[name].DEFAULT_MODEL,)
+    return (importlib.import_module(f"agent.proposers.{name}").DEFAULT_MODEL,)
 
 
 # ---- where it ends

@@ -38,12 +38,11 @@ class Talk:
     def uncached(self, case: int) -> float:
         """USD of the same requests if nothing were cached."""
         used = self.usage[case]
-        tokens_in = used.input + used.cache_read + used.cache_write
-        return (tokens_in * self.price.input + used.output * self.price.output) / MTOK
+        return (used.prompt * self.price.input + used.output * self.price.output) / MTOK
 
     def tokens(self, case: int) -> int:
         used = self.usage[case]
-        return used.input + used.output + used.cache_read + used.cache_write
+        return used.prompt + used.output
 
 
 def talk(lab: Lab, ledger: Ledger, model: str, settings: Settings) -> Talk:

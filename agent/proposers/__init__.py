@@ -25,8 +25,9 @@ from agent.screen import Screen
 AUTO = "auto"
 CONTRACTS = "bench/contracts"
 REPAIRS = 2  # times that a refused proposal goes back to its proposer
-# They ask a model or run an agent, and think while a trial runs; the others spend nothing.
-PAID = frozenset({"anthropic", "openai", "command"})
+MODELS = frozenset({"anthropic", "openai"})  # they ask a model, and their requests are counted
+# These and the coding agent think while a trial runs; the others spend nothing.
+PAID = MODELS | {"command"}
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Stopped(Exception):
 
 class Proposer(Protocol):
     name: str
-    ahead: int  # how many proposals it prepares while a trial runs: 0 or 1
+    ahead: bool  # whether it prepares the next proposal while a trial runs
 
     def propose(self, context: Context) -> Proposal | None:
         """The next proposal; None when there is nothing left to try.

@@ -65,7 +65,7 @@ class MessagesModel:
             default_headers={"x-api-key": key} if base_url else None,
         )
         url = str(self._client.base_url).rstrip("/")
-        self._line = wire.Line(url, name, KEY, lambda: str(self._client.api_key))
+        self._endpoint = wire.Endpoint(url, name, KEY, lambda: str(self._client.api_key))
         self._gauge = wire.Gauge()
         self._counts = True  # whether the server counts tokens
 
@@ -76,7 +76,7 @@ class MessagesModel:
         try:
             self._ask()
         except anthropic.APIConnectionError as error:
-            raise ModelUnusable(f"no answer from {self._line.broken(error)}") from None
+            raise ModelUnusable(f"no answer from {self._endpoint.broken(error)}") from None
         except anthropic.APIStatusError as error:
             failure = self._failed(error)
             if not isinstance(failure, Transient):  # who is busy is there
@@ -91,7 +91,7 @@ class MessagesModel:
             if names := self._names():
                 listed = ", ".join(names)
                 raise ModelUnusable(
-                    f"{self._line.url} has no {self.name}: choose one with --model, such as {listed}"
+                    f"{self._endpoint.url} has no {self.name}: choose one with --model, such as {listed}"
                 ) from None
             word: Any = [{"role": "user", "content": "Say yes."}]
             self._client.messages.create(model=self.name, max_tokens=16, messages=word)
@@ -121,7 +121,7 @@ class MessagesModel:
             except anthropic.APIStatusError as error:
                 raise self._failed(error) from None
             except anthropic.APIConnectionError as error:
-                raise self._line.broken(error) from None
+                raise self._endpoint.broken(error) from None
             except (AttributeError, TypeError, ValueError):
                 pass  # a gateway's page in place of a count: the next answer may be one
         return self._gauge.tokens(wire.size(body))
@@ -146,16 +146,15 @@ class MessagesModel:
         except anthropic.APIStatusError as error:
             raise self._failed(error, answer.billed()) from None
         except (anthropic.APIConnectionError, httpx2.RequestError) as error:
-            raise self._line.broken(error, answer.billed()) from None
+            raise self._endpoint.broken(error, answer.billed()) from None
         except (ValueError, LookupError) as error:  # the SDK cannot put the answer together
-            malformed = self._line.clean(str(error))
+            malformed = self._endpoint.clean(str(error))
         reply = answer.reply(malformed)
-        used = reply.usage
-        self._gauge.learn(wire.size(body), used.input + used.cache_read + used.cache_write)
+        self._gauge.learn(wire.size(body), reply.usage.prompt)
         return reply
 
     def _failed(self, error: Any, billed: Usage | None = None) -> Exception:
-        return self._line.failed(error.status_code, error.body, error.response.headers, billed)
+        return self._endpoint.failed(error.status_code, error.body, error.response.headers, billed)
 
     def _body(self, prompt: Prompt) -> dict[str, Any]:
         """A request without the limit of its answer."""

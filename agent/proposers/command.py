@@ -27,13 +27,14 @@ from agent import surface
 from agent.coder import headless
 from agent.coder.desk import HYPOTHESIS, PROGRAM, Desk, Taken
 from agent.coder.headless import Ended, Secrets
-from agent.coder.last_words import Said, parted, plain, understood
+from agent.coder.last_words import Said, parse, split_hypothesis, without_escapes
 from agent.lab import Unusable
 from agent.proposers import CONTRACTS, Context, NoProposal, Stopped, Workshop
 from agent.records import GateResult, Proposal, Usage
-from agent.research import search
+from agent.research import amdahl, memory
 from agent.research.prompt import cared_for, device, judged, quote
 from agent.research.search import COMBINE, Plan
+from agent.research.step import Step
 from agent.spending import BudgetSpent
 from agent.workspace import DRAFT, remove
 
@@ -80,7 +81,7 @@ class Command:
     """Proposes what the command changes in a desk."""
 
     name = NAME
-    ahead = 1
+    ahead = True
 
     def __init__(
         self,
@@ -134,14 +135,14 @@ class Command:
             folder=desk.folder, prompt=desk.prompt, log=file, seconds=self._seconds,
             stop=self._workshop.stop, environment=self._environment,
         )  # fmt: skip
-        said = understood(ended.tail)
+        said = parse(ended.tail)
         self._enter(said)
         if self._workshop.stop.is_set():
             raise Stopped("the run was stopped")
         taken = desk.taken()
         # Half of a surrogate pair, which JSON can spell, has no bytes.
         words = (desk.hypothesis() or said.words).encode(errors="replace")
-        hypothesis, expected = parted(self._secrets.scrub(words).decode())
+        hypothesis, expected = split_hypothesis(self._secrets.scrub(words).decode())
         proposal = replace(
             began,
             hypothesis=hypothesis or began.hypothesis or f"{self._program} gave no hypothesis",
@@ -150,11 +151,11 @@ class Command:
             model=self._program,
             notes={**began.notes, "not_taken": list(taken.outside[:20])},
             cost_usd=began.cost_usd + said.usd,
-            tokens_in=began.tokens_in + said.usage.input + said.usage.cache_read + said.usage.cache_write,
+            tokens_in=began.tokens_in + said.usage.prompt,
             tokens_out=began.tokens_out + said.usage.output,
         )  # fmt: skip
         if problem := self._problem(ended, taken, began.files):
-            last = plain(ended.tail)[-MAX_TAIL:].strip() or "none"
+            last = without_escapes(ended.tail)[-MAX_TAIL:].strip() or "none"
             raise NoProposal(
                 f"{problem}; its whole output: {file}; the end of it: {last}",
                 hypothesis=proposal.hypothesis, model=proposal.model, notes=proposal.notes,
@@ -245,18 +246,10 @@ def _split(command: str | None) -> list[str]:
 
 def _asker(workshop: Workshop) -> Callable[[Context], Task]:
     """What the search plans for the next proposal, and what the ledger remembers."""
-    from agent.research import amdahl, memory
-    from agent.research.step import Step
-
     step = Step(workshop)
 
     def task(context: Context) -> Task:
-        profile = step.profile(context)
-        ops = [context.op] if context.op else workshop.ops(context.incumbent)
-        plan = search.plan(
-            context.history, context.run, context.commit, ops, context.seed, workshop.repository,
-            target=context.target, op=context.op, shares=amdahl.shares(profile),
-        )  # fmt: skip
+        plan, profile = step.plan(context), step.profile(context)
         known = memory.digest(context.history, context.target, context.op, context.run)
         lines = [f"{plan.kind} {plan.op or 'the model'}: {plan.why}", *cared_for(context)]
         if plan.files:

@@ -115,7 +115,7 @@ class ChatModel:
             timeout=httpx2.Timeout(silence_s, connect=wire.CONNECT_S),
             follow_redirects=True,
         )
-        self._line = wire.Line(self._url, name, KEY, self._key)
+        self._endpoint = wire.Endpoint(self._url, name, KEY, self._key)
         self._gauge = wire.Gauge()
         self._told = True  # whether the server tells what it used
         self._doubted = False  # whether it was said that the server cuts prompts
@@ -134,8 +134,10 @@ class ChatModel:
                 if chunk.get("error"):
                     status = _status(chunk)
                     if status == 200:
-                        raise ModelUnusable(f"{self._url}: {self._line.clean(wire.words(chunk))}")
-                    raise self._line.failed(status, chunk, {})
+                        raise ModelUnusable(
+                            f"{self._url}: {self._endpoint.clean(wire.words(chunk))}"
+                        )
+                    raise self._endpoint.failed(status, chunk, {})
                 answered = answered or "choices" in chunk
             if not answered:
                 raise ModelUnusable(
@@ -144,7 +146,7 @@ class ChatModel:
             for window in self._windows():
                 self._narrow(window)
         except httpx2.RequestError as error:
-            raise ModelUnusable(f"no answer from {self._line.broken(error)}") from None
+            raise ModelUnusable(f"no answer from {self._endpoint.broken(error)}") from None
         except (ModelUnusable, Rejected) as error:
             names = [] if (listed := self.names()) and self.name in listed else listed
             offer = f"; it has {', '.join(names[: wire.LISTED])}" if names else ""
@@ -159,9 +161,9 @@ class ChatModel:
         try:
             found = self._client.get(f"{self._url}/models")
         except httpx2.RequestError as error:
-            raise ModelUnusable(f"no answer from {self._line.broken(error)}") from None
+            raise ModelUnusable(f"no answer from {self._endpoint.broken(error)}") from None
         if found.status_code == 401:
-            raise self._line.failed(401, found.text, found.headers)
+            raise self._endpoint.failed(401, found.text, found.headers)
 
     def names(self) -> list[str]:
         """The models that the endpoint lists; none where it lists none."""
@@ -211,7 +213,7 @@ class ChatModel:
                     billed = self._billed(answer, body)
                     raise Transient("the run was stopped during an answer", billed=billed)
         except httpx2.RequestError as error:
-            raise self._line.broken(error, self._billed(answer, body)) from None
+            raise self._endpoint.broken(error, self._billed(answer, body)) from None
         except Rejected as refused:
             if found := TOO_LONG.search(str(refused)):
                 self._narrow(int(found[1].replace(",", "")))
@@ -228,7 +230,7 @@ class ChatModel:
         """The chunks of an answer; {} for its end. A server that does not stream sends one."""
         with self._client.stream("POST", f"{self._url}/chat/completions", json=body) as response:
             if not response.is_success:
-                raise self._line.failed(response.status_code, response.read(), response.headers)
+                raise self._endpoint.failed(response.status_code, response.read(), response.headers)
             if "event-stream" not in response.headers.get("content-type", ""):
                 yield self._chunk(response.read().decode(errors="replace"))
                 return
@@ -243,9 +245,10 @@ class ChatModel:
         self._broken_off += status == 200
         if status == 200 and self._broken_off > BROKEN_OFF:
             return Rejected(
-                f"{self._broken_off} times in a row: {self._line.clean(wire.words(chunk))}", billed
+                f"{self._broken_off} times in a row: {self._endpoint.clean(wire.words(chunk))}",
+                billed,
             )
-        return self._line.failed(status, chunk, {}, billed)
+        return self._endpoint.failed(status, chunk, {}, billed)
 
     def _take(
         self, answer: chat_wire.Answer, chunk: Mapping[str, Any], body: Mapping[str, Any]
@@ -253,7 +256,7 @@ class ChatModel:
         try:
             answer.take(chunk)
         except (AttributeError, KeyError, TypeError) as error:
-            shape = self._line.clean(
+            shape = self._endpoint.clean(
                 f"{self._url} sent a chunk of another shape ({error}): {chunk}"
             )
             raise self._failed({"error": shape}, self._usage(answer, body)) from None
@@ -272,7 +275,7 @@ class ChatModel:
         if answer.usage is None:
             return Usage(self._gauge.tokens(size), self._gauge.tokens(answer.bytes))
         usage = chat_wire.used(answer.usage)
-        read = usage.input + usage.cache_read + usage.cache_write
+        read = usage.prompt
         if wire.is_cut(size, read):
             self._doubt(size, read)
         else:

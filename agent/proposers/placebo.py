@@ -11,7 +11,6 @@ from __future__ import annotations
 import random
 import string
 from collections.abc import Callable
-from pathlib import Path
 
 from agent import placebo_cpp, placebo_python, standard, surface
 from agent.proposers import Context, Workshop
@@ -23,7 +22,7 @@ _SWAPPED = 0.5  # share of the proposals
 
 class Placebo:
     name = standard.PLACEBO
-    ahead = 0  # a proposal takes no time, so there is nothing to gain
+    ahead = False  # a proposal takes no time, so there is nothing to gain
 
     def propose(self, context: Context) -> Proposal | None:
         mine = [p for p in context.history if p.run == context.run and p.proposer == self.name]
@@ -66,12 +65,7 @@ def change(path: str, text: str, rng: random.Random) -> tuple[str, str] | None:
 def _paths(context: Context) -> list[str]:
     """Files of the surface whose code this device runs."""
     other = ".cu" if context.device == "cpu" else ".cpp"
-    there = (f"{folder}/{file.name}" for folder in surface.FOLDERS for file in _files(context.incumbent / folder))  # fmt: skip
     return [
-        path for path in there
+        path for path in surface.files(context.incumbent)
         if surface.editable(path, context.target, context.op) and not path.endswith((other, ".h"))
     ]  # fmt: skip
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.*") if file.is_file())

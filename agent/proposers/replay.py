@@ -93,7 +93,7 @@ class Replay:
     """Proposes the lines of a recording, at no cost."""
 
     name = NAME
-    ahead = 0  # so that every edit is made on the incumbent that it was recorded on
+    ahead = False  # so that every edit is made on the incumbent that it was recorded on
 
     def __init__(self, lines: Sequence[Line], recording: str) -> None:
         """`recording`: a name for these very lines, by which they are known again in the ledger."""

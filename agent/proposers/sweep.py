@@ -27,7 +27,7 @@ ASKS = 20  # times that the sampler is asked for a setting that is not known yet
 
 class Sweep:
     name = NAME
-    ahead = 0  # the next setting follows from how the last one ended
+    ahead = False  # the next setting follows from how the last one ended
 
     def repair(self, proposal: Proposal, refusal: GateResult) -> Proposal | None:
         """A setting that fails is not repaired: another one is tried."""

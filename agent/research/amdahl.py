@@ -18,9 +18,8 @@ def table(profile: Mapping[str, Any] | None) -> str:
     if profile is None:
         return "no profile of the training step: it could not be measured here"
     rows = sorted(profile["rows"], key=lambda row: -most(row))
-    step = f", {profile['step_ms']:,.0f} ms" if "step_ms" in profile else ""
     lines = [
-        f"{profile.get('of', 'a training step')} on {profile.get('device', 'this device')}{step}",
+        f"{profile['of']} on {profile['device']}, {profile['step_ms']:,.0f} ms",
         f"{'':{NAME}} {'ms':>10} {'share':>6} {'calls':>6} {'% of limit':>10}  the step, at most",
         *(_line(row) for row in rows[:MAX_ROWS]),
     ]
@@ -32,7 +31,7 @@ def table(profile: Mapping[str, Any] | None) -> str:
 
 def most(row: Mapping[str, Any]) -> float:
     """How many times as fast the step would be if this row ran at its limit; inf if the row is the whole step and has no limit."""
-    percent = row.get("percent_of_limit")
+    percent = row["percent_of_limit"]
     reached = 0.0 if percent is None else min(max(float(percent) / 100, 0.0), 1.0)
     left = 1 - min(max(float(row["share"]), 0.0), 1.0) * (1 - reached)
     return 1 / left if left > 0 else float("inf")
@@ -41,12 +40,12 @@ def most(row: Mapping[str, Any]) -> float:
 def shares(profile: Mapping[str, Any] | None) -> dict[str, float]:
     """Each op's part of the step, 0 to 1."""
     rows: Sequence[Mapping[str, Any]] = profile["rows"] if profile else []
-    return {str(row["op"]): float(row["share"]) for row in rows if row.get("op")}
+    return {str(row["op"]): float(row["share"]) for row in rows if row["op"]}
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    name, percent = " ".join(str(row["name"]).split())[:NAME], row.get("percent_of_limit")
+    name, percent = " ".join(str(row["name"]).split())[:NAME], row["percent_of_limit"]
     limit = "unknown" if percent is None else f"{percent:.0f}"
     word = " if it took no time" if percent is None else ""
-    figures = f"{float(row['ms']):10,.2f} {float(row['share']):6.1%} {row.get('calls', 1):6,}"
+    figures = f"{float(row['ms']):10,.2f} {float(row['share']):6.1%} {row['calls']:6,}"
     return f"{name:{NAME}} {figures} {limit:>10}  {most(row):.3f}x{word}"

@@ -66,16 +66,16 @@ def profile(found: Mapping[str, Any]) -> str:
 
 
 def _timed(row: Mapping[str, Any]) -> str:
-    low, high = row.get("quartiles_ms", (row["ms"], row["ms"]))
-    choice = ", which the trial runs" if row.get("default") else ""
+    low, high = row["quartiles_ms"]
+    choice = ", which the trial runs" if row["default"] else ""
     return (
         f"{row['ms']:.4f} ms [{low:.4f}, {high:.4f}], {_percent(row)} of the limit: "
-        f"{row.get('tree', 'draft')}'s {_line(row['name'])}{choice}"
+        f"{row['tree']}'s {_line(row['name'])}{choice}"
     )
 
 
 def _percent(row: Mapping[str, Any]) -> str:
-    percent = row.get("percent_of_limit")
+    percent = row["percent_of_limit"]
     return "?" if percent is None else f"{percent:.0f} %"
 
 

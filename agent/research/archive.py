@@ -64,7 +64,10 @@ def members(
     found = [past for past in keeps if past.commit in lacking]
     found += [past for past in allowed if is_near_miss(past)]
     unique = {past.commit: past for past in sorted(found, key=gain)}
-    return sorted(unique.values(), key=lambda past: (-gain(past), past.id))[:SIZE]
+    ranked = sorted(unique.values(), key=lambda past: (-gain(past), past.id))
+    # Keeps that a person has squashed into HEAD look as if they were lacking: they get half of the places at most.
+    surplus = {past.id for past in [p for p in ranked if p.outcome.status == KEEP][SIZE // 2 :]}
+    return [past for past in ranked if past.id not in surplus][:SIZE]
 
 
 def _editable(past: Past, target: str, op: str | None) -> bool:

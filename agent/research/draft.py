@@ -47,12 +47,8 @@ class Draft:
 
     def paths(self) -> list[str]:
         """The files of the draft, edited or not."""
-        there = {
-            f"{folder}/{file.name}"
-            for folder in surface.FOLDERS
-            for file in (self.incumbent / folder).glob("*")
-        }
-        return sorted(path for path in there | set(self._overlay) if self._text(path) is not None)
+        there = {*surface.files(self.incumbent), *self._overlay}
+        return sorted(path for path in there if self._text(path) is not None)
 
     def read(self, path: str) -> str:
         text = self._text(path)

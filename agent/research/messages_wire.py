@@ -41,11 +41,16 @@ STOPS = {
 
 
 def body(prompt: Prompt) -> dict[str, Any]:
-    """System, tools and messages of a request, cached up to the last system block and up to the last turn."""
+    """System, tools and messages of a request, cached up to each of the last two system blocks and the last two turns of ours."""
     written: dict[str, Any] = {"messages": _messages(prompt.turns)}
     if prompt.system:
         *blocks, last = ({"type": "text", "text": text} for text in prompt.system)
-        written["system"] = [*blocks, last | CACHED]
+        # the block before the last too: it stays the same when the incumbent moves
+        written["system"] = [
+            *blocks[:-1],
+            *(block | CACHED for block in blocks[-1:]),
+            last | CACHED,
+        ]
     if prompt.tools:
         written["tools"] = [
             {"name": tool.name, "description": tool.description, "input_schema": dict(tool.schema)}
@@ -60,7 +65,9 @@ def _messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
         role = "assistant" if isinstance(turn, Reply) else "user"
         if content := _content(turn):
             written.append({"role": role, "content": content})
-    written[-1]["content"][-1] |= CACHED
+    # Also where the request before ended: a turn of many calls has more blocks than a provider looks back over.
+    for message in [each for each in written if each["role"] == "user"][-2:]:
+        message["content"][-1] |= CACHED
     return written
 
 

@@ -1,6 +1,7 @@
-"""Waiting out a server that is busy or away: for ever, in growing steps, until the run is told to stop.
+"""Waiting out a server that is busy or away, in growing steps, until it answers, the run is told to stop, or `longest_s` are over.
 
-A night must outlive an outage of hours, so nothing here gives up by itself (the loop looks at the night's limits meanwhile). The wait is what
+A night must outlive an outage of hours: who gives up here gives up a conversation, and the next begins (the loop looks at the night's limits
+meanwhile). The wait is what
 the server asked for, else 1, 2, 4 ... up to 300 seconds, drawn from the upper half of that step so that several labs do not come back at the
 same moment.
 """
@@ -9,12 +10,13 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 import time
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from agent.proposers import Stopped
-from agent.research.messages import Transient
+from agent.research.messages import ModelUnusable, Transient
 
 FIRST_S, LONGEST_S = 1.0, 300.0  # of the steps that double
 LONGEST_ASKED_S = 3600.0  # a server that asks for more is tried again after this
@@ -23,25 +25,19 @@ SAY_EVERY_S = 60.0
 Answer = TypeVar("Answer")
 
 
-class Stop(Protocol):
-    """What ends a wait; a threading.Event is one."""
-
-    def is_set(self) -> bool: ...
-
-    def wait(self, timeout: float) -> bool: ...
-
-
 class Patience:
     """Repeats requests that fail with Transient. `say` gets a line at the first failure, then one a minute."""
 
     def __init__(
         self,
-        stop: Stop,
+        stop: threading.Event,
         say: Callable[[str], None],
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.monotonic,
+        longest_s: float = math.inf,
     ) -> None:
-        self._stop, self._say, self._clock = stop, say, clock
+        """longest_s: after which ModelUnusable is raised, so that one request ends no night."""
+        self._stop, self._say, self._clock, self._longest_s = stop, say, clock, longest_s
         self._rng = rng or random.Random()
 
     def check(self) -> None:
@@ -59,6 +55,8 @@ class Patience:
             except Transient as error:
                 said, seconds = str(error), self.pause(failures, error.retry_after)
             self.check()
+            if self._clock() - began > self._longest_s:
+                raise ModelUnusable(f"{said}, for {self._longest_s / 3600:g} hours")
             failures += 1
             spoke = self._wait(seconds, said, began, spoke)
 

@@ -41,7 +41,7 @@ scope        refuses paths outside the surface, binaries, links, changes of more
 names, order or layout.
 static       refuses what does not parse, a missing function, a signature other than the contract's, and what a kernel has no business with: \
 files, processes, network, environment, threads of its own, a clock that it acts on later, frames, modules' namespaces, text run as code, \
-`.format` (write an f-string), patches of torch or of another module, tables of constants as large as weights, a broad except, and a fallback to a \
+`.format` (write an f-string), patches of torch or of another module, tables of constants as large as weights, and a fallback to a \
 library that does the whole op.
 build        refuses what does not compile: C++ and CUDA through torch's JIT (its flags are in kernels/jit.py), each Triton kernel ahead of time, without a \
 GPU for sm_80, sm_90, sm_100 (AOT in the kernel's file lists what to compile: keep it up to date).
@@ -52,7 +52,7 @@ microbench   kernels: refuses what is not faster than the incumbent on the trial
 the ratio of times, candidate to incumbent, has to lie below 1 for at least one op of the change, and above 1 for none; no shape may become 5 % slower.
 parity       kernels: refuses a training curve that the change should not have moved, and a step that became slower.
 trial        trains for {seconds:g} s of wall-clock time, paired with the incumbent by seed; the judge computes validation bits per byte (BPB). A kernel must \
-not lose BPB; a model must win more than the noise. An op that the model no longer calls has to leave OPS of model/gpt.py.
+not lose BPB; a model must win more than the noise. An op that the model no longer calls has to leave OPS of model/gpt.py. Trainer.logits is asked in train() and eval() mode, in batches of any size, and in a second process that has Trainer.model.state_dict() alone: it has to answer the same.
 Whatever only looks better (special cases for the test's shapes or values, state kept between calls, skipped work, reading the judge) is found, \
 refused and remembered. Spend nothing on it."""
 
@@ -74,8 +74,8 @@ you edit. Two ideas are two experiments.
 3. Look at what was tried. Do not repeat an idea that failed unless you know why it failed and what is different now. One experiment may be under \
 way while you work; `history` with its number shows its patch. If it is kept, your change is put on top of it, or dropped where both touch the same \
 lines.
-4. Simplicity: of two equally good changes the shorter wins. A small gain is not worth forty ugly lines; removing code at equal speed is a \
-gain. Write in the style of the files around it, with short comments that say why. Mark constants worth searching where they stand, \
+4. Simplicity: of two equally good changes the shorter wins. A small gain is not worth forty ugly lines; in the model, removing code at equal bits is a \
+gain (a kernel has to be faster). Write in the style of the files around it, with short comments that say why. Mark constants worth searching where they stand, \
 `// tune: 2 4 8` or `# tune: 2 4 8`; the sweep searches them, so you need not.
 5. Run `check` before `submit`: it runs scope, static, build and correctness on your draft and costs the laboratory little. If it refuses, read \
 the reason, then repair the draft. `profile` with the op times the draft beside the incumbent: what is not faster there the microbench refuses. \
@@ -197,18 +197,17 @@ def _sources(context: Context) -> dict[str, str]:
     """The editable files of the incumbent, and the headers that they include, by path."""
     found = {}
     used = None if context.op is None else surface.uses_of(context.op, context.incumbent)
-    for folder in surface.FOLDERS:
-        for file in sorted((context.incumbent / folder).glob("*")):
-            path = f"{folder}/{file.name}"
-            included = used is None or file.stem in used
-            header = path.endswith(".h") and context.target != "model" and included
-            if file.is_file() and (header or surface.editable(path, context.target, context.op)):
-                found[path] = file.read_text(errors="replace")
+    for path in surface.files(context.incumbent):
+        file = context.incumbent / path
+        included = used is None or file.stem in used
+        header = path.endswith(".h") and context.target != "model" and included
+        if header or surface.editable(path, context.target, context.op):
+            found[path] = file.read_text(errors="replace")
     return found
 
 
 def _order(files: dict[str, str], context: Context) -> list[str]:
-    """What the person brought first, then what this device runs, then the rest; the shortest of each first, so that as many as can be are shown."""
+    """What the person brought first, then what this device runs, then the rest; the shortest of each first, so that as many as possible are shown."""
 
     def rank(path: str) -> tuple[bool, bool, int, str]:
         kernel = path.endswith((".py", ".cu")) if context.device == "cuda" else path.startswith("csrc/")  # fmt: skip

@@ -18,12 +18,13 @@ from agent.research import amdahl, bandit, memory, prompt, search
 from agent.research.draft import Draft
 from agent.research.messages import Model, ModelUnusable
 from agent.research.patience import Patience
-from agent.research.session import BOUNDS, Bounds, Session
+from agent.research.session import BOUNDS, Session
 from agent.research.step import Step
 from agent.research.tools import Submission, Toolbox
 from agent.spending import BudgetSpent, Limits, Purse
 
 LEAST_WINDOW = 24_000  # tokens; with fewer, rules and agenda leave no room for sources
+GIVE_UP_S = 3600.0  # of one request that always fails: then its session ends, and the next may ask another model
 
 Submitted = TypeVar("Submitted", bound=Submission | None)
 
@@ -34,15 +35,13 @@ class Researcher:
     Each model is tried once when this is made. Raises Unusable, in one line, if one cannot be used or has no price.
     """
 
-    ahead = 1
+    ahead = True
 
-    def __init__(
-        self, name: str, workshop: Workshop, models: Sequence[Model], bounds: Bounds = BOUNDS
-    ) -> None:
-        self.name, self._workshop, self._bounds = name, workshop, bounds
+    def __init__(self, name: str, workshop: Workshop, models: Sequence[Model]) -> None:
+        self.name, self._workshop = name, workshop
         self._models = {model.name: model for model in models}
         self._purse = _purse(workshop, models)
-        self._patience = Patience(workshop.stop, workshop.screen.say)
+        self._patience = Patience(workshop.stop, workshop.screen.say, longest_s=GIVE_UP_S)
         self._failing: set[str] = set()  # models that were unusable in their last session
         self._spent: BudgetSpent | None = None
         self._step = Step(workshop)
@@ -53,7 +52,7 @@ class Researcher:
         if self._spent is not None:
             raise self._spent
         self._patience.check()
-        plan = self._plan(context)
+        plan = self._step.plan(context)
         if plan.kind == search.COMBINE:
             return Proposal(plan.why, plan.files, self.name, notes=plan.notes)
         number = 1 if self._latest is None else self._latest[0] + 1
@@ -74,14 +73,6 @@ class Researcher:
         submission = self._carried(session, lambda: session.repair(refusal))
         return None if submission is None else self._proposal(submission, number, session, plan)
 
-    def _plan(self, context: Context) -> search.Plan:
-        there = self._workshop.ops(context.incumbent)
-        ops = [context.op] if context.op is not None else there
-        return search.plan(
-            context.history, context.run, context.commit, ops, context.seed, self._workshop.repository,
-            target=context.target, op=context.op, shares=amdahl.shares(self._step.profile(context)),
-        )  # fmt: skip
-
     def _session(self, context: Context, plan: search.Plan) -> Session:
         working = [name for name in self._models if name not in self._failing] or [*self._models]
         rng = random.Random(f"{context.run} {context.seed} {len(context.history)}")
@@ -92,11 +83,11 @@ class Researcher:
         known = memory.digest(context.history, context.target, context.op, context.run)
         first = prompt.first(context, plan, known, amdahl.table(self._step.profile(context)))
         toolbox = Toolbox(draft, self._workshop, context)
-        bound = self._bounds.longest(model.window)
+        bound = BOUNDS.longest(model.window)
         system = prompt.system(context, min(prompt.MAX_PREFIX, bound // 2))
         about = plan.op or context.op or context.target
         self._workshop.screen.say(f"researching {about} with {model.name}: {plan.why}")
-        return Session(model, toolbox, self._purse, self._patience, system, first, self._bounds)
+        return Session(model, toolbox, self._purse, self._patience, system, first)
 
     def _carried(self, session: Session, work: Callable[[], Submitted]) -> Submitted:
         """What `work` submits. If the money ends in mid-session, BudgetSpent is raised at the next call, so that this session gets its row."""

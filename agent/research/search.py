@@ -71,7 +71,7 @@ def plan(
     rng = random.Random(f"{seed} {run} {len(ours)}")
     members = archive.members(history, run, incumbent, repository, target, op)
     if rng.random() < COMBINE_SHARE:
-        found = _combination(members, ours, incumbent, repository)
+        found = _combination(members, ours, incumbent, repository, rng)
         if found is not None:
             return found
     dry = since_keep(ours)
@@ -109,7 +109,11 @@ def since_keep(ours: Sequence[Past]) -> int:
 
 
 def _combination(
-    members: Sequence[Past], ours: Sequence[Past], incumbent: str, repository: Repository
+    members: Sequence[Past],
+    ours: Sequence[Past],
+    incumbent: str,
+    repository: Repository,
+    rng: random.Random,
 ) -> Plan | None:
     """The most promising combination that merges and that this run has not tried."""
     tried = {
@@ -121,7 +125,9 @@ def _combination(
     groups += [pair for pair in combinations(members, 2) if _meet(*pair)]
     fresh = [group for group in groups if frozenset(p.id for p in group) not in tried]
     fresh.sort(key=lambda group: -sum(map(gain, group)))
-    for group in fresh[:MERGES]:
+    # Half are drawn from the others: the best may be such as never merge.
+    best, others = fresh[: MERGES // 2], fresh[MERGES // 2 :]
+    for group in [*best, *rng.sample(others, min(len(others), MERGES - len(best)))]:
         if files := archive.merged(group, incumbent, repository):
             named = " with ".join(_called(past) for past in group)
             found = {op for past in group for op in past.ops}

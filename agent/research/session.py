@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from agent.proposers import REPAIRS, NoProposal
 from agent.records import GateResult, Usage
@@ -28,14 +27,13 @@ from agent.research.messages import (
     Rejected,
     Reply,
     Results,
-    Tool,
     ToolCall,
     ToolResult,
     Transient,
     User,
 )
 from agent.research.patience import Patience
-from agent.research.tools import Submission
+from agent.research.tools import Submission, Toolbox
 from agent.spending import Purse
 
 COUNT_ERROR = 0.05  # by which a model may count too few tokens
@@ -66,14 +64,6 @@ class Bounds:
 BOUNDS = Bounds()
 
 
-class Tools(Protocol):
-    """What a session needs from agent.research.tools.Toolbox."""
-
-    tools: tuple[Tool, ...]
-
-    def call(self, call: ToolCall) -> ToolResult | Submission: ...
-
-
 @dataclass(frozen=True)
 class _Submitted:
     """A reply that submitted: the results of its calls before that, and its calls from the submission on."""
@@ -88,7 +78,7 @@ class Session:
     def __init__(
         self,
         model: Model,
-        tools: Tools,
+        tools: Toolbox,
         purse: Purse,
         patience: Patience,
         system: tuple[str, ...],
@@ -169,7 +159,7 @@ class Session:
             reply = self.model.reply(self._prompt, room)
         except Transient as error:
             if not error.unknown:
-                self._pay(self._purse.release(call, error.billed), error.billed or Usage())
+                self._pay(call, error.billed or Usage())
             self._in_vain += error.unknown or error.billed is not None
             if self._in_vain > IN_VAIN:
                 raise self.nothing(
@@ -178,15 +168,15 @@ class Session:
             raise
         except (Rejected, ModelUnusable) as error:
             billed = error.billed if isinstance(error, Rejected) else None
-            self._pay(self._purse.release(call, billed), billed or Usage())
+            self._pay(call, billed or Usage())
             raise
-        self._pay(self._purse.settle(call, reply.usage), reply.usage)
+        self._pay(call, reply.usage)
         self._in_vain = 0
         return reply
 
-    def _pay(self, usd: float, usage: Usage) -> None:
-        self.cost_usd += usd
-        self.tokens_in += usage.input + usage.cache_read + usage.cache_write
+    def _pay(self, call: int, usage: Usage) -> None:
+        self.cost_usd += self._purse.settle(call, usage)
+        self.tokens_in += usage.prompt
         self.tokens_out += usage.output
 
     def _too_long(self, tokens: int) -> Exception:

@@ -49,7 +49,7 @@ class Toolbox:
         self._ops = workshop.judge.ops()
         self._references = _references(workshop, context)
         ledger, run = workshop.ledger, workshop.run
-        # As of now: a proposal of this session that comes back for a repair is no duplicate of itself.
+        # Read before the session submits: its own proposal, when it comes back for a repair, must not count as an earlier one.
         self._judged_as = gates.Context(
             workshop.judge,
             context.op,

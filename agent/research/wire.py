@@ -31,7 +31,7 @@ LEAST_MEASURED = 4_000  # bytes; in a shorter prompt what the server adds on its
 ABOVE = 1.05  # what is estimated / what was measured
 
 
-class Line:
+class Endpoint:
     """How requests to `url` fail, in one line that never holds the key. `secret` gives the key, from the client that has it."""
 
     def __init__(self, url: str, model: str, key_name: str, secret: Callable[[], str]) -> None:

@@ -1,4 +1,4 @@
-"""Clocks: a kernel may time its own settings, and nothing else may follow from what time it is.
+"""Clocks: a kernel may time its own settings, but nothing else that it does may depend on the time.
 
 A duration is the difference of two readings of one clock in one function. So a reading goes into a local name that holds nothing else, or into
 a difference with another. It is not kept from call to call, not taken when the module is imported, and not compared with a date or with another

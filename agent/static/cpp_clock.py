@@ -15,7 +15,7 @@ _SAID = (
     "a clock for more than a duration: write `const auto a = std::chrono::steady_clock::now();`, and differences of such names and readings, under "
     "names used for nothing else in that block; a function of your own is called otherwise than time or clock"
 )
-# Once its parentheses are taken out; `x[i] = ` is none.
+# The head of a lambda, after its parentheses have been taken out; `x[i] = ` is not one.
 _LAMBDA = re.compile(r"\](?!\s*(?:[-+*/%&|^]?=(?!=)|,))[^()]*$")
 _PARENTHESES = re.compile(r"\([^()]*\)")
 _NO_FUNCTION = re.compile(r"\s*(?:inline\s+)?(?:namespace|extern|struct|class|union|enum)\b")
@@ -51,10 +51,8 @@ def _is_end(code: str, text: str, at: int, stamps: list[_Stamp]) -> bool:
     """Whether a reading, or the name of one that was taken in the same function, stands there."""
     if "now" in text and "(" in text:
         return True
-    return any(
-        name == text and begin <= at < end and not any(map(_is_lambda, _open(code[begin:at])))
-        for name, begin, end in stamps
-    )
+    begun = [begin for name, begin, end in stamps if name == text and begin <= at < end]
+    return bool(begun) and not any(map(_is_lambda, _open(code[begun[-1] : at])))
 
 
 def _is_lambda(head: str) -> bool:

@@ -20,6 +20,7 @@ FAMILIES = (
     "ATen/",
     "c10/",
     "cuda",
+    "cublas",
     "cub/",
     "cute/",
     "cutlass/",
@@ -47,7 +48,7 @@ WORDS = re.compile(
 )
 # Common enough as names of a kernel's own: refused only as a plain call.
 CALLS = re.compile(
-    r"(?<![\w.>:])(?:::|std\s*::\s*)?(open|dup|socket|connect|kill|exit|mmap|clone|async|u?sleep|nanosleep)\s*\("
+    r"(?<![\w.>:])(?:::|std\s*::\s*)?(open|dup|socket|connect|kill|exit|mmap|async|u?sleep|nanosleep)\s*\("
 )
 THREADS = re.compile(
     r"\b(at\s*::\s*(?:launch|parallel_for|parallel_reduce)|std\s*::\s*(?:thread|async|packaged_task|this_thread))\b"

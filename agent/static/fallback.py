@@ -123,7 +123,7 @@ def _answers(body: list[ast.stmt], computing: set[str], of: _Of) -> Iterator[int
             yield node.lineno
         elif isinstance(node, ast.Return) and node.value is not None:
             calls = [n for n in ast.walk(node.value) if isinstance(n, ast.Call)]
-            if any(_name(call.func) not in _PLAIN for call in calls):
+            if any(getattr(call.func, "id", "") not in _PLAIN for call in calls):
                 yield node.lineno
         elif isinstance(node, ast.Assign | ast.AnnAssign | ast.NamedExpr) and node.value:
             parts = [n for n in ast.walk(node.value) if isinstance(n, ast.Name | ast.Attribute)]
@@ -131,7 +131,3 @@ def _answers(body: list[ast.stmt], computing: set[str], of: _Of) -> Iterator[int
                 _is_computation(n, computing, of) for n in parts
             ):
                 yield node.lineno
-
-
-def _name(node: ast.expr) -> str:
-    return node.id if isinstance(node, ast.Name) else ""

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.util
 import re
 import types
+from pathlib import Path
 
 _STDLIB = frozenset(
     "__future__ abc array bisect cmath collections contextlib copy dataclasses enum fractions functools heapq itertools math numbers "
@@ -16,7 +18,7 @@ _STDLIB = frozenset(
 )
 KERNEL_MODULES = _STDLIB | {"torch", "triton", "numpy", "einops", "kernels"}
 MODEL_MODULES = KERNEL_MODULES | set(
-    "concurrent threading queue json resource importlib model".split()
+    "concurrent threading queue json resource importlib gc model".split()
 )
 # Packages that do a whole op, each with the only file that may import it. An implementation that calls one has to say so by its name:
 # the contract has these names, and the correctness gate checks that no other implementation calls it.
@@ -55,7 +57,7 @@ OWN = frozenset("__all__ __slots__ __match_args__ __constants__ __author__ __lic
 HOOKS = frozenset(
     "__torch_function__ __torch_dispatch__ __array_function__ __array_ufunc__ __getattribute__ __del__ __init_subclass__ __set_name__ "
     "__prepare__ __instancecheck__ __subclasscheck__ __subclasshook__ __mro_entries__ __class_getitem__ __reduce__ __reduce_ex__ "
-    "__setstate__ __getstate__".split()
+    "__setstate__ __getstate__ __array__ __array_interface__ __array_struct__ __cuda_array_interface__ __dlpack__ __dlpack_device__ __buffer__".split()
 )
 # Attributes that are refused whatever they hang on. `format` is one: "{0.__traceback__.tb_frame}".format(error) looks at a frame, and no reading
 # of the tree shows it. An f-string is read as the code that it is.
@@ -67,7 +69,7 @@ ATTRIBUTES = frozenset(
     "hub cpp_extension GetAttrKey fork forkpty kill killpg memmap tofile fromfile from_file load_library _write_file fromhex share_memory_ "
     "_share_filename_cpu_ _share_fd_cpu_ _new_shared_filename_cpu _new_shared_fd_cpu _convert_ global_enum load_config _import_dotted_name "
     "get_type_hints Path open read_bytes write_bytes read_text write_text mkdir touch iterdir rglob symlink_to save get_cache_manager "
-    "put_group globaltimer smid".split()
+    "put_group globaltimer smid torch test tests xeon _unsafe_update_src _set_cdata _new_with_weak_ptr".split()
 )
 # What a tensor is, who made it and what is done when its gradient comes: a kernel computes the same for all.
 FORMS = frozenset(
@@ -77,7 +79,7 @@ FORMS = frozenset(
 PASSENGERS = frozenset(
     "os sys subprocess ctypes builtins importlib inspect gc socket shutil pathlib io pickle tempfile platform atexit "
     "threading multiprocessing posix mmap linecache runpy codecs marshal zlib base64 traceback "
-    "logging gzip bz2 lzma fcntl resource tokenize ast dis zipfile tarfile glob fnmatch sysconfig site uuid hashlib".split()
+    "logging gzip bz2 lzma fcntl resource tokenize ast dis zipfile tarfile glob fnmatch sysconfig site uuid hashlib test tests conftest xeon".split()
 )
 # Parts of the allowed packages that reach files, processes, the network, code from text, other threads, or torch's internals.
 _PARTS = {
@@ -127,6 +129,7 @@ _OF = {
         "config disable allow_in_graph mark_dynamic mark_static graph_break".split()
     ),
     "torch._inductor": frozenset({"config"}),
+    "gc": frozenset({"collect", "disable", "enable", "freeze", "unfreeze"}),
     "triton.tools": frozenset({"tensor_descriptor"}),
     "triton.tools.tensor_descriptor": frozenset({"TensorDescriptor"}),
     "triton.runtime.jit": frozenset({"JITFunction", "KernelInterface"}),
@@ -139,14 +142,16 @@ _OF = {
     "flash_attn.cute": frozenset({"interface"}),
     "flash_attn.cute.interface": frozenset({"_flash_attn_fwd", "_flash_attn_bwd"}),
 }
-# Private names of these packages that a kernel may use: functions of tensors, and what _OF restricts. The others are modules in which anything
-# can be reached, such as a function that imports by text. The standard library's make code of text: dataclasses._create_fn.
-_OPEN = frozenset({"torch", "triton", "numpy"})
-_CLOSED = (KERNEL_MODULES | MODEL_MODULES) - {"kernels", "model"}
-# Packages that others hold, and modules of theirs that are called as one of the standard library.
+# Packages in which an attribute named as a module of the standard library is taken for that module, but for _NAMESAKES.
+_THIRD_PARTY = frozenset({"torch", "triton", "numpy"})
+# Packages whose private names are refused, but for _PRIVATE.
+_NOT_OURS = (KERNEL_MODULES | MODEL_MODULES) - {"kernels", "model"}
+# Packages that can also be reached as attributes of others, and modules of others that only share the name of one of the standard library.
 _ROOTS = frozenset({"torch", "numpy", "np", "triton", "tl"})
 _NAMESAKES = frozenset({"random", "types", "typing", "math", "copy", "array"})
 _SETTINGS = "torch._inductor.config.triton"  # a class of settings, not the package
+# Private names that a kernel may use: functions of tensors, and what _OF restricts. The others are modules in which anything can be reached,
+# such as a function that imports by text, or make code of text, as dataclasses._create_fn does.
 _PRIVATE = re.compile(
     r"_(?:addmm|foreach|fused|scaled|grouped|int|weight|convert_weight|is|assert|check|experimental)(?:_\w+)?|_(?:log_)?softmax|"
     r"_dynamo|_inductor|_pytree|_foreach_utils|_LRScheduler"
@@ -200,7 +205,7 @@ def path_error(name: str, model: bool) -> str:
     for n in range(2, len(parts) + 1):
         prefix, part = ".".join(parts[:n]), parts[n - 1]
         named = part in _ROOTS and prefix != _SETTINGS
-        if named or (parts[0] in _OPEN and part in _STDLIB - _NAMESAKES):
+        if named or (parts[0] in _THIRD_PARTY and part in _STDLIB - _NAMESAKES):
             return f"`{prefix}`: a package by way of another; import it by its own name"
         rest = ".".join(parts[n - 1 :])
         if part in _NAMESAKES and rest != part and (error := path_error(rest, model)):
@@ -217,7 +222,7 @@ def path_error(name: str, model: bool) -> str:
         if package in _OF and part not in _OF[package] and not (model and parts[0] == "kernels"):
             return f"`{prefix}`: of {package} a kernel uses {', '.join(sorted(_OF[package]))}{_instead(prefix)}"
         private = part.startswith("_") and not (part in DUNDERS or _PRIVATE.fullmatch(part))
-        if private and parts[0] in _CLOSED and not prefix.startswith("torch.ops."):
+        if private and parts[0] in _NOT_OURS and not prefix.startswith("torch.ops."):
             return f"`{prefix}`, a private name of {parts[0]}{_instead(prefix)}"
         if not model and parts[0] == "torch" and part in _STATE:
             return f"`{prefix}` sets state of the whole process; a kernel leaves it as it is"
@@ -244,6 +249,18 @@ def _instead(name: str) -> str:
         return "; use torch.cuda or torch.accelerator"
     return (
         ": it reaches files, processes, threads, the network, code from text or torch's internals"
+    )
+
+
+@functools.cache
+def is_module(name: str) -> bool:
+    """Whether a dotted name is a module of torch, triton or numpy, by its file: no list has them all."""
+    package, *parts = name.split(".")
+    spec = importlib.util.find_spec(package) if package in _THIRD_PARTY else None
+    folders = (spec and spec.submodule_search_locations) or []
+    return bool(parts) and any(
+        Path(folder, *parts).is_dir() or Path(folder, *parts[:-1], f"{parts[-1]}.py").is_file()
+        for folder in folders
     )
 
 

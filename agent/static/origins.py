@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 
 from agent.static import names
@@ -58,20 +58,18 @@ class Origins:
             for child in ast.iter_child_nodes(node)
         }
         self.modules: set[str] = set(names.MODULES)
-        self.bound = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)} | {
-            n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
-        }
+        stores = Counter(n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))  # fmt: skip
+        self.bound = {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)} | set(stores)
         self._found = self._imported(tree)
         self.bound |= set(self._found)
         self.imports = {name: set(found) for name, found in self._found.items()}
         self._follow_aliases(tree)
-        self.libraries = set(self._made_by_torch_library(tree))
-        self.values = _values(tree, self.of)
-        self.specs = self._parameter_specs(tree)
+        self.libraries = set(self._made_by_torch_library(tree, stores))
+        self.values = _values(tree, stores, self.of)
+        self.specs = self._parameter_specs(tree, stores)
 
-    def _made_by_torch_library(self, tree: ast.Module) -> Iterator[str]:
+    def _made_by_torch_library(self, tree: ast.Module, stores: Counter[str]) -> Iterator[str]:
         """Names of ops and libraries: each is bound once, by a call or a decorator of torch.library."""
-        stored = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]  # fmt: skip
         for node in ast.walk(tree):
             if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 name, makers = node.targets[0].id, [node.value]
@@ -82,12 +80,11 @@ class Origins:
             made = any(
                 isinstance(each, ast.Call) and self.first(each.func) in _MAKERS for each in makers
             )
-            if made and stored.count(name) <= isinstance(node, ast.Assign):
+            if made and stores[name] <= isinstance(node, ast.Assign):
                 yield name
 
-    def _parameter_specs(self, tree: ast.Module) -> set[str]:
+    def _parameter_specs(self, tree: ast.Module, stores: Counter[str]) -> set[str]:
         """Names that typing.ParamSpec made, and nothing else binds."""
-        stored = [n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]  # fmt: skip
         made = {
             node.targets[0].id
             for node in ast.walk(tree)
@@ -96,7 +93,7 @@ class Origins:
             and isinstance(node.value, ast.Call)
             and {f"{m}.ParamSpec" for m in _TYPING} & set(self.of(node.value.func))
         }
-        return {name for name in made if stored.count(name) == 1} - _defined(tree) - self.values
+        return {name for name in made if stores[name] == 1} - _defined(tree) - self.values
 
     def _imported(self, tree: ast.Module) -> dict[str, set[str]]:
         """Local name -> dotted origins, for every import of the file."""
@@ -191,17 +188,14 @@ _LITERAL = {f"{module}.Literal" for module in _TYPING}
 _WORD = re.compile(r"[\w-]+")
 
 
-def _values(tree: ast.Module, of: _Of) -> set[str]:
-    """Names that may hold a text: arguments, and what is bound otherwise than to a type, written as types are, or to a type variable."""
+def _values(tree: ast.Module, stores: Counter[str], of: _Of) -> set[str]:
+    """Names that may hold a text: arguments, and each name that is bound to anything but a type written as one, or a type variable."""
     aliases: dict[str, list[ast.expr]] = defaultdict(list)
-    stores: dict[str, int] = defaultdict(int)
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 if isinstance(target, ast.Name):
                     aliases[target.id].append(node.value)
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            stores[node.id] += 1
     own = _defined(tree)
 
     def imported(node: ast.AST | None) -> list[str]:

@@ -26,6 +26,8 @@ _GENERIC = frozenset("list tuple dict set frozenset type".split())
 # What a template of PTX has beside arithmetic.
 _NO_ARITHMETIC = re.compile(r"clock|globaltimer|smid|\bcall|\bexit|\btrap|nanosleep")
 _MODEL_MAY_ASSIGN = ("torch.backends.", "torch._dynamo.config.", "torch._inductor.config.")
+# By such a comment in its first two lines Python decodes a file otherwise than it is read here: a comment could be code.
+_CODED = re.compile(r"[ \t\f]*#.*?coding[:=][ \t]*(?!(?i:utf-?8)\b)[-\w.]")
 
 
 @dataclass
@@ -39,6 +41,9 @@ class Report:
 def inspect_source(path: str, source: str) -> Report:
     """Read one file of kernels/ or model/."""
     report = Report()
+    if any(_CODED.match(line) for line in re.split(r"\r\n?|\n", source)[:2]):
+        report.refusals.append((1, "a coding other than UTF-8: leave the line out"))
+        return report
     try:
         tree = ast.parse(source, path)
         written = list(written_annotations(tree))
@@ -130,7 +135,7 @@ class _Reader:
     def _module(self, node: ast.Name | ast.Attribute) -> Iterator[str]:
         """A module is used by its attributes; if it is handed around, no reading shows what becomes of it."""
         parent = self.origins.parents.get(id(node))
-        if self.origins.modules.isdisjoint(self.origins.of(node)):
+        if not any(o in self.origins.modules or names.is_module(o) for o in self.origins.of(node)):
             return
         asked = isinstance(parent, ast.Compare) and all(isinstance(op, ast.Is | ast.IsNot) for op in parent.ops)  # fmt: skip
         if isinstance(parent, ast.Attribute) or asked:

@@ -21,7 +21,7 @@ def ops() -> list[str]:
 
 
 def written(tree: Path) -> list[str]:
-    """Those of which a tree has a kernel file: a contract is committed before its first kernel."""
+    """The ops of which a tree has a kernel file. A new op has none at first: its contract is committed before its first kernel."""
     return [op for op in ops() if (tree / "kernels" / f"{op}.py").is_file()]
 
 

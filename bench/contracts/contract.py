@@ -211,9 +211,9 @@ class Contract:
 
         return [trained(case) for case in cases if case.calls]
 
-    def least_work(self, case: Case, *, trained: bool) -> tuple[float, float]:
-        """Least bytes and flops of a call, with its backward where it is `trained`: twice the arithmetic and, at least, twice the traffic."""
-        passes = 3 if self.differentiable and trained else 1
+    def least_work(self, case: Case) -> tuple[float, float]:
+        """Least bytes and flops of a call and, where gradients flow, of its backward: twice the arithmetic and, at least, twice the traffic."""
+        passes = 3 if self.differentiable and not case.forward_only else 1
         return passes * self.least_bytes(case), passes * self.flops(case)
 
     def described(self, case: Case) -> dict[str, Any]:
@@ -228,9 +228,12 @@ class Contract:
             }
             for name, wanted in case.inputs.items()
         }
-        wrt = () if case.forward_only else self.differentiable
-        named = [name for name in wrt if name in inputs]
-        return {"inputs": inputs, "scalars": dict(case.scalars), "wrt": named}
+        return {"inputs": inputs, "scalars": dict(case.scalars), "wrt": list(self.wrt(case))}
+
+    def wrt(self, case: Case) -> tuple[str, ...]:
+        """The inputs of a case that gradients flow back to; none where it is forward only."""
+        names = () if case.forward_only else self.differentiable
+        return tuple(name for name in names if name in case.inputs)
 
     def shapes(self, case: Case) -> dict[str, Input]:
         """Shapes and dtypes of the results of a case."""

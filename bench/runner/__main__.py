@@ -10,7 +10,7 @@ A request says what to `do`, and is answered once with {"nonce", "ok", ...}:
     training.py     a trial                     setup, train, weights, release, restore, logits
     recording.py    calls of a training run     record, recorded
     keeping.py      what was compiled           pack, unpack
-    profiling.py    where time goes             runnable, within, profile
+    profiling.py    where time goes             within, profile
     inspecting.py   what compilers say          inspect, remarks
 
 and here
@@ -77,13 +77,13 @@ class Runner:
         """Answer requests until the judge closes the connection."""
         while True:
             request, fd = self.channel.receive()
-            if request["do"] == "live" and lives.elsewhere():
+            if request["do"] == "live" and lives.answered_by_a_child():
                 continue
             answer: dict[str, Any] = {"nonce": request["nonce"], "ok": True}
             try:
                 handler = self.handler(request["do"])
                 answer.update(handler(request) if fd is None else handler(request, fd))
-                self.lent.settle()
+                self.lent.synchronize()
             except Refusal as refusal:
                 answer.update(ok=False, kind="structure", error=str(refusal))
             except Exception as error:

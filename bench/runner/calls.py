@@ -1,6 +1,6 @@
 """What the runner does with an op: calls of it in every mode that a training run knows.
 
-    call        {op, impl, mode, dress, call, hold, threads}   one call, with gradients if asked
+    call        {op, impl, mode, passing, call, hold, threads}   one call, with gradients if asked
     age         {op, impl, call, n, seconds}            call after call, as a training run does; no answer is looked at   -> {calls}
     interleave  {op, impl, calls}                       forward of each, then backward of each in the same order
     accumulate  {op, impl, call}                        the same leaves through the op twice, their gradients summed
@@ -8,13 +8,13 @@
     trace       {op, impl, call}                        names of all operators that one call runs, of imported packages that launch kernels
                                                         without an operator, and of Triton kernels launched   -> {operators, launches}
     register    {op, impl, call}                        check the custom ops that one call runs, by torch's opcheck
-    spoil       {op, impl, call}                        one call in which every C++ result is replaced by NaN
+    spoil       {op, impl, call}                        one call in which every result of the op's C++ or CUDA library is replaced by NaN
 
 A call is {"inputs": {name: where}, "updates": [names], "scalars": {...}, "outputs": [where], "wrt": [names], "through": [result
 numbers], "upstream": [where], "gradients": [where]}; gradients flow back from the results in `through`. Where there are `updates`, the op
-overwrites these inputs, and they are its results. "weights": [names] are the inputs that a model holds as Parameters; in the dress copy they come
+overwrites these inputs, and they are its results. "weights": [names] are the inputs that a model holds as Parameters; passed as a copy they come
 as such.
-Dress of the inputs: lent (the judge's buffers, leaves of the graph), copy (a clone in the runner's own memory, as a model passes results on),
+How the inputs are passed (`passing`): lent (the judge's buffers, leaves of the graph), copy (a clone in the runner's own memory, as a model passes results on),
 alias (a view of the leaf).
 Modes: eager, no_grad, inference, autocast, compile (aot_eager: finds graph breaks and missing fakes without paying for code) and inductor.
 """
@@ -67,18 +67,18 @@ class Calls:
             self.functions[key] = call
         return self.functions[key]
 
-    def arguments(self, call: Mapping[str, Any], dress: str = "lent") -> dict[str, Any]:
+    def arguments(self, call: Mapping[str, Any], passing: str = "lent") -> dict[str, Any]:
         tensors: dict[str, Any] = {
             name: self.lent.read(where) for name, where in call["inputs"].items()
         }
         for name in call["wrt"]:
             tensors[name] = tensors[name].detach().requires_grad_()
-        if dress != "lent":
+        if passing != "lent":
             tensors = {
-                n: t.clone() if dress == "copy" else t.view_as(t) for n, t in tensors.items()
+                n: t.clone() if passing == "copy" else t.view_as(t) for n, t in tensors.items()
             }
         # as a model passes its own
-        for name in call.get("weights", ()) if dress == "copy" else ():
+        for name in call.get("weights", ()) if passing == "copy" else ():
             learns = name in call["wrt"] or name in call["updates"]
             tensors[name] = torch.nn.Parameter(tensors[name].detach(), requires_grad=learns)
         return {**tensors, **call["scalars"]}
@@ -155,10 +155,10 @@ class Calls:
     def do_call(self, request: Mapping[str, Any]) -> dict[str, Any]:
         call, mode = request["call"], request["mode"]
         function = self.function(request["op"], request["impl"], mode)
-        arguments, upstream = self.arguments(call, request["dress"]), self.upstream(call)
+        arguments, upstream = self.arguments(call, request["passing"]), self.upstream(call)
         with _mode(mode, self.lent.device.type, bool(call["wrt"])), threads(request["threads"]):
             results, gradients = self.run(function, arguments, call, upstream)
-        if request["dress"] == "copy":
+        if request["passing"] == "copy":
             self._untouched(call, arguments)
         if not call["updates"]:
             inputs = [value for value in arguments.values() if isinstance(value, Tensor)]

@@ -55,7 +55,7 @@ class Lent:
         flat = self.memory.bytes(*extent(where)).to(self.device).view(here.dtype)
         return flat.as_strided(here.shape, here.stride())
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         """Return when the device has done all that it was asked for."""
         if self.device.type == "cuda":
             _wait_for_device()

@@ -28,7 +28,7 @@ MOVED_BYTES = 4 << 20  # at most
 _moved: list[Any] = []  # what keeps the rest of a child's memory where it is
 
 
-def elsewhere() -> bool:
+def answered_by_a_child() -> bool:
     """Fork. False in the child, which goes on; True in this process, once the child has left. If the child dies, this process ends too."""
     for name in _AHEAD:
         if importlib.util.find_spec(name.partition(".")[0]) is not None:

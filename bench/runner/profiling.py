@@ -1,6 +1,5 @@
 """What the runner does for bench/step_profile.py: say where a training step spends its time. Advice for a researcher, never a verdict.
 
-runnable    {op}                                           the implementations that run on this device, and its choice  -> {names, default}
 within      {op, impl, call, times}                            so many calls of an op, forward and backward, under torch.profiler -> {rows}
 profile     {spec, ops, seed, tokens, lengths}             train so many steps under torch.profiler, run by run; the last two lengths
                                                            once more without it                 -> {runs, plain, implementations, threads}
@@ -43,26 +42,17 @@ _BACKWARD = "autograd::engine::evaluate_function"
 
 class Profiling:
     def __init__(self, lent: Lent, calls: Calls) -> None:
-        self.lent, self.asked = lent, calls
-        self.calls: dict[str, Counter[str]] = {}
-
-    def do_runnable(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        from kernels import choose
-
-        known = __import__(f"kernels.{request['op']}", fromlist=["_"]).IMPLEMENTATIONS
-        return {
-            "names": [name for name in known if _runs(choose, known, name, self.lent.device)],
-            "default": choose(known, None, self.lent.device),
-        }
+        self.lent, self.calls = lent, calls
+        self.counts: dict[str, Counter[str]] = {}
 
     def do_within(self, request: Mapping[str, Any]) -> dict[str, Any]:
         call = request["call"]
-        function = self.asked.function(request["op"], request["impl"])
-        arguments, upstream = self.asked.arguments(call, "copy"), self.asked.upstream(call)
+        function = self.calls.function(request["op"], request["impl"])
+        arguments, upstream = self.calls.arguments(call, "copy"), self.calls.upstream(call)
 
         def run(times: int) -> None:
             for _ in range(times):
-                self.asked.run(function, arguments, call, upstream)
+                self.calls.run(function, arguments, call, upstream)
 
         with torch.set_grad_enabled(bool(call["wrt"])):
             run(2)  # builds, and touches memory
@@ -90,11 +80,11 @@ class Profiling:
         }
 
     def _run(self, trainer: Any, tokens: Tensor, seed: int, steps: int) -> dict[str, Any]:
-        for counts in self.calls.values():
+        for counts in self.counts.values():
             counts.clear()
         took: list[float] = []
         events = self._profiled(lambda: took.append(_timed(trainer, tokens, seed, steps)))
-        ops, rest = split(events, list(self.calls), self.lent.device.type == "cuda")
+        ops, rest = split(events, list(self.counts), self.lent.device.type == "cuda")
         longest = sorted(rest.items(), key=lambda row: -row[1][0])[:MAX_ROWS]
         return {
             "seconds": took[0],
@@ -102,7 +92,7 @@ class Profiling:
             "rest": dict(longest),
             "calls": {
                 op: [[json.loads(form), count] for form, count in counts.items()]
-                for op, counts in self.calls.items()
+                for op, counts in self.counts.items()
             },
             "data": waited(events),
             "python_us": sum(e.self_cpu_time_total for e in events if is_python(e.name)),
@@ -122,7 +112,7 @@ class Profiling:
         module = __import__(f"kernels.{op}", fromlist=["_"])
         function = getattr(module, op)
         signature = inspect.signature(function)
-        counts = self.calls[op] = Counter()
+        counts = self.counts[op] = Counter()
 
         @functools.wraps(function)
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -230,14 +220,6 @@ def _outwards(event: FunctionEvent | None) -> Iterator[FunctionEvent]:
     while event is not None:
         yield event
         event = event.cpu_parent
-
-
-def _runs(choose: Any, known: Any, name: str, device: torch.device) -> bool:
-    try:
-        choose(known, name, device)
-    except RuntimeError:
-        return False
-    return True
 
 
 def _form(arguments: Mapping[str, Any]) -> str:

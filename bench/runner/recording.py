@@ -152,7 +152,7 @@ class Recorder:
                 return function(*map(seen, args), **{n: seen(v) for n, v in kwargs.items()})
             bound = form.bind(*args, **kwargs)
             given = {name: v for name, v in bound.arguments.items() if isinstance(v, Tensor)}
-            if sum(t.numel() * t.itemsize for t in given.values()) > MOST_BYTES:
+            if sum(t.nbytes for t in given.values()) > MOST_BYTES:
                 return function(*args, **kwargs)
             kept = self._kept(given, bound.arguments)
             views, nodes = {}, {}
@@ -208,7 +208,7 @@ def _private(t: Tensor) -> Tensor:
     """A copy, on a CPU outside of torch's allocator, whose next address would tell a kernel of it."""
     if not t.is_cpu or not t.numel():
         return t.detach().clone()
-    memory = mmap.mmap(-1, t.numel() * t.itemsize)
+    memory = mmap.mmap(-1, t.nbytes)
     return torch.frombuffer(memory, dtype=t.dtype).view(t.shape).copy_(t.detach())
 
 

@@ -29,7 +29,8 @@ def _methods() -> str:
 
 
 def _kernels() -> str:
-    """A digest of what torch's operators are made of; 3,000 of them take 50 ms. Who registers a copy of his own decides what is taken as a result.
+    """A digest of the kernels that are registered for torch's own operators; 3,000 of them take 50 ms. A candidate that replaced the kernel of a
+    copy would decide what the judge is given as its result.
 
     Without prims, of which torch.compile registers some when it is first used.
     """

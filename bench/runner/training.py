@@ -84,7 +84,7 @@ class Training:
     def do_restore(self, request: Mapping[str, Any]) -> dict[str, Any]:
         weights, at = self.lent.read(request["weights"]), 0
         for t in self._state():
-            end = at + t.numel() * t.element_size()
+            end = at + t.nbytes
             t.copy_(weights[at:end].clone().view(t.dtype).view(t.shape))
             at = end
         return {}
@@ -113,7 +113,7 @@ class Training:
         return [t.detach() for _, t in sorted(state.items())]
 
     def _bytes(self) -> int:
-        return sum(t.numel() * t.element_size() for t in self._state())
+        return sum(t.nbytes for t in self._state())
 
     def _count_launches(self) -> None:
         from triton import knobs

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,11 +66,8 @@ def find(visible: str, uuid: str, *, dev: Path = Path("/dev"), driver: Path = DR
 def _name(uuid: str, driver: Path) -> str:
     """The node of the GPU with this UUID, such as `nvidia3`; "" where the driver does not list it."""
     for file in sorted(driver.glob("*/information")):
-        told = dict(_pairs(file.read_text().splitlines()))
+        pairs = (line.partition(":") for line in file.read_text().splitlines())
+        told = {name.strip(): value.strip() for name, _, value in pairs}
         if told.get("GPU UUID", "").lower() == uuid.lower():
             return f"nvidia{told.get('Device Minor', '')}"
     return ""
-
-
-def _pairs(lines: Sequence[str]) -> list[tuple[str, str]]:
-    return [(name.strip(), value.strip()) for name, _, value in (s.partition(":") for s in lines)]

@@ -146,7 +146,6 @@ _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16  # offsets in seccomp_data
 _AUDIT = (0xC000003E, 0xC00000B7)
 _X32 = 0x40000000  # a second set of numbers on x86_64, unused everywhere
-_SECCOMP = (317, 277)
 _SET_FILTER = 1
 # Without it, kernels before 5.16 switch off speculative store bypass, which slows down what is measured.
 _KEEP_SPECULATION = 1 << 2
@@ -164,12 +163,7 @@ def install(*, sees_others: bool, signals: bool, sees_files: bool) -> None:
     code = b"".join(struct.pack("=HBBI", *i) for i in program(sees_others, signals, sees_files))
     buffer = memory(code)
     header = struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer))
-    syscall(
-        _SECCOMP[machine()],
-        _SET_FILTER,
-        _KEEP_SPECULATION,
-        memory(header),
-    )
+    syscall(REFUSED["seccomp"][machine()], _SET_FILTER, _KEEP_SPECULATION, memory(header))
 
 
 def refused() -> int:
