@@ -1,7 +1,7 @@
 """The parts of bench/gpu_report.py, each a process of its own, so that it can be ended: `python -m bench.gpu_parts PART [OP] --device cuda`.
 
-A part prints a line of JSON for each thing that it finds, as soon as it finds it. Exit status: 1 where an op was refused, FAILED where the
-part itself failed.
+A part prints a line of JSON for each thing that it finds, as soon as it finds it. Exit status: 1 where an op was refused or this machine cannot
+measure it, FAILED where the part itself failed.
 
     facts      the device, its clocks and what is installed       ceilings      copy and matrix product (bench/roofline.py)
     build OP   csrc and every Triton kernel (bench/builds.py)     check OP      the correctness gate (bench/correctness.py)
@@ -120,7 +120,7 @@ def judged(op: str, device: str) -> Iterator[Record]:
     asked = contract(op)
     with processes.scratch() as folder:
         arms, _ = _arms(op, device, Path(folder))
-        # `time` has the other shapes; here each round brings new contents of a GB, and newton_schulz' references take seconds a matrix
+        # `time` has the other shapes; here each round brings new contents of up to 2 GiB, and newton_schulz' references take seconds a matrix
         for case, runners, refused in _ready(asked, arms, device, asked.trial[device]):
             wrong = [why or measured.why_not(op, case, arm, device) for arm, why in zip(arms, refused, strict=True)]  # fmt: skip
             able = [i for i, why in enumerate(wrong) if not why]
@@ -223,7 +223,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(record | {"at_s": round(time.monotonic() - started, 1)}), flush=True)
     except Refused as refused:
         print(error_line(refused), file=sys.stderr)
-        return FAILED
+        # the next call would find the same machine
+        return 1 if refused.kind == "machine" else FAILED
     # At the boundary of the process: Python's own status for a traceback, 1, means refused here.
     except Exception as error:
         traceback.print_exc()

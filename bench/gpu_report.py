@@ -39,8 +39,8 @@ WORKERS = 10
 # Groups of checks, one after the other; those of a group run at once, each with 5 GiB of the GPU that it lends, and float64 references of up to 26 GB.
 CHECKS = 2
 # Time limits (for an op, and for each of its shapes), estimated and not yet measured on a GPU. An op's part is for its runners and compilers. A
-# shape's is in `time` for calls on the device alone, in `judge` for five rounds or more, in each of which three to seven runners get a GB of
-# new contents.
+# shape's is in `time` for calls on the device alone, in `judge` for five rounds or more, in each of which three to seven runners get up to
+# 2 GiB of new contents.
 TIME_S, JUDGE_S = (30.0, 12.0), (60.0, 30.0)
 STEP_S = 150.0  # it compiles the model
 CHECK_S = 250.0  # drawn cases compile some hundred kernels, one after the other
@@ -244,6 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    parser.add_argument(
+        "--budget", type=float, default=BUDGET_S, help="seconds of this call (default: %(default)g)"
+    )
     names = list(dict.fromkeys(part.name for group in plan() for part in group))
     parser.add_argument(
         "--parts", nargs="+", choices=names, default=names, help="these alone (default: all)"
@@ -266,7 +269,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = [part.name, *([part.op] if part.op else []), "--device", asked.device]
         return [sys.executable, "-m", "bench.gpu_parts", *words]
 
-    run = Run(journal, command, lambda line: print(line, flush=True))
+    run = Run(journal, command, lambda line: print(line, flush=True), asked.budget)
     try:
         good = run.all([[part for part in group if part.name in asked.parts] for group in plan()])
     except KeyboardInterrupt:

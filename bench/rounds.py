@@ -196,12 +196,13 @@ class Rounds:
     def _choose_calls(self) -> None:
         """Choose how many calls a block has: the same in all arms, so that the request and the copied call weigh alike."""
         best = {table.arm.name: math.inf for table in self.tables}
-        until, n = time.monotonic() + WARM_UP_S, 1
-        while time.monotonic() < until:
+        until, n, most = time.monotonic() + WARM_UP_S, 1, self.contents.sets()
+        # on a GPU a first round alone takes longer: its input sets travel
+        while time.monotonic() < until or (n < most and n * max(best.values()) < LONGEST_BLOCK_S):
             best = {name: min(best[name], one.own / n) for name, one in self._ask(n).items()}
-            n = min(2 * n, self.contents.sets())
+            n = min(2 * n, most)
         wanted = min(BLOCK_S / min(best.values()), LONGEST_BLOCK_S / max(best.values()))
-        self.calls = max(1, min(round(wanted), self.contents.sets()))
+        self.calls = max(1, min(round(wanted), most))
 
     def round(self) -> None:
         found = self.found

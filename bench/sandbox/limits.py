@@ -38,8 +38,7 @@ def default(device: str) -> Limits:
     """For a device: at most three quarters of the memory of the machine or container, and for the files of each folder in memory a quarter."""
     _, bound = cgroup.allowance()
     whole = int(min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), bound))
-    memory, disk = whole * 3 // 4, min(4 * GIB, whole // 4)
     if device != "cuda":
-        return Limits(memory=min(16 * GIB, memory), disk=disk)
+        return Limits(memory=min(16 * GIB, whole * 3 // 4), disk=min(4 * GIB, whole // 4))
     # A virtual machine with a GPU may be given its memory by and by: what it has now is no bound below 32 GiB.
-    return Limits(memory=min(128 * GIB, max(memory, 32 * GIB)), data=128 * GIB, disk=disk)
+    return Limits(memory=min(128 * GIB, max(whole * 3 // 4, 32 * GIB)), data=128 * GIB)
