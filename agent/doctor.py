@@ -264,6 +264,7 @@ def _gpu(part: str) -> Row:
 def _judging_on_gpu() -> Iterator[Row]:
     """How the judge's tensors reach a candidate on the GPU, whether kernels run there, and whether compute-sanitizer checks them."""
     from bench import device_memory, first_kernels, judge, sanitizer
+    from bench.implementations import OURS
 
     try:
         lends = judge.lending("cuda")
@@ -272,7 +273,8 @@ def _judging_on_gpu() -> Iterator[Row]:
     except judge.Refused as refused:  # CUDA does not start in the sandbox
         lends, able = f"a runner does not start: {judge.error_line(refused)}", False
     yield Row("machine", "tensors lent", able, lends)
-    for kind, reason in first_kernels.why_not("cuda").items():
+    for kind in (OURS["cuda"][0], first_kernels.COMPILED):
+        reason = first_kernels.why_not(kind, "cuda")
         yield Row("machine", f"{kind} runs", not reason, reason or "compiled and run by a runner")
     missing = sanitizer.why_not("cuda")
     yield Row("machine", "compute-sanitizer", not missing, missing or str(sanitizer.tool()), False)

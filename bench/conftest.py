@@ -84,7 +84,7 @@ def arms(op: str, measuring: bool) -> tuple[Arm, ...]:
 @functools.cache
 def no_compiler() -> str:
     """Why torch.compile makes no kernel here, as where Python.h is missing, or "": its one arm would refuse the figures of all others."""
-    if why := first_kernels.why_not(DEVICE)["torch.compile"]:
+    if why := first_kernels.why_not(first_kernels.COMPILED, DEVICE):
         ABSENT["torch.compile"] = why
     return why
 

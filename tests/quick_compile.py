@@ -14,9 +14,10 @@ torch._inductor.config.cpp.vec_isa_ok = False  # else programs are compiled to l
 """
 
 
-def quick(folder: Path, op: str) -> Path:
-    """SETTINGS hold in a runner as soon as it has loaded the op."""
+def quick(folder: Path, *ops: str) -> Path:
+    """SETTINGS hold in a runner as soon as it has loaded one of the ops."""
     tree = Lab().copy_tree(folder)
-    with (tree / "kernels" / f"{op}.py").open("a") as file:
-        file.write(SETTINGS)
+    for op in ops:
+        with (tree / "kernels" / f"{op}.py").open("a") as file:
+            file.write(SETTINGS)
     return tree

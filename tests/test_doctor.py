@@ -227,8 +227,8 @@ print(json.dumps(told))
 
 @pytest.mark.usefixtures("built")
 def test_what_a_runner_runs_is_tried_and_what_it_cannot_is_said() -> None:
-    assert first_kernels._why_not("cpp", "eager", "cpu") == ""
-    assert "expected one of torch, cpp, triton" in first_kernels._why_not("none", "eager", "cpu")
+    assert first_kernels.why_not("cpp", "cpu") == ""
+    assert "expected one of torch, cpp, triton" in first_kernels.why_not("none", "cpu")
 
 
 def test_a_gpu_on_which_no_kernel_runs_is_not_all_that_is_needed(
@@ -237,7 +237,7 @@ def test_a_gpu_on_which_no_kernel_runs_is_not_all_that_is_needed(
     monkeypatch.setattr(doctor, "_gpu", lambda part: doctor.Row(part, "GPU", True, "one", False))
     monkeypatch.setattr(judge, "lending", lambda device: "device memory")
     said = {"triton": "", "torch.compile": "RuntimeError: cuInit"}
-    monkeypatch.setattr(first_kernels, "why_not", lambda device: said)
+    monkeypatch.setattr(first_kernels, "why_not", lambda kind, device: said[kind])
     rows = doctor.examine(Lab(tmp_path))
     lacking = [(row.name, row.text) for row in rows if row.needed and not row.ok]
     assert ("torch.compile runs", "RuntimeError: cuInit") in lacking

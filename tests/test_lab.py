@@ -17,6 +17,7 @@ from model_servers import KEY, MessagesServer, Say
 from quick_compile import quick
 
 from agent.lab import Lab
+from bench import first_kernels
 from bench.data import prepare
 from bench.judge import CACHE
 
@@ -203,8 +204,8 @@ BENCHMARK = """
 import sys
 from pathlib import Path
 import pytest
-from bench import arms, conduct, conftest, rounds
-arms.ROOT = Path(sys.argv.pop(1))
+from bench import arms, conduct, conftest, first_kernels, rounds
+arms.ROOT = first_kernels.ROOT = Path(sys.argv.pop(1))
 conftest.SECONDS_A_CASE = 0.5
 conduct.COLD_LIMIT_S = rounds.CALL_TIMEOUT_S = 250.0  # other tests run beside it
 sys.exit(pytest.main(sys.argv[1:]))
@@ -215,7 +216,7 @@ sys.exit(pytest.main(sys.argv[1:]))
 def test_the_benchmark_shows_every_implementation_with_its_share_of_the_limit(
     tmp_path: Path,
 ) -> None:
-    tree = str(quick(tmp_path, "add_rms_norm"))
+    tree = str(quick(tmp_path, "add_rms_norm", first_kernels.OP))
     done = run("-c", BENCHMARK, tree, "bench", "--benchmark", "-q", "-k", "add_rms_norm-0")
     assert done.returncode == 0, done.stdout[-3000:]
     for said in (
