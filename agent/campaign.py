@@ -228,13 +228,8 @@ def _work(
         loop = Loop(here, proposer=proposer, agenda=agenda, brought=brings)
         what = describe(run.settings, proposer.name)
         screen.say(f"run {run.id}: {what}; Ctrl-C ends it with a summary")
-        if said := proposers.never_ends(proposer.name, run.settings):
+        if said := proposers.about_money(proposer.name, run.settings):
             screen.say(said)
-        unbounded = run.settings.usd is None and run.settings.tokens is None
-        if unbounded and proposer.name in proposers.PAID:
-            screen.say(
-                f"{proposer.name} spends without a limit; to set one: Ctrl-C, then python -m agent --resume --usd USD"
-            )
         try:
             why = loop.run()
         except KeyboardInterrupt:

@@ -62,15 +62,15 @@ def trained(
     noise: Spread,
     log_rate: Spread,
 ) -> dict[str, Any]:
-    """The fields of an Outcome that come from trials, the incumbent's (`incumbents`) and the candidate's (`candidates`), paired by position.
+    """The fields of an Outcome that come from trials, paired by position.
 
     BPB has the bounds that the verdict uses, tokens/s those from `log_rate`, the spread of a single trial.
     """
     from bench.paired import Paired
 
     together = list(zip(incumbents, candidates, strict=True))
-    change = Paired([t.val_bpb - o.val_bpb for o, t in together], noise).figure()
-    logs = [math.log(t.tokens_per_second / o.tokens_per_second) for o, t in together]
+    change = Paired([c.val_bpb - i.val_bpb for i, c in together], noise).figure()
+    logs = [math.log(c.tokens_per_second / i.tokens_per_second) for i, c in together]
     rate = mean(logs, log_rate.of_difference).exp()
     return {
         "bpb_change": change.value, **_bounds("bpb", change), "rate": rate.value, **_bounds("rate", rate), "pairs": change.runs,

@@ -4,11 +4,12 @@
     static       parses, exports what it must, and has nothing that a kernel has no business with
     build        compiles: C++ and CUDA through the JIT, Triton ahead of time; the object asks nothing unusual of the system
     correctness  agrees with float64 over drawn cases, values and gradients; a changed model takes its first steps
-    microbench   faster on the trial's shapes, beyond the measurement's own interval
+    microbench   faster on the trial's shapes, beyond the measurement's own interval; beside a change of the model no slower
     parity       the first training steps go as before, and no slower
 
 A new gate is a function here, its place in EARLY or MEASURING (and in USES, if it builds, runs or times), a row of ASSUMED in
-agent/dry_run/pace.py, a line of JUDGED in agent/research/prompt.py (what a model is told of it), its name in agent/gate_command.py if `agent gate` is to ask it, and a cheat in tests/cheats/ that only it stops.
+agent/dry_run/pace.py, a line of JUDGED in agent/research/prompt.py (what a model is told of it), its name in agent/gate_command.py if
+`agent gate` is to ask it, and a cheat in tests/cheats/ that only it stops.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The time that a run has: its --hours of work and --gpu-hours of the device, over all its lives, and how much of it is set aside for its end.
 
-At the end the champion is run again, which takes as long as six trials, and the experiment that is then under way may take five (champion.py).
+At the end the champion is run again, which takes as long as six trials, and the experiment that is then under way may take six (champion.py).
 That is part of the night that was asked for, so nothing new is begun once no more time than that is left. If it would be more than SHARE of a
 limit, nothing is set aside, and the re-run is left for later.
 """

@@ -26,7 +26,10 @@ _STATUS = {
     "gate": "0 passed, 1 refused, 2 could not judge",
     "trial": "0 trained and scored, 1 failed, 2 could not begin",
     "doctor": "0 all that is needed is there, 1 something is missing",
-    **dict.fromkeys(("report", "prune", "aa"), "0 done, or ended at work by Ctrl-C, 2 not"),
+    **dict.fromkeys(
+        ("report", "prune", "aa"),
+        "0 done, or ended at work by Ctrl-C, 2 not, 130 Ctrl-C before that",
+    ),
 }
 
 

@@ -85,13 +85,14 @@ def of_run(ledger: Ledger, run: Run) -> str:
 
 
 def _came_to(ledger: Ledger, run: Run, experiments: Sequence[Experiment]) -> Iterator[str]:
-    """The gain of a run, how its keeps stand together, how many placebos it kept, and what it cost."""
+    """The gain of a run, how its keeps stand together, how many placebos it kept, what waits for a person, and what it cost."""
     yield from gain_report.lines(ledger, run, experiments)
     yield from night_report.false_discoveries(experiments)
     if run.settings.proposer == standard.PLACEBO:
         yield from placebo_report.rates(experiments)
     for each in experiments:
-        if "quarantined: " in each.outcome.reason:
+        # where `prune` meets a gain too large, the keep stays in: there is nothing to take
+        if "quarantined: " in each.outcome.reason and each.proposer != standard.PRUNE:
             yield (
                 f"quarantined, for a person to judge: python -m agent show {each.number} --run {run.id}; "
                 f"to take it: git cherry-pick {each.commit[:12]}"

@@ -1,13 +1,13 @@
 """Near-duplicates: a proposal that is an earlier one in other words is refused before it costs a trial.
 
 A change is read as the statements that it adds and those that it removes. A statement is identified by its content and depth of
-nesting, so that one that only moved counts as neither. Comments, layout and docstrings are dropped, and local names are numbered by order of appearance in their
-function. What is left is compared by its runs of four tokens (shingles; Broder 1997), with a MinHash signature of HASHES values for each
+nesting, so that one that only moved counts as neither. Comments, layout and docstrings are dropped, and local names are numbered by order of
+appearance in their function. What is left is compared by its runs of four tokens (shingles; Broder 1997), with a MinHash signature of HASHES values for each
 side. It takes 3 KB of the ledger and estimates the Jaccard similarity with a standard deviation of 0.024 at the threshold; equal sets
 always give 1.
 
 Two changes are duplicates if they are at least ALIKE similar both in what they add and in what they remove, have the same numbers
-(another constant is another experiment) and have at least MIN_TOKENS tokens each: shorter ones say too little to be called the same.
+and operators (another constant or sign is another experiment) and have at least MIN_TOKENS tokens each: shorter ones say too little to be called the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MIN_TOKENS = 30
 SHINGLE = 4  # tokens
 HASHES = 128  # values of a signature: one for what is added, one for what is removed
 
-# Number of tokens, hash of the numbers, signature of what is added, signature of what is removed.
+# Number of tokens, hash of the numbers and operators, signature of what is added, signature of what is removed.
 Sketch = tuple[int, ...]
 
 _HEAD = 2
@@ -46,6 +46,7 @@ _TOKEN = re.compile(
     re.M,
 )
 _NAME = re.compile(r"[A-Za-z_]\w*")
+_OPERATOR = re.compile(r"[-+*/%&|^=!<>@~]+")
 _TYPES = {*"auto bool char const double float int long short signed unsigned void T".split()}
 _NO_TYPES = {
     *"return else case goto new delete throw using namespace typename struct class enum operator sizeof".split()
@@ -83,7 +84,7 @@ def sketch(changes: Iterable[Change]) -> Sketch:
                 f"{sign}{token}"
                 for s in found
                 for token in s.tokens
-                if _is_number(token) or re.fullmatch(r"[-+*/%&|^=!<>@~]+", token)
+                if _is_number(token) or _OPERATOR.fullmatch(token)
             ]
             grams += [f"{change.path} {gram}" for gram in _shingles(found)]
     return (tokens, _hash(" ".join(sorted(numbers))), *_signature(added), *_signature(removed))

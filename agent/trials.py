@@ -38,6 +38,7 @@ class Trials:
         scorer = f"{key.judge} {key.machine}".encode()
         self.scorer = hashlib.sha256(scorer).hexdigest()[:16]
         self.seconds = 0.0  # spent on trials so far; remembered ones take none
+        self._stood: set[str] = set()  # trees that were asked for as incumbent
 
     def result(
         self,
@@ -53,8 +54,11 @@ class Trials:
 
         `own`: one of this run alone. A lucky trial of another run may be why these files are a candidate at all.
         """
+        key = self._key_of(commit, seed)
+        if not own:
+            self._stood.add(key.tree)
         row = self._measured.find_trial(
-            self._key_of(commit, seed), since=time.time() - fresh_s, run=self._run if own else None
+            key, since=time.time() - fresh_s, run=self._run if own else None
         )
         return self._judge.revive(row) if row is not None else self.run(commit, tree, seed, what)
 
@@ -93,11 +97,13 @@ class Trials:
         return said
 
     def noise(self) -> Spread:
-        """Spread of val_bpb from seed to seed, pooled over every tree that was trained with several seeds."""
+        """Spread of val_bpb from seed to seed, pooled over start and incumbents: a candidate may diverge on its third seed."""
+        start = self._tree_hash(self._start)
         trees: dict[str, dict[int, float]] = defaultdict(dict)
         for row in self._measured.figures(self._key):
-            trees[row["tree"]][row["seed"]] = row["val_bpb"]
-        return self._judge.noise(trees, self._tree_hash(self._start))
+            if row["tree"] == start or row["tree"] in self._stood:
+                trees[row["tree"]][row["seed"]] = row["val_bpb"]
+        return self._judge.noise(trees, start)
 
     def rate_noise(self) -> Spread:
         """Spread of the logarithm of tokens/s from run to run, pooled over every tree that was trained more than once."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from bench import ROOT as ROOT
 from bench.contracts import Case, contract
 from bench.examination import Examination
 from bench.implementations import OURS, names_in
@@ -15,7 +16,6 @@ from bench.judge import Judge, Refused, error_line
 from bench.peers import PEERS
 from bench.timing import Arm
 
-ROOT = Path(__file__).resolve().parent.parent
 FUSED = "fused"  # the implementation that is a single call of torch's, where an op has one
 # Run on CUDA tensors, where they are installed; each does a part of an op.
 LIBRARIES = ("cudnn", "flex", "fa4")

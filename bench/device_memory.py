@@ -1,10 +1,10 @@
 """Memory of a GPU that judge and runner share: the judge allocates it and exports it as a file descriptor, the runner maps what it is sent.
 
 CUDA's virtual memory management, through the driver's C interface. What torch.multiprocessing uses does not serve here: some machines refuse handles
-of CUDA IPC across PID namespaces (an H100 with driver 580 took them), and every runner has one of its own; it would export a whole segment of the caching allocator, with whatever
-other tensors of the judge lie there; and it counts references in files of /dev/shm, which a runner does not see. One block is created for this
-purpose alone, which no setting of the allocator reaches. It is zeroed, since a driver hands freed memory of the same process out again as it
-is, and a multiple of 2 MiB, the least that can be mapped (CUDA C++ Programming Guide, Virtual Memory Management).
+of CUDA IPC across PID namespaces (an H100 with driver 580 took them), and every runner has one of its own; it would export a whole segment of the
+caching allocator, with whatever other tensors of the judge lie there; and it counts references in files of /dev/shm, which a runner does not see.
+One block is created for this purpose alone, which no setting of the allocator reaches. It is zeroed, since a driver hands freed memory of the same
+process out again as it is, and a multiple of 2 MiB, the least that can be mapped (CUDA C++ Programming Guide, Virtual Memory Management).
 
 The block lives until the last process has unmapped it and closed its descriptor.
 """

@@ -223,8 +223,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(json.dumps(record | {"at_s": round(time.monotonic() - started, 1)}), flush=True)
     except Refused as refused:
         print(error_line(refused), file=sys.stderr)
-        # the next call would find the same machine
-        return 1 if refused.kind == "machine" else FAILED
+        # the next call would find the same machine, but for memory that others hold
+        full = any(words in str(refused).lower() for words in FULL)
+        return 1 if refused.kind == "machine" and not full else FAILED
     # At the boundary of the process: Python's own status for a traceback, 1, means refused here.
     except Exception as error:
         traceback.print_exc()

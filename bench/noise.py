@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bench.interval import Spread
-from bench.plan import MAX_PAIRS
 
 # No trial of this length repeats better, and two that agree by luck prove nothing.
 MIN_NOISE_BPB = 2e-4
@@ -27,10 +26,6 @@ def unselected(trees: Mapping[str, Mapping[int, float]], start: str) -> list[lis
 
     A candidate is trained a second time because its first trial looked good. With that trial in the group noise would be overestimated, which
     costs power. So the first seed counts for the start of the campaign alone, which is trained again whatever it shows.
+    `trees` are those that stood as incumbent: a dropped candidate that diverges on its third seed would be the noise of all later ones.
     """
-    # A tree without more seeds than a candidate has is left out: one that diverges on its third would be the noise of all later nights.
-    return [
-        list(seeds.values())[0 if tree == start else 1 :]
-        for tree, seeds in trees.items()
-        if tree == start or len(seeds) > MAX_PAIRS
-    ]
+    return [list(seeds.values())[0 if tree == start else 1 :] for tree, seeds in trees.items()]

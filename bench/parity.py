@@ -69,11 +69,9 @@ def probe(incumbent: Path, candidate: Path, dataset: Dataset, *, device: str) ->
             runs = {name: run.result() for name, run in asked.items()}
         finally:  # after Ctrl-C what has not begun does not begin
             pool.shutdown(wait=False, cancel_futures=True)
-    for name in (
-        "incumbent",
-        "candidate",
-    ):  # beside the others memory or time may have run out: alone it may train
-        if not runs[name].ok:
+    for name in ("incumbent", "candidate"):
+        # beside the others memory or time may have run out: alone it may train
+        if runs[name].failure in ("out_of_memory", "late", "crash", "timeout"):
             runs[name] = first_steps(*trees[name])
     if (untrained := _untrained(runs)) is not None:
         return untrained

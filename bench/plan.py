@@ -9,4 +9,4 @@ MAX_PAIRS = 3  # paired trials a candidate may take; then what is undecided is d
 ENOUGH_NOISE = 8
 # Share of the incumbent's BPB that one change may win before a person has to look: 125 public experiments together won 3 % (autoresearch).
 PLAUSIBLE = 0.15
-RECHECK_S = 1800.0  # age of the incumbent's trial at which it is run again: a machine changes by the hour (results/drift.md)
+RECHECK_S = 1800.0  # age of the incumbent's first trial at which it is run again, its others at twice that: a machine changes by the hour (results/drift.md)

@@ -10,8 +10,8 @@ Both answers are plain JSON with "of", "device" and "rows", the longest first.
     a row          "name", "ms" (of one call, forward and backward; in a step, of all calls), "limit_ms" (the least time for its traffic and
                    arithmetic by bench/roofline.py; None where that is not known), "percent_of_limit"
     ... of an op   also "case", "tree" (draft or incumbent), "default", "quartiles_ms"
-    an op          also "inside_case", the case with the most work in a step, and "inside", the operators that a call of the draft's default makes on it:
-                   "name", "ms", "backward_ms" (the part of "ms" in the backward pass), "calls"
+    an op          also "inside_case", the case with the most work in a step, and "inside", the operators that a call of the draft's default
+                   makes on it: "name", "ms", "backward_ms" (the part of "ms" in the backward pass), "calls"
     ... of a step  also "op" (None outside the ops), "calls", "share" of "step_ms", "backward_ms" (the part of "ms" in the backward pass)
     a step         also "step_ms", "plain_ms" (without the profiler), "data_ms" (how long its loop waited for a batch; None where it draws none
                    with `next`), "python_ms" (all that no operator did; None on a GPU, where the host runs ahead), "threads", "implementations"
@@ -166,8 +166,10 @@ def _implementations(op: str, tree: Path, device: str) -> tuple[list[str], str]:
     with Judge(tree, device=device) as judge:
         answer = judge.ask("load", op=op, tree=str(judge.tree))
     said, default = answer.get("implementations"), answer.get("default")
-    names = runnable(said, device) if isinstance(said, list) else []
-    if default not in names or any(str(name).split() != [name] for name in names):
+    known = said if isinstance(said, list) else []
+    one_word = all(str(name).split() == [name] for name in known)
+    names = runnable(known, device) if one_word else []
+    if default not in names:
         raise Refused("structure", f"implementations {said} with the default {default}: expected names of one word")  # fmt: skip
     return names, str(default)
 

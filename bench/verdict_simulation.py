@@ -1,8 +1,8 @@
 """`python -m bench.verdict_simulation`: how often the verdict keeps what is nothing, and finds what is something. Writes results/verdict.md.
 
 Whole campaigns are played with the very functions that the loop calls (bench/verdict.py, bench/noise.py); in place of real trials, results are
-drawn from a normal distribution. As in the loop, the incumbent is trained once for each seed, and every candidate is compared with that trial;
-the noise is what the campaign has seen so far, two baselines at first; what is kept becomes the incumbent, with its lucky trials.
+drawn from a normal distribution. The incumbent is trained once for each seed (by the loop again after an hour), and every candidate is compared with that trial;
+the noise is what the campaign has seen of its incumbents, two baselines at first; what is kept becomes the incumbent, with its lucky trials.
 """
 
 from __future__ import annotations
@@ -81,6 +81,7 @@ class Campaign:
         self._of_seed: dict[int, float] = {}
         self.start = self.incumbent = Tree("start", BPB)
         self._trees = [self.start]
+        self._stood = {self.start.name}  # as incumbent
         self.incumbents_runs = 0
         for seed in range(BASELINES):
             self._incumbent(seed)
@@ -123,11 +124,12 @@ class Campaign:
         groups = {
             t.name: {seed: trial.val_bpb for seed, trial in t.trials.items()}
             for t in self._trees
-            if len(t.trials) > 1  # one alone tells nothing of noise
+            if t.name in self._stood
         }
         return noise_of(unselected(groups, self.start.name))
 
     def _incumbent(self, seed: int) -> TrialResult:
+        self._stood.add(self.incumbent.name)
         if seed not in self.incumbent.trials:
             self.incumbents_runs += 1
         return self._trial(self.incumbent, seed)

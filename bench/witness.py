@@ -38,8 +38,7 @@ def require_right(trainer: Judge, kept: Any, ops: Iterable[str]) -> dict[str, in
         for number, described in enumerate(calls if isinstance(calls, list) else [calls]):
             try:
                 call = _Call(asked, described)
-                work = max(_work(asked, call.case), asked.flops(call.case))
-                affordable = work <= MOST_WORK[trainer.device] * most
+                affordable = _work(asked, call.case) <= MOST_WORK[trainer.device] * most
             except _MALFORMED as error:
                 said = f"{op} in training: expected the arguments of a call and what came of it; reading them failed: {type(error).__name__}: {error}"
                 raise Refused("structure", said) from None
@@ -52,8 +51,8 @@ def require_right(trainer: Judge, kept: Any, ops: Iterable[str]) -> dict[str, in
 
 
 def _work(asked: Contract, case: Case) -> int:
-    """Flops without what bounds them, such as a window: the reference computes all and hides the rest."""
-    return asked.flops(Case(case.inputs))
+    """Flops without what bounds them, such as a window (the reference computes all and hides the rest), but with what adds to them, such as steps."""
+    return max(asked.flops(Case(case.inputs)), asked.flops(case))
 
 
 class _Call:

@@ -10,9 +10,9 @@ and plainest first:
     fused    a single call of torch's that is the op (adamw alone), to be measured against
 
 All kernels of an op share one custom op, and a second one if they also compute its gradient (the loss has one that keeps what its gradient needs,
-and one that keeps nothing). Fake and autograd formula are written once, and torch.compile keeps each whole. A file with Triton kernels also exports `AOT`:
-the specialisations that the default model needs, each as (kernel, types of its runtime arguments, constexprs, options). bench/aot.py compiles them
-ahead of time, for GPUs that need not be present.
+and one that keeps nothing). Fake and autograd formula are written once, and torch.compile keeps each whole. A file with Triton kernels also exports
+`AOT`: the specialisations that the default model needs, each as (kernel, types of its runtime arguments, constexprs, options). bench/aot.py compiles
+them ahead of time, for GPUs that need not be present.
 
 An op may also export `LIBRARIES`: other people's code, each covering a part of what the op means. They run only where a caller names
 them:

@@ -211,8 +211,8 @@ def _forward_tiles(
 ):  # fmt: skip
     """The online softmax over the tiles of keys in [lo, hi), all but the `gap` keys from `gap_at` on.
 
-    Like its counterparts in the backward kernels it is called twice: MASKED for both edges of the band, whose middle is the gap, then without a mask for the
-    middle. So each kernel holds two loops, not three.
+    Like its counterparts in the backward kernels it is called twice: MASKED for both edges of the band, whose middle is the gap, then without a mask
+    for the middle. So each kernel holds two loops, not three.
     """
     i, j = tl.arange(0, BLOCK_M)[:, None], tl.arange(0, BLOCK_N)[None, :]
     for t in range(lo, hi - gap, BLOCK_N):

@@ -74,8 +74,8 @@ TINY = 1e-20  # a Frobenius norm below it counts as this much, so that zeros sta
 def coefficients(steps: int) -> list[tuple[float, float, float]]:
     """(a, b, c) of each step. The table's last three steps close in on one, its second only widens what they can reach.
 
-    So more than 5 steps repeat the second: 6 bring values down to 1.8e-4 as far as 0.67, 7 down to 4.6e-5 (repeating the last: 3.2e-4, 1.4e-4, where the quintic
-    reaches 4.3e-4, 1.2e-4). Cut below 4 steps the table would leave values at 1.97, so there the quintic is better.
+    So more than 5 steps repeat the second: 6 bring values down to 1.8e-4 as far as 0.67, 7 down to 4.6e-5 (repeating the last: 3.2e-4, 1.4e-4,
+    where the quintic reaches 4.3e-4, 1.2e-4). Cut below 4 steps the table would leave values at 1.97, so there the quintic is better.
     """
     if steps < 4:
         return [QUINTIC] * steps

@@ -25,7 +25,8 @@ EPS = 1e-10
 
 @dataclass(frozen=True)
 class Rates:
-    """Peak learning rates, and Muon's weight decay. They are set for one batch size: for a smaller one Adam's shrink with the square root of the batch, Muon's hardly."""
+    """Peak learning rates, and Muon's weight decay. They are set for one batch size: for a smaller one Adam's shrink with the square root of the batch,
+    Muon's hardly."""
 
     matrix: float
     embed: float

@@ -52,7 +52,7 @@ def check(op: str, case: Case, generator: torch.Generator) -> None:
     asked, function = contract(op), getattr(importlib.import_module(f"kernels.{op}"), op)
     lies = {name: laid(each, each.values(generator)) for name, each in case.inputs.items()}
     before = {name: t.clone() for name, t in lies.items()}
-    wrt = () if case.forward_only else tuple(n for n in asked.differentiable if n in lies)
+    wrt = asked.wrt(case)
     given = {name: t.requires_grad_() if name in wrt else t for name, t in lies.items()}
     found = function(**given, **case.scalars, impl="triton")
     if asked.updates:

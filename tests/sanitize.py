@@ -189,7 +189,7 @@ def call(
 ) -> None:
     """One call forward, and backward where there is something to differentiate, from gradients that are dense, or one number spread out."""
     inputs = {name: laid(wanted, generator) for name, wanted in case.inputs.items()}
-    wrt = [] if case.forward_only else [n for n in asked.differentiable if n in inputs]
+    wrt = asked.wrt(case)
     leaves = [inputs[name].requires_grad_() for name in wrt]
     with torch.set_grad_enabled(bool(leaves)):
         results = function(**inputs, **case.scalars, impl="cpp")

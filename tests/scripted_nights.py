@@ -37,7 +37,7 @@ class Scripted:
 
     moves: list[Move]
     mend: Callable[[Proposal, GateResult], Proposal | None] = lambda proposal, refusal: None
-    ahead: int = 1
+    ahead: bool = True
     name: str = "scripted"
     seen: list[Context] = field(default_factory=list)
     # asked a second time

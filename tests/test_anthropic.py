@@ -14,13 +14,17 @@ from agent.ledger import Ledger
 from agent.machine import Machine
 from agent.proposers import Workshop
 from agent.proposers.anthropic import DEFAULT_MODEL, MessagesModel, create
-from agent.records import Settings
+from agent.records import Settings, Usage
+from agent.research import messages_wire
 from agent.research.messages import (
     CUT,
     END,
     MAX_TOKENS,
     REFUSAL,
+    TOOLS,
     ModelUnusable,
+    Reply,
+    ToolCall,
     ToolResult,
 )
 from agent.screen import Plain
@@ -68,6 +72,15 @@ def test_each_turn_reads_from_the_cache_what_the_one_before_wrote():
         assert now.cache_read == pytest.approx(before.cache_read + before.cache_write, abs=2)
         assert now.cache_write > 30
     assert all(usage.input <= 2 for usage in used)
+
+
+def test_the_cache_is_marked_before_what_changes_with_the_incumbent_and_where_the_last_request_ended():
+    reply = Reply("", (ToolCall("1", "read", {"path": "a"}),), Usage(), TOOLS)
+    prompt = replace(PROMPT, system=("rules", "contracts", "sources"))
+    body = messages_wire.body(after(prompt, reply, ToolResult("1", "A")))
+    turns = [[*message["content"]] for message in body["messages"]]
+    marked = [["cache_control" in block for block in blocks] for blocks in (body["system"], *turns)]
+    assert marked == [[False, True, True], [True], [False], [True]]
 
 
 def test_the_count_is_what_the_server_bills():

@@ -9,16 +9,25 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
-from lab_tree import Rules, Transcript, compared, constant
+from lab_tree import Rules, Transcript, compared, constant, past
 from scripted_nights import Scripted, idea, rate
 
-from agent import campaign, champion, gain_report
+from agent import campaign, champion, gain_report, night_report
 from agent.__main__ import main
 from agent.champion import PAIRS
 from agent.lab import Lab
 from agent.ledger import Ledger
 from agent.proposers import Context
-from agent.records import KEEP, Confirmation, GateResult, Outcome, Proposal, Run, Settings
+from agent.records import (
+    KEEP,
+    Confirmation,
+    Experiment,
+    GateResult,
+    Outcome,
+    Proposal,
+    Run,
+    Settings,
+)
 from agent.seeds import SELECTING, fresh
 from bench.finding import Finding
 from bench.trial_result import TrialResult
@@ -53,6 +62,18 @@ def test_the_gain_is_that_of_the_re_run_and_the_luck_of_the_choice_is_named(lab:
     block = list(gain_report.lines(ledger, ledger.run(), ledger.experiments()))
     assert line in block
     assert "\n".join(block) in summary
+
+
+def test_a_tie_that_went_to_less_code_claims_no_bits() -> None:
+    verdict = GateResult("verdict", True, "", {"e_value": 50.0}, 0.1)
+    kept = [
+        Experiment(**vars(past(n, KEEP, outcome=Outcome(KEEP, why))), gates=(verdict,))
+        for n, why in ((1, "better beyond the noise: x"), (2, "no worse, and 30 words shorter: x"))
+    ]
+    first, second = night_report.false_discoveries(kept)
+    assert "1 of 1 keeps that claim bits stand" in first
+    assert "among 2 verdicts" in first
+    assert second.strip() == "experiment 1 at 2.00 %"
 
 
 def test_selection_never_sees_the_test_split_and_the_re_run_no_seed_of_selection(lab: Lab) -> None:
@@ -118,9 +139,9 @@ class Timed(Stopping):
 @pytest.mark.parametrize(
     ("worked_s", "why", "measured"),
     [
-        (2900, "proposer sweep has nothing left to try", 3),
-        (3200, "the last 11:00 of 1 hour are set aside for running again what was kept", 3),
-        (3400, "the last 11:00 of 1 hour are set aside for running again what was kept", 0),
+        (2850, "proposer sweep has nothing left to try", 3),
+        (3200, "the last 12:00 of 1 hour are set aside for running again what was kept", 3),
+        (3400, "the last 12:00 of 1 hour are set aside for running again what was kept", 0),
     ],
 )
 def test_the_re_run_belongs_to_the_hours_that_were_asked_for(

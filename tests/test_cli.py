@@ -26,6 +26,7 @@ from agent.lab import Lab, Unusable, device
 from agent.options import parser
 from agent.records import LOST, Settings
 from bench import hardware
+from bench.data import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -241,6 +242,14 @@ def test_text_is_prepared_once_and_is_the_default_from_then_on(
     other.write_text("\n".join(lines[::-1] + [json.dumps({"text": "one more of them"})]))
     assert lab.prepare(str(other), 300, screen).directory != made.directory
     assert lab.dataset(None, screen).directory != made.directory
+
+
+def test_prepared_data_that_are_gone_are_missed_and_no_text_to_prepare(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Lab, "prepare", lambda *_: pytest.fail("something was prepared"))
+    with pytest.raises(DataError, match="gone-0123/manifest.json is missing; run `python -m agent"):
+        lab.dataset(str(lab.data / "gone-0123"), Transcript())
 
 
 def test_a_gpu_is_asked_for_in_vain_where_torch_sees_none(monkeypatch: pytest.MonkeyPatch) -> None:

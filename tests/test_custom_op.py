@@ -10,6 +10,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.profiler import profile
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from kernels import CustomOp, choose, overwrite
 from kernels.add_rms_norm import add_rms_norm
@@ -88,6 +89,14 @@ def test_a_penalty_on_a_gradient_beside_the_loss_is_not_lost(watch: bool) -> Non
             torch.autograd.grad(loss + gradient.square().sum(), x)
         (again,) = torch.autograd.grad(loss, x, create_graph=True)
     assert torch.equal(gradient, again)
+
+
+def test_a_graph_of_a_gradient_that_is_recomputed_takes_its_tensors_out_once() -> None:
+    x = torch.arange(1.0, 5.0).requires_grad_()
+    y = checkpoint(rms_norm, x, use_reentrant=False, impl="cpp")
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    (plain,) = torch.autograd.grad(rms_norm(x, impl="cpp").square().sum(), x)
+    assert torch.equal(gradient.detach(), plain)
 
 
 def test_a_norm_is_one_node_of_the_graph_whatever_its_dimensions() -> None:

@@ -297,6 +297,20 @@ def test_a_line_that_is_no_text_ends_nothing(tmp_path):
     assert [line["text"] for line in journal.latest() if "text" in line] == ["\ufffd hello"]
 
 
+@pytest.mark.parametrize(
+    ("said", "status"), [("no export", 1), ("out of memory", gpu_parts.FAILED)]
+)
+def test_a_machine_that_cannot_measure_is_asked_again_only_where_it_was_full(
+    said: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def judged(op: str, device: str):
+        raise Refused("machine", said)
+        yield
+
+    monkeypatch.setitem(gpu_parts.OF_AN_OP, "judge", judged)
+    assert gpu_parts.main(["judge", "rms_norm", "--device", "cpu"]) == status
+
+
 def test_the_help_of_the_parts_keeps_its_table(capsys):
     with pytest.raises(SystemExit):
         gpu_parts.main(["--help"])

@@ -250,3 +250,19 @@ def test_the_folder_that_must_hold_the_object_is_not_replaced(source, tmp_path, 
 
 def test_cub_is_built_without_nvtx_which_loads_libraries():
     assert {"-DNVTX_DISABLE", "-DCCCL_DISABLE_NVTX"} <= set(jit.CUDA_FLAGS)
+
+
+def test_another_nvcc_makes_another_object(tmp_path, monkeypatch):
+    from torch.utils import cpp_extension
+
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
+    nvcc, names = tmp_path / "bin" / "nvcc", set()
+    nvcc.parent.mkdir()
+    (tmp_path / "x.cu").touch()
+    for release in ("12.8", "13.1"):
+        nvcc.write_text(f"#!/bin/sh\necho nvcc\necho release {release}\n")
+        nvcc.chmod(0o755)
+        jit._nvcc_version.cache_clear()
+        names.add(jit._digest(tmp_path / "x.cu", ()))
+    jit._nvcc_version.cache_clear()
+    assert len(names) == 2

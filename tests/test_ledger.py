@@ -17,6 +17,7 @@ import pytest
 from agent import accounts, export, report
 from agent.ledger import Ledger, LedgerError
 from agent.records import (
+    CRASH,
     DROP,
     KEEP,
     LOST,
@@ -146,6 +147,9 @@ def test_only_what_was_found_correct_makes_later_proposals_near_duplicates(ledge
         ledger.add_gate(number, GateResult(gate, False, "no", {}, 0.1))
         ledger.close_experiment(number, Outcome(REFUSE, gate))
     propose(ledger, "d3")  # at the gates still
+    broke = propose(ledger, "d4")  # in its trial: mended, it may come again
+    ledger.add_gate(broke, GateResult("microbench", True, "", {}, 0.1))
+    ledger.close_experiment(broke, Outcome(CRASH, "trial: nan"))
     assert [number for number, _ in ledger.sketches("r1")] == [2, 3]
 
 

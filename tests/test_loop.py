@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from lab_tree import CPP, PY, Rules, Transcript, constant, git, impatient, write
-from scripted_nights import Scripted, idea, night, rows
+from scripted_nights import Scripted, idea, night, rate, rows
 
 from agent import campaign, gates
 from agent.lab import Lab, Unusable, overlay
@@ -226,6 +226,10 @@ def test_start_puts_a_person_s_files_in_their_places_and_says_so(lab: Lab) -> No
         ({"jit.py": "x"}, "kernels/jit.py may not"),
         ({"a.txt": "x"}, "no .py"),
         ({"scale_v2.cpp": CPP}, "no op uses csrc/scale_v2.cpp; name a file as its op: scale"),
+        (
+            {"scale.py": "def scale(x, factor=2.0): ...\n"},
+            "kernels/scale.py has no IMPLEMENTATIONS",
+        ),
     ],
 )
 def test_a_start_that_cannot_be_taken_is_refused(
@@ -519,6 +523,14 @@ def test_a_start_that_is_wrong_ends_the_run_before_any_trial(lab: Lab) -> None:
     assert not [call for call in rules.calls if call.startswith("trial")]
 
 
+@pytest.mark.parametrize(("usd", "told"), [(None, True), (5.0, False)])
+def test_a_night_that_spends_without_a_limit_is_told_so(
+    usd: float | None, told: bool, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen = night(lab, monkeypatch, Scripted([], name="anthropic"), usd=usd)
+    assert any("may spend without a limit" in line for line in screen.lines) is told
+
+
 def test_an_incumbent_that_no_longer_builds_is_not_called_the_start(lab: Lab) -> None:
     campaign.run(lab, SETTINGS, Transcript(), Rules())
     name = lab.ledger().run().incumbent[:12]
@@ -531,6 +543,16 @@ def test_an_incumbent_that_no_longer_builds_is_not_called_the_start(lab: Lab) ->
         LoopError, match=f"the incumbent, commit {name}, does not build: no compiler"
     ):
         campaign.resume(lab, None, {"experiments": 9}, Transcript(), Broken())
+
+
+def test_beside_a_change_of_the_model_a_kernel_need_only_be_no_slower(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_slow = {"csrc/scale.cpp": CPP + "int as_slow_as_before;\n"}
+    night(lab, monkeypatch, fixed(as_slow | rate(0.02)), experiments=1)
+    (experiment,) = lab.ledger().experiments()
+    assert [g.passed for g in experiment.gates if g.name == "microbench"] == [True]
+    assert experiment.outcome.status == KEEP
 
 
 def test_a_run_that_kept_nothing_measures_nothing_again_and_says_so(lab: Lab) -> None:

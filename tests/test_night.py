@@ -185,6 +185,14 @@ def test_the_reason_says_what_happened(night: Ran, hypothesis: str, words: str) 
     assert words in night.past(hypothesis).outcome.reason
 
 
+def test_what_waits_for_a_person_is_named_with_the_commit_to_take(night: Ran) -> None:
+    found = night.past("look at the targets")
+    take = f"show {found.number} --run {found.run}; to take it: git cherry-pick {found.commit[:12]}"
+    assert take in night.summary
+    held = git(night.lab.root, "for-each-ref", "--format=%(objectname)", "refs/lab").split()
+    assert found.commit in held
+
+
 def test_a_repair_takes_the_place_of_what_was_refused(night: Ran) -> None:
     ledger = night.lab.ledger()
     mended = ledger.experiment(night.past("four rows, without unrolling").id)

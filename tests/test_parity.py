@@ -149,13 +149,14 @@ def test_curves_are_compared_where_both_have_a_point(
     assert ("no point in common" in found.reason) == (curve[0][0] == 1.0)
 
 
-def test_an_incumbent_that_fails_beside_the_others_is_run_again_alone(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("broken", [INCUMBENT, CANDIDATE])
+def test_a_run_that_fails_beside_the_others_is_run_again_alone(
+    broken: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     failed: list[Path] = []
 
     def trial(tree: Path, *_: object, impl: object, **__: object) -> TrialResult:
-        if tree == INCUMBENT and impl is None and not failed:
+        if tree == broken and impl is None and not failed:
             failed.append(tree)
             return TrialResult(False, "crash", "no memory was left")
         return TrialResult(True, training_seconds=1.0, losses=CURVE)

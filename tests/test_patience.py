@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from agent.proposers import Stopped
-from agent.research.messages import Rejected, Transient
+from agent.research.messages import ModelUnusable, Rejected, Transient
 from agent.research.patience import LONGEST_ASKED_S, LONGEST_S, SAY_EVERY_S, Patience
 
 
@@ -95,6 +95,14 @@ def test_an_outage_of_a_night_is_outlived_and_told_once_a_minute() -> None:
     assert len(lines) > 0.9 * hours.now / SAY_EVERY_S
     assert lines[0] == "  529 overloaded; trying again in 1 s"
     assert "s so far)" in lines[-1]
+
+
+def test_what_fails_for_too_long_is_given_up_so_that_another_model_may_be_asked() -> None:
+    hours, outage = Hours(), Server(*[Transient("529 overloaded")] * 120)
+    waiting = Patience(hours, [].append, random.Random(0), hours.time, longest_s=3600.0)
+    with pytest.raises(ModelUnusable, match="529 overloaded, for 1:00:00"):
+        waiting.until_answered(outage)
+    assert 3600 < hours.now < 3600 + LONGEST_S
 
 
 def test_stop_ends_a_wait_at_once_and_says_what_was_waited_for() -> None:

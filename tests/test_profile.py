@@ -295,7 +295,7 @@ class Claims:
 
     def ask(self, do: str, **_: object) -> dict[str, object]:
         runs = [{**ENDLESS, "rest": {}}, ENDLESS]
-        return {"runs": runs, "plain": [1.0, 2.0], "implementations": [""], "threads": 1, "default": ""}  # fmt: skip
+        return {"runs": runs, "plain": [1.0, 2.0], "implementations": [[""]], "threads": 1, "default": ""}  # fmt: skip
 
 
 def test_a_profile_of_another_form_is_refused(

@@ -10,12 +10,13 @@ import pytest
 from lab_tree import CPP, Rules, Transcript, constant, git, impatient, past
 from scripted_nights import Scripted, idea
 
-from agent import campaign, claims
+from agent import campaign, claims, standard
 from agent.__main__ import main
 from agent.lab import Lab, Unusable
 from agent.prune import due
 from agent.records import CRASH, DROP, KEEP, LOST, REFUSE, Experiment, Outcome, Settings
 from agent.seeds import SELECTING
+from bench.interval import Spread
 from bench.trial_result import TrialResult
 
 SETTINGS = Settings(target="all", proposer="sweep", seconds=5.0, data="corpus-1", experiments=2)
@@ -136,6 +137,16 @@ def test_limits_of_the_run_do_not_end_a_prune_and_stay_with_the_run(
     assert any("until nothing is left to try" in line for line in screen.lines)
     assert "ended: proposer prune has nothing left to try" in summary
     assert lab.ledger().run().settings.experiments == 2
+
+
+def test_a_keep_that_saved_code_wins_its_place_by_being_shorter() -> None:
+    kept, without = (
+        [TrialResult(True, val_bpb=bpb, tokens_per_second=1e3)] * 3 for bpb in (2.0, 2.0005)
+    )
+    decide, noise = standard.NO_WORSE.decide, Spread(0.001, 30)
+    found = [decide(Rules(), "model", None, kept, without, noise, words=n) for n in (30, 0)]
+    assert [verdict.decision for verdict in found] == ["drop", "keep"]
+    assert "it still pays; with it: no worse, and 30 words shorter" in found[0].reason
 
 
 def test_a_run_that_kept_nothing_has_nothing_to_prune(lab: Lab) -> None:

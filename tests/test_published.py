@@ -22,6 +22,13 @@ def test_a_simulated_campaign_keeps_what_is_large_and_not_what_is_nothing() -> N
     assert not campaign.propose(-0.1, "kernels").kept
 
 
+def test_a_simulated_night_of_kernels_learns_the_noise_from_its_incumbents() -> None:
+    campaign = verdict_simulation.Campaign(random.Random(3))
+    for _ in range(20):
+        campaign.propose(0.0, "kernels")
+    assert campaign.noise().degrees > 2
+
+
 def test_a_simulated_night_on_an_aging_machine_is_counted() -> None:
     night = Aging(random.Random(0), trial_s=300.0, age_s=900.0, stay_s=3600.0).night()
     assert night.real > 0

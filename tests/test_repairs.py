@@ -185,6 +185,23 @@ def test_a_full_disk_is_no_fault_of_the_proposal(
     assert [e.outcome.status for e in lab.ledger().experiments()] == [LOST]
 
 
+def test_a_commit_that_git_does_not_give_back_is_recorded_and_ends_no_night(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candidate, failing = Workspace.candidate, [GitError("git diff-tree: unable to read tree")]
+
+    def once(self: Workspace, target: str, parent: str, commit: str) -> Any:
+        if failing:
+            raise failing.pop()
+        return candidate(self, target, parent, commit)
+
+    monkeypatch.setattr(Workspace, "candidate", once)
+    night(lab, monkeypatch, Scripted([idea(rows(4), "first"), idea(rows(4), "second")]))
+    first, second = lab.ledger().experiments()
+    assert (first.outcome.status, second.outcome.status) == (REFUSE, KEEP)
+    assert "unable to read tree" in first.outcome.reason
+
+
 def test_each_fault_of_a_proposer_has_a_log_of_its_own(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,6 +188,20 @@ def test_the_archive_is_bounded_best_first_and_within_the_surface(checkout: Chec
     assert archive.members(rows, "now", checkout.base, checkout.repository, "kernels", "loss") == []
 
 
+def test_keeps_of_other_runs_take_half_of_the_archive_at_most(checkout: Checkout) -> None:
+    rows = [checkout.changed(n, {2: f"int k{n};"}, status=KEEP, speed=0.5, run="then") for n in range(1, 13)]  # fmt: skip
+    rows += [tried(n, REFUSE, speed=0.99, refused_by="microbench") for n in range(100, 112)]
+    found = archive.members(rows, "now", checkout.base, checkout.repository, "kernels", None)
+    half = archive.SIZE // 2
+    assert Counter(past.outcome.status for past in found) == {KEEP: half, REFUSE: half}
+
+
+def test_where_the_best_never_merge_others_are_reached(checkout: Checkout) -> None:
+    rows = [checkout.changed(n, {2: f"int x{n};"}, speed=0.5) for n in range(1, 9)]
+    rows += [checkout.changed(n, {n: f"int y{n};"}, speed=0.99) for n in (10, 15)]
+    assert checkout.combinations(rows)
+
+
 def test_exploration_rises_on_a_plateau_from_a_sixth_to_three_fifths(checkout: Checkout) -> None:
     assert explore_share(0) == pytest.approx(0.15)
     assert explore_share(10) == pytest.approx(0.375)

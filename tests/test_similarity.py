@@ -162,8 +162,9 @@ def test_python_in_other_words_is_a_duplicate(twin: str) -> None:
         AFTER_CPP.replace("even += x[i] * x[i]", "even = std::fma(x[i], x[i], even)"),
         AFTER_CPP.replace("const float both = even + odd;\n  return both;", "return odd + even;"),
         BEFORE_CPP.replace("sum += x[i] * x[i]", "sum += std::abs(x[i])"),
+        AFTER_CPP.replace("odd += x[i + 1]", "odd -= x[i + 1]"),
     ],
-    ids=["grain", "rows", "start", "fma", "shorter", "another idea"],
+    ids=["grain", "rows", "start", "fma", "shorter", "another idea", "sign"],
 )
 def test_another_constant_or_idea_is_not_a_duplicate(other: str) -> None:
     assert other not in (AFTER_CPP, BEFORE_CPP)

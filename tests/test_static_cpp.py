@@ -139,6 +139,7 @@ def test_cuda_may_write_ptx_and_read_the_clock_which_is_advice() -> None:
     mma = 'asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0}, {%1}, {%2}, {%3};");'
     assert judged("csrc/scale.cu", f"__device__ void f() {{ {mma} }}\n").passed
     assert not judged("csrc/scale.cu", 'void f() { asm volatile("syscall"); }\n').passed
+    assert cpp.inspect_source("csrc/scale.cu", "#include <cublas_v2.h>\n").refusals == []
     found = judged("csrc/scale.cu", "__device__ long long f() { return clock64(); }\n")
     assert found.passed
     assert "`clock64`" in found.evidence["advice"][0]

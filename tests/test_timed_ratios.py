@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 
 from agent import gates
 from agent.judging import Bench, MachineFault
-from bench import timing
+from bench import rounds, timing
 from bench.conduct import Clocks
 from bench.contracts import contract, ops
 from bench.judge import Refused
@@ -325,3 +326,20 @@ def test_runners_that_draw_their_own_tensors_need_no_memory_lent(
     with pytest.raises(Refused, match="nothing can be timed"):
         with timing.runners_of("rms_norm", ARMS, "cuda"):
             pass
+
+
+def test_a_first_round_longer_than_the_warm_up_does_not_choose_a_block_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rounds, "WARM_UP_S", 0.01)
+    one = rounds.Rounds.__new__(rounds.Rounds)
+    one.tables = [SimpleNamespace(arm=SimpleNamespace(name="a"))]
+    one.contents = SimpleNamespace(sets=lambda: 64)
+
+    def ask(calls: int) -> dict[str, SimpleNamespace]:
+        time.sleep(0.02)
+        return {"a": SimpleNamespace(own=1e-3 + 1e-4 * calls)}
+
+    one._ask = ask
+    one._choose_calls()
+    assert one.calls > 30

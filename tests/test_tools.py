@@ -253,7 +253,7 @@ def test_with_one_op_only_its_files_can_be_changed(bench: Bench) -> None:
         ("read", {"path": PATH, "first": True}, "first is an integer from 1 to"),
         ("write", {"path": PATH, "text": "\ud800"}, "UTF-8"),
         ("write", {"path": PATH, "text": "a\0"}, "UTF-8"),
-        ("write", {"path": PATH, "text": "x" * 300_000}, "at most 200,000"),
+        ("write", {"path": PATH, "text": "x" * 300_000}, "at most 64,000"),
         ("profile", {"op": "attention"}, "expected one of scale"),
         ("inspect", {"op": "attention"}, "expected one of scale"),
     ],

@@ -16,6 +16,7 @@ from agent.judging import Bench, Unfit
 from agent.lab import Lab, Unusable
 from bench.contracts import written
 from bench.data import Dataset
+from bench.judge import Refused
 from bench.trial_result import TrialResult
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,6 +70,29 @@ def test_trial_and_profile_run_every_op_by_the_implementation_that_is_asked_for(
     judge.trial(ROOT, 0, None)
     judge.profile(None, ROOT)
     assert asked == [None if impl is None else dict.fromkeys(written(ROOT), impl)] * 2
+
+
+@pytest.mark.parametrize(
+    ("kinds", "found", "asked"),
+    [(["timeout"], "compared", 2), (["crash", "crash"], None, 2), (["wrong"], None, 1)],
+)
+def test_a_comparison_that_breaks_off_is_tried_once_more(
+    kinds: list[str], found: str | None, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left, calls = iter(kinds), []
+
+    def compare(*_: object, **__: object) -> str:
+        calls.append(1)
+        if kind := next(left, ""):
+            raise Refused(kind, "the runner ended")
+        return "compared"
+
+    monkeypatch.setattr("bench.timing.compare", compare)
+    try:
+        ended: object = Bench().compare("scale", ROOT, ROOT)
+    except Unfit:
+        ended = None
+    assert (ended, len(calls)) == (found, asked)
 
 
 def test_a_failed_trial_says_how_and_claims_no_figure() -> None:

@@ -117,6 +117,13 @@ def test_one_bad_moment_of_the_incumbent_voids_nothing(lab: Lab) -> None:
     assert not any("void" in line for line in screen.lines)
 
 
+def test_one_bad_moment_of_the_start_ends_no_run(lab: Lab) -> None:
+    screen = Transcript()
+    campaign.run(lab, replace(MODEL, experiments=1), screen, Stumbling())
+    assert any("incumbent once more, seed 0: val_bpb" in line for line in screen.lines)
+    assert len(statuses(lab)) == 1
+
+
 def test_where_the_machine_is_another_all_that_was_remembered_is_measured_anew(lab: Lab) -> None:
     campaign.run(lab, MODEL, Transcript(), Rules())
     age(lab, 3600.0)

@@ -251,6 +251,12 @@ def test_a_call_too_large_for_float64_is_left_out(trainer: _Trainer) -> None:
     assert require_right(trainer, {"add_rms_norm": [described]}, OPS)["add_rms_norm"] == 0
 
 
+def test_a_call_of_more_steps_than_float64_has_time_for_is_left_out(trainer: _Trainer) -> None:
+    forms = {name: ["float32", [8, 8]] for name in ("G", "result 0")}
+    described = EMPTY | {"tensors": forms, "scalars": {"steps": 10**12}}
+    assert require_right(trainer, {"newton_schulz": [described]}, ["newton_schulz"]) == {"newton_schulz": 0}  # fmt: skip
+
+
 def test_arguments_of_which_the_reference_makes_nothing_are_refused(trainer: _Trainer) -> None:
     step(kernels.add_rms_norm, "cpp")
     (call,) = trainer.recorder.calls["add_rms_norm"]

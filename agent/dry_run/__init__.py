@@ -153,7 +153,7 @@ def _night_table(settings: Settings, name: str, tempo: Pace, talks: Sequence[Tal
     # a night that no limit ends has no end
     rows = [[n, *shown] for n in columns[0] if any(shown := [column[n] for column in columns])]
     lines = _table([["the night", *CASES], *rows])
-    if said := proposers.never_ends(name, settings):
+    if said := proposers.about_money(name, settings):
         lines.append(said)
     if name == "command":
         lines.append(

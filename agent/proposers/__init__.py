@@ -145,11 +145,14 @@ def choose(settings: Settings, environment: Mapping[str, str] = os.environ) -> t
     return "sweep", "no key is set (ANTHROPIC_API_KEY, OPENAI_API_KEY): it searches constants alone"
 
 
-def never_ends(name: str, settings: Settings) -> str:
-    """What to say where a limit of money or tokens is set for a proposer that spends neither; "" elsewhere."""
-    if name in PAID or (settings.usd is None and settings.tokens is None):
+def about_money(name: str, settings: Settings) -> str:
+    """What to say where a limit of money or tokens is set for a proposer that spends neither, or none for one that spends; "" elsewhere."""
+    limited = settings.usd is not None or settings.tokens is not None
+    if limited == (name in PAID):
         return ""
-    return f"{name} asks no model: a limit of money or tokens never ends it"
+    if limited:
+        return f"{name} asks no model: a limit of money or tokens never ends it"
+    return f"{name} may spend without a limit: --usd or --tokens sets one, with --resume too"
 
 
 def create(name: str, workshop: Workshop) -> Proposer:

@@ -57,7 +57,7 @@ def members(
     target: str,
     op: str | None,
 ) -> list[Past]:
-    """Near misses of all runs and keeps of others that the incumbent lacks, within the surface, the best first."""
+    """Near misses of all runs and keeps of others that the incumbent lacks (half of SIZE at most), within the surface, the best first."""
     allowed = [past for past in history if past.paths and _editable(past, target, op)]
     keeps = [past for past in allowed if past.outcome.status == KEEP and past.run != run]
     lacking = _lacking(keeps, incumbent, repository) if keeps else set()
@@ -66,7 +66,8 @@ def members(
     unique = {past.commit: past for past in sorted(found, key=gain)}
     ranked = sorted(unique.values(), key=lambda past: (-gain(past), past.id))
     # Keeps that a person has squashed into HEAD look as if they were lacking: they get half of the places at most.
-    surplus = {past.id for past in [p for p in ranked if p.outcome.status == KEEP][SIZE // 2 :]}
+    kept = [past.id for past in ranked if past.outcome.status == KEEP]
+    surplus = {*kept[SIZE // 2 :]}
     return [past for past in ranked if past.id not in surplus][:SIZE]
 
 

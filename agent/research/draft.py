@@ -16,7 +16,7 @@ from pathlib import Path
 
 from agent import surface
 from agent.records import ABSENT, PLAIN, Candidate, Change
-from agent.scope import MAX_BYTES
+from agent.static.literals import MAX_FILE
 from agent.workspace import DRAFT, make_way
 
 NEAREST_LINES = 12  # of the file, shown in an error about a text that is not in it
@@ -61,8 +61,8 @@ class Draft:
         self._require_editable(path)
         if text is None:
             self.read(path)
-        elif len(text) > MAX_BYTES:
-            raise Mistake(f"{path}: {len(text):,} characters; a file has at most {MAX_BYTES:,}")
+        elif len(text) > MAX_FILE:
+            raise Mistake(f"{path}: {len(text):,} characters; a file has at most {MAX_FILE:,}")
         self._overlay[path] = text
 
     def replace(self, path: str, old: str, new: str) -> int:

@@ -44,13 +44,10 @@ def body(prompt: Prompt) -> dict[str, Any]:
     """System, tools and messages of a request, cached up to each of the last two system blocks and the last two turns of ours."""
     written: dict[str, Any] = {"messages": _messages(prompt.turns)}
     if prompt.system:
-        *blocks, last = ({"type": "text", "text": text} for text in prompt.system)
+        written["system"] = [{"type": "text", "text": text} for text in prompt.system]
         # the block before the last too: it stays the same when the incumbent moves
-        written["system"] = [
-            *blocks[:-1],
-            *(block | CACHED for block in blocks[-1:]),
-            last | CACHED,
-        ]
+        for block in written["system"][-2:]:
+            block.update(CACHED)
     if prompt.tools:
         written["tools"] = [
             {"name": tool.name, "description": tool.description, "input_schema": dict(tool.schema)}

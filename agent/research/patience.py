@@ -1,8 +1,7 @@
 """Waiting out a server that is busy or away, in growing steps, until it answers, the run is told to stop, or `longest_s` are over.
 
 A night must outlive an outage of hours: who gives up here gives up a conversation, and the next begins (the loop looks at the night's limits
-meanwhile). The wait is what
-the server asked for, else 1, 2, 4 ... up to 300 seconds, drawn from the upper half of that step so that several labs do not come back at the
+meanwhile). The wait is what the server asked for, else 1, 2, 4 ... up to 300 seconds, drawn from the upper half of that step so that several labs do not come back at the
 same moment.
 """
 
@@ -17,6 +16,7 @@ from typing import TypeVar
 
 from agent.proposers import Stopped
 from agent.research.messages import ModelUnusable, Transient
+from agent.screen import duration
 
 FIRST_S, LONGEST_S = 1.0, 300.0  # of the steps that double
 LONGEST_ASKED_S = 3600.0  # a server that asks for more is tried again after this
@@ -46,7 +46,7 @@ class Patience:
             raise Stopped("the run was told to stop")
 
     def until_answered(self, attempt: Callable[[], Answer]) -> Answer:
-        """The answer of the first attempt that is not Transient; raises Stopped, and whatever else `attempt` raises."""
+        """The answer of the first attempt that is not Transient; raises Stopped, ModelUnusable after `longest_s`, and whatever else `attempt` raises."""
         failures, began, spoke = 0, self._clock(), -math.inf
         while True:
             self.check()
@@ -56,7 +56,7 @@ class Patience:
                 said, seconds = str(error), self.pause(failures, error.retry_after)
             self.check()
             if self._clock() - began > self._longest_s:
-                raise ModelUnusable(f"{said}, for {self._longest_s / 3600:g} hours")
+                raise ModelUnusable(f"{said}, for {duration(self._longest_s)}")
             failures += 1
             spoke = self._wait(seconds, said, began, spoke)
 

@@ -49,10 +49,11 @@ correctness  refuses values or gradients whose error against float64 exceeds a s
 secret shapes (1, primes, tile - 1, tile + 1, the trial's), dtypes, strides, scales, NaN and infinity, masks; an ignored argument; changed inputs; \
 reused outputs; results that vary; a graph break under torch.compile; an answer kept from an earlier call. A changed model takes two steps.
 microbench   kernels: refuses what is not faster than the incumbent on the trial's shapes, timed in turn with fresh inputs: the 99.7 % interval of \
-the ratio of times, candidate to incumbent, has to lie below 1 for at least one op of the change, and above 1 for none; no shape may become 5 % slower.
+the ratio of times, candidate to incumbent, has to lie below 1 for at least one op of the change (beside a change of the model: for none), and above 1 for none; no shape may become 5 % slower.
 parity       kernels: refuses a training curve that the change should not have moved, and a step that became slower.
 trial        trains for {seconds:g} s of wall-clock time, paired with the incumbent by seed; the judge computes validation bits per byte (BPB). A kernel must \
-not lose BPB; a model must win more than the noise. An op that the model no longer calls has to leave OPS of model/gpt.py. Trainer.logits is asked in train() and eval() mode, in batches of any size, and in a second process that has Trainer.model.state_dict() alone: it has to answer the same.
+not lose BPB; a model must win more than the noise. An op that the model no longer calls has to leave OPS of model/gpt.py. Trainer.logits is \
+asked in train() and eval() mode, in batches of any size, and in a second process that has Trainer.model.state_dict() alone: it has to answer the same.
 Whatever only looks better (special cases for the test's shapes or values, state kept between calls, skipped work, reading the judge) is found, \
 refused and remembered. Spend nothing on it."""
 

@@ -115,7 +115,7 @@ def _combination(
     repository: Repository,
     rng: random.Random,
 ) -> Plan | None:
-    """The most promising combination that merges and that this run has not tried."""
+    """A combination that merges and that this run has not tried, of the most promising ones and some that are drawn."""
     tried = {
         _parents(past)
         for past in ours

@@ -173,15 +173,8 @@ _CLOCKS = (
     "triton.testing",
 )  # fmt: skip
 _GRAPHS = ("torch.cuda.CUDAGraph", "torch.cuda.graph", "torch.cuda.make_graphed_callables")
-# Names that are modules: they may be used by their attributes, and not handed around.
-MODULES = (
-    frozenset(_PARTS)
-    | frozenset(_OF)
-    | frozenset(
-        "torch.nn torch.nn.functional torch.autograd torch.cuda torch.library torch.linalg torch.utils torch.backends torch.special torch.fft "
-        "torch.nn.modules torch.nn.modules.module torch.random torch._dynamo triton.language triton.runtime triton.testing kernels.jit torch._inductor.config.triton".split()
-    )
-)
+# Modules beside those that `is_module` finds: they may be used by their attributes, and not handed around.
+MODULES = frozenset(_PARTS) | frozenset(_OF) | {_SETTINGS}
 OWN_OPERATORS = ("aten", "prim", "prims", "_", "c10d", "quantized", "inductor")
 
 

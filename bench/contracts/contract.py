@@ -94,9 +94,7 @@ class Input:
         if self.family == "offset":
             x += 3.0
         elif self.family == "heavy_tail":
-            x = x * torch.exp(
-                1.5 * torch.randn(self.shape, generator=generator, dtype=torch.float64)
-            )
+            x = x * torch.exp(1.5 * torch.randn(self.shape, generator=generator, dtype=dtype))
         elif self.family == "spike" and x.numel():
             x *= 1e-2
             x.view(-1)[int(torch.randint(x.numel(), (1,), generator=generator))] = 10.0

@@ -14,8 +14,8 @@ A call is {"inputs": {name: where}, "updates": [names], "scalars": {...}, "outpu
 numbers], "upstream": [where], "gradients": [where]}; gradients flow back from the results in `through`. Where there are `updates`, the op
 overwrites these inputs, and they are its results. "weights": [names] are the inputs that a model holds as Parameters; passed as a copy they come
 as such.
-How the inputs are passed (`passing`): lent (the judge's buffers, leaves of the graph), copy (a clone in the runner's own memory, as a model passes results on),
-alias (a view of the leaf).
+How the inputs are passed (`passing`): lent (the judge's buffers, leaves of the graph), copy (a clone in the runner's own memory, as a model passes
+results on), alias (a view of the leaf).
 Modes: eager, no_grad, inference, autocast, compile (aot_eager: finds graph breaks and missing fakes without paying for code) and inductor.
 """
 

@@ -35,7 +35,7 @@ class Limits:
 
 
 def default(device: str) -> Limits:
-    """For a device: at most three quarters of the memory of the machine or container, and for the files of each folder in memory a quarter."""
+    """For a device: at most three quarters of the memory of the machine or container and, on a CPU, a quarter of it for the files of each folder in memory."""
     _, bound = cgroup.allowance()
     whole = int(min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), bound))
     if device != "cuda":
