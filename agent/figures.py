@@ -43,6 +43,11 @@ def bits_in_short(outcome: Outcome) -> str:
     return f"{bits(outcome.bpb_change, outcome.bpb_low, outcome.bpb_high) if known else f'{outcome.bpb_change:+.4f}'} BPB"
 
 
+def rate_in_short(outcome: Outcome) -> str:
+    """`0.930x tokens/s`; "" if nothing was trained."""
+    return "" if outcome.rate is None else f"{outcome.rate:.3f}x tokens/s"
+
+
 def share(value: float, low: float, high: float) -> str:
     """`2.5 % [0.1 %, 13.2 %]`"""
     return f"{value:.1%} [{low:.1%}, {high:.1%}]".replace("%", " %")

@@ -131,7 +131,7 @@ def static(candidate: Candidate, context: Context) -> Finding:
     if any(change.path.endswith(".h") for change in judged):
         refusals += _including(candidate, {change.path for change in judged})
     if refusals:
-        return Finding(False, "; ".join(refusals[:5]), {"refusals": refusals, "advice": advice})
+        return Finding(False, "; ".join(refusals[:20]), {"refusals": refusals, "advice": advice})
     return Finding(True, f"{count(len(judged), 'file')} read", {"advice": advice})
 
 

@@ -69,6 +69,7 @@ class Preparing:
         self.settings, self.run_id, self.incumbent = run.settings, run.id, run.incumbent
         self.shop, self.ledger, self.judge, self.screen = shop, shop.ledger, shop.judge, shop.screen
         self.workspace, self.proposer, self.guard = site.workspace, proposer, site.guard
+        self.trials = site.trials
         self.agenda, self.brought = agenda, tuple(brought)
         self.hardware = hardware.name(run.settings.device)
         # In a row: calls of the proposer that gave no proposal, its errors, and proposals that git did not take.
@@ -338,7 +339,7 @@ class Preparing:
         return Context(
             run=self.run_id, commit=commit, incumbent=self.workspace.checkout(commit), target=settings.target,
             op=settings.op, device=settings.device, seed=settings.seed, history=history,
-            agenda=self.agenda, brought=self.brought, hardware=self.hardware, seconds=settings.seconds,
+            agenda=self.agenda, brought=self.brought, hardware=self.hardware, seconds=settings.seconds, standing=self.trials.standing(commit),
         )  # fmt: skip
 
 

@@ -103,4 +103,7 @@ def _content(change: Change, ops: Sequence[str]) -> Iterator[str]:
         return
     stem = change.path.split("/")[-1].split(".")[0]
     if change.path.startswith("kernels/") and stem not in ops and change.path not in surface.FROZEN:
-        yield f"{change.path}: no contract bench/contracts/{stem}.py; every file of kernels/ is an op, one of {', '.join(ops)}"
+        yield (
+            f"{change.path}: no contract bench/contracts/{stem}.py; every file of kernels/ is an op, one of {', '.join(ops)}; a new one needs a "
+            "contract, which a person writes: put the change into an op that there is"
+        )

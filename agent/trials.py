@@ -105,6 +105,18 @@ class Trials:
                 trees[row["tree"]][row["seed"]] = row["val_bpb"]
         return self._judge.noise(trees, start)
 
+    def standing(self, commit: str) -> str:
+        """What the trials of these files have shown, in a sentence; "" before there are any."""
+        tree = self._tree_hash(commit)
+        rows = [row for row in self._measured.figures(self._key) if row["tree"] == tree]
+        if not rows:
+            return ""
+        bpb, rate = (statistics.fmean(row[name] for row in rows) for name in ("val_bpb", "tokens_per_second"))  # fmt: skip
+        return (
+            f"The incumbent: val_bpb {bpb:.4f} (mean of {len(rows)}), {rate:,.0f} tokens/s, some {rate * self._key.seconds / 1e6:.2f} M tokens "
+            f"a trial; noise of val_bpb from seed to seed: {self.noise()}."
+        )
+
     def rate_noise(self) -> Spread:
         """Spread of the logarithm of tokens/s from run to run, pooled over every tree that was trained more than once."""
         from bench.interval import Spread

@@ -5,7 +5,7 @@ torch.profiler; candidate code shares that process, so the figures are its own w
 difference is divided by the steps between them: what a run costs once (drawing weights, first touches of memory) cancels. Two more run
 without the profiler, which shows what it costs.
 
-Both answers are plain JSON with "of", "device" and "rows", the longest first.
+Both answers are plain JSON with "of", "device", "ceilings" (bench/roofline.py) and "rows", the longest first.
 
     a row          "name", "ms" (of one call, forward and backward; in a step, of all calls), "limit_ms" (the least time for its traffic and
                    arithmetic by bench/roofline.py; None where that is not known), "percent_of_limit"
@@ -88,7 +88,7 @@ def of_op(op: str, tree: Path, *, beside: Path | None = None, device: str) -> di
         "inside": _inside(asked, heaviest, tree, default, device),
     }
     timed = _below_ceilings(lambda: {"rows": rows()}, device)
-    return {"of": op, "device": device, **timed, **inside}
+    return {"of": op, "device": device, "ceilings": ceilings(device), **timed, **inside}
 
 
 def _inside(
@@ -140,7 +140,7 @@ def of_step(
         compiled.take(judge)
     with _as_asked():
         found = _below_ceilings(lambda: _step(answer, device), device)
-    return {"of": "a training step", "device": device, **found}
+    return {"of": "a training step", "device": device, "ceilings": ceilings(device), **found}
 
 
 @contextmanager

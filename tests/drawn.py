@@ -1,4 +1,4 @@
-"""Triton's kernels on cases that the correctness gate would draw, in Triton's interpreter: `python tests/drawn.py OP CASES SEED`.
+"""Triton's kernels on cases that the correctness gate would draw, in Triton's interpreter: `python tests/drawn.py OP,OP CASES SEED`.
 
 Where there is no GPU this is as near as one gets to the gate: its contracts draw shapes, strides, dtypes and values, its comparer says how far from
 float64 a result and a gradient may be. What no kernel may read is NaN.
@@ -65,12 +65,17 @@ def check(op: str, case: Case, generator: torch.Generator) -> None:
         answer |= {f"d{name}": g for name, g in zip(wrt, gradients, strict=True)}
     standard = Standard(asked, case, before, upstream, wrt, device="cpu")
     wrong, _ = standard.examine(answer)
-    assert not wrong, f"{case.label()}: {wrong}"
+    assert not wrong, f"{op}, {case.label()}: {wrong}"
 
 
-def main(op: str, cases: int, seed: int) -> None:
+def main(ops: str, cases: int, seed: int) -> None:
     interpreter.InterpreterBuilder.cast_impl = rounded(interpreter.InterpreterBuilder.cast_impl)
     torch.set_num_threads(1)
+    for op in ops.split(","):
+        check_drawn(op, cases, seed)
+
+
+def check_drawn(op: str, cases: int, seed: int) -> None:
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     drawn = [*contract(op).corners(rng)]
     while len(drawn) < cases:

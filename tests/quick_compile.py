@@ -14,10 +14,9 @@ torch._inductor.config.cpp.vec_isa_ok = False  # else programs are compiled to l
 """
 
 
-def quick(folder: Path, *ops: str) -> Path:
-    """SETTINGS hold in a runner as soon as it has loaded one of the ops."""
+def quick(folder: Path, op: str) -> Path:
+    """SETTINGS hold in a runner as soon as it has loaded the op."""
     tree = Lab().copy_tree(folder)
-    for op in ops:
-        with (tree / "kernels" / f"{op}.py").open("a") as file:
-            file.write(SETTINGS)
+    with (tree / "kernels" / f"{op}.py").open("a") as file:
+        file.write(SETTINGS)
     return tree

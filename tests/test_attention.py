@@ -17,10 +17,10 @@ IMPLS = ("triton",) if INTERPRETED else ("torch", "cpp")
 # Relative root-mean-square error allowed: a few roundings of the dtype (unit 2^-24, 2^-8, 2^-11; the interpreter truncates to bf16).
 TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}
 # The interpreter takes a hundred times as long: enough lengths and windows for tiles with, without and beside the band's edges.
-LENGTHS = (1, 17, 130) if INTERPRETED else (1, 2, 17, 64, 65, 127, 130)
+LENGTHS = (1, 130) if INTERPRETED else (1, 2, 17, 64, 65, 127, 130)
 WIDTHS = (33,) if INTERPRETED else (1, 8, 33, 64)
 WIDE = (128,) if INTERPRETED else (100, 128, 256)
-WINDOWS = (1, 31, 129) if INTERPRETED else (1, 2, 31, 64, 65, 129, 130, 1000)
+WINDOWS = (31,) if INTERPRETED else (1, 2, 31, 64, 65, 129, 130, 1000)
 HEADS = ((4, 2),) if INTERPRETED else ((1, 1), (2, 1), (4, 1), (4, 2), (6, 3))
 CUTS = (64,) if INTERPRETED else (1, 31, 64, 100)
 
@@ -304,8 +304,9 @@ def test_triton_kernels_in_the_interpreter():
 
 @pytest.mark.skipif(INTERPRETED, reason="an interpreted kernel is not compiled")
 def test_triton_kernels_compile_ahead_of_time():
-    rows = compile_all(AOT, [80, 90, 100])
-    assert len(rows) == 3 * len(AOT)
+    # All for an H100, the default model's three for the others too.
+    rows = compile_all(AOT, [90]) + compile_all(AOT[:3], [80, 100])
+    assert len(rows) == len(AOT) + 6
     assert all(row["registers"] <= 255 for row in rows)
     most_shared = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # of a block
     assert all(row["shared_bytes"] <= most_shared[row["arch"]] for row in rows), rows

@@ -17,7 +17,7 @@ def test_the_references_results_have_the_shapes_and_dtypes_that_the_contract_sta
     op: str,
 ) -> None:
     asked, rng = contract(op), random.Random(0)
-    cases = [*(asked.draw(rng) for _ in range(50)), asked.telling(rng)[0], asked.large(rng)]
+    cases = [*(asked.draw(rng) for _ in range(20)), asked.telling(rng)[0], asked.large(rng)]
     with FakeTensorMode():  # shapes and dtypes alone
         for case in [*cases, *asked.corners(rng), *asked.trial["cpu"], *asked.trial["cuda"]]:
             inputs = {

@@ -1,7 +1,7 @@
-"""kill -9 at forty random moments of a night with a model behind a real socket: nothing is lost but what was in flight, nothing is run
+"""kill -9 at twenty random moments of a night with a model behind a real socket: nothing is lost but what was in flight, nothing is run
 twice, no money is forgotten, nothing is left over.
 
-Each life of the night is forked from one process that has imported everything, so that forty of them take seconds. A life tells of every
+Each life of the night is forked from one process that has imported everything, so that twenty of them take seconds. A life tells of every
 line that it shows; it is killed after a drawn number of them, and a drawn few milliseconds more.
 """
 
@@ -22,8 +22,8 @@ from model_servers import KEY, ChatServer, Say
 from agent.lab import Lab
 from agent.records import LOST, OPEN
 
-KILLS = 40
-EXPERIMENTS = 75
+KILLS = 20
+EXPERIMENTS = 40
 LIVES = """
 import json, os, random, signal, sys, threading, time
 sys.path.insert(0, sys.argv[2])
@@ -118,7 +118,7 @@ class Ideas:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_forty_kills_lose_only_what_was_in_flight_and_forget_no_money(tmp_path: Path) -> None:
+def test_twenty_kills_lose_only_what_was_in_flight_and_forget_no_money(tmp_path: Path) -> None:
     root = make(tmp_path / "checkout")
     with ChatServer(Ideas(), models=["m"]) as server:
         command = [sys.executable, "-c", LIVES, str(root), str(Path(__file__).parent), server.url]
@@ -136,7 +136,7 @@ def test_forty_kills_lose_only_what_was_in_flight_and_forget_no_money(tmp_path: 
     killed = sum(by_signal for _, by_signal, _ in told)
     assert killed >= KILLS, told
     assert told[-1][1:] == [False, 0]
-    assert len({lines for lines, by_signal, _ in told if by_signal}) >= 12  # in many phases
+    assert len({lines for lines, by_signal, _ in told if by_signal}) >= 8  # in many phases
 
     lab = Lab(root)
     ledger = lab.ledger()

@@ -17,7 +17,7 @@ from model_servers import KEY, MessagesServer, Say
 from quick_compile import quick
 
 from agent.lab import Lab
-from bench import first_kernels
+from bench import first_kernels, roofline
 from bench.data import prepare
 from bench.judge import CACHE
 
@@ -60,6 +60,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = Lab(clone).data
     dataset = prepare(None, root=data, limit_bytes=TEXT_BYTES)
     (data / "default").write_text(dataset.directory.name)
+    if roofline.FILE.is_file():  # else a trial measures them first
+        shutil.copy(roofline.FILE, data.parent)
     git(clone, "commit", "-qam", "as it is", "--allow-empty")
     return clone
 
@@ -168,10 +170,10 @@ def test_a_trial_ends_with_its_figures(checkout: Path) -> None:
     assert float(figures["training_seconds"]) <= 5.5
 
 
-def gate(checkout: Path, candidate: str) -> subprocess.CompletedProcess[str]:
+def gate(checkout: Path, op: str, candidate: str) -> subprocess.CompletedProcess[str]:
     words = (
         "--op",
-        "rms_norm",
+        op,
         "--candidate",
         str(ROOT / candidate),
         "--no-speed",
@@ -183,8 +185,9 @@ def gate(checkout: Path, candidate: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_gate_refuses_a_wrong_kernel_with_the_reason(checkout: Path) -> None:
-    done = gate(checkout, "tests/cheats/rms_norm_trusts_unit_data.py")
+    done = gate(checkout, "rms_norm", "tests/cheats/rms_norm_trusts_unit_data.py")
     assert done.returncode == 1, done.stderr[-3000:]
     result = json.loads(done.stdout)
     assert result["passed"] is False
@@ -195,7 +198,7 @@ def test_gate_refuses_a_wrong_kernel_with_the_reason(checkout: Path) -> None:
 
 @pytest.mark.slow
 def test_gate_passes_a_right_kernel(checkout: Path) -> None:
-    done = gate(checkout, "csrc/rms_norm.cpp")
+    done = gate(checkout, "nesterov", "csrc/nesterov.cpp")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert json.loads(done.stdout)["passed"] is True
 
@@ -204,9 +207,10 @@ BENCHMARK = """
 import sys
 from pathlib import Path
 import pytest
-from bench import arms, conduct, conftest, first_kernels, rounds
+from bench import arms, conduct, conftest, first_kernels, roofline, rounds
 arms.ROOT = first_kernels.ROOT = Path(sys.argv.pop(1))
 conftest.SECONDS_A_CASE = 0.5
+roofline.SAMPLES = 3
 conduct.COLD_LIMIT_S = rounds.CALL_TIMEOUT_S = 250.0  # other tests run beside it
 sys.exit(pytest.main(sys.argv[1:]))
 """
@@ -216,8 +220,8 @@ sys.exit(pytest.main(sys.argv[1:]))
 def test_the_benchmark_shows_every_implementation_with_its_share_of_the_limit(
     tmp_path: Path,
 ) -> None:
-    tree = str(quick(tmp_path, "add_rms_norm", first_kernels.OP))
-    done = run("-c", BENCHMARK, tree, "bench", "--benchmark", "-q", "-k", "add_rms_norm-0")
+    tree = str(quick(tmp_path, first_kernels.OP))
+    done = run("-c", BENCHMARK, tree, "bench", "--benchmark", "-q", "-k", f"{first_kernels.OP}-0")
     assert done.returncode == 0, done.stdout[-3000:]
     for said in (
         "torch eager",
@@ -226,6 +230,6 @@ def test_the_benchmark_shows_every_implementation_with_its_share_of_the_limit(
         "GB/s",
         "GFLOP/s",
         "% limit",
-        "x torch.compile, goal 1.5:",
+        "x torch",
     ):
         assert said in done.stdout

@@ -305,8 +305,15 @@ def goes_off(bomb: str, layers: tuple[str, ...], folder: Path) -> None:
 
 
 # What ends the connection is the same under all layers, and goes off once, under all of them (below).
-@pytest.mark.parametrize("layers", ["own launcher", "without namespaces"])
-@pytest.mark.parametrize("bomb", sorted(set(BOMBS) - set(ENDINGS)))
+# What one process does is limited alike with and without namespaces.
+@pytest.mark.parametrize(
+    ("bomb", "layers"),
+    [
+        *((bomb, "without namespaces") for bomb in sorted(set(BOMBS) - set(ENDINGS))),
+        ("processes", "own launcher"),
+        ("memory of many", "own launcher"),
+    ],
+)
 def test_a_bomb_ends_in_a_refusal(bomb: str, layers: str, tmp_path: Path) -> None:
     goes_off(bomb, layers_of(layers), tmp_path)
 

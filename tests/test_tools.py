@@ -151,7 +151,10 @@ def test_search_names_file_and_line_and_keeps_to_its_glob(bench: Bench) -> None:
     assert "grep" in refused(tools, "search", pattern="(")
 
 
-def test_a_pattern_that_would_never_end_does_not_hold_the_session(bench: Bench) -> None:
+def test_a_pattern_that_would_never_end_does_not_hold_the_session(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.research.tools.SEARCH_S", 1.0)
     tools = bench.toolbox()
     told(tools, "write", path=PATH, text="a" * 4000 + "!\n")
     started = time.monotonic()

@@ -106,7 +106,9 @@ def test_nesterov_looks_ahead_from_the_new_momentum(impl, dtype):
 @pytest.mark.parametrize("dtype", UNIT, ids=str)
 @pytest.mark.parametrize("by_rows", [True, False], ids=("rows", "columns"))
 @pytest.mark.parametrize(
-    "shape", [(2, 3, 17, 40), (70, 9), (2, 1, 5), (5, 1), (2, 600, 70)], ids=str
+    "shape",
+    [(2, 3, 17, 40), (2, 600, 70), *([] if INTERPRETED else [(70, 9), (2, 1, 5), (5, 1)])],
+    ids=str,
 )
 def test_muon_update_matches_float64_matrix_by_matrix(impl, dtype, by_rows, shape):
     weight, update = random(*shape), random(*shape, seed=1).to(dtype)

@@ -46,6 +46,7 @@ class Context:
     brought: tuple[str, ...] = ()  # files of --start, which the person asks to refine
     hardware: str = ""  # of the measurements, as bench/hardware.py names it
     seconds: float = 300.0  # of a trial
+    standing: str = ""  # what the incumbent's trials have shown, in a sentence
 
 
 @dataclass(frozen=True)

@@ -250,7 +250,9 @@ def _asker(workshop: Workshop) -> Callable[[Context], Task]:
 
     def task(context: Context) -> Task:
         plan, profile = step.plan(context), step.profile(context)
-        known = memory.digest(context.history, context.target, context.op, context.run)
+        known = memory.digest(
+            context.history, context.target, context.op, context.run, plan.op or "model"
+        )
         lines = [f"{plan.kind} {plan.op or 'the model'}: {plan.why}", *cared_for(context)]
         if plan.files:
             lines.append(

@@ -19,7 +19,7 @@ def table(profile: Mapping[str, Any] | None) -> str:
         return "no profile of the training step: it could not be measured here"
     rows = sorted(profile["rows"], key=lambda row: -most(row))
     lines = [
-        f"{profile['of']} on {profile['device']}, {profile['step_ms']:,.0f} ms",
+        f"{profile['of']} on {profile['device']}, {profile['step_ms']:,.0f} ms{machine(profile)}",
         f"{'':{NAME}} {'ms':>10} {'share':>6} {'calls':>6} {'% of limit':>10}  the step, at most",
         *(_line(row) for row in rows[:MAX_ROWS]),
     ]
@@ -35,6 +35,16 @@ def most(row: Mapping[str, Any]) -> float:
     reached = 0.0 if percent is None else min(max(float(percent) / 100, 0.0), 1.0)
     left = 1 - min(max(float(row["share"]), 0.0), 1.0) * (1 - reached)
     return 1 / left if left > 0 else float("inf")
+
+
+def machine(profile: Mapping[str, Any]) -> str:
+    """What limits are counted by, as bench/roofline.py measured it here; "" where that is not told."""
+    if not (found := profile.get("ceilings")):
+        return ""
+    moved, single, half = (
+        found[name] / 1e9 for name in ("bytes_per_s", "flops_float32", "flops_bfloat16")
+    )
+    return f"; limits by {moved:,.0f} GB/s and {single:,.0f} GFLOP/s in float32, {half:,.0f} in bfloat16"
 
 
 def shares(profile: Mapping[str, Any] | None) -> dict[str, float]:

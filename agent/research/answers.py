@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from agent.figures import bits_in_short, pairs, ratio, time_in_short
-from agent.records import Experiment, GateResult, Past
+from agent.figures import bits_in_short, pairs, rate_in_short, ratio, time_in_short
+from agent.records import CRASH, Experiment, GateResult, Past
+from agent.research import amdahl
 
 MAX_REASON = 3_000  # characters of a gate's reason
 MAX_ADVICE = 6  # lines
@@ -19,7 +20,10 @@ def gates(results: Sequence[GateResult]) -> str:
     lines = []
     for result in results:
         said = "passed" if result.passed else "REFUSED"
-        lines.append(f"{result.name} {said} ({result.seconds:.1f} s): {result.reason[:MAX_REASON]}")
+        more = " [cut]" if len(result.reason) > MAX_REASON else ""
+        lines.append(
+            f"{result.name} {said} ({result.seconds:.1f} s): {result.reason[:MAX_REASON]}{more}"
+        )
         advice: Sequence[str] = result.evidence.get("advice", ())
         lines += [f"  advice: {_line(text)}" for text in advice[:MAX_ADVICE]]
         ops = [found for found in result.evidence.values() if isinstance(found, Mapping)]
@@ -47,7 +51,9 @@ def profile(found: Mapping[str, Any]) -> str:
             for row in rows
         ]
         return "\n".join(lines)
-    lines = [f"{found['of']}: one call, forward and backward (median, and the quartiles around it)"]
+    lines = [
+        f"{found['of']}: one call, forward and backward (median, and the quartiles around it){amdahl.machine(found)}"
+    ]
     for case in dict.fromkeys(row["case"] for row in rows):
         lines.append(f"{_line(case)}")
         for row in rows:
@@ -116,9 +122,14 @@ def experiment(found: Experiment, run: str) -> str:
     """One experiment: what was expected, how it ended, what each gate said, and its patch."""
     parts = [_short(found, run), f"expected: {_line(found.expected) or 'not said'}"]
     if found.outcome.bpb_change is not None:
-        parts.append(
-            f"change of val_bpb: {bits_in_short(found.outcome)}, {pairs(found.outcome.pairs)}"
-        )
+        words = [
+            bits_in_short(found.outcome),
+            pairs(found.outcome.pairs),
+            rate_in_short(found.outcome),
+        ]
+        parts.append(f"change of val_bpb: {', '.join(filter(None, words))}")
+    if found.outcome.status == CRASH and len(found.outcome.reason) > MAX_LINE:
+        parts.append(f"its last words: {found.outcome.reason[-MAX_REASON:]}")
     return "\n".join([*parts, gates(found.gates), found.patch])
 
 

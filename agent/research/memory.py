@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from agent import surface
-from agent.figures import bits_in_short, count, time_in_short
+from agent.figures import bits_in_short, count, rate_in_short, time_in_short
 from agent.records import CRASH, DROP, KEEP, OPEN, REFUSE, Past
 from agent.research.archive import gain, is_kernel, is_near_miss
 from agent.research.search import since_keep
@@ -30,8 +30,13 @@ UNMEASURED = "dropped unmeasured, so the idea is free"
 _NUMBERS = re.compile(r"\d[\d.,e+x%-]*")
 
 
-def digest(history: Sequence[Past], target: str, op: str | None, run: str) -> str:
-    """At most MAX_MEMORY characters about the judged experiments of all runs that touch the surface of `target` (and `op`)."""
+def digest(
+    history: Sequence[Past], target: str, op: str | None, run: str, at_hand: str = ""
+) -> str:
+    """At most MAX_MEMORY characters about the judged experiments of all runs that touch the surface of `target` (and `op`).
+
+    at_hand: the op, or "model", whose ideas come first.
+    """
     judged = [past for past in history if past.outcome.judged]
     relevant = [past for past in judged if _concerns(past, target, op)]
     ours = [past for past in judged if past.run == run]
@@ -67,7 +72,7 @@ def digest(history: Sequence[Past], target: str, op: str | None, run: str) -> st
         _failed(relevant),
     ]
     page = "\n\n".join([head, *filter(None, sections)])
-    tried = _tried(relevant, MAX_MEMORY - len(page) - 2)
+    tried = _tried(relevant, MAX_MEMORY - len(page) - 2, at_hand)
     return f"{page}\n\n{tried}" if tried else page
 
 
@@ -111,7 +116,7 @@ def _under_way(past: Past) -> str:
 
 
 def _figures(past: Past) -> str:
-    known = (time_in_short(past.outcome), bits_in_short(past.outcome))
+    known = (time_in_short(past.outcome), bits_in_short(past.outcome), rate_in_short(past.outcome))
     return ", ".join(filter(None, known)) or "no figure"
 
 
@@ -159,7 +164,7 @@ def _unmeasured(past: Past) -> bool:
     return outcome.status == DROP and outcome.speed is None and outcome.bpb_change is None
 
 
-def _tried(rows: Sequence[Past], room: int) -> str:
+def _tried(rows: Sequence[Past], room: int, at_hand: str) -> str:
     """For each op, the most worked on first: how often, how it ended, the last ideas."""
     by_paths: dict[tuple[str, ...], list[Past]] = defaultdict(list)
     for past in rows:
@@ -169,19 +174,31 @@ def _tried(rows: Sequence[Past], room: int) -> str:
         model = ["model"] if paths and not is_kernel(group[0]) else []
         for op in (*group[0].ops, *model):
             by_op[op] += group
-    ordered = sorted(by_op.items(), key=lambda each: (-len(each[1]), each[0]))
+    ordered = sorted(by_op.items(), key=lambda each: (each[0] != at_hand, -len(each[1]), each[0]))
     heads = [_counted_by_end(op, group) for op, group in ordered]
     latest = [sorted(group, key=lambda past: -past.id)[: LAST[0]] for _, group in ordered]
     ideas = [[f"    {_end(p)}: {_short(p.hypothesis, IDEA)}" for p in g] for g in latest]
     for last in LAST:
-        blocks = ["\n".join([head, *i[:last]]) for head, i in zip(heads, ideas, strict=True)]
+        most = [LAST[0] if op == at_hand else last for op, _ in ordered]
+        blocks = ["\n".join([head, *i[:n]]) for head, i, n in zip(heads, ideas, most, strict=True)]
         if sum(len(block) + 1 for block in blocks) < room - 80:
             break
     return _section("Tried", blocks, len(blocks), room)
 
 
 def _end(past: Past) -> str:
-    return UNMEASURED if _unmeasured(past) else past.outcome.status
+    if _unmeasured(past):
+        return UNMEASURED
+    outcome = past.outcome
+    if outcome.status == KEEP:  # its figures stand above
+        return KEEP
+    figures = [
+        f"{outcome.speed:.3f}x time" if outcome.speed else "",
+        f"{outcome.bpb_change:+.4f} BPB" if outcome.bpb_change is not None else "",
+        rate_in_short(outcome),
+    ]
+    told = ", ".join(filter(None, figures))
+    return f"{outcome.status} ({told})" if told else outcome.status
 
 
 def _counted_by_end(op: str, rows: Sequence[Past]) -> str:

@@ -72,10 +72,10 @@ def menu(limits: ToolLimits, ops: list[str], editable: str) -> tuple[Tool, ...]:
         tool("diff", "The draft against the incumbent.", {}),
         tool("check",
             "Put the draft through the gates scope, static, build and correctness; a refusal says how to repair it. Nothing is recorded. "
-            "Takes about a minute per op.",
+            "Takes some 15 s per op beside the build, and waits for a trial that is under way.",
             {}),
         tool("inspect",
-            "What compilers make of an op of the draft: which of its C++ loops are vectorised, and its Triton kernels for sm_90 (registers, "
+            "What compilers make of an op of the draft: which of its C++ loops are vectorised, and its Triton kernels for this GPU, or sm_90 without one (registers, "
             "spills, shared memory, instruction mix, memory and matrix instructions of the hot loop in SASS and PTX; integers are taken as "
             f"multiples of 16, as the trial's sizes are); first what this device runs. Ops: {known}.",
             {"op": _TEXT}),

@@ -80,7 +80,9 @@ class Researcher:
         draft = Draft(
             context.incumbent, self._workshop.folder, context.target, context.op, plan.files
         )
-        known = memory.digest(context.history, context.target, context.op, context.run)
+        known = memory.digest(
+            context.history, context.target, context.op, context.run, plan.op or "model"
+        )
         first = prompt.first(context, plan, known, amdahl.table(self._step.profile(context)))
         toolbox = Toolbox(draft, self._workshop, context)
         bound = BOUNDS.longest(model.window)
