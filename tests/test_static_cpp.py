@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,12 @@ from agent.static import cpp, preprocessed
         'void g(const char* name) { torch_call_dispatcher(name, "", 0); }',
         "void g() { aoti_torch_cpu__scaled_dot_product_flash_attention(); }",
         '#line 1 "/usr/include/stdio.h"',
+        "#if 0\n' /*\n#endif\nvoid f() { fork(); }\n// */",
+        'void f() { asm("nop\\n" R"(syscall)" : : ); }',
+        'void f() { asm("vx : syscall"); }',
+        "void g() { auto call = torch_call_dispatcher; }",
+        'void g() { torch_call_dispatcher("aten::" "from_file", "", 0); }',
+        "void f() { stdout->_fileno = 5; }",
         "#pragma GCC system_header",
         "#if __has_include(</judge>)\nint x;\n#endif",
         '[[gnu::section(".text")]] const int code = 1;',
@@ -195,3 +202,12 @@ def test_words_that_a_header_pastes_are_told_by_the_header_s_line(tmp_path: Path
     ((line, said),) = found.refusals
     assert line == 1
     assert said.startswith("csrc/glue.h:2: `##` pastes words together")
+
+
+@pytest.mark.parametrize(
+    "text", ["Library" * 8_000, "gnu:" * 15_000, "auto t = now(); x" + "(" * 30_000]
+)
+def test_a_text_made_to_be_read_slowly_is_read_within_seconds(text: str) -> None:
+    began = time.monotonic()
+    cpp.inspect_source("csrc/scale.cpp", f"void f() {{ {text}; }}\n")
+    assert time.monotonic() - began < 10

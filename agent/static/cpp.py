@@ -46,9 +46,9 @@ def inspect(tree: Path, path: str, source: str) -> Report:
         report.refusals += [(place, f"{prefix}{text}, after the preprocessor") for text in found]
     text = without_comments("\n".join(line for _, _, line in lines))
     bare = without_comments(text, strings=False)
-    over_lines = [*_over_lines(bare)]
-    if not path.endswith(".cu"):
-        over_lines += [*_assemblies(text), *clocks(bare)]
+    over_lines = [*_over_lines(bare), *_dispatched(text)]
+    over_lines += _host_assemblies(text) if path.endswith(".cu") else _assemblies(text)
+    over_lines += clocks(bare)
     report.refusals += [(1, f"{what}, after the preprocessor") for _, what in over_lines]
     report.refusals = sorted(set(report.refusals))
     return report
@@ -66,7 +66,13 @@ def inspect_source(path: str, source: str) -> Report:
     code = without_comments(spliced, strings=False)
     directives = without_comments(spliced)  # an #include's name is a string
     found = {*_directives(directives), *_code(code), *_strings(path, directives)}
-    found |= set() if path.endswith(".cu") else set(clocks(code))
+    found |= set(clocks(code))
+    # To the compiler a quote that is never closed takes the rest of its line, an opened comment included.
+    left = CPP_TOKENS.sub(lambda m: "\n" * m[0].count("\n"), spliced)
+    found |= {
+        (_line(left, m), "a quote that is never closed: close it")
+        for m in re.finditer("[\"']", left)
+    }
     # A raw string keeps the lines that a backslash would join: what is a directive there may be one for the preprocessor.
     found |= {*_directives(without_comments(source)), *_raw(source), *_raw(spliced)}
     report.refusals = sorted(found)
@@ -225,20 +231,17 @@ def _strings(path: str, code: str) -> Iterator[tuple[int, str]]:
     """What is wrong with what stands in strings: assembly, and operators that are called by name."""
     if not path.endswith(".cu"):
         yield from _assemblies(code)
-    for match in names.HOST_ASM.finditer(code) if path.endswith(".cu") else ():
-        yield (
-            _line(code, match),
-            f"inline assembly `{match[1]}` of the host; a CUDA kernel writes PTX",
-        )
+    else:
+        yield from _host_assemblies(code)
     yield from (
         (n, text) for n, line in enumerate(code.splitlines(), 1) for text in _whole_ops(line)
     )
+    yield from _dispatched(code)
+
+
+def _dispatched(code: str) -> Iterator[tuple[int, str]]:
     for match in names.DISPATCH.finditer(code):
-        if not match[2].strip().startswith('"'):
-            yield (
-                _line(code, match),
-                f"`{match[1]}` of a name that is not written out; write it out",
-            )
+        yield _line(code, match), f"`{match[1]}` of a name that is not written out; write it out"
 
 
 def _whole_ops(line: str) -> Iterator[str]:
@@ -251,7 +254,8 @@ def _whole_ops(line: str) -> Iterator[str]:
 def _assemblies(code: str) -> Iterator[tuple[int, str]]:
     """Inline assembly that is not plain arithmetic, or that cannot be read, in code with its strings."""
     for match in names.ASM.finditer(code):
-        if problem := _assembly(match[1]):
+        whole = code[match.end() : match.end() + 1] in (":", ")")
+        if problem := _assembly(match[1]) if whole else "that cannot be read":
             yield _line(code, match), f"inline assembly {problem}; use intrinsics (immintrin.h)"
     bare = without_comments(code, strings=False)
     for match in names.ASM_UNREAD.finditer(bare):
@@ -259,6 +263,18 @@ def _assemblies(code: str) -> Iterator[tuple[int, str]]:
             _line(bare, match),
             "inline assembly that cannot be read: its text has to be written out; use intrinsics (immintrin.h)",
         )
+
+
+def _host_assemblies(code: str) -> Iterator[tuple[int, str]]:
+    """Inline assembly of a CUDA file that is no PTX, in code with its strings."""
+    for match in names.ASM.finditer(code):
+        found = names.HOST_ASM.search(match[1])
+        if found or code.startswith('R"', match.end()):
+            what = f"`{found[1]}`" if found else "in a raw string"
+            yield (
+                _line(code, match),
+                f"inline assembly {what} of the host; a CUDA kernel writes PTX",
+            )
 
 
 def _assembly(text: str) -> str:
@@ -270,6 +286,9 @@ def _assembly(text: str) -> str:
     template = "".join(str(ast.literal_eval(part)) for part in parts)
     for instruction in re.split(r"[\n;]", template):
         words = re.sub(r"^\s*\{(?:vex|evex)\}", "", instruction).split()
-        if words and not names.INSTRUCTION.fullmatch(words[0]):
-            return f"`{words[0]}`"
+        # Behind a label, `x : syscall`, or in `x = y`, anything may stand.
+        if words and not (
+            names.INSTRUCTION.fullmatch(words[0]) and not re.search("[:=]", instruction)
+        ):
+            return f"`{instruction.strip()}`"
     return ""

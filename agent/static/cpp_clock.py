@@ -56,9 +56,11 @@ def _is_end(code: str, text: str, at: int, stamps: list[_Stamp]) -> bool:
 
 
 def _is_lambda(head: str) -> bool:
-    while (less := _PARENTHESES.sub("", head)) != head:
+    for _ in range(50):
+        if (less := _PARENTHESES.sub("", head)) == head:
+            return bool(_LAMBDA.search(head))
         head = less
-    return bool(_LAMBDA.search(head))
+    return True
 
 
 def _open(code: str) -> list[str]:

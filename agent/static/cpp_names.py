@@ -43,7 +43,7 @@ WORDS = re.compile(
     r"openat|opendir|ifstream|ofstream|basic_[io]?fstream|filebuf|pthread_create|pthread_kill|jthread|thrd_create|quick_exit|_exit|_Exit|"
     r"at_quick_exit|atexit|dup[23]|setsid|pwrite|pread|unlink|readlink|sigaction|sigprocmask|setjmp|longjmp|setitimer|"
     r"Py(?:Run|Eval|Object|Frame|Import|Err|Dict|Module|Thread|Sys|GIL|Code|Interp|List|Tuple|Call|Function|Gen|Type)\w*_\w+|pybind11|DynamicLibrary|tmpfile|tmpnam|mkstemp|intraop_launch|"
-    r"timer_create|sched_setaffinity|pthread_setaffinity_np|setrlimit|prctl|random_device|sleep_for|sleep_until|LD_PRELOAD|"
+    r"_fileno|_IO_\w+|timer_create|sched_setaffinity|pthread_setaffinity_np|setrlimit|prctl|random_device|sleep_for|sleep_until|LD_PRELOAD|"
     r"from_file|(?:Refcounted)?MapAllocator|aoti_torch_save_tensor_handle|pickle_(?:save|load)|(?:aoti_)?torch_library_\w+)\b"
 )
 # Common enough as names of a kernel's own: refused only as a plain call.
@@ -79,21 +79,22 @@ ASM_UNREAD = re.compile(
 )
 # In a CUDA file, whose PTX is how a kernel reaches mma and cp.async, what is no PTX.
 HOST_ASM = re.compile(
-    r"\b(?:asm|__asm__|__asm)\b[^;]*?[\"nt;]\s*"
-    r"(syscall|sysenter|call\w*|jmp\w*|\.(?:byte|word|long|quad|octa|ascii|string|section|incbin|include|text|globl)\b)"
+    r"(?:[\";:{}]|\\[nt])\s*"
+    r"(syscall|sysenter|int\s|call\w*|jmp\w*|\.(?:byte|word|short|int|long|quad|octa|ascii|string|section|pushsection|incbin|include|text|globl|macro|fill)\b)",
+    re.I,
 )
 # Arithmetic on vector registers, fences and hints; the rest can call anything.
 INSTRUCTION = re.compile(
     r"v[a-z0-9]+|k(?:mov|x?n?or|and)\w*|movnt\w+|cldemote|clwb|clflushopt|prefetch\w+|[a-z0-9]+[ps][sd]|nop|pause|[lsm]fence|tdp\w+|tile\w+|(?:ld|st)tilecfg"
 )
 ATTRIBUTES = re.compile(
-    r"(?:__attribute\w*|gnu(?:__)?\s*::?)[^;{]*?\b(?:__)?(constructor|destructor|section|alias|ifunc|weak|weakref|init_priority)(?:__)?\b"
+    r"(?:__attribute\w*|\bgnu(?:__)?\s*::?)[^;{]{0,1000}?\b(?:__)?(constructor|destructor|section|alias|ifunc|weak|weakref|init_priority)(?:__)?\b"
 )
 # The same however an attribute is broken over lines, in code whose strings are emptied.
 PLACED = re.compile(r"\b(?:__)?(section|alias|ifunc|weakref|symver)(?:__)?\s*\(\s*[(\"]")
 # Registering into a namespace of torch's own, written out, or as LAB_KERNELS and the like leave the preprocessor.
 TORCH_OWN = re.compile(r"\b\w*TORCH_LIBRARY\w*\s*\(\s*(aten|prims?|_)\s*,")
-TORCH_OWN_STRING = re.compile(r"\"(aten|prims?)\"|Library\w*[^;]{0,400}?\"(_)\"")
+TORCH_OWN_STRING = re.compile(r"\"(aten|prims?)\"|Library[^;]{0,400}?\"(_)\"")
 # What LAB_SCHEMAS and LAB_KERNELS are made of: used by name, it registers into any namespace.
 REGISTERS = re.compile(
     r"\b(StableLibrary|StableTorchLibraryInit|aoti_torch_library_\w+|torch_library_\w+|RegisterOperators|Kind\s*::\s*(?:DEF|IMPL|FRAGMENT)|Dispatcher\s*::\s*\w*[sS]ingleton)\b"
@@ -103,6 +104,6 @@ WHOLE_OPS = re.compile(
     r"rms_norm|layer_norm|linalg_svd|linalg_qr|linalg_eigh|linalg_polar|flex_attention|linear_cross_entropy|from_file)\w*)"
 )
 DISPATCH = re.compile(
-    r"\b(torch_call_dispatcher|aoti_torch_call_dispatcher|findSchemaOrThrow|findOp)\s*\(\s*([^,)]*)"
+    r"\b(torch_call_dispatcher|aoti_torch_call_dispatcher|findSchemaOrThrow|findOp)\b(?!\s*\(\s*\"[\w:.]*\"\s*,)"
 )
 PASTE = re.compile(r"##|%:%:")

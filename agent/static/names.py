@@ -32,20 +32,21 @@ _INSTEAD = {
     "logging": "; use warnings.warn",
 }
 BUILTINS = frozenset(
-    "exec eval compile __import__ open breakpoint globals locals vars setattr delattr exit quit SystemExit __builtins__ __loader__ "
+    "exec eval compile __import__ open breakpoint globals locals vars setattr delattr exit quit help license credits copyright SystemExit __annotations__ __builtins__ __loader__ "
     "__spec__ __doc__ __build_class__".split()
 )
 # Allowed in a call with a name that is written out.
 LOOKUPS = frozenset({"getattr", "hasattr"})
+FILTERS = frozenset({"warnings.filterwarnings", "warnings.simplefilter"})
 # Judged by the arguments of a call, so that they may not be handed on.
-CALLED = frozenset(
-    "importlib.import_module functools.wraps kernels.jit.load triton.language.inline_asm_elementwise torch.library.Library torch.library.impl torch.library.define".split()
+CALLED = FILTERS | frozenset(
+    "importlib.import_module functools.wraps dataclasses.field torch.compile torch._dynamo.config.patch torch._inductor.config.patch kernels.jit.load triton.language.inline_asm_elementwise torch.library.Library torch.library.impl torch.library.define".split()
 )
 
 # The dunder attributes that a kernel has a use for; all others lead into frames, classes and namespaces.
 DUNDERS = frozenset(
     "__init__ __post_init__ __name__ __qualname__ __version__ __len__ __getitem__ __setitem__ __contains__ __iter__ __next__ __call__ "
-    "__enter__ __exit__ __hash__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __missing__ __wrapped__ __dataclass_fields__ "
+    "__enter__ __exit__ __hash__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__ __missing__ __wrapped__ "
     "__add__ __radd__ __iadd__ __sub__ __rsub__ __mul__ __rmul__ __imul__ __truediv__ __rtruediv__ __floordiv__ __mod__ __pow__ __matmul__ "
     "__rmatmul__ __neg__ __abs__ __and__ __or__ __xor__ __invert__ __lshift__ __rshift__ __float__ __int__ __bool__ __index__".split()
 )
@@ -69,7 +70,7 @@ ATTRIBUTES = frozenset(
     "hub cpp_extension GetAttrKey fork forkpty kill killpg memmap tofile fromfile from_file load_library _write_file fromhex share_memory_ "
     "_share_filename_cpu_ _share_fd_cpu_ _new_shared_filename_cpu _new_shared_fd_cpu _convert_ global_enum load_config _import_dotted_name "
     "get_type_hints Path open read_bytes write_bytes read_text write_text mkdir touch iterdir rglob symlink_to save get_cache_manager "
-    "put_group globaltimer smid torch test tests xeon _unsafe_update_src _set_cdata _new_with_weak_ptr".split()
+    "put_group globaltimer smid torch test tests xeon _unsafe_update_src _set_from_file _new_with_file load_binary set_active _set_cdata _new_with_weak_ptr".split()
 )
 # What a tensor is, who made it and what is done when its gradient comes: a kernel computes the same for all.
 FORMS = frozenset(
@@ -92,28 +93,32 @@ _PARTS = {
     "torch._inductor.config": "load_config save_config cpp cuda rocm",
     "torch.testing": "_internal",
     "torch.cuda": "_compile_kernel jiterator change_current_allocator CUDAPluggableAllocator caching_allocator_alloc "
-    "caching_allocator_delete cudart _sleep",
+    "caching_allocator_delete cudart _sleep gds tunable",
     "torch.cuda.memory": "change_current_allocator CUDAPluggableAllocator _record_memory_history _dump_snapshot",
     "torch.storage": "_load_from_bytes",
-    "torch.compiler": "load_cache_artifacts save_cache_artifacts",
+    "torch.compiler": "load_cache_artifacts save_cache_artifacts load_compiled_function substitute_in_graph",
     "torch.nn.modules.module": "register_module_forward_hook register_module_forward_pre_hook register_module_backward_hook "
     "register_module_full_backward_hook register_module_full_backward_pre_hook register_module_parameter_registration_hook",
     "torch.autograd": "profiler_util _profiler_enabled _profiler_type",
-    "torch.autograd.graph": "get_gradient_edge",
+    "torch.autograd.graph": "get_gradient_edge register_multi_grad_hook",
     "numpy": "load save savez savez_compressed loadtxt savetxt genfromtxt fromfile memmap ctypeslib f2py distutils DataSource fromregex "
     "testing core _core",
+    "numpy.ma": "mrecords testutils",
+    "contextlib": "chdir redirect_stdout redirect_stderr",
+    "torch.nn": "parallel",
+    "torch.optim.optimizer": "register_optimizer_step_pre_hook register_optimizer_step_post_hook",
     "numpy.lib": "format npyio _npyio_impl DataSource _datasource",
     "types": "CodeType FunctionType LambdaType MethodType ModuleType new_class prepare_class resolve_bases",
     "typing": "get_type_hints ForwardRef evaluate_forward_ref",
-    "typing_extensions": "get_type_hints ForwardRef evaluate_forward_ref",
-    "dataclasses": "make_dataclass",
+    "typing_extensions": "get_annotations get_type_hints ForwardRef evaluate_forward_ref",
+    "dataclasses": "make_dataclass fields Field",
     "functools": "update_wrapper WRAPPER_ASSIGNMENTS WRAPPER_UPDATES singledispatch singledispatchmethod",
     "enum": "global_enum EnumType EnumMeta",
     "operator": "attrgetter methodcaller",
     "string": "Formatter",
     "weakref": "finalize",
     "time": "sleep localtime gmtime strftime ctime asctime mktime",
-    "warnings": "warn_explicit showwarning formatwarning",
+    "warnings": "filters warn_explicit showwarning formatwarning",
     "random": "seed setstate SystemRandom",
     "resource": "setrlimit prlimit",
     "concurrent.futures": "ProcessPoolExecutor process",
@@ -130,6 +135,11 @@ _OF = {
     ),
     "torch._inductor": frozenset({"config"}),
     "gc": frozenset({"collect", "disable", "enable", "freeze", "unfreeze"}),
+    "importlib": frozenset({"import_module"}),
+    "json": frozenset({"loads", "dumps", "JSONDecodeError"}),
+    "torch.profiler": frozenset({"record_function"}),
+    "torch.autograd.profiler": frozenset({"record_function"}),
+    "triton.testing": frozenset("do_bench do_bench_cudagraph assert_close".split()),
     "triton.tools": frozenset({"tensor_descriptor"}),
     "triton.tools.tensor_descriptor": frozenset({"TensorDescriptor"}),
     "triton.runtime.jit": frozenset({"JITFunction", "KernelInterface"}),
@@ -156,6 +166,10 @@ _PRIVATE = re.compile(
     r"_(?:addmm|foreach|fused|scaled|grouped|int|weight|convert_weight|is|assert|check|experimental)(?:_\w+)?|_(?:log_)?softmax|"
     r"_dynamo|_inductor|_pytree|_foreach_utils|_LRScheduler"
 )
+# Settings of torch._inductor and torch._dynamo that hold functions, which are given graphs of torch.fx, or places of files.
+TAKES_CODE = re.compile(
+    r"_pass(?:es)?$|_fn$|_class$|_determinator$|custom|external_matmul|upload_tar|_dir$|_path$|_root$|worker_start_method"
+)
 # Switches of the whole process: a kernel that sets one changes what it is compared with.
 _STATE = frozenset(
     "set_default_dtype set_default_device set_default_tensor_type set_num_threads set_num_interop_threads manual_seed manual_seed_all seed "
@@ -163,7 +177,7 @@ _STATE = frozenset(
     "set_flush_denormal set_warn_always set_anomaly_enabled set_printoptions enable_flash_sdp enable_math_sdp enable_mem_efficient_sdp "
     "enable_cudnn_sdp allow_bf16_reduction_math_sdp set_flags set_per_process_memory_fraction set_device set_stream _set_backend "
     "preferred_linalg_library preferred_blas_library preferred_rocm_fa_library set_autocast_enabled set_autocast_dtype "
-    "set_autocast_cache_enabled set_grad_enabled set_detect_anomaly reset".split()
+    "set_autocast_cache_enabled set_autocast_cpu_enabled set_autocast_cpu_dtype set_autocast_gpu_dtype set_multithreading_enabled init_num_threads set_grad_enabled set_detect_anomaly reset".split()
 )
 # Those that put back what they set, where `with` holds them.
 CONTEXTS = frozenset({"set_grad_enabled", "set_detect_anomaly"})

@@ -15,6 +15,7 @@ import resource
 import secrets
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from bench import hardware
 
 TIMEOUT_S = 20
 _MEMORY = 2 << 30
+_OUTPUT = 128 << 20  # 170,000 lines of torch's headers take some 8 MB
 JIT = Path(__file__).resolve().parents[2] / "kernels" / "jit.py"
 # Those of torch.utils.cpp_extension's COMMON_NVCC_FLAGS, with which it builds.
 CUDA_MACROS = (
@@ -94,23 +96,28 @@ def _run(compiler: str, path: str, source: str, tree: Path, target: tuple[str, .
         name,
         str(tree / path) if cuda else "-",
     ]
-    try:
-        done = subprocess.run(
-            command,
-            input=source.encode(),
-            capture_output=True,
-            timeout=TIMEOUT_S,
-            cwd="/",
-            env={"PATH": "/usr/local/cuda/bin:/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C"},
-            preexec_fn=_limits,
-        )
-    except OSError:
-        return None
-    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+    # Into a file, whose size has a limit: a few macros can make gigabytes.
+    with tempfile.TemporaryFile() as out:
+        try:
+            done = subprocess.run(
+                command,
+                input=source.encode(),
+                stdout=out,
+                stderr=subprocess.DEVNULL,
+                timeout=TIMEOUT_S,
+                cwd="/",
+                env={"PATH": "/usr/local/cuda/bin:/usr/local/bin:/usr/bin:/bin", "LC_ALL": "C"},
+                preexec_fn=_limits,
+            )
+        except OSError:
+            return None
+        out.seek(0)
+        return out.read().decode(errors="replace") if done.returncode == 0 else None
 
 
 def _limits() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_OUTPUT, _OUTPUT))
     resource.setrlimit(resource.RLIMIT_CPU, (TIMEOUT_S, TIMEOUT_S))
 
 

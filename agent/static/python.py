@@ -54,6 +54,17 @@ def inspect_source(path: str, source: str) -> Report:
     except (ValueError, RecursionError, MemoryError) as error:
         report.refusals.append((1, f"does not parse: {error}"))
         return report
+    starts = {node.lineno for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    text = re.sub(r"\r\n?", "\n", source)
+    for match in re.finditer(r"^\s*(def)\s+\w+\s*\(", text, re.M):
+        line = text.count("\n", 0, match.start(1)) + 1
+        if line not in starts:
+            report.refusals.append(
+                (
+                    line,
+                    "a line of a text that begins with `def`: Triton takes it for its kernel; begin it otherwise",
+                )
+            )
     reader = _Reader(origins, path)
     for node in (*ast.walk(tree), *(n for part in written for n in ast.walk(part))):
         line = getattr(node, "lineno", 1)
@@ -96,6 +107,8 @@ class _Reader:
             case ast.MatchClass():
                 for name in node.kwd_attrs:
                     yield from _named(name)
+                if node.patterns:
+                    yield "a class pattern by position: `__match_args__` says then which attributes it reads; write `case int() as n`, or name the attributes"
         for target in _targets(node):
             yield from self._target(target)
 
@@ -116,9 +129,7 @@ class _Reader:
                 yield from self._import([f"{node.module}.{alias.name}"])
 
     def _name(self, node: ast.Name) -> Iterator[str]:
-        if node.id in names.BUILTINS and not (
-            node.id == "compile" and node.id in self.origins.bound
-        ):
+        if node.id in names.BUILTINS and not (node.id == "compile" and self._is_asked(node)):
             yield f"`{node.id}`: a kernel neither runs text as code, nor opens files, nor looks into namespaces, nor ends the process"
         elif node.id in names.LOOKUPS and not self._is_called(node):
             yield f"`{node.id}` under another name; call it where you need it, with the name written out"
@@ -129,7 +140,8 @@ class _Reader:
     def _handed_on(self, node: ast.Name | ast.Attribute) -> Iterator[str]:
         """What is judged by its arguments is called where it stands."""
         for origin in self.origins.of(node):
-            if origin in names.CALLED and not self._is_called(node):
+            decorates = isinstance(self.origins.parents.get(id(node)), ast.FunctionDef)
+            if origin in names.CALLED and not (self._is_called(node) or decorates):
                 yield f"`{origin}` as a value: call it where you need it"
 
     def _module(self, node: ast.Name | ast.Attribute) -> Iterator[str]:
@@ -138,7 +150,7 @@ class _Reader:
         if not any(o in self.origins.modules or names.is_module(o) for o in self.origins.of(node)):
             return
         asked = isinstance(parent, ast.Compare) and all(isinstance(op, ast.Is | ast.IsNot) for op in parent.ops)  # fmt: skip
-        if isinstance(parent, ast.Attribute) or asked:
+        if isinstance(parent, ast.Attribute) or asked or self._is_asked(node):
             return
         if isinstance(parent, ast.Assign | ast.NamedExpr | ast.AnnAssign):
             targets = parent.targets if isinstance(parent, ast.Assign) else [parent.target]
@@ -147,6 +159,16 @@ class _Reader:
         if isinstance(parent, ast.Call) and _name_of(parent.func) in names.LOOKUPS:
             return
         yield f"module `{self.origins.first(node)}` as a value: use its attributes where you need them"
+
+    def _is_asked(self, node: ast.expr) -> bool:
+        """Whether a name is only bound, or looked at as in `if compile:`, `not triton`."""
+        parent = self.origins.parents.get(id(node))
+        asked = isinstance(parent, ast.If | ast.IfExp) and parent.test is node
+        return (
+            asked
+            or isinstance(parent, ast.UnaryOp)
+            or isinstance(getattr(node, "ctx", None), ast.Store)
+        )
 
     def _is_called(self, node: ast.expr) -> bool:
         parent = self.origins.parents.get(id(node))
@@ -223,24 +245,36 @@ class _Reader:
             yield '`jit.load` of a name that is not written out; write jit.load("<op>")'
         elif origin == "warnings.catch_warnings" and (node.args or node.keywords):
             yield "`warnings.catch_warnings` that records: a warning tells who is calling; use it without arguments"
+        elif origin in names.FILTERS and not _ignores(node):
+            yield f'`{origin}` of anything but "ignore", written out: a warning that is raised tells who is calling'
         elif origin in ("torch._dynamo.config.patch", "torch._inductor.config.patch"):
             if not _patches_by_name(node):
                 yield f"`{origin}` of a setting that is not written out, or of the compilers: name it as a keyword"
         elif origin == "torch.compile":
             for keyword in node.keywords:
                 if keyword.arg is None or (keyword.arg == "options" and not _are_settings(keyword.value)):  # fmt: skip
-                    yield "`torch.compile` with options that are not written out, or of the compilers"
+                    yield "`torch.compile` with options that are not written out, of the compilers, or that take a function"
+                elif keyword.arg == "backend" and not _is_text([keyword.value]):
+                    yield "`torch.compile` with a backend that is not named by a text: torch.fx, which it would be given, makes code of text"
+        elif origin == "dataclasses.field" and not isinstance(
+            self.origins.parents.get(id(node)), ast.AnnAssign
+        ):
+            yield "`dataclasses.field` but as the value of an annotated name: dataclasses run a field's name as code"
         elif origin in ("weakref.ref", "weakref.proxy") and len(node.args) > 1:
             yield f"`{origin}` with a callback: code that runs when nobody calls it"
         elif origin == "functools.wraps" and not self._decorates(node):
-            yield "`functools.wraps` outside a decorator changes the function that it is given; use it as a decorator"
+            yield "`functools.wraps` outside a decorator, or with more than a function, changes what it is given; use it as `@functools.wraps(f)`"
         elif origin.startswith("torch.library."):
             yield from self._library(node, origin)
 
     def _decorates(self, node: ast.Call) -> bool:
         parent = self.origins.parents.get(id(node))
         functions = ast.FunctionDef | ast.AsyncFunctionDef
-        return isinstance(parent, functions) and node in parent.decorator_list
+        # Two more arguments say which attributes it copies, such as `__globals__`.
+        one = (
+            len(node.args) == 1 and not node.keywords and not isinstance(node.args[0], ast.Starred)
+        )
+        return one and isinstance(parent, functions) and node in parent.decorator_list
 
     def _lookup(self, node: ast.Call, function: str) -> Iterator[str]:
         if not _is_text(node.args[1:2]):
@@ -351,7 +385,7 @@ class _Reader:
 
     def _may_assign(self, origin: str, changed: ast.expr, whole: bool) -> bool:
         if self.model and origin.startswith(_MODEL_MAY_ASSIGN):
-            return True
+            return not names.TAKES_CODE.search(origin)
         return (
             isinstance(changed, ast.Name) and not whole and changed.id not in self.origins.imports
         )
@@ -392,9 +426,16 @@ def _is_dunder(name: str) -> bool:
     return len(name) > 4 and name.startswith("__") and name.endswith("__")
 
 
+def _ignores(node: ast.Call) -> bool:
+    given = [*node.args, *(k.value for k in node.keywords if k.arg == "action")]
+    return bool(given) and _beginning(given[0]) == "ignore"
+
+
 def _patches_by_name(node: ast.Call) -> bool:
     """Whether a call of a config's `patch` writes out which settings it changes, none of them a compiler's ("cpp.cxx")."""
-    named = all(keyword.arg is not None for keyword in node.keywords)
+    named = all(
+        keyword.arg and not names.TAKES_CODE.search(keyword.arg) for keyword in node.keywords
+    )
     return named and all(_are_settings(each) for each in node.args[:1])
 
 
@@ -403,7 +444,8 @@ def _are_settings(value: ast.expr) -> bool:
     keys = value.keys if isinstance(value, ast.Dict) else [value]
     written = [k.value for k in keys if isinstance(k, ast.Constant) and isinstance(k.value, str)]
     return len(written) == len(keys) and not any(
-        "." in key and not key.startswith("triton.") for key in written
+        ("." in key and not key.startswith("triton.")) or names.TAKES_CODE.search(key)
+        for key in written
     )
 
 

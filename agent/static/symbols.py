@@ -38,7 +38,6 @@ _C = (
 _FAMILIES = re.compile(
     r"aoti_torch_\w+|torch_\w+|"  # torch's stable ABI
     r"cuda[A-Z_]\w+|__cuda\w+|cu[A-Z]\w+|cublas\w+|"
-    r"GOMP_\w+|__kmpc_\w+|"
     r"_ZGV[a-eN]\w+|"  # libmvec: maths on vectors
     r"__once_proxy|__pthread_key_create|__cxa_\w+|__gxx_personality_v0|_Unwind_\w+|__gmon_start__|_ITM_\w+|__cxx_global\w*|__dso_handle|_GLOBAL_OFFSET_TABLE_|"
     r"__(stack_chk_\w+|tls_get_addr|errno_location|assert_fail|libc_single_threaded|memcpy_chk|memset_chk|memmove_chk|mem\w+_chk|"
@@ -55,6 +54,7 @@ _FOREIGN = re.compile(
     r"_ZN5torch7Library|_ZN5torch17CapturedTraceback|_ZN2at7Context\d+set|_ZN2at11manual_seed|_ZN3c1013set_default|_ZN2at14DynamicLibrary|_ZN3c106thread|"
     r"_ZN2at6native\d+[^E]+E$|"  # its variables: tables of kernels
     r"_ZN2at\d+(?:add|clear|remove|disable|reenable)\w*Callback|_ZN3c1010Dispatcher|_ZN3c1017RegisterOperators|"
+    r"_ZN2at16init_num_threads|_ZN3c1013get_backtrace|cu(?:da)?(?:Module|Library|Link|Coredump)[A-Z]|cu(?:da)?GraphDebugDotPrint|"
     r"_ZN3c105utils|_ZNK?St12__basic_file|_ZN5torch9serialize|_ZN5torch8inductor|_ZN2at23set_num_interop|"
     r"_ZT[IV]N3c10\d+(?:TensorImpl|StorageImpl)E"  # a result that computes when it is looked at
 )
