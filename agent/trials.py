@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from agent.machine import DEVICE
 from agent.proposers import Workshop
-from agent.records import Run, TrialKey
+from agent.records import KEEP, Run, TrialKey
 
 if TYPE_CHECKING:
     from bench.interval import Spread
@@ -38,7 +38,9 @@ class Trials:
         scorer = f"{key.judge} {key.machine}".encode()
         self.scorer = hashlib.sha256(scorer).hexdigest()[:16]
         self.seconds = 0.0  # spent on trials so far; remembered ones take none
-        self._stood: set[str] = set()  # trees that were asked for as incumbent
+        # Trees that were asked for as incumbent, and what this run has kept in earlier lives.
+        kept = (past for past in shop.ledger.history(run.id) if past.outcome.status == KEEP)
+        self._stood = {tree_hash(past.commit) for past in kept}
 
     def result(
         self,

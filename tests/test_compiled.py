@@ -38,9 +38,7 @@ here = pathlib.Path(os.environ["TRITON_CACHE_DIR"]).with_name("inductor")
 
 
 def deep(table):
-    for _ in range(1):
-        table = torch.softmax(table.sin().exp(), -1).cumsum(-1)
-    return table
+    return torch.softmax(table.sin().exp(), -1).cumsum(-1)
 
 
 class Trainer(Honest):

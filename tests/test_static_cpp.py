@@ -101,6 +101,7 @@ def test_cpp_that_reaches_out_is_refused_with_its_line(line: str) -> None:
         "template <typename F> static double time(F&& f) { f(); return 0; }",
         "int systematic = 1, executor = 2, forked = 3, timer = 4;",
         "#include <sys/mman.h>\nvoid f(void* p) { madvise(p, 1, MADV_HUGEPAGE); }",
+        '#include <torch/csrc/stable/library.h>\nvoid f(StableIValue* s) { TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::add", "Tensor", s, 0)); }',
         "int x = 1'000'000; char c = '\"'; char d = '\\'';",
         "#include <chrono>\nint f() { static const int best = [&] { const auto a = std::chrono::steady_clock::now(); return a < std::chrono::steady_clock::now() ? 1 : 2; }(); return best; }",
     ],
@@ -205,7 +206,14 @@ def test_words_that_a_header_pastes_are_told_by_the_header_s_line(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    "text", ["Library" * 8_000, "gnu:" * 15_000, "auto t = now(); x" + "(" * 30_000]
+    "text",
+    [
+        "Library" * 8_000,
+        "gnu:" * 15_000,
+        "__attribute__" * 4_500,
+        "aoti_torch_" * 5_500,
+        "auto t = now(); x" + "(" * 30_000,
+    ],
 )
 def test_a_text_made_to_be_read_slowly_is_read_within_seconds(text: str) -> None:
     began = time.monotonic()

@@ -49,7 +49,7 @@ correctness  refuses values or gradients whose error against float64 exceeds a s
 secret shapes (1, primes, tile - 1, tile + 1, the trial's), dtypes, strides, scales, NaN and infinity, masks; an ignored argument; changed inputs; \
 reused outputs; results that vary; a graph break under torch.compile; an answer kept from an earlier call. A changed model takes two steps.
 microbench   kernels: refuses what is not faster than the incumbent on the trial's shapes, timed in turn with fresh inputs: the 99.7 % interval of \
-the ratio of times, candidate to incumbent, has to lie below 1 for at least one op of the change (beside a change of the model: for none), and \
+the ratio of times, candidate to incumbent, has to lie below 1 for at least one op of the change (beside a change of the model it need not), and \
 above 1 for none; no shape may become 5 % slower. The interval reaches 2 to 3 % to either side: of gains of 5 % nearly all are found, of 2 % some \
 four in five. Shapes are those of `trial` in the contract, whatever the model has become.
 parity       kernels: refuses a training curve that the change should not have moved, and a step that became slower.

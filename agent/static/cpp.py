@@ -270,11 +270,12 @@ def _host_assemblies(code: str) -> Iterator[tuple[int, str]]:
     for match in names.ASM.finditer(code):
         found = names.HOST_ASM.search(match[1])
         if found or code.startswith('R"', match.end()):
-            what = f"`{found[1]}`" if found else "in a raw string"
-            yield (
-                _line(code, match),
-                f"inline assembly {what} of the host; a CUDA kernel writes PTX",
+            what = (
+                f"`{found[1]}` of the host; a CUDA kernel writes PTX"
+                if found
+                else 'in a raw string; write it as "..."'
             )
+            yield _line(code, match), f"inline assembly {what}"
 
 
 def _assembly(text: str) -> str:

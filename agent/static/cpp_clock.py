@@ -13,7 +13,7 @@ from agent.static import cpp_names as names
 
 _SAID = (
     "a clock for more than a duration: write `const auto a = std::chrono::steady_clock::now();`, and differences of such names and readings, under "
-    "names used for nothing else in that block; a function of your own is called otherwise than time or clock"
+    "names used for nothing else in that block; in device code clock64(); a function of your own is called otherwise than time or clock"
 )
 # The head of a lambda, after its parentheses have been taken out; `x[i] = ` is not one.
 _LAMBDA = re.compile(r"\](?!\s*(?:[-+*/%&|^]?=(?!=)|,))[^()]*$")

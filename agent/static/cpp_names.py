@@ -88,7 +88,7 @@ INSTRUCTION = re.compile(
     r"v[a-z0-9]+|k(?:mov|x?n?or|and)\w*|movnt\w+|cldemote|clwb|clflushopt|prefetch\w+|[a-z0-9]+[ps][sd]|nop|pause|[lsm]fence|tdp\w+|tile\w+|(?:ld|st)tilecfg"
 )
 ATTRIBUTES = re.compile(
-    r"(?:__attribute\w*|\bgnu(?:__)?\s*::?)[^;{]{0,1000}?\b(?:__)?(constructor|destructor|section|alias|ifunc|weak|weakref|init_priority)(?:__)?\b"
+    r"(?:\b__attribute(?:__)?\b|\bgnu(?:__)?\s*::?)[^;{]{0,1000}?\b(?:__)?(constructor|destructor|section|alias|ifunc|weak|weakref|init_priority)(?:__)?\b"
 )
 # The same however an attribute is broken over lines, in code whose strings are emptied.
 PLACED = re.compile(r"\b(?:__)?(section|alias|ifunc|weakref|symver)(?:__)?\s*\(\s*[(\"]")
@@ -100,10 +100,10 @@ REGISTERS = re.compile(
     r"\b(StableLibrary|StableTorchLibraryInit|aoti_torch_library_\w+|torch_library_\w+|RegisterOperators|Kind\s*::\s*(?:DEF|IMPL|FRAGMENT)|Dispatcher\s*::\s*\w*[sS]ingleton)\b"
 )
 WHOLE_OPS = re.compile(
-    r"\b(?:aten::|aoti_torch_\w*?_?|at::(?:native::)?)(_?\w*(?:scaled_dot_product|flash_attention|efficient_attention|"
+    r"\b(?:aten::|aoti_torch_|at::(?:native::)?)(\w*(?:scaled_dot_product|flash_attention|efficient_attention|"
     r"rms_norm|layer_norm|linalg_svd|linalg_qr|linalg_eigh|linalg_polar|flex_attention|linear_cross_entropy|from_file)\w*)"
 )
 DISPATCH = re.compile(
-    r"\b(torch_call_dispatcher|aoti_torch_call_dispatcher|findSchemaOrThrow|findOp)\b(?!\s*\(\s*\"[\w:.]*\"\s*,)"
+    r"\b(torch_call_dispatcher|aoti_torch_call_dispatcher|findSchemaOrThrow|findOp)\b(?!\s*\(\s*\\?\"[\w:.]*\\?\"\s*,)"
 )
 PASTE = re.compile(r"##|%:%:")

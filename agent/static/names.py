@@ -32,7 +32,8 @@ _INSTEAD = {
     "logging": "; use warnings.warn",
 }
 BUILTINS = frozenset(
-    "exec eval compile __import__ open breakpoint globals locals vars setattr delattr exit quit help license credits copyright SystemExit __annotations__ __builtins__ __loader__ "
+    "exec eval compile __import__ open breakpoint globals locals vars setattr delattr exit quit help license "
+    "credits copyright SystemExit __annotations__ __builtins__ __loader__ "
     "__spec__ __doc__ __build_class__".split()
 )
 # Allowed in a call with a name that is written out.
@@ -40,7 +41,8 @@ LOOKUPS = frozenset({"getattr", "hasattr"})
 FILTERS = frozenset({"warnings.filterwarnings", "warnings.simplefilter"})
 # Judged by the arguments of a call, so that they may not be handed on.
 CALLED = FILTERS | frozenset(
-    "importlib.import_module functools.wraps dataclasses.field torch.compile torch._dynamo.config.patch torch._inductor.config.patch kernels.jit.load triton.language.inline_asm_elementwise torch.library.Library torch.library.impl torch.library.define".split()
+    "importlib.import_module functools.wraps dataclasses.field torch.compile torch._dynamo.config.patch torch._inductor.config.patch "
+    "kernels.jit.load triton.language.inline_asm_elementwise torch.library.Library torch.library.impl torch.library.define".split()
 )
 
 # The dunder attributes that a kernel has a use for; all others lead into frames, classes and namespaces.
@@ -168,7 +170,7 @@ _PRIVATE = re.compile(
 )
 # Settings of torch._inductor and torch._dynamo that hold functions, which are given graphs of torch.fx, or places of files.
 TAKES_CODE = re.compile(
-    r"_pass(?:es)?$|_fn$|_class$|_determinator$|custom|external_matmul|upload_tar|_dir$|_path$|_root$|worker_start_method"
+    r"(?<!b2b_gemm)(?<!use_pre_grad)(?<!use_joint_graph)(?<!use_post_grad)_pass(?:es)?$|_fn$|_class$|_determinator$|custom|external_matmul|upload_tar|_dir$|_path$|_root$|worker_start_method"
 )
 # Switches of the whole process: a kernel that sets one changes what it is compared with.
 _STATE = frozenset(
@@ -177,7 +179,8 @@ _STATE = frozenset(
     "set_flush_denormal set_warn_always set_anomaly_enabled set_printoptions enable_flash_sdp enable_math_sdp enable_mem_efficient_sdp "
     "enable_cudnn_sdp allow_bf16_reduction_math_sdp set_flags set_per_process_memory_fraction set_device set_stream _set_backend "
     "preferred_linalg_library preferred_blas_library preferred_rocm_fa_library set_autocast_enabled set_autocast_dtype "
-    "set_autocast_cache_enabled set_autocast_cpu_enabled set_autocast_cpu_dtype set_autocast_gpu_dtype set_multithreading_enabled init_num_threads set_grad_enabled set_detect_anomaly reset".split()
+    "set_autocast_cache_enabled set_autocast_cpu_enabled set_autocast_cpu_dtype set_autocast_gpu_dtype "
+    "set_multithreading_enabled init_num_threads set_grad_enabled set_detect_anomaly reset".split()
 )
 # Those that put back what they set, where `with` holds them.
 CONTEXTS = frozenset({"set_grad_enabled", "set_detect_anomaly"})

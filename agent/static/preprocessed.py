@@ -64,7 +64,7 @@ def preprocess(tree: Path, path: str, source: str) -> list[tuple[str, int, str]]
 
 
 class Unread(Exception):
-    """The preprocessor takes a file for some instruction sets only; the message names the others."""
+    """The preprocessor takes a file for some instruction sets only, or makes too much of it; the message says which."""
 
 
 def _targets() -> dict[str, tuple[str, ...]]:
@@ -111,6 +111,8 @@ def _run(compiler: str, path: str, source: str, tree: Path, target: tuple[str, .
             )
         except OSError:
             return None
+        if os.fstat(out.fileno()).st_size >= _OUTPUT:
+            raise Unread(f"more than {_OUTPUT >> 20} MB after the preprocessor")
         out.seek(0)
         return out.read().decode(errors="replace") if done.returncode == 0 else None
 

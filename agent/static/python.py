@@ -130,7 +130,10 @@ class _Reader:
 
     def _name(self, node: ast.Name) -> Iterator[str]:
         if node.id in names.BUILTINS and not (node.id == "compile" and self._is_asked(node)):
-            yield f"`{node.id}`: a kernel neither runs text as code, nor opens files, nor looks into namespaces, nor ends the process"
+            yield (
+                f"`{node.id}`: a kernel neither runs text as code, nor opens files, nor looks into namespaces, nor ends the process; give what is "
+                "your own another name"
+            )
         elif node.id in names.LOOKUPS and not self._is_called(node):
             yield f"`{node.id}` under another name; call it where you need it, with the name written out"
         if isinstance(node.ctx, ast.Load):
@@ -140,7 +143,9 @@ class _Reader:
     def _handed_on(self, node: ast.Name | ast.Attribute) -> Iterator[str]:
         """What is judged by its arguments is called where it stands."""
         for origin in self.origins.of(node):
-            decorates = isinstance(self.origins.parents.get(id(node)), ast.FunctionDef)
+            decorates = origin == "torch.compile" and isinstance(
+                self.origins.parents.get(id(node)), ast.FunctionDef
+            )
             if origin in names.CALLED and not (self._is_called(node) or decorates):
                 yield f"`{origin}` as a value: call it where you need it"
 
@@ -162,8 +167,12 @@ class _Reader:
 
     def _is_asked(self, node: ast.expr) -> bool:
         """Whether a name is only bound, or looked at as in `if compile:`, `not triton`."""
-        parent = self.origins.parents.get(id(node))
-        asked = isinstance(parent, ast.If | ast.IfExp) and parent.test is node
+        child, parent = node, self.origins.parents.get(id(node))
+        while isinstance(parent, ast.BoolOp):
+            child, parent = parent, self.origins.parents.get(id(parent))
+        asked = (
+            isinstance(parent, ast.If | ast.IfExp | ast.While | ast.Assert) and parent.test is child
+        )
         return (
             asked
             or isinstance(parent, ast.UnaryOp)
