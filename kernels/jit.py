@@ -179,30 +179,28 @@ def _cuda_architectures() -> str:
     return os.environ.get("TORCH_CUDA_ARCH_LIST") or repr(sorted(found))
 
 
-@functools.cache
 def _nvcc_version() -> str:
     from torch.utils import cpp_extension
 
     nvcc = f"{cpp_extension.CUDA_HOME}/bin/nvcc"
-    try:
-        done = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
-    except FileNotFoundError:
-        raise BuildError(
-            f"no nvcc: {nvcc} does not exist; install the CUDA toolkit, or set CUDA_HOME"
-        ) from None
-    return done.stdout  # its first line is the same in every version
+    # All that it says: its first line is the same in every version.
+    return _version(nvcc, f"no nvcc: {nvcc} does not exist; install the CUDA toolkit, or set CUDA_HOME")  # fmt: skip
+
+
+def _compiler_version() -> str:
+    compiler = os.environ.get("CXX", "c++")
+    missing = f"no C++ compiler: {compiler!r} is not on the PATH; install g++ (or clang++ and set CXX)"  # fmt: skip
+    return _version(compiler, missing).splitlines()[0]
 
 
 @functools.cache
-def _compiler_version() -> str:
-    compiler = os.environ.get("CXX", "c++")
+def _version(compiler: str, missing: str) -> str:
+    """What a compiler says of its version. Raises BuildError, which says what is `missing`, if it is not there."""
     try:
         done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True)
     except FileNotFoundError:
-        raise BuildError(
-            f"no C++ compiler: {compiler!r} is not on the PATH; install g++ (or clang++ and set CXX)"
-        ) from None
-    return done.stdout.splitlines()[0]
+        raise BuildError(missing) from None
+    return done.stdout
 
 
 def _writable(folder: Path) -> Path:

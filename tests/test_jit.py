@@ -196,12 +196,12 @@ def test_what_is_missing_is_said(source, tmp_path, monkeypatch):
     with pytest.raises(jit.BuildError, match="demo.cu needs CUDA, and this torch"):
         jit.build(cuda)
     monkeypatch.setenv("CXX", "no-such-compiler")
-    jit._compiler_version.cache_clear()
+    jit._version.cache_clear()
     try:
         with pytest.raises(jit.BuildError, match="'no-such-compiler' is not on the PATH"):
             jit.build(source)
     finally:
-        jit._compiler_version.cache_clear()
+        jit._version.cache_clear()
 
 
 def test_setup_builds_every_instruction_set_where_load_looks(source, tmp_path):
@@ -264,7 +264,7 @@ def test_another_nvcc_makes_another_object(tmp_path, monkeypatch):
     for release in ("12.8", "13.1"):
         nvcc.write_text(f"#!/bin/sh\necho nvcc\necho release {release}\n")
         nvcc.chmod(0o755)
-        jit._nvcc_version.cache_clear()
+        jit._version.cache_clear()
         names.add(jit._digest(tmp_path / "x.cu", ()))
-    jit._nvcc_version.cache_clear()
+    jit._version.cache_clear()
     assert len(names) == 2

@@ -54,17 +54,7 @@ def inspect_source(path: str, source: str) -> Report:
     except (ValueError, RecursionError, MemoryError) as error:
         report.refusals.append((1, f"does not parse: {error}"))
         return report
-    starts = {node.lineno for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    text = re.sub(r"\r\n?", "\n", source)
-    for match in re.finditer(r"^\s*(def)\s+\w+\s*\(", text, re.M):
-        line = text.count("\n", 0, match.start(1)) + 1
-        if line not in starts:
-            report.refusals.append(
-                (
-                    line,
-                    "a line of a text that begins with `def`: Triton takes it for its kernel; begin it otherwise",
-                )
-            )
+    report.refusals += _false_starts(tree, source)
     reader = _Reader(origins, path)
     for node in (*ast.walk(tree), *(n for part in written for n in ast.walk(part))):
         line = getattr(node, "lineno", 1)
@@ -76,6 +66,19 @@ def inspect_source(path: str, source: str) -> Report:
     report.refusals = sorted(set(report.refusals))
     report.advice = sorted(set(report.advice))
     return report
+
+
+def _false_starts(tree: ast.Module, source: str) -> Iterator[tuple[int, str]]:
+    """Lines within texts that Triton, which looks for `def` at a line's beginning, would take for the kernel below or above them."""
+    starts = {node.lineno for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    text = re.sub(r"\r\n?", "\n", source)
+    for match in re.finditer(r"^\s*(def)\s+\w+\s*\(", text, re.M):
+        line = text.count("\n", 0, match.start(1)) + 1
+        if line not in starts:
+            yield (
+                line,
+                "a line of a text that begins with `def`: Triton takes it for its kernel; begin it otherwise",
+            )
 
 
 class _Reader:
@@ -277,6 +280,7 @@ class _Reader:
             yield from self._library(node, origin)
 
     def _decorates(self, node: ast.Call) -> bool:
+        """Whether the call decorates a function, and is given one alone."""
         parent = self.origins.parents.get(id(node))
         functions = ast.FunctionDef | ast.AsyncFunctionDef
         # Two more arguments say which attributes it copies, such as `__globals__`.
