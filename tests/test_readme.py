@@ -141,7 +141,7 @@ def test_every_folder_of_the_tree_exists() -> None:
             assert (ROOT / name).exists(), f"the README's tree names {name}, which is not there"
 
 
-@pytest.mark.parametrize("file", ["cpu_trial.json", "cpu_trial_zen4.json"])
+@pytest.mark.parametrize("file", ["cpu_trial_amx.json", "cpu_trial_zen4.json"])
 def test_trials_of_the_readme_equal_the_committed_results(file: str) -> None:
     trial = json.loads((ROOT / "results" / file).read_text())
     for arm in ("torch", "torch.compile", "shipped"):
