@@ -9,14 +9,17 @@ BIN := .venv/bin
 # examples/ holds C++, which a GPU does not run.
 DEVICE ?= cpu
 
-.PHONY: lab test proof sanitize check bench install
+.PHONY: lab test suite proof sanitize check bench install
 
 lab: install
 	@$(BIN)/python -m agent --target kernels --op linear_cross_entropy --proposer sweep \
 	    --start examples --experiments 3 --seconds 5 --device $(DEVICE)
 
+test: install
+	@$(MAKE) --no-print-directory --jobs 2 check suite
+
 # Tests that measure time run alone; all others share the cores, one test per core.
-test: install check
+suite: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal -m "not alone and not proof"
 	$(BIN)/python -m pytest -q -m "alone and not proof" $$(grep -l mark.alone tests/test_*.py)
 

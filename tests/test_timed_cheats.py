@@ -182,7 +182,7 @@ def outcome(op: str, incumbent: Path, candidate: Path) -> tuple[str, object]:
         ("rms_norm", "rms_norm_autotuned.py"),
         pytest.param("rms_norm", "rms_norm_workspace.py", marks=pytest.mark.proof),
         pytest.param("rms_norm", TABLE, marks=pytest.mark.proof),
-        ("attention", MASK),
+        pytest.param("attention", MASK, marks=pytest.mark.proof),
     ],
     ids=("autotuned", "workspace", "lazily_built_table", "mask_by_shape"),
 )

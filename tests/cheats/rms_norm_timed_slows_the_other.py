@@ -26,6 +26,7 @@ def spin():
             sum(range(1000))
 
 
+sys.setswitchinterval(1e-4)  # else each answer waits for the spinning thread, and the test with it
 sys.setprofile(hook)
 threading.Thread(target=spin, daemon=True).start()
 
