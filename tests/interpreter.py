@@ -23,6 +23,6 @@ def interpret(*arguments: str) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-3000:]
 
 
-def interpret_tests(file: str) -> None:
-    """The tests of a file once more."""
-    interpret("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", file)
+def interpret_tests(*files: str) -> None:
+    """The tests of these files once more."""
+    interpret("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files)

@@ -22,7 +22,7 @@ from bench.data import prepare
 from bench.judge import CACHE
 
 ROOT = Path(__file__).resolve().parent.parent
-TEXT_BYTES = 1 << 18  # all of the validation text takes longer to score than a trial here
+TEXT_BYTES = 1 << 20  # all of the validation text takes longer to score than a trial here
 
 
 def run(

@@ -272,19 +272,14 @@ for dtype, close in ((torch.float32, 2e-4), (torch.bfloat16, 1.5e-2)):
 assert not module.newton_schulz(torch.zeros(3, 17, 5), impl="triton").any()
 
 module.BLOCK, module.BLOCK_K = 32, 32
-for shape in ((48, 48), (48, 192), (192, 48)):
+for shape in ((48, 48), (48, 96)):  # tall ones: above
     n = min(shape)
     for spectrum in (torch.logspace(0, -3, n), torch.cat([torch.ones(1), torch.full((n - 1,), 1e-2)])):
-        for steps in (3, 5, 6, 7) if shape == (48, 192) and spectrum[1] > 0.1 else (5,):
+        for steps in (3, 5, 6, 7) if shape == (48, 96) and spectrum[1] > 0.1 else (5,):
             G = matrix(shape, spectrum).to(torch.bfloat16)
             error = relative(module.newton_schulz(G, steps, impl="triton"), truth(G, steps))
             assert error < 8e-2, (shape, spectrum, steps, error)
 """
-
-
-@pytest.mark.slow
-def test_triton_kernels_agree_with_float64_in_the_interpreter():
-    interpret("-c", INTERPRETED)
 
 
 # A graph as CUDA records it: launches that are kept with their tensors, not run, and run again as they were at each replay.
@@ -326,8 +321,8 @@ for shape, launches in (((2, 20, 20), 14), ((50, 20), 17)):
 
 
 @pytest.mark.slow
-def test_a_recorded_graph_replays_every_product_but_the_last():
-    interpret("-c", REPLAYED)
+def test_triton_agrees_with_float64_and_a_recorded_graph_replays_every_product_but_the_last():
+    interpret("-c", INTERPRETED + REPLAYED)  # to start a process takes 3 s
 
 
 @pytest.mark.gpu

@@ -101,7 +101,7 @@ def structure(path: str, text: str) -> object:
 @pytest.mark.parametrize("path", SOURCES)
 def test_a_placebo_of_each_shipped_source_changes_tokens_and_no_structure(path: str) -> None:
     before = (ROOT / path).read_text()
-    made = [placebo.change(path, before, random.Random(seed)) for seed in range(4)]
+    made = [placebo.change(path, before, random.Random(seed)) for seed in range(2)]
     texts = [found[0] for found in made if found is not None]
     assert texts or not (placebo_cpp if path.startswith("csrc") else placebo_python).rename(before, "x", random.Random(0))  # fmt: skip
     was = structure(path, before)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from interpreter import interpret, interpret_tests
 from torch import Tensor
 
 from bench.aot import compile_all
@@ -146,11 +145,6 @@ def test_wrong_arguments_are_named():
         qk_norm_rope(q, k, cos, sin, impl="cpp")  # nobody asks for a gradient of cos
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the test that starts the interpreted ones")
-def test_triton_passes_in_the_interpreter():
-    interpret_tests(__file__)
-
-
 @pytest.mark.skipif(INTERPRETED, reason="an interpreted kernel is not compiled")
 def test_triton_compiles_ahead_of_time_without_a_spill():
     rows = compile_all(module.AOT, (80, 90, 100))
@@ -158,21 +152,15 @@ def test_triton_compiles_ahead_of_time_without_a_spill():
     assert all(row["stack_bytes"] == 0 for row in rows), rows
 
 
-FAR = """
-import torch
-from triton.runtime import interpreter
-from kernels.qk_norm_rope import qk_norm_rope
-# all of it lies on the CPU: there is nothing to copy back, 4 GB least of all
-interpreter.GridExecutor._restore_args_dev = lambda *arguments: None
-far = 2**30 + 64
-q = torch.empty(2 * far + 8, dtype=torch.bfloat16).as_strided((1, 1, 3, 8), (8, 8, far, 1))
-q.copy_(torch.randn(1, 1, 3, 8))
-k, cos, sin = torch.randn(1, 1, 1, 8).bfloat16(), torch.randn(1, 4), torch.randn(1, 4)
-got, want = (qk_norm_rope(q, k, cos, sin, impl=impl)[0].float() for impl in ("triton", "torch"))
-assert (got - want).norm() <= 1e-2 * want.norm()
-"""
+@pytest.mark.skipif(not INTERPRETED, reason="of the interpreted kernel")
+def test_heads_may_lie_more_than_2_to_the_31_elements_apart(monkeypatch):
+    from triton.runtime import interpreter
 
-
-@pytest.mark.skipif(INTERPRETED, reason="starts an interpreter of its own")
-def test_heads_may_lie_more_than_2_to_the_31_elements_apart():
-    interpret("-c", FAR)
+    # all of it lies on the CPU: there is nothing to copy back, 4 GB least of all
+    monkeypatch.setattr(interpreter.GridExecutor, "_restore_args_dev", lambda *arguments: None)
+    far = 2**30 + 64
+    q = torch.empty(2 * far + 8, dtype=torch.bfloat16).as_strided((1, 1, 3, 8), (8, 8, far, 1))
+    q.copy_(torch.randn(1, 1, 3, 8))
+    k, cos, sin = torch.randn(1, 1, 1, 8).bfloat16(), torch.randn(1, 4), torch.randn(1, 4)
+    got, want = (qk_norm_rope(q, k, cos, sin, impl=impl)[0].float() for impl in ("triton", "torch"))
+    assert (got - want).norm() <= 1e-2 * want.norm()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,22 @@ class Checkout:
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Checkout:
     return Checkout(tmp_path_factory.mktemp("search") / "checkout")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def remembered() -> Iterator[None]:
+    """A merge of the same commits is the same: git is asked for it once, and not in each of thirty plans."""
+    merged, known = archive.merged, {}
+
+    def once(chosen: Sequence[Past], incumbent: str, repository: Repository) -> Any:
+        asked = incumbent, tuple((past.parent, past.commit) for past in chosen)
+        if asked not in known:
+            known[asked] = merged(chosen, incumbent, repository)
+        return known[asked]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(archive, "merged", once)
+        yield
 
 
 def test_two_near_misses_of_an_op_are_merged_on_the_incumbent(checkout: Checkout) -> None:
