@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 from pathlib import Path
 
 import pytest
 
-from bench import builds
 from bench.judge import CACHE
 from bench.sandbox import cgroup
+from kernels import jit
 
 ROOT = Path(__file__).resolve().parent
 # What a worker and its runners take at most, all but always less.
@@ -21,6 +22,9 @@ os.environ["TORCH_EXTENSIONS_DIR"] = str(CACHE)
 for _name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "FORCE_COLOR", "PYTHONWARNINGS"):
     os.environ.pop(_name, None)
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
+# Else each client of a loopback's server reads all certificates, which takes 50 ms.
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = str(ROOT)
 os.environ["LC_ALL"] = "C.UTF-8"  # compilers speak English
 os.environ.setdefault("TRITON_CACHE_DIR", str(CACHE.with_name("triton")))  # HOME may be read-only
 
@@ -57,5 +61,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def built() -> None:
     """Every C++ kernel is in the cache. A runner can only read it: what it misses there it compiles for itself alone, 3 s a source."""
-    found = builds.build_all(ROOT)
-    assert found.passed, found.reason
+    sources = sorted((ROOT / "csrc").glob("*.cpp"))
+    for source in random.sample(sources, len(sources)):  # another worker builds others meanwhile
+        jit.build(source)

@@ -29,8 +29,9 @@ def setting(tmp_path: Path) -> Iterator[Setting]:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> coding_agent.Bench:
-    """A place at which coding agents are tried."""
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> coding_agent.Bench:
+    """A place at which coding agents are tried, and seen to have ended after 10 ms in place of 100."""
+    monkeypatch.setattr("agent.coder.headless.LOOK_S", 0.01)
     return coding_agent.bench_in(tmp_path)
 
 

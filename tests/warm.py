@@ -134,6 +134,10 @@ class Timers:
         shutil.copytree(tree, judge.tree, dirs_exist_ok=True)
         return Timed(judge, self._idle)
 
+    def fork(self, tree: Path, *, device: str, memory: None = None) -> Fork:
+        """In the place of bench.judge.Judge, for what asks for no forks itself."""
+        return Fork(self.judge(tree, device=device, memory=memory)._judge, self._idle)
+
     def close(self) -> None:
         for judge in self._idle:
             judge.__exit__(None, None, None)
