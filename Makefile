@@ -9,14 +9,14 @@ BIN := .venv/bin
 # examples/ holds C++, which a GPU does not run.
 DEVICE ?= cpu
 
-.PHONY: lab test suite proof sanitize check bench install
+.PHONY: lab test suite proof sanitize check form types bench install
 
 lab: install
 	@$(BIN)/python -m agent --target kernels --op linear_cross_entropy --proposer sweep \
 	    --start examples --experiments 3 --seconds 5 --device $(DEVICE)
 
-test: install
-	@$(MAKE) --no-print-directory --jobs 2 check suite
+test: form
+	@$(MAKE) --no-print-directory --jobs 2 types suite
 
 # Tests that measure time run alone; all others share the cores, one test per core.
 suite: install
@@ -31,9 +31,13 @@ proof: install
 sanitize: install
 	$(BIN)/python tests/sanitize.py
 
-check: install
+check: form types
+
+form: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: install
 	$(BIN)/mypy
 
 bench: install

@@ -197,6 +197,7 @@ def test_gate_refuses_a_wrong_kernel_with_the_reason(checkout: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.proof
 def test_gate_passes_a_right_kernel(checkout: Path) -> None:
     done = gate(checkout, "nesterov", "csrc/nesterov.cpp")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
