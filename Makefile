@@ -9,13 +9,14 @@ BIN := .venv/bin
 # examples/ holds C++, which a GPU does not run.
 DEVICE ?= cpu
 
-.PHONY: lab test suite proof sanitize check form types bench install
+.PHONY: lab test suite proof sanitize check lint types bench install
 
 lab: install
 	@$(BIN)/python -m agent --target kernels --op linear_cross_entropy --proposer sweep \
 	    --start examples --experiments 3 --seconds 5 --device $(DEVICE)
 
-test: form
+# mypy takes half a minute of one core: beside the tests.
+test: lint
 	@$(MAKE) --no-print-directory --jobs 2 types suite
 
 # Tests that measure time run alone; all others share the cores, one test per core.
@@ -31,9 +32,9 @@ proof: install
 sanitize: install
 	$(BIN)/python tests/sanitize.py
 
-check: form types
+check: lint types
 
-form: install
+lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 

@@ -18,8 +18,9 @@ WORKER_BYTES = 2 << 30
 MOST_WORKERS = 16
 # Kernels that a test calls in its own process lie in the cache of the runners, so that neither builds what the other has.
 os.environ["TORCH_EXTENSIONS_DIR"] = str(CACHE)
-# With a key in the environment `auto` would ask a model, for money; and no proxy stands before the loopback.
-for _name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "FORCE_COLOR", "PYTHONWARNINGS"):
+# With a key in the environment `auto` would ask a model, for money; ninja would look for the job server of a `make --jobs`; and no proxy
+# stands before the loopback.
+for _name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "FORCE_COLOR", "PYTHONWARNINGS", "MAKEFLAGS"):
     os.environ.pop(_name, None)
 os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"
 # Else each client of a loopback's server reads all certificates, which takes 50 ms.

@@ -154,7 +154,8 @@ def test_two_processes_build_one_object(source):
 
 
 def test_kill_mid_build_then_success(source):
-    source.write_text("#include <regex>\n" + PLAIN)  # a second, of which torch's headers take three
+    # a second of compiling to be killed in; torch's headers would take three
+    source.write_text("#include <regex>\n" + PLAIN)
     victim = start(source)
     scratch = None
     while not scratch:  # the compiler runs from here until the object appears

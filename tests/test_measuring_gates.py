@@ -49,6 +49,12 @@ def tree(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.fixture(autouse=True)
+def waiting(timers: Timers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Comparisons take runners that have started already; tests/test_lab.py starts its own."""
+    monkeypatch.setattr(timing, "Judge", timers.judge)
+
+
 @pytest.mark.alone
 def test_eight_times_the_work_is_judged_slower(tree: Callable[..., Path]) -> None:
     once = tree("once", kernels__rms_norm=NORM.format(repeats=1, honest_calls=10**9))
@@ -71,9 +77,8 @@ def test_the_interval_of_equal_files_holds_one(tree: Callable[..., Path]) -> Non
 
 
 def test_a_kernel_that_is_right_only_while_it_is_checked_is_refused(
-    tree: Callable[..., Path], timers: Timers, monkeypatch: pytest.MonkeyPatch
+    tree: Callable[..., Path],
 ) -> None:
-    monkeypatch.setattr(timing, "Judge", timers.judge)
     honest = tree("honest", kernels__rms_norm=NORM.format(repeats=1, honest_calls=10**9))
     sly = tree("sly", kernels__rms_norm=NORM.format(repeats=1, honest_calls=20))
     with pytest.raises(Refused, match="timed call"):

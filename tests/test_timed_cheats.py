@@ -96,7 +96,7 @@ def op_of(path: Path) -> str:
 def waiting(
     timers: Timers, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    """Comparisons take runners that have started already; tests/test_measuring_gates.py and tests/test_lab.py start theirs.
+    """Comparisons take runners that have started already; tests/test_lab.py starts its own.
 
     One that ends the same whatever the times are is short.
     """
